@@ -1,0 +1,57 @@
+# make demo         segment a real scan from one painted slice; the pictures and labelmaps are in demo-output/
+# make test         lint, types, import contract and tests: what must hold before a change lands
+# make environment  .venv with all that demo and tests need (demo and test make what they need themselves)
+# make lint         the quick part of test
+# make bench        seconds and memory per slice, beside the naive schedule
+#
+# make PYTHON=/path/to/python3.12 ... chooses the Python that .venv is made of (3.10 to 3.12).
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# Asked whether it runs, not whether it is found: a version manager's shim, or a Python without venv, is no use.
+PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+.PHONY: demo test environment lint bench
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.runtime
+	$(BIN)/sdfsmis demo --output demo-output
+
+test: lint
+	$(BIN)/python -m pytest
+
+environment: $(VENV)/.runtime $(VENV)/.testing
+
+lint: $(VENV)/.testing
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+bench: $(VENV)/.runtime
+	$(BIN)/sdfsmis bench
+
+# The two stamps say what .venv holds; a change of pyproject.toml or constraints.txt brings it up to date.
+# torch goes in first, by its pin, so that nothing else can ask for another build of it.
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what running needs into $(VENV); the first time this takes a few minutes."
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.testing: $(VENV)/.runtime
+	@echo "Installing what the tests need into $(VENV)."
+	$(PIP) --editable '.[demo,train,test]'
+	@touch $@
+
+$(BIN)/python:
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+		echo "No Python 3.10 to 3.12 with venv was found: install one (on Debian and Ubuntu also python3-venv)," \
+			"or name one with make PYTHON=/path/to/python3." >&2; \
+		exit 1; \
+	fi; \
+	"$$python" -m venv $(VENV)

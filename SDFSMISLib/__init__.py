@@ -1,0 +1,51 @@
+"""SDFSMIS: one painted slice of a medical scan becomes a labelled volume.
+
+Importing this package costs nothing and never needs torch: each public name is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .errors import InputError
+    from .inference import Segmentation, Segmenter
+    from .support import SupportSet, SupportSlice
+    from .volume import Volume, read_labelmap
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "Segmentation",
+    "Segmenter",
+    "SupportSet",
+    "SupportSlice",
+    "Volume",
+    "__version__",
+    "read_labelmap",
+]
+
+_HOME = {
+    "InputError": ".errors",
+    "Segmentation": ".inference",
+    "Segmenter": ".inference",
+    "SupportSet": ".support",
+    "SupportSlice": ".support",
+    "Volume": ".volume",
+    "read_labelmap": ".volume",
+}
+"""Public name -> the room it comes from."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value  # the next look-up finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,29 @@
+"""Measuring: cases with labels, protocols, metrics, baselines, and the tables and pictures made of them."""
+
+from __future__ import annotations
+
+from .baselines import copy_support, segmenter_method
+from .cases import Case, Manifest, read_manifest
+from .contact_sheet import contact_sheet
+from .evaluate import evaluate
+from .protocols import PROTOCOLS, Task
+from .results import Row, read_results, summarise, write_summary
+from .tables import markdown_table, rich_table
+
+__all__ = [
+    "PROTOCOLS",
+    "Case",
+    "Manifest",
+    "Row",
+    "Task",
+    "contact_sheet",
+    "copy_support",
+    "evaluate",
+    "markdown_table",
+    "read_manifest",
+    "read_results",
+    "rich_table",
+    "segmenter_method",
+    "summarise",
+    "write_summary",
+]

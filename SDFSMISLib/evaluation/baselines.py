@@ -1,0 +1,64 @@
+"""Methods: from a :class:`Task` to a bool mask on its query's grid; a segmenter, and baselines that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..support import SupportSlice
+from .protocols import Task
+
+if TYPE_CHECKING:
+    from ..inference import Segmenter
+
+__all__ = ["Method", "copy_support", "segmenter_method"]
+
+Method = Callable[[Task], np.ndarray]
+
+
+def segmenter_method(segmenter: Segmenter, **options: Any) -> Method:
+    """The method that asks a segmenter; ``options`` (strategy, region ...) go to its ``segment``."""
+
+    def segment(task: Task) -> np.ndarray:
+        segmentation = segmenter.segment(task.query, task.support, axis=task.axis, **options)
+        return segmentation.labelmap.voxels == task.label
+
+    return segment
+
+
+def copy_support(task: Task) -> np.ndarray:
+    """The support mask on every query slice: what a method must beat to have looked at the query at all.
+
+    Of several painted slices of the query itself the nearest is copied, the first of two equally near; of several from
+    another scan, where no slice is near, each pixel goes with the majority (half is enough). A mask from another scan
+    is placed in the anatomical orientation, centre on centre, true to size in mm.
+    """
+    geometry = task.query.geometry
+    orientation = geometry.slice_orientation(task.axis)
+    spacing = orientation.apply_spacing(geometry.in_plane_spacing(task.axis))
+    result = np.zeros(task.query.voxels.shape, dtype=bool)
+    along = np.moveaxis(result, task.axis, 0)
+    shape = orientation.apply(along[0]).shape
+    pieces = task.support.for_label(task.label)
+    copies = [orientation.undo(_centred(piece, task.label, shape, spacing)) for piece in pieces]
+    if not task.painted:
+        along[:] = 2 * np.sum(copies, axis=0) >= len(copies)
+        return result
+    for index in range(len(along)):
+        along[index] = copies[int(np.argmin([abs(index - painted) for painted in task.painted]))]
+    return result
+
+
+def _centred(piece: SupportSlice, label: int, shape: tuple[int, ...], spacing: tuple[float, float]) -> np.ndarray:
+    """A painted mask, canonical, on a slice of another shape and (row, column) spacing in mm, by nearest neighbour."""
+    mask = piece.canonical_mask(label)
+    own_spacing = piece.orientation.apply_spacing(piece.spacing)
+    places = []
+    for side, own_side, step, own_step in zip(shape, mask.shape, spacing, own_spacing, strict=True):
+        millimetres = (np.arange(side) - (side - 1) / 2) * step
+        places.append(np.floor(millimetres / own_step + (own_side - 1) / 2 + 0.5).astype(int))
+    rows, columns = (np.clip(place, 0, own_side - 1) for place, own_side in zip(places, mask.shape, strict=True))
+    inside = [place == clipped for place, clipped in zip(places, (rows, columns), strict=True)]
+    return mask[np.ix_(rows, columns)] & np.outer(*inside)

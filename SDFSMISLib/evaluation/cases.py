@@ -1,0 +1,164 @@
+"""The manifest: a JSON file that lists scans with labels in groups, and what each label value means.
+
+::
+
+    {"groups": {NAME: {"region": ..., "modality": ..., "licence": ..., "source": ...,
+                       "may_train_shipped_weights": true | false}},
+     "cases":  [{"id": "group/name", "group": NAME, "image": PATH, "labels": PATH, "modality": ...,
+                 "targets": {"liver": 1, ...}, "split": "train" | "test"}]}
+
+Paths are relative to the manifest's folder. Only what is needed to measure is asked for: a group's fields, a case's
+modality and any further field may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import InputError
+
+__all__ = ["Case", "Group", "Manifest", "read_manifest"]
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases of one source. ``may_train_shipped_weights`` is False where the manifest does not say."""
+
+    name: str
+    region: str = ""
+    modality: str = ""
+    licence: str = ""
+    source: str = ""
+    may_train_shipped_weights: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One scan with its labelmap; ``targets`` gives the label value of each structure by name."""
+
+    id: str
+    group: str
+    image: Path
+    labels: Path
+    targets: Mapping[str, int]
+    split: Split
+    modality: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The groups and cases of one manifest, in the order of the file."""
+
+    groups: Mapping[str, Group]
+    cases: tuple[Case, ...]
+
+    def select(
+        self, groups: Sequence[str] | None = None, split: Split | None = None, per_group: int | None = None
+    ) -> tuple[Case, ...]:
+        """The cases of these groups and this split, the first ``per_group`` of each; None takes all.
+
+        Raises :class:`InputError` for an unknown group, and where no case is left.
+        """
+        for group in groups or ():
+            if group not in self.groups:
+                raise InputError(f"There is no group {group!r} in the manifest; it has {', '.join(self.groups)}.")
+        taken: Counter[str] = Counter()
+        chosen: list[Case] = []
+        for case in self.cases:
+            if (groups is None or case.group in groups) and split in (None, case.split):
+                if per_group is None or taken[case.group] < per_group:
+                    chosen.append(case)
+                taken[case.group] += 1
+        if not chosen:
+            wanted = f"{', '.join(groups or self.groups)} with split {split or 'train or test'}"
+            raise InputError(f"The manifest has no case in {wanted}; choose other groups or the other split.")
+        return tuple(chosen)
+
+    def following(self, case: Case) -> tuple[Case, ...]:
+        """The other cases of the case's group in the order of the file, beginning behind it and going round."""
+        members = [other for other in self.cases if other.group == case.group]
+        place = next(index for index, other in enumerate(members) if other.id == case.id)
+        return tuple(members[place + 1 :] + members[:place])
+
+
+def read_manifest(path: str | PathLike[str]) -> Manifest:
+    """Reads a manifest and checks it whole, so that a long run does not stop at its last case.
+
+    Raises :class:`InputError`, naming the case and the field, for a missing file, text that is not JSON, a missing or
+    wrong field, a group that is not listed, an id that is there twice, and image or label files that do not exist.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read the manifest {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise InputError(f"The manifest {path} is not JSON: {error}.") from error
+    content = _typed(content, dict, f"The manifest {path}")
+    groups = {
+        name: _group(name, _typed(fields, dict, f"Group {name!r} of {path}"))
+        for name, fields in _field(content, "groups", dict, f"The manifest {path}").items()
+    }
+    entries = _field(content, "cases", list, f"The manifest {path}")
+    cases = tuple(_case(entry, place, path, groups) for place, entry in enumerate(entries))
+    if not cases:
+        raise InputError(f"The manifest {path} lists no cases.")
+    seen: set[str] = set()
+    for case in cases:
+        if case.id in seen:
+            raise InputError(f"The manifest {path} has two cases with the id {case.id!r}; each needs one of its own.")
+        seen.add(case.id)
+    return Manifest(groups, cases)
+
+
+def _group(name: str, fields: dict[str, Any]) -> Group:
+    texts = {key: str(fields.get(key, "")) for key in ("region", "modality", "licence", "source")}
+    return Group(name, **texts, may_train_shipped_weights=fields.get("may_train_shipped_weights") is True)
+
+
+def _case(entry: object, place: int, path: Path, groups: Mapping[str, Group]) -> Case:
+    where = f"Case {place} of {path}"
+    fields = _typed(entry, dict, where)
+    name = _field(fields, "id", str, where)
+    where = f"Case {name!r} of {path}"
+    group = _field(fields, "group", str, where)
+    if group not in groups:
+        raise InputError(f"{where} is of the group {group!r}, which is not listed; the groups are {', '.join(groups)}.")
+    split = _field(fields, "split", str, where)
+    if split not in ("train", "test"):
+        raise InputError(f'{where} has the split {split!r}; "train" and "test" are accepted.')
+    targets = _field(fields, "targets", dict, where)
+    for target, value in targets.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{where} gives {target!r} the label {value!r}; a whole number from 1 is accepted.")
+    files = {key: path.parent / _field(fields, key, str, where) for key in ("image", "labels")}
+    for key, file in files.items():
+        if not file.exists():
+            raise InputError(
+                f"{where} names {key} that do not exist: {file}; give a path relative to the manifest's folder."
+            )
+    modality = str(fields.get("modality") or groups[group].modality)
+    return Case(name, group, files["image"], files["labels"], dict(targets), split, modality)
+
+
+def _field(fields: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    if key not in fields:
+        raise InputError(f"{where} has no field {key!r}.")
+    return _typed(fields[key], kind, f"{where}, field {key!r},")
+
+
+def _typed(value: object, kind: type, where: str) -> Any:
+    if not isinstance(value, kind):
+        raise InputError(f"{where} must be a JSON {_KINDS[kind]}; {value!r:.60} was given.")
+    return value
+
+
+_KINDS: Mapping[type, str] = {dict: "object", list: "list", str: "string"}

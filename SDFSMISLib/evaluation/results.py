@@ -1,0 +1,208 @@
+"""Results: one row for each task and method, kept in ``results.csv`` as they come; their means in ``summary.json``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ..atomic import atomic_output
+from ..errors import InputError
+from .metrics import METRICS
+
+__all__ = ["Mean", "ResultsFile", "Row", "Summary", "read_results", "summarise", "write_summary"]
+
+MEASURES = (*METRICS, "seconds")
+COLUMNS = ("protocol", "shots", "group", "case", "target", "method", *MEASURES, "axis", "painted", "support_case")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task done by one method. ``scores`` holds every metric; ``painted`` the query's own painted slices."""
+
+    protocol: str
+    shots: int
+    group: str
+    case: str
+    target: str
+    method: str
+    scores: dict[str, float]
+    seconds: float
+    axis: int
+    painted: tuple[int, ...]
+    support_case: str
+
+    @property
+    def key(self) -> tuple[str, int, str, str, str]:
+        """What makes two rows the same piece of work."""
+        return self.protocol, self.shots, self.case, self.target, self.method
+
+    def measure(self, name: str) -> float:
+        """A metric, or ``"seconds"``."""
+        return self.seconds if name == "seconds" else self.scores[name]
+
+
+class ResultsFile:
+    """``results.csv``, to which rows are added one by one, so that an interrupted run loses no finished task.
+
+    Rows of an earlier run are read at the start; half a line at the end, left by a run that was killed, is dropped.
+    Raises :class:`InputError` for a file with other columns, and where the file cannot be written.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        self.rows = read_results(self.path) if self.path.exists() else []
+        with atomic_output(self.path, self.path.suffix) as temporary:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([COLUMNS, *map(_fields, self.rows)])
+
+    def add(self, row: Row) -> None:
+        """Appends a row; it is on the disk when this returns."""
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow(_fields(row))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"Cannot write {self.path}: {error.strerror or error}.") from error
+        self.rows.append(row)
+
+
+def read_results(path: str | PathLike[str]) -> list[Row]:
+    """The rows of a ``results.csv``; raises :class:`InputError` for a missing file, or other columns or values."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the results {path}: {error}.") from error
+    complete = text[: text.rfind("\n") + 1]
+    lines = list(csv.reader(io.StringIO(complete)))
+    if not lines:
+        return []
+    if tuple(lines[0]) != COLUMNS:
+        raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}; name another folder.")
+    try:
+        return [_row(dict(zip(COLUMNS, line, strict=True))) for line in lines[1:]]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; remove it, or name another folder.") from error
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Means of every measure over ``tasks`` tasks; ``undefined`` counts those where a metric has no value."""
+
+    tasks: int
+    values: dict[str, float]
+    undefined: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means of one method in one protocol: cases make a target, targets a group, groups the overall mean."""
+
+    protocol: str
+    shots: int
+    method: str
+    targets: dict[tuple[str, str], Mean]
+    groups: dict[str, Mean]
+    overall: Mean
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """A summary for each protocol, number of shots and method, all in the order in which they first come up.
+
+    The mean over cases is taken first, then that over a group's targets, then that over groups, so neither a group of
+    many cases nor one of many targets counts more. A NaN is left out of its mean and counted.
+    """
+    runs: dict[tuple[str, int, str], list[Row]] = {}
+    for row in rows:
+        runs.setdefault((row.protocol, row.shots, row.method), []).append(row)
+    summaries = []
+    for (protocol, shots, method), members in runs.items():
+        by_target: dict[tuple[str, str], list[Row]] = {}
+        for row in members:
+            by_target.setdefault((row.group, row.target), []).append(row)
+        targets = {target: _mean_of_rows(its) for target, its in by_target.items()}
+        by_group: dict[str, list[Mean]] = {}
+        for (group, _), mean in targets.items():
+            by_group.setdefault(group, []).append(mean)
+        groups = {group: _mean_of_means(its) for group, its in by_group.items()}
+        summaries.append(Summary(protocol, shots, method, targets, groups, _mean_of_means(list(groups.values()))))
+    return summaries
+
+
+def write_summary(rows: Iterable[Row], path: str | PathLike[str]) -> Path:
+    """Writes the summaries of ``rows`` as JSON, whole or not at all; a mean of nothing is null. Returns the path."""
+    path = Path(path)
+    content = [
+        {
+            "protocol": summary.protocol,
+            "shots": summary.shots,
+            "method": summary.method,
+            **_plain(summary.overall),
+            "groups": {
+                group: {
+                    **_plain(mean),
+                    "targets": {
+                        name: _plain(its) for (its_own, name), its in summary.targets.items() if its_own == group
+                    },
+                }
+                for group, mean in summary.groups.items()
+            },
+        }
+        for summary in summarise(rows)
+    ]
+    with atomic_output(path, path.suffix) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _mean_of_rows(rows: Sequence[Row]) -> Mean:
+    values = {name: [row.measure(name) for row in rows] for name in MEASURES}
+    undefined = {name: sum(map(math.isnan, values[name])) for name in METRICS}
+    return Mean(len(rows), {name: _mean(values[name]) for name in MEASURES}, undefined)
+
+
+def _mean_of_means(means: Sequence[Mean]) -> Mean:
+    values = {name: _mean([mean.values[name] for mean in means]) for name in MEASURES}
+    undefined = {name: sum(mean.undefined[name] for mean in means) for name in METRICS}
+    return Mean(sum(mean.tasks for mean in means), values, undefined)
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return math.fsum(defined) / len(defined) if defined else math.nan
+
+
+def _plain(mean: Mean) -> dict[str, Any]:
+    values = {name: None if math.isnan(value) else round(value, 6) for name, value in mean.values.items()}
+    return {"tasks": mean.tasks, **values, "undefined": mean.undefined}
+
+
+def _fields(row: Row) -> list[str]:
+    painted = " ".join(map(str, row.painted))
+    texts = {**vars(row), **{name: f"{row.measure(name):.6g}" for name in MEASURES}, "painted": painted}
+    return [str(texts[column]) for column in COLUMNS]
+
+
+def _row(texts: dict[str, str]) -> Row:
+    return Row(
+        protocol=texts["protocol"],
+        shots=int(texts["shots"]),
+        group=texts["group"],
+        case=texts["case"],
+        target=texts["target"],
+        method=texts["method"],
+        scores={name: float(texts[name]) for name in METRICS},
+        seconds=float(texts["seconds"]),
+        axis=int(texts["axis"]),
+        painted=tuple(map(int, texts["painted"].split())),
+        support_case=texts["support_case"],
+    )

@@ -1,0 +1,228 @@
+"""Image files through SimpleITK: arrays with their geometry and header fields, in and out.
+
+What SimpleITK passes over in silence is refused here: a NIfTI file cut short (it would read as zeros), a NIfTI spacing
+of zero or NaN (it would read as 1 mm) or one that contradicts the sform, a DICOM folder with more than one series.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .atomic import atomic_output
+from .errors import InputError
+from .geometry import Geometry
+
+__all__ = ["read_image", "write_image", "written_extension"]
+
+EXTENSIONS = (".seg.nrrd", ".nrrd", ".mha", ".nii.gz", ".nii")
+LONGEST_MHA_FIELD = 30_000  # MetaImage cannot read a file with longer lines, nor line breaks within a field
+NIFTI_HEADER = 348  # bytes; NIfTI-2, which is longer, is not read by SimpleITK
+CHUNK = 1 << 22
+UNEVEN = 0.05  # of the distance between slices; less is the rounding of a DICOM header
+
+
+def read_image(path: Path, components: bool = False) -> tuple[np.ndarray, Geometry, dict[str, str]]:
+    """Voxels ``(slices, height, width)``, geometry and header fields of an image file or a DICOM folder.
+
+    Integer types are kept, 64-bit floats become 32-bit. With ``components`` an image of several components per voxel is
+    taken too, as ``(slices, height, width, components)``. Raises :class:`InputError` for whatever is not one volume.
+    """
+    import SimpleITK
+
+    if not path.exists():
+        raise InputError(f"There is no file or folder {path}.")
+    try:
+        image = _read_series(path) if path.is_dir() else _read_file(path, components)
+    except (RuntimeError, MemoryError, OSError) as error:
+        raise InputError(
+            f"Cannot read {path} ({_reason(error)}); an undamaged image is needed: NIfTI, NRRD, MHA, another that "
+            "SimpleITK reads, or a folder with one DICOM series."
+        ) from error
+    if image.GetPixelID() in (SimpleITK.sitkFloat64, SimpleITK.sitkVectorFloat64):
+        single = SimpleITK.sitkFloat32 if image.GetNumberOfComponentsPerPixel() == 1 else SimpleITK.sitkVectorFloat32
+        image = SimpleITK.Cast(image, single)
+    shape = tuple(reversed(image.GetSize()))
+    geometry = _geometry(path, shape, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    return SimpleITK.GetArrayFromImage(image), geometry, fields
+
+
+def write_image(path: Path, voxels: np.ndarray, geometry: Geometry, fields: dict[str, str]) -> None:
+    """Writes ``(slices, height, width)`` compressed, whole or not at all.
+
+    ``fields`` go into the header of an NRRD file, and of an MHA file where it can hold them (plain ASCII); else, as for
+    NIfTI, into ``<name>.json`` beside the file. Raises :class:`InputError` for an unknown extension or a place that
+    cannot be written.
+    """
+    import SimpleITK
+
+    extension = written_extension(path)
+    in_header = _holds_fields(extension.lower(), fields)
+    if voxels.dtype == bool:
+        voxels = voxels.view(np.uint8)
+    elif voxels.dtype == np.float16:
+        voxels = voxels.astype(np.float32)
+    image = SimpleITK.GetImageFromArray(voxels)
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.direction)
+    if in_header:
+        for key, value in fields.items():
+            image.SetMetaData(key, value)
+    with atomic_output(path, extension) as temporary:
+        try:
+            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+            _check_nifti(temporary)  # a full disk goes unnoticed there
+        except (RuntimeError, InputError) as error:
+            raise OSError(_reason(error)) from error
+    if fields and not in_header:
+        beside = path.with_name(path.name[: -len(extension)] + ".json")
+        with atomic_output(beside, ".json") as temporary:
+            temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def written_extension(path: Path) -> str:
+    """The extension of a file that can be written (``".seg.nrrd"``, ``".nii.gz"``, ...), as the name spells it."""
+    for extension in EXTENSIONS:
+        if path.name.lower().endswith(extension) and len(path.name) > len(extension):
+            return path.name[-len(extension) :]
+    raise InputError(f"Cannot write {path}: a volume's file name ends with one of {', '.join(EXTENSIONS)}.")
+
+
+def _holds_fields(extension: str, fields: dict[str, str]) -> bool:
+    """Whether a format's header can hold these fields."""
+    if extension == ".mha":
+        return all(v.isascii() and v.isprintable() and 0 < len(v) <= LONGEST_MHA_FIELD for v in fields.values())
+    return extension.endswith(".nrrd")
+
+
+def _read_file(path: Path, components: bool) -> Any:
+    import SimpleITK
+
+    if path.stat().st_size == 0:
+        raise InputError(f"The file {path} is empty.")
+    _check_nifti(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, count = reader.GetSize(), reader.GetNumberOfComponents()
+    if reader.GetDimension() != 3:
+        raise InputError(
+            f"{path} has {reader.GetDimension()} dimensions ({' × '.join(map(str, size))}); a volume has 3: of a time "
+            "series, export one time point; of single pictures, a stack with its spacing."
+        )
+    if count != 1 and not components:
+        raise InputError(f"{path} has {count} values per voxel (colour or vectors); one grey value is needed.")
+    if reader.GetPixelID() in (SimpleITK.sitkComplexFloat32, SimpleITK.sitkComplexFloat64):
+        raise InputError(f"{path} holds complex numbers; one real value per voxel is needed, such as the magnitude.")
+    _geometry(path, tuple(reversed(size)), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    return reader.Execute()
+
+
+def _read_series(folder: Path) -> Any:
+    import SimpleITK
+
+    series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise InputError(
+            f"The folder {folder} holds {len(series) or 'no'} DICOM series; name a folder with the files of one."
+        )
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    reader.MetaDataDictionaryArrayUpdateOn()
+    image = reader.Execute()
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise InputError(f"The DICOM series in {folder} is not a volume of one grey value per voxel.")
+    _check_positions(folder, reader, image)
+    return image
+
+
+def _check_positions(folder: Path, reader: Any, image: Any) -> None:
+    """Warns where the slices of a DICOM series do not lie where an even, straight stack has them."""
+    position, files = "0020|0032", range(len(reader.GetFileNames()))
+    if len(files) != image.GetDepth() or not all(reader.HasMetaDataKey(index, position) for index in files):
+        return  # one file with many frames
+    off = max(
+        math.dist(
+            [float(part) for part in reader.GetMetaData(index, position).split("\\")],
+            image.TransformIndexToPhysicalPoint((0, 0, index)),
+        )
+        for index in files
+    )
+    if off > UNEVEN * image.GetSpacing()[2]:
+        warnings.warn(
+            f"The slices in {folder} do not lie evenly in a straight stack (off by up to {off:.3g} mm): one may be "
+            "missing, or the gantry was tilted; positions and volumes are only approximate.",
+            stacklevel=2,
+        )
+
+
+def _geometry(path: Path, shape: Any, spacing: Any, origin: Any, direction: Any) -> Geometry:
+    try:
+        return Geometry(shape, spacing, origin, direction)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _check_nifti(path: Path) -> None:
+    """Refuses a NIfTI file that is cut short, or whose header gives no sound spacing."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    try:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+            header = file.read(NIFTI_HEADER)
+            order = next((order for order in "<>" if header[:4] == struct.pack(f"{order}i", NIFTI_HEADER)), None)
+            if order is None or len(header) < NIFTI_HEADER:
+                return  # not NIfTI after all: SimpleITK says what is wrong with it
+            _check_nifti_spacing(path, header, order)
+            length = len(header)
+            while chunk := file.read(CHUNK):
+                length += len(chunk)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged or cut short ({error}); fetch or export it again.") from error
+    dim, (bits,) = struct.unpack_from(f"{order}8h", header, 40), struct.unpack_from(f"{order}h", header, 72)
+    expected = int(struct.unpack_from(f"{order}f", header, 108)[0]) + math.prod(dim[1 : 1 + dim[0]]) * bits // 8
+    if length < expected:
+        raise InputError(f"{path} is cut short: {length} of {expected} bytes are there; fetch or export it again.")
+
+
+def _check_nifti_spacing(path: Path, header: bytes, order: str) -> None:
+    """Refuses spacings that are not above zero, or that the sform contradicts while there is no qform."""
+    (dimensions,) = struct.unpack_from(f"{order}h", header, 40)
+    spacing = struct.unpack_from(f"{order}3f", header, 80)[: max(dimensions, 1)]
+    given = " × ".join(f"{value:g}" for value in spacing)
+    if not all(math.isfinite(value) and value > 0 for value in spacing):
+        raise InputError(f"{path} gives a spacing of {given} mm; it must be above zero: correct the header.")
+    qform, sform = struct.unpack_from(f"{order}2h", header, 252)
+    if qform <= 0 and sform <= 0:
+        warnings.warn(f"{path} does not say how it lies in the patient; it is taken as if along LPS.", stacklevel=2)
+    if qform <= 0 and sform > 0:
+        matrix = np.reshape(struct.unpack_from(f"{order}12f", header, 280), (3, 4))
+        scales = np.linalg.norm(matrix[:, : len(spacing)], axis=0)
+        if not np.allclose(scales, spacing, rtol=0.01):
+            other = " × ".join(f"{value:g}" for value in scales)
+            raise InputError(f"{path} gives a spacing of {given} mm and an sform of {other} mm; correct its header.")
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _reason(error: Exception) -> str:
+    """The last telling line of a SimpleITK exception."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    # MetaImage reports a damaged file by the last error of the system, whatever that was.
+    told = [line for line in lines if line and line != "Reason: No such file or directory"]
+    last = told[-1] if told else "no reason given"
+    return re.sub(r"^((sitk::ERROR|ITK ERROR|Reason|\[nrrd\] \w+|\w+\(0x\w+\)): *)+", "", last).strip(" .")

@@ -1,0 +1,21 @@
+"""Inference: from a support set and a query volume to a labelmap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
+    from SDFSMISLib.inference.segmenter import Segmenter
+
+_HOME = {"Segmentation": "segmentation", "SliceResult": "segmentation", "Segmenter": "segmenter"}
+
+__all__ = ["Segmentation", "Segmenter", "SliceResult"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

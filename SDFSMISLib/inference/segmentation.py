@@ -1,0 +1,68 @@
+"""What a segmentation run hands out: a record for each finished slice, and the whole in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from SDFSMISLib.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class SliceResult:
+    """One finished slice of one label.
+
+    Attributes:
+        label: label value. axis, index: which slice of the query volume (array order, from 0).
+        probability: uint8 (rows, columns) on the query's own grid, 255 meaning 1.
+        certainty: 0 to 1, see `certainty_of`.
+        finished, total: slices done so far, this one included, and slices in all (labels counted one by one).
+    """
+
+    label: int
+    axis: int
+    index: int
+    probability: np.ndarray
+    certainty: float
+    finished: int
+    total: int
+
+
+@dataclass(eq=False)
+class Segmentation:
+    """The result of a run.
+
+    Attributes:
+        labelmap: on the query's grid, with the support's label values and names.
+        probabilities: by label value, uint8 (slices, height, width), 255 meaning 1; before post-processing.
+        axis: the array axis along which slices were taken.
+        painted: slices that were painted by hand; they come out as painted.
+        certainty: by label value, one number per slice, 0 to 1; NaN where no slice was computed.
+        seconds: wall-clock time of the run.
+        warnings: what a user should know about the fit of support and query, one sentence each.
+    """
+
+    labelmap: Volume
+    probabilities: dict[int, np.ndarray]
+    axis: int
+    painted: tuple[int, ...]
+    certainty: dict[int, np.ndarray]
+    seconds: float
+    warnings: list[str] = field(default_factory=list)
+
+    def volumes_ml(self) -> dict[int, float]:
+        """Volume of each label in millilitres."""
+        voxel = float(np.prod(self.labelmap.geometry.spacing)) / 1000
+        counts = np.bincount(self.labelmap.voxels.ravel(), minlength=max(self.probabilities) + 1)
+        return {label: float(counts[label]) * voxel for label in self.probabilities}
+
+
+def certainty_of(probability: np.ndarray) -> float:
+    """How sure a slice is: the mean of |2p - 1| over pixels with p above 2 %; 1 where there are none.
+
+    Args:
+        probability: uint8, 255 meaning 1.
+    """
+    doubtful = probability[probability > 5].astype(np.float32)
+    return float(np.abs(2 * doubtful / 255 - 1).mean()) if doubtful.size else 1.0

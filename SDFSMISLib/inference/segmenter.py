@@ -1,0 +1,371 @@
+"""`Segmenter`: the one way from painted slices to a segmented volume, for command line, server and Python alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.inference.independent import run_independent
+from SDFSMISLib.inference.postprocess import Postprocessing
+from SDFSMISLib.inference.propagate import Lane, lanes_from, run_propagate
+from SDFSMISLib.inference.region import Region
+from SDFSMISLib.inference.scan import QueryScan
+from SDFSMISLib.inference.segmentation import Segmentation, SliceResult, certainty_of
+from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.model.loading import BUILT_IN, load_pipeline
+from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.support import SupportSet, SupportSlice
+from SDFSMISLib.volume import Volume
+
+Strategy = Literal["propagate", "independent"]
+STRATEGIES = ("propagate", "independent")
+REGIONS = ("auto", "full")
+FOUND_MARGIN = 1.5  # around what the first pass over full slices found, where nothing on the scan is painted
+UNLIKE_SPACING = 3.0  # a ratio of pixel sizes from which on a user is told
+
+
+class Segmenter:
+    """Segments volumes by painted slices.
+
+    A segmenter holds networks only; runs share nothing else, so one may serve several threads in turn.
+    """
+
+    def __init__(self, pipeline: SDFSMISPipeline, name: str = "") -> None:
+        """
+        Args:
+            pipeline: ready on its device.
+            name: what to call the model in a result's provenance.
+        """
+        self.pipeline = pipeline
+        self.name = name
+
+    @classmethod
+    def from_pretrained(cls, name_or_dir: str | Path = BUILT_IN, device: str = "auto") -> Segmenter:
+        """A segmenter with weights.
+
+        Args:
+            name_or_dir: `built-in`, a pipeline folder, or a model hub's id.
+            device: `auto` (the GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+
+        Raises:
+            InputError: where the model or the device is not there, or the weights are damaged.
+        """
+        return cls(load_pipeline(name_or_dir, device), str(name_or_dir))
+
+    @torch.no_grad()
+    def segment(
+        self,
+        query: Volume,
+        support: SupportSet,
+        strategy: Strategy = "propagate",
+        *,
+        axis: int | None = None,
+        slices: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
+        region: Literal["auto", "full"] = "auto",
+        threshold: float = 0.5,
+        postprocessing: Postprocessing | None = None,
+        window: Literal["robust", "minmax"] = "robust",
+        batch_size: int = 8,
+        on_slice: Callable[[SliceResult], None] | None = None,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Segmentation:
+        """Segment `query` by `support`.
+
+        Where slices of the query itself are painted, `propagate` goes outwards from them. On another scan a pass over all
+        slices comes first and finds the structure; propagation starts at its most certain slice.
+
+        Args:
+            query: the scan to segment.
+            support: painted slices, of this scan or of others.
+            strategy: `propagate`, or `independent`: each slice alone against the support, the paper's way.
+            axis: array axis along which to slice; None = that of the painted slices, or the one that is anatomically nearest.
+            slices: slices to segment, from 0; None = all.
+            labels: label values to segment; None = all of the support.
+            region: `auto` shows the network a square around the structure, `full` whole slices, the paper's way.
+            threshold: probability above which a voxel belongs to the structure, 0 to 1.
+            postprocessing: what is done behind the threshold; None = nothing.
+            window: `robust`, or `minmax`, the paper's: how the query's intensities become [-1, 1].
+            batch_size: slices per pass of the network; bounds the memory.
+            on_slice: called after each slice of each label.
+            cancel: asked after each slice; True stops the run with `Cancelled`, within one batch.
+
+        Raises:
+            InputError: where an option is unknown, a slice is outside the scan, or the support lacks a label.
+            Cancelled: where `cancel` said so.
+        """
+        began = time.monotonic()
+        _check_options(strategy, region, threshold, batch_size)
+        wanted_labels = tuple(labels) if labels is not None else support.labels
+        pieces = {label: support.for_label(label) for label in wanted_labels}
+        if not pieces:
+            raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
+        scan_hash = query.content_hash()
+        run_axis = _axis(query, support, scan_hash) if axis is None else axis
+        scan = QueryScan(query, run_axis, query.window(window))
+        wanted = _wanted_slices(scan, slices)
+        run = _Run(self.pipeline, scan, wanted, region == "full", threshold, batch_size, on_slice, cancel)
+        for label, mine in pieces.items():
+            run.add(label, [p for p in mine if p.scan == scan_hash and p.axis == run_axis], mine)
+        if strategy == "independent":
+            run.independent()
+        else:
+            run.propagate()
+        painted = tuple(sorted({index for label in pieces for index in run.painted[label]}))
+        return self._assembled(query, run, support, painted, postprocessing or Postprocessing(), began, scan)
+
+    def seconds_per_slice(self) -> float:
+        """What one slice of one label costs here, measured on two passes with random input; for telling the time to expect."""
+        side = self.pipeline.config.resolution
+        random = np.random.default_rng(0)
+        image = random.uniform(-1, 1, (side, side)).astype(np.float32)
+        mask = np.zeros((side, side), dtype=bool)
+        mask[side // 3 : side // 2, side // 3 : side // 2] = True
+        shot = Shot(image, mask, (1.0, 1.0))
+        spent = []
+        with torch.no_grad():
+            for _ in range(2):
+                began = time.monotonic()
+                images, masks = shot.on_grid(Region.whole(mask.shape, (1.0, 1.0)), side)
+                pair = images[None, None, None].expand(1, 1, 3, side, side)
+                bank = self.pipeline.encode_support(pair, masks[None, None])
+                self.pipeline.segment(self.pipeline.encode_images(pair[0]), bank)
+                spent.append(time.monotonic() - began)
+        return spent[-1]
+
+    def _assembled(
+        self,
+        query: Volume,
+        run: _Run,
+        support: SupportSet,
+        painted: tuple[int, ...],
+        postprocessing: Postprocessing,
+        began: float,
+        scan: QueryScan,
+    ) -> Segmentation:
+        voxels = postprocessing.labelmap(run.probabilities, run.threshold, query.geometry.spacing, scan.axis)
+        if voxels.max(initial=0) < 256:
+            voxels = voxels.astype(np.uint8)
+        for label, shots in run.painted.items():
+            for index, shot in shots.items():
+                plane = voxels[(slice(None),) * scan.axis + (index,)]
+                mask = scan.orientation.undo(shot.mask)
+                plane[(plane == label) & ~mask] = 0
+                plane[mask] = label
+        names = {label: support.names.get(label, "") for label in run.probabilities}
+        return Segmentation(
+            labelmap=Volume(voxels, query.geometry, None, names),
+            probabilities=run.probabilities,
+            axis=scan.axis,
+            painted=painted,
+            certainty=run.certainty,
+            seconds=time.monotonic() - began,
+            warnings=_unlikeness(scan, support),
+        )
+
+
+@dataclass(eq=False)
+class _Run:
+    """One run: what is asked, what is painted, and what has come out so far."""
+
+    pipeline: SDFSMISPipeline
+    scan: QueryScan
+    wanted: list[int]
+    full: bool
+    threshold: float
+    batch_size: int
+    on_slice: Callable[[SliceResult], None] | None
+    cancel: Callable[[], bool] | None
+    painted: dict[int, dict[int, Shot]] = field(default_factory=dict)
+    shots: dict[int, list[Shot]] = field(default_factory=dict)
+    probabilities: dict[int, np.ndarray] = field(default_factory=dict)
+    certainty: dict[int, np.ndarray] = field(default_factory=dict)
+    finished: int = 0
+
+    def add(self, label: int, here: Sequence[SupportSlice], pieces: Sequence[SupportSlice]) -> None:
+        """Take a label on: its slices painted `here`, on this scan along this axis, and all its support slices."""
+        self.painted[label] = {piece.index: Shot.of(piece, label) for piece in here}
+        self.shots[label] = list(self.painted[label].values()) or [Shot.of(piece, label) for piece in pieces]
+        self.probabilities[label] = np.zeros(self.scan.volume.geometry.shape, dtype=np.uint8)
+        self.certainty[label] = np.full(self.scan.count, np.nan)
+        for index, shot in self.painted[label].items():
+            self._keep(label, index, np.where(shot.mask, np.uint8(255), np.uint8(0)))
+
+    @property
+    def total(self) -> int:
+        return sum(len(self._open(label)) for label in self.shots)
+
+    def independent(self) -> None:
+        """All open slices of all labels, each alone."""
+        for label, shots in self.shots.items():
+            self._alone({label: shots}, self._open(label), self.deliver)
+
+    def propagate(self) -> None:
+        """Outwards from the painted slices; from the most certain slice of a first pass where none is painted."""
+        lanes: list[Lane] = []
+        for label, painted in self.painted.items():
+            if not self._open(label):
+                continue
+            starts = {index: shot.mask for index, shot in painted.items() if shot.mask.any()}
+            starts = starts or self._found(label)
+            if starts:
+                lanes += lanes_from(label, starts, painted, self.shots[label], self._open(label), self.scan.count)
+            else:
+                for index in self._open(label):
+                    self.deliver(label, index, np.zeros(self.scan.shape, dtype=np.uint8))
+        run_propagate(
+            self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, self._deliver_open
+        )
+
+    def deliver(self, label: int, index: int, probability: np.ndarray) -> None:
+        """Take a finished slice in, tell about it, and stop where the caller wants to.
+
+        Args:
+            probability: uint8 canonical (rows, columns).
+        """
+        self._keep(label, index, probability)
+        self.certainty[label][index] = certainty_of(probability)
+        self.finished += 1
+        if self.on_slice is not None:
+            native = np.ascontiguousarray(self.scan.orientation.undo(probability))
+            sure = float(self.certainty[label][index])
+            self.on_slice(SliceResult(label, self.scan.axis, index, native, sure, self.finished, self.total))
+        self._ask()
+
+    def _deliver_open(self, label: int, index: int, probability: np.ndarray) -> None:
+        """As `deliver`, but a slice that is only on the way to a wanted one, or painted, is not told about."""
+        if index in self.painted[label] or index not in self._wanted_set:
+            self._ask()
+            return
+        self.deliver(label, index, probability)
+
+    def _found(self, label: int) -> dict[int, np.ndarray]:
+        """The most certain slice of another scan, with its mask: a pass over full slices, then one around what it found."""
+        seen: dict[int, np.ndarray] = {}
+
+        def keep(_: int, index: int, probability: np.ndarray) -> None:
+            seen[index] = probability
+            self._ask()
+
+        everything = list(range(self.scan.count))
+        self._alone({label: self.shots[label]}, everything, keep, full=True)
+        best = _most_certain(seen, self.threshold)
+        if best is None or self.full:
+            return {} if best is None else {best: self._mask(seen[best])}
+        region = Region.around(self._mask(seen[best]), self.scan.spacing, FOUND_MARGIN * 2)
+        near = [index for index in everything if abs(index - best) <= 2]
+        self._alone({label: self.shots[label]}, near, keep, region=region)
+        best = _most_certain({index: seen[index] for index in near}, self.threshold)
+        if best is None:
+            return {}
+        if best in self._wanted_set:
+            self.deliver(label, best, seen[best])
+        return {best: self._mask(seen[best])}
+
+    def _alone(
+        self,
+        shots: dict[int, list[Shot]],
+        indices: Sequence[int],
+        deliver: Callable[[int, int, np.ndarray], None],
+        full: bool = False,
+        region: Region | None = None,
+    ) -> None:
+        """An `independent` pass over `indices`."""
+        whole = self.full or full
+        regions: dict[int, tuple[Region, list[Region]]] = {}
+        for label, mine in shots.items():
+            if region is not None:
+                regions[label] = (region, [shot.region(False) for shot in mine])
+            elif whole or not self.painted[label]:
+                regions[label] = (self.scan.whole, [shot.region(True) for shot in mine])
+            else:
+                around = Region.around(np.any([shot.mask for shot in mine], axis=0), self.scan.spacing)
+                regions[label] = (around, [around] * len(mine))
+        run_independent(self.pipeline, self.scan, shots, regions, indices, self.batch_size, deliver)
+
+    def _mask(self, probability: np.ndarray) -> np.ndarray:
+        return probability > 255 * self.threshold
+
+    def _keep(self, label: int, index: int, probability: np.ndarray) -> None:
+        plane = self.probabilities[label][(slice(None),) * self.scan.axis + (index,)]
+        plane[...] = self.scan.orientation.undo(probability)
+
+    def _open(self, label: int) -> list[int]:
+        return [index for index in self.wanted if index not in self.painted[label]]
+
+    def _ask(self) -> None:
+        if self.cancel is not None and self.cancel():
+            raise Cancelled("The segmentation was cancelled.")
+
+    def __post_init__(self) -> None:
+        self._wanted_set = set(self.wanted)
+
+
+def _most_certain(seen: dict[int, np.ndarray], threshold: float) -> int | None:
+    """The slice whose structure is both large and sure: the greatest sum of (2p - 1) over its pixels; None if all are empty."""
+    best, most = None, 0.0
+    for index, probability in seen.items():
+        inside = probability[probability > 255 * threshold].astype(np.float32) / 255
+        score = float((2 * inside - 1).clip(0).sum()) * certainty_of(probability)
+        if inside.size and score > most:
+            best, most = index, score
+    return best
+
+
+def _check_options(strategy: str, region: str, threshold: float, batch_size: int) -> None:
+    if strategy not in STRATEGIES:
+        raise InputError(f"The strategy {strategy!r} was given; {' and '.join(STRATEGIES)} are accepted.")
+    if region not in REGIONS:
+        raise InputError(f"The region {region!r} was given; {' and '.join(REGIONS)} are accepted.")
+    if not 0 < threshold < 1:
+        raise InputError(f"The threshold {threshold} was given; a probability between 0 and 1 is accepted, 0.5 by default.")
+    if batch_size < 1:
+        raise InputError(f"The batch size {batch_size} was given; 1 or more slices are accepted.")
+
+
+def _axis(query: Volume, support: SupportSet, scan_hash: str) -> int:
+    """The axis of the painted slices where they are of this scan, else the one that lies anatomically nearest to theirs."""
+    for piece in support.slices:
+        if piece.scan == scan_hash:
+            return piece.axis
+    plane = support.slices[0].plane
+    return next(axis for axis in range(3) if query.geometry.plane(axis) == plane)
+
+
+def _wanted_slices(scan: QueryScan, slices: Sequence[int] | None) -> list[int]:
+    if slices is None:
+        return list(range(scan.count))
+    wanted = sorted({int(index) for index in slices})
+    outside = [index for index in wanted if not 0 <= index < scan.count]
+    if outside or not wanted:
+        named = f"Slice {outside[0]} was given" if outside else "No slice was given"
+        raise InputError(f"{named}; axis {scan.axis} of the scan has the slices 0 to {scan.count - 1}.")
+    return wanted
+
+
+def _unlikeness(scan: QueryScan, support: SupportSet) -> list[str]:
+    """One sentence for each way in which the query differs from the painted slices so much that a user should look."""
+    messages = []
+    piece = support.slices[0]
+    ratio = max(scan.spacing) / max(piece.spacing)
+    if not 1 / UNLIKE_SPACING < ratio < UNLIKE_SPACING:
+        messages.append(
+            f"Pixels are {max(scan.spacing):.3g} mm in the query and {max(piece.spacing):.3g} mm in the support; results may be poor."
+        )
+    if scan.volume.geometry.plane(scan.axis) != piece.plane:
+        messages.append("The query is cut in another anatomical plane than the painted slices; results may be poor.")
+    ours, theirs = scan.window, piece.window
+    overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
+    if overlap < 0.3 * max(ours.high - ours.low, theirs.high - theirs.low):
+        messages.append(
+            f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to {theirs.high:.4g} in the "
+            "support; is it another modality?"
+        )
+    return messages

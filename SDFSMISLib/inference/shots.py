@@ -1,0 +1,47 @@
+"""Painted slices on the network's grid, and the bank they make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from SDFSMISLib.inference.region import Region
+from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.model.unet import SupportBank
+from SDFSMISLib.support import SupportSlice
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """A slice with its mask, canonical: `image` float32 (rows, columns) in [-1, 1], `mask` bool, `spacing` in mm."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    spacing: tuple[float, float]
+
+    @classmethod
+    def of(cls, piece: SupportSlice, label: int) -> Shot:
+        return cls(piece.canonical_image(), piece.canonical_mask(label), piece.orientation.apply_spacing(piece.spacing))
+
+    def region(self, full: bool) -> Region:
+        """The region that shows this shot: around its own mask, or the whole slice."""
+        return Region.whole(self.mask.shape, self.spacing) if full else Region.around(self.mask, self.spacing)
+
+    def on_grid(self, region: Region, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image (side, side) in [-1, 1] and mask (side, side), 0 or 1."""
+        mask = region.to_grid(self.mask.astype(np.float32), side, 0.0)
+        return region.to_grid(self.image, side, -1.0), (mask > 0.5).float()
+
+
+def colour(images: torch.Tensor) -> torch.Tensor:
+    """Grey images (..., H, W) as the autoencoder takes them: (..., 3, H, W), three equal channels."""
+    return images[..., None, :, :].expand(*images.shape[:-2], 3, *images.shape[-2:])
+
+
+def painted_bank(pipeline: SDFSMISPipeline, shots: Sequence[Shot], regions: Sequence[Region], side: int) -> SupportBank:
+    """The bank (one row) of painted slices, each seen through its region."""
+    images, masks = zip(*(shot.on_grid(region, side) for shot, region in zip(shots, regions, strict=True)), strict=True)
+    return pipeline.encode_support(colour(torch.stack(images))[None], torch.stack(masks)[None])

@@ -1,0 +1,173 @@
+"""SD-FSMIS as a diffusers pipeline: support images and masks in, query masks out, in one step without noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from transformers import Dinov2Model
+
+from SDFSMISLib.model.prototypes import query_probabilities, query_prototypes, support_prototypes
+from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_feature
+from SDFSMISLib.model.unet import SupportBank, SupportQueryUNet
+
+
+@dataclass
+class SDFSMISOutput(BaseOutput):
+    """Attributes:
+    probabilities: (Q, H, W) float32 in [0, 1], the decoded mask averaged over its three channels.
+    maps: (Q, 3, H, W) in [0, 1], before averaging.
+    """
+
+    probabilities: torch.Tensor
+    maps: torch.Tensor
+
+
+class SDFSMISPipeline(DiffusionPipeline):
+    """Few-shot segmentation by Stable Diffusion (SD-FSMIS, arXiv 2604.03134).
+
+    Two ways in: call it with supports and queries; or, to use one support for many queries, `encode_support` once and
+    `segment` as often as wanted. The bank between them is a value; the pipeline keeps no state.
+
+    Args:
+        vae: autoencoder of images and masks.
+        unet: the support-query U-Net (SQI).
+        image_encoder: DINOv2, with a position table for the translator's crop.
+        translator: from image features to the condition token (VTCT).
+        resolution: side of the square that the weights were trained for, pixels.
+        official_details: True for weights trained by the official code: see `VisualToTextualTranslator.patch_weights`.
+    """
+
+    model_cpu_offload_seq = "image_encoder->translator->vae->unet"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: SupportQueryUNet,
+        image_encoder: Dinov2Model,
+        translator: VisualToTextualTranslator,
+        resolution: int = 256,
+        official_details: bool = False,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, unet=unet, image_encoder=image_encoder, translator=translator)
+        self.register_to_config(resolution=resolution, official_details=official_details)
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per latent position, along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        support_images: torch.Tensor,
+        support_masks: torch.Tensor,
+        query_images: torch.Tensor,
+        batch_size: int = 8,
+    ) -> SDFSMISOutput:
+        """Segment queries by supports.
+
+        Args:
+            support_images: (S, 3, H, W) in [-1, 1].
+            support_masks: (S, H, W), 0 or 1.
+            query_images: (Q, 3, H, W) in [-1, 1].
+            batch_size: queries per pass; bounds the memory, changes nothing else.
+
+        Raises:
+            ValueError: where shapes do not fit each other or the autoencoder's factor.
+        """
+        self._check(support_images, support_masks, query_images)
+        bank = self.encode_support(support_images[None], support_masks[None])
+        maps = [self.segment(self.encode_images(part), bank) for part in query_images.split(batch_size)]
+        joined = torch.cat(maps)
+        return SDFSMISOutput(probabilities=joined.mean(1), maps=joined)
+
+    # -- images and masks to latents and back -----------------------------------------------------------------------
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (N, c, h, w): the posterior's mean, never a draw. `images` (N, 3, H, W) in [-1, 1]."""
+        images = images.to(self.device, self.vae.dtype)
+        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def encode_masks(self, masks: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (N, c, h, w) of masks (N, H, W) in 0 to 1, taken to [-1, 1] and three equal channels."""
+        return self.encode_images((2 * masks[:, None].float() - 1).expand(-1, 3, -1, -1))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Maps (N, 3, H, W) in [0, 1] of scaled mask latents (N, c, h, w)."""
+        return (self.decode_raw(latents).clamp(-1, 1) + 1) / 2
+
+    def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        """The same before clipping, around [-1, 1], float32: what a loss on the decoded mask needs."""
+        return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
+
+    # -- supports ---------------------------------------------------------------------------------------------------
+
+    def condition_token(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """VTCT: one token (B, 1, D) from supports `images` (B, S, 3, H, W) in [-1, 1] and `masks` (B, S, H, W)."""
+        tasks, shots = masks.shape[:2]
+        levels = self.translator.encoder_bytes(images.to(self.device).flatten(0, 1))
+        tokens = self.image_encoder(self.translator.encoder_pixels(levels)).last_hidden_state
+        grid = round((tokens.shape[1] - 1) ** 0.5)
+        weights = self.translator.patch_weights(
+            masks.to(self.device).flatten(0, 1), grid, self.config.official_details
+        )
+        feature = pooled_feature(tokens, weights).unflatten(0, (tasks, shots)).mean(1)
+        return self.translator(feature)
+
+    def encode_support(
+        self, images: torch.Tensor, masks: torch.Tensor, conditions: dict[str, torch.Tensor] | None = None
+    ) -> SupportBank:
+        """The supports' bank.
+
+        Args:
+            images: (B, S, 3, H, W) in [-1, 1]: B support sets of S shots.
+            masks: (B, S, H, W), 0 to 1.
+            conditions: the condition to use (1 or B rows) in place of the one that these supports would give.
+        """
+        if conditions is None:
+            conditions = self.unet.condition_constants(self.condition_token(images, masks))
+        flat = masks.to(self.device).flatten(0, 1)
+        return self.support_bank(self.encode_images(images.flatten(0, 1)), self.encode_masks(flat), flat, conditions, masks.shape[1])
+
+    def support_bank(
+        self,
+        latents: torch.Tensor,
+        mask_latents: torch.Tensor,
+        masks: torch.Tensor,
+        conditions: dict[str, torch.Tensor],
+        shots: int,
+    ) -> SupportBank:
+        """The bank from latents that are there already: (B*S, c, h, w) each, with masks (B*S, H, W)."""
+        keys, values, _ = self.unet.encode_support(torch.cat([latents, mask_latents], dim=1), conditions, shots)
+        foreground, background = (x.unflatten(0, (-1, shots)) for x in support_prototypes(latents, masks))
+        return SupportBank(keys, values, conditions, foreground, background)
+
+    # -- queries ----------------------------------------------------------------------------------------------------
+
+    def predict(self, latents: torch.Tensor, bank: SupportBank) -> torch.Tensor:
+        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w); the bank has one row, or one for each query."""
+        prototype, _ = query_prototypes(latents, query_probabilities(latents, bank.foreground, bank.background))
+        spread = prototype[..., None, None].expand_as(latents)
+        return -self.unet.predict(torch.cat([latents, spread], dim=1), bank)
+
+    def segment(self, latents: torch.Tensor, bank: SupportBank) -> torch.Tensor:
+        """Maps (Q, 3, H, W) in [0, 1] of query latents (Q, c, h, w)."""
+        return self.decode(self.predict(latents, bank))
+
+    def _check(self, support_images: torch.Tensor, support_masks: torch.Tensor, query_images: torch.Tensor) -> None:
+        for name, x in (("support_images", support_images), ("query_images", query_images)):
+            if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] == 0:
+                raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (number, 3, height, width)")
+        if support_masks.shape != support_images.shape[:1] + support_images.shape[2:]:
+            raise ValueError(
+                f"support_masks has shape {tuple(support_masks.shape)}; expected one mask (height, width) for each of the "
+                f"support images {tuple(support_images.shape)}"
+            )
+        factor = self.latent_factor
+        for name, x in (("support_images", support_images), ("query_images", query_images)):
+            if any(side % factor for side in x.shape[-2:]):
+                raise ValueError(f"{name} is {x.shape[-2]} x {x.shape[-1]}; both sides must be multiples of {factor}")

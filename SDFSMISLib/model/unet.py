@@ -1,0 +1,175 @@
+"""Stable Diffusion's U-Net with a second input convolution for supports and a bank of their keys and values (SQI)."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401 (diffusers finds how to load a class by the bases its module shows)
+from torch import nn
+
+from SDFSMISLib.model.attention import ConditionAttention, PassValues, SupportQueryAttention
+
+TIMESTEP = 1  # one step without noise: the timestep is fixed
+
+
+@dataclass(frozen=True)
+class SupportBank:
+    """All that the queries need of the supports; a value, handed from call to call.
+
+    B is 1 (one support set for all queries) or the number of queries (one support set each); S shots; T = S x tokens.
+
+    Attributes:
+        keys, values: by self-attention layer, (B, T, C).
+        conditions: by cross-attention layer, (B, 1, C).
+        foreground, background: prototypes of each shot, (B, S, c), c latent channels.
+    """
+
+    keys: dict[str, torch.Tensor]
+    values: dict[str, torch.Tensor]
+    conditions: dict[str, torch.Tensor]
+    foreground: torch.Tensor
+    background: torch.Tensor
+
+    @property
+    def shots(self) -> int:
+        return self.foreground.shape[1]
+
+    def joined(self, other: SupportBank) -> SupportBank:
+        """The bank with the shots of both; the condition stays that of `self`."""
+        return SupportBank(
+            keys={name: torch.cat([x, other.keys[name]], dim=1) for name, x in self.keys.items()},
+            values={name: torch.cat([x, other.values[name]], dim=1) for name, x in self.values.items()},
+            conditions=self.conditions,
+            foreground=torch.cat([self.foreground, other.foreground], dim=1),
+            background=torch.cat([self.background, other.background], dim=1),
+        )
+
+    def rows(self, index: torch.Tensor | list[int]) -> SupportBank:
+        """The banks of some rows of the batch, in the order of `index`."""
+        return SupportBank(
+            keys={name: x[index] for name, x in self.keys.items()},
+            values={name: x[index] for name, x in self.values.items()},
+            conditions={name: x[index] for name, x in self.conditions.items()},
+            foreground=self.foreground[index],
+            background=self.background[index],
+        )
+
+
+class SupportQueryUNet(UNet2DConditionModel):
+    """`UNet2DConditionModel` with `conv_in_ref`, the input convolution of the support pass.
+
+    Both input convolutions take twice the latent channels: `conv_in` the query latent and its prototype spread over space,
+    `conv_in_ref` the support's image latent and mask latent. `in_channels` of the configuration is that doubled number.
+    """
+
+    @functools.wraps(UNet2DConditionModel.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        old = self.conv_in
+        self.conv_in_ref = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+        self.set_attn_processor(
+            {
+                name: _processor_for(name.removesuffix(".processor"))
+                for name in self.attn_processors  # keys as diffusers wants them back
+            }
+        )
+
+    @classmethod
+    def from_stable_diffusion(cls, unet: UNet2DConditionModel) -> SupportQueryUNet:
+        """Adapt a U-Net as the method does: both input convolutions start as `0.5 * [w, w]` with the old bias.
+
+        Args:
+            unet: a Stable Diffusion U-Net whose `conv_in` takes the latent channels once.
+        """
+        config = dict(unet.config)
+        config["in_channels"] = 2 * unet.config.in_channels
+        adapted = cls.from_config(config)
+        state = unet.state_dict()
+        doubled = 0.5 * torch.cat([state["conv_in.weight"]] * 2, dim=1)
+        for name in ("conv_in", "conv_in_ref"):
+            state[f"{name}.weight"], state[f"{name}.bias"] = doubled.clone(), state["conv_in.bias"].clone()
+        adapted.load_state_dict(state)
+        return adapted.to(unet.dtype) if adapted.dtype != unet.dtype else adapted
+
+    def condition_constants(self, token: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Output of every cross-attention for one condition token.
+
+        Args:
+            token: (B, 1, D).
+
+        Returns:
+            by layer name, (B, 1, C).
+        """
+        constants = {}
+        for name, module in self.named_modules():
+            if name.endswith(".attn2"):
+                constants[name] = module.to_out[1](module.to_out[0](module.to_v(token)))
+        return constants
+
+    def encode_support(
+        self, sample: torch.Tensor, conditions: dict[str, torch.Tensor], shots: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+        """The support pass.
+
+        Args:
+            sample: (B*S, 2c, h, w), image latent and mask latent of every shot, the shots of one task side by side.
+            conditions: see `condition_constants`, (1 or B, 1, C).
+            shots: S.
+
+        Returns:
+            keys and values by layer, (B, S*N, C); and the pass's output (B*S, c, h, w), which nothing uses further.
+        """
+        spread = {
+            name: x if x.shape[0] == 1 else x.repeat_interleave(shots, dim=0) for name, x in conditions.items()
+        }
+        passing = PassValues(conditions=spread, record=True)
+        output = self._run(self.conv_in_ref(sample), passing)
+        keys, values = (
+            {name: x.reshape(-1, shots * x.shape[1], x.shape[2]) for name, x in found.items()}
+            for found in (passing.own_keys, passing.own_values)
+        )
+        return keys, values, output
+
+    def predict(self, sample: torch.Tensor, bank: SupportBank) -> torch.Tensor:
+        """The query pass.
+
+        Args:
+            sample: (Q, 2c, h, w), query latent and query prototype spread over space.
+            bank: with B = 1 or B = Q.
+
+        Returns:
+            (Q, c, h, w), the v-prediction; its negative is the scaled mask latent (the schedule's beta is 1 throughout).
+        """
+        passing = PassValues(conditions=bank.conditions, bank_keys=bank.keys, bank_values=bank.values)
+        return self._run(self.conv_in(sample), passing)
+
+    def _run(self, hidden: torch.Tensor, passing: PassValues) -> torch.Tensor:
+        """All of the U-Net behind an input convolution, at the fixed timestep."""
+        temb = self.time_embedding(self.get_time_embed(hidden[:1], TIMESTEP))  # (1, D): broadcasts over the batch
+        kwargs = {"passing": passing}
+        skips: tuple[torch.Tensor, ...] = (hidden,)
+        for block in self.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                hidden, more = block(hidden, temb, encoder_hidden_states=None, cross_attention_kwargs=kwargs)
+            else:
+                hidden, more = block(hidden, temb)
+            skips += more
+        hidden = self.mid_block(hidden, temb, encoder_hidden_states=None, cross_attention_kwargs=kwargs)
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            mine, skips = skips[-count:], skips[:-count]
+            size = skips[-1].shape[-2:] if skips else None  # sizes that halving does not divide come back as they went
+            if getattr(block, "has_cross_attention", False):
+                hidden = block(
+                    hidden, mine, temb, encoder_hidden_states=None, cross_attention_kwargs=kwargs, upsample_size=size
+                )
+            else:
+                hidden = block(hidden, mine, temb, upsample_size=size)
+        return self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+
+
+def _processor_for(layer: str) -> SupportQueryAttention | ConditionAttention:
+    return SupportQueryAttention(layer) if layer.endswith("attn1") else ConditionAttention(layer)

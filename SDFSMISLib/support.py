@@ -1,0 +1,320 @@
+"""Support: the painted slices that show what to segment; made from a labelmap, kept in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .atomic import atomic_output
+from .errors import InputError
+from .geometry import SliceOrientation
+from .intensity import IntensityWindow
+from .labelmap import integer_labels, label_values
+from .volume import Volume, match_labelmap
+
+__all__ = ["SupportSet", "SupportSlice"]
+
+FORMAT, VERSION = "sdfsmis-support-set", 1
+EXTENSION = ".safetensors"
+THIN = 0.25  # neighbouring slices painted on one axis, as a share of those on the next, that make a painting of few
+
+
+@dataclass(frozen=True, eq=False)
+class SupportSlice:
+    """One painted slice, with all that is needed to use it without its scan.
+
+    ``image`` is float32 ``(rows, columns)`` in raw intensities and native orientation, ``labels`` uint16 of the same
+    shape, 0 where nothing is painted. ``axis`` and ``index`` say which slice of the scan it is; ``spacing`` is (row,
+    column) and ``thickness`` the distance to the next slice, in mm; ``window`` is that of the whole scan, ``scan`` the
+    scan's content hash, ``plane`` the anatomical plane (axial, coronal, sagittal). ``complete`` says that a label that
+    is absent here is truly absent, not just not painted.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    axis: int
+    index: int
+    spacing: tuple[float, float]
+    thickness: float
+    orientation: SliceOrientation
+    window: IntensityWindow
+    scan: str
+    plane: str
+    complete: bool = False
+
+    def mask(self, label: int) -> np.ndarray:
+        """Bool ``(rows, columns)``, native: where ``label`` is painted."""
+        return self.labels == label
+
+    def canonical_image(self) -> np.ndarray:
+        """float32 in [-1, 1], in the canonical anatomical orientation."""
+        return self.window.normalize(self.orientation.apply(self.image))
+
+    def canonical_mask(self, label: int) -> np.ndarray:
+        """Bool, in the canonical anatomical orientation: where ``label`` is painted."""
+        return self.orientation.apply(self.mask(label))
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that stand for this slice in a result's provenance."""
+        digest = hashlib.sha256(json.dumps(_fields(self), sort_keys=True).encode())
+        for array in (self.image, self.labels):
+            digest.update(f"{array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class SupportSet:
+    """Painted slices of one or several scans, and the names of their labels ("" where unknown)."""
+
+    slices: tuple[SupportSlice, ...]
+    names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The label values that are painted somewhere, sorted."""
+        return tuple(sorted({label for piece in self.slices for label in label_values(piece.labels)}))
+
+    def for_label(self, label: int) -> tuple[SupportSlice, ...]:
+        """The slices that hold ``label``, and those that were named although it is absent there (negatives).
+
+        Raises :class:`InputError` where no slice holds it.
+        """
+        if label not in self.labels:
+            raise InputError(f"The support has nothing painted with label {label}; it has {_listed(self.labels)}.")
+        return tuple(piece for piece in self.slices if piece.complete or piece.mask(label).any())
+
+    def digest(self) -> tuple[str, ...]:
+        """The digests of the slices, in their order."""
+        return tuple(piece.digest() for piece in self.slices)
+
+    def merged(self, other: SupportSet) -> SupportSet:
+        """The slices of both, each once; raises :class:`InputError` where they name a label differently."""
+        names = dict(self.names)
+        for label, name in other.names.items():
+            if names.get(label) and name and names[label] != name:
+                raise InputError(
+                    f"Label {label} is {names[label]!r} in one support and {name!r} in the other; give each structure "
+                    "a label value of its own before joining them."
+                )
+            names[label] = names.get(label) or name
+        pieces = {piece.digest(): piece for piece in (*self.slices, *other.slices)}
+        return SupportSet(tuple(pieces.values()), names)
+
+    def __add__(self, other: SupportSet) -> SupportSet:
+        return self.merged(other)
+
+    @classmethod
+    def from_labelmap(
+        cls,
+        scan: Volume,
+        labelmap: Volume,
+        label: int | Sequence[int] | None = 1,
+        slices: Sequence[int] | None = None,
+        axis: int | Literal["auto"] = "auto",
+    ) -> SupportSet:
+        """The painted slices of a scan.
+
+        ``labelmap`` is brought onto the scan's grid where it has another (see :func:`.volume.match_labelmap`).
+        ``label`` is one label value, several, or None for every one that is painted; other labels are left out.
+        ``slices`` (from 0, along ``axis``) are the slices to take, None for every painted one; a slice that is named
+        although a label is absent there says that it is truly absent.
+
+        ``axis`` counts ``(slices, height, width)``. With ``"auto"`` it is the axis on which single slices are painted:
+        the one whose longest row of neighbouring painted slices is the shortest, if that is one slice, or a quarter at
+        most of what it is on the next axis. Else, as in a structure painted as a whole, it is the one whose two
+        in-plane spacings are most alike (see :meth:`.geometry.Geometry.default_axis`).
+
+        Raises :class:`InputError` where the mask cannot be brought onto the scan, is empty or has not the label, where
+        a slice is outside the scan, or nothing is painted on the named slices.
+        """
+        matched, message = match_labelmap(labelmap, scan.geometry)
+        if message:
+            warnings.warn(message, stacklevel=2)
+        matched = replace(matched, voxels=integer_labels(matched.voxels, "The mask"))
+        wanted = _wanted_labels(matched.voxels, label)
+        kept = np.zeros(1 << 16, dtype=np.uint16)  # label value -> itself where it is wanted, else 0
+        kept[wanted] = wanted
+        planes = _painted_planes(matched.voxels, kept > 0)
+        chosen = _auto_axis(scan, planes) if axis == "auto" else axis
+        count = scan.slice_count(chosen)
+        painted = np.flatnonzero(planes[chosen]).tolist()
+        indices = painted if slices is None else sorted({int(index) for index in slices})
+        outside = [index for index in indices if not 0 <= index < count]
+        if outside:
+            raise InputError(f"Slice {outside[0]} was named; axis {chosen} of the scan has slices 0 to {count - 1}.")
+
+        geometry, window, scan_hash = scan.geometry, scan.window(), scan.content_hash()
+        pieces = tuple(
+            SupportSlice(
+                image=np.array(scan.slice(chosen, index), dtype=np.float32),
+                labels=kept[matched.slice(chosen, index)],
+                axis=chosen,
+                index=index,
+                spacing=geometry.in_plane_spacing(chosen),
+                thickness=geometry.axis_spacing(chosen),
+                orientation=geometry.slice_orientation(chosen),
+                window=window,
+                scan=scan_hash,
+                plane=geometry.plane(chosen),
+                complete=slices is not None,
+            )
+            for index in indices
+        )
+        found = {value for piece in pieces for value in label_values(piece.labels)}
+        absent = [value for value in wanted if value not in found]
+        if absent and not (label is None and found):
+            raise InputError(
+                f"Label {_listed(absent)} is not painted on slice {_listed(indices) or '(none was named)'} of axis "
+                f"{chosen}; painted slices there: {_ranges(painted)}."
+            )
+        return cls(pieces, {value: matched.segment_names.get(value, "") for value in sorted(found)})
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes all into one safetensors file, whole or not at all; returns the path."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        path = Path(path)
+        tensors = {}
+        for number, piece in enumerate(self.slices):
+            tensors[f"{number}.image"] = np.ascontiguousarray(piece.image)
+            tensors[f"{number}.labels"] = np.ascontiguousarray(piece.labels)
+        names = {str(label): name for label, name in self.names.items()}
+        content = {"names": names, "slices": [_fields(piece) for piece in self.slices]}
+        metadata = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
+        with atomic_output(path, path.suffix or EXTENSION) as temporary:
+            try:
+                save_file(tensors, temporary, metadata)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> SupportSet:
+        """Reads what :meth:`save` wrote; raises :class:`InputError` for a missing, damaged, foreign or newer file."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"There is no support set {path}.")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InputError(f"{path} is not a support set; give a file that was saved as one.")
+                if metadata.get("version") != str(VERSION):
+                    raise InputError(
+                        f"{path} is a support set of version {metadata.get('version')}, and this program reads version "
+                        f"{VERSION}; install a program as new as the one that saved it."
+                    )
+                content = json.loads(metadata["content"])
+                pieces = tuple(
+                    _slice(entry, file.get_tensor(f"{number}.image"), file.get_tensor(f"{number}.labels"))
+                    for number, entry in enumerate(content["slices"])
+                )
+            return cls(pieces, {int(label): str(name) for label, name in content["names"].items()})
+        except InputError:
+            raise
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"The support set {path} is damaged ({error}); save it again.") from error
+
+
+def _fields(piece: SupportSlice) -> dict[str, Any]:
+    """What a slice holds beside its arrays, for JSON."""
+    return {
+        "axis": piece.axis,
+        "index": piece.index,
+        "spacing": list(piece.spacing),
+        "thickness": piece.thickness,
+        "orientation": asdict(piece.orientation),
+        "window": asdict(piece.window),
+        "scan": piece.scan,
+        "plane": piece.plane,
+        "complete": piece.complete,
+    }
+
+
+def _slice(entry: dict[str, Any], image: np.ndarray, labels: np.ndarray) -> SupportSlice:
+    """The slice of a file's entry and arrays; a ValueError where they do not fit together."""
+    if image.ndim != 2 or image.shape != labels.shape or image.dtype != np.float32 or labels.dtype != np.uint16:
+        raise ValueError(f"{image.dtype} {image.shape} and {labels.dtype} {labels.shape} are no slice and its labels")
+    row, column = entry["spacing"]
+    if entry["axis"] not in (0, 1, 2) or entry["index"] < 0 or not (row > 0 and column > 0 and entry["thickness"] > 0):
+        raise ValueError("a slice has an impossible axis, index or spacing")
+    return SupportSlice(
+        image=image,
+        labels=labels,
+        axis=int(entry["axis"]),
+        index=int(entry["index"]),
+        spacing=(float(row), float(column)),
+        thickness=float(entry["thickness"]),
+        orientation=SliceOrientation(**entry["orientation"]),
+        window=IntensityWindow(**entry["window"]),
+        scan=str(entry["scan"]),
+        plane=str(entry["plane"]),
+        complete=bool(entry["complete"]),
+    )
+
+
+def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> list[int]:
+    """The label values asked for, sorted; all of them must be painted."""
+    present = label_values(voxels)
+    if not present:
+        raise InputError("The mask is empty; paint the structure on at least one slice.")
+    if label is None:
+        return present
+    wanted = sorted({int(value) for value in ([label] if isinstance(label, (int, np.integer)) else label)})
+    missing = [value for value in wanted if value not in present]
+    if missing or not wanted:
+        raise InputError(f"The mask has no label {_listed(missing) or '(none was named)'}; it has {_listed(present)}.")
+    return wanted
+
+
+def _painted_planes(voxels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, ...]:
+    """For each axis, bool per slice: whether a wanted label is painted on it; ``wanted`` says so by label value."""
+    planes = tuple(np.zeros(side, dtype=bool) for side in voxels.shape)
+    for index, plane in enumerate(voxels):
+        painted = wanted[plane]
+        planes[0][index] = painted.any()
+        planes[1][:] |= painted.any(axis=1)
+        planes[2][:] |= painted.any(axis=0)
+    return planes
+
+
+def _auto_axis(scan: Volume, planes: tuple[np.ndarray, ...]) -> int:
+    """The axis on which single slices are painted, else the geometry's default (see ``SupportSet.from_labelmap``)."""
+    runs = [_longest_run(painted) for painted in planes]
+    shortest, following = sorted(runs)[:2]
+    if shortest < following and (shortest == 1 or shortest <= THIN * following):
+        return runs.index(shortest)
+    return scan.geometry.default_axis()
+
+
+def _longest_run(painted: np.ndarray) -> int:
+    """Length of the longest row of neighbouring true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], painted, [False])).astype(np.int8)))
+    return int((edges[1::2] - edges[::2]).max(initial=0))
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """``"3, 7 to 9"``: sorted indices in few words."""
+    groups: list[list[int]] = []
+    for index in indices:
+        if groups and index == groups[-1][1] + 1:
+            groups[-1][1] = index
+        else:
+            groups.append([index, index])
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in groups)

@@ -1,0 +1,1 @@
+"""Training: episodes, supervoxels, synthesis and the trainer."""

@@ -1,0 +1,79 @@
+"""Label volumes without any patient, and the random appearance of their slices (domain randomisation).
+
+Shapes: the index of the largest of several smooth random fields, as in SynthMorph's `sm-shapes` (Hoffmann et al., IEEE TMI 2022),
+with ellipsoids and tubes on top, inside a body envelope. Appearance: one grey level per label and view, texture, blur, bias field
+and noise, after SynthSeg (Billot et al., MedIA 2023).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+def synthetic_labels(rng: np.random.Generator, side: int = 80) -> np.ndarray:
+    """A random label volume (side, side, side), uint8; 0 is air."""
+    fields = int(rng.integers(4, 10))
+    scale = int(rng.integers(4, 11))
+    noise = torch.from_numpy(rng.standard_normal((1, fields, scale, scale, scale), dtype=np.float32))
+    smooth = F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0]
+    labels = smooth.argmax(0).numpy().astype(np.uint8) + 1
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side, dtype=np.float32)] * 3, indexing="ij"))
+    wobble = _smooth_noise(rng, side, 5)
+    for number in range(int(rng.integers(4, 14))):
+        centre = rng.uniform(-0.7, 0.7, (3, 1, 1, 1)).astype(np.float32)
+        if rng.random() < 0.25:  # a tube along a curved line
+            axis = int(rng.integers(3))
+            bend = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
+            centre = centre + bend[:, None, None, None] * np.sin(2 * grid[axis] + rng.uniform(0, 6))
+            radii = rng.uniform(0.05, 0.15, (3, 1, 1, 1)).astype(np.float32)
+            radii[axis] = 2.0
+        else:
+            radii = rng.uniform(0.1, 0.45, (3, 1, 1, 1)).astype(np.float32)
+        distance = np.sqrt((((grid - centre) / radii) ** 2).sum(0))
+        labels[distance + 0.3 * wobble < 1] = fields + 1 + number
+    if rng.random() < 0.7:
+        labels[np.sqrt(((grid / rng.uniform(0.7, 1.1, (3, 1, 1, 1))) ** 2).sum(0)) + 0.15 * wobble > 1] = 0
+    return labels
+
+
+def _smooth_noise(rng: np.random.Generator, side: int, scale: int) -> np.ndarray:
+    noise = torch.from_numpy(rng.standard_normal((1, 1, scale, scale, scale), dtype=np.float32))
+    return F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0, 0].numpy()
+
+
+def painted_appearance(
+    rng: np.random.Generator, labels: list[torch.Tensor], same_scan: bool
+) -> list[torch.Tensor]:
+    """Grey images of label images.
+
+    Args:
+        labels: images (H, W) of label values.
+        same_scan: one grey level per label for all images (up to a small change), else drawn anew for each.
+
+    Returns:
+        images (H, W) float32, around [-1, 1].
+    """
+    levels = rng.uniform(-1, 1, 256).astype(np.float32)
+    levels[0] = -1 if rng.random() < 0.7 else levels[0]
+    texture, coarse = rng.uniform(0.0, 0.25), int(rng.integers(6, 40))
+    blur = rng.uniform(0.4, 1.2)
+    images = []
+    for image in labels:
+        mine = levels if same_scan else rng.uniform(-1, 1, 256).astype(np.float32)
+        mine = mine + rng.normal(0, 0.02, 256).astype(np.float32)
+        grey = torch.from_numpy(mine)[image.long()]
+        height, width = grey.shape
+        noise = torch.from_numpy(rng.standard_normal((1, 1, coarse, coarse), dtype=np.float32))
+        grain = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=False)[0, 0]
+        images.append(_blurred(grey + texture * grain, blur))
+    return images
+
+
+def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    x = torch.arange(-3, 4, dtype=torch.float32)
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = F.pad(image[None, None], (3, 3, 3, 3), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 7, 1)), kernel.view(1, 1, 1, 7))[0, 0]
