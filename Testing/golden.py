@@ -110,6 +110,30 @@ def write_dinov2(folder: Path, name: str = "dinov2") -> Path:
     return folder
 
 
+def write_stable_diffusion(folder: Path) -> Path:
+    """A Stable Diffusion folder, of what the method needs of it."""
+    stable_diffusion_unet().save_pretrained(folder / "unet")
+    autoencoder().save_pretrained(folder / "vae")
+    return folder
+
+
+def write_official(folder: Path) -> Path:
+    """A finished pipeline as the official training leaves it."""
+    adapted = {k: x for k, x in weights("unet_sd").items() if not k.startswith("conv_in.")} | weights("unet")
+    unet = config("unet") | config("adapted_unet") | {"_class_name": "MyUNet2DConditionModel"}
+    projector = config("mapper") | {"_class_name": "FeatureToConditioningMLP"}
+    parts = {"unet": (unet, adapted), "image_projector": (projector, weights("mapper"))}
+    for name, (described, state) in parts.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(described), encoding="utf-8")
+        save_file(state, folder / name / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    autoencoder().save_pretrained(folder / "vae")
+    write_dinov2(folder / "image_encoder")
+    (folder / "processor").mkdir()
+    (folder / "image_encoder" / "preprocessor_config.json").rename(folder / "processor" / "preprocessor_config.json")
+    return folder
+
+
 @cache
 def pipeline() -> SDFSMISPipeline:
     """The networks that every case was recorded with."""

@@ -63,7 +63,13 @@ def test_what_cannot_be_resolved_is_refused() -> None:
     for threshold in (-0.1, 1.0, float("nan")):
         with pytest.raises(InputError, match="threshold"):
             resolve_labels({1: probability}, threshold)
-    for wrong in ({}, {1: probability, 2: probability[1:]}, {1: probability / 255}, {0: probability}, {70000: probability}):
+    for wrong in (
+        {},
+        {1: probability, 2: probability[1:]},
+        {1: probability / 255},
+        {0: probability},
+        {70000: probability},
+    ):
         with pytest.raises(ValueError):
             resolve_labels(wrong, 0.5)
 
@@ -85,8 +91,12 @@ def test_of_equal_pieces_opencv_s_first_is_kept_wherever_the_box_begins() -> Non
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_one_piece_of_each_slice_along_any_axis(axis: int) -> None:
-    planes = np.stack([drawn("#....", "#..##", "...##"), drawn("##...", "##...", "....#"), drawn(".....", ".....", ".....")])
-    expected = np.stack([drawn(".....", "...##", "...##"), drawn("##...", "##...", "....."), np.zeros((3, 5), dtype=bool)])
+    planes = np.stack(
+        [drawn("#....", "#..##", "...##"), drawn("##...", "##...", "....#"), drawn(".....", ".....", ".....")]
+    )
+    expected = np.stack(
+        [drawn(".....", "...##", "...##"), drawn("##...", "##...", "....."), np.zeros((3, 5), dtype=bool)]
+    )
     kept = largest_component(np.moveaxis(planes, 0, axis), "slice", axis)
     np.testing.assert_array_equal(np.moveaxis(kept, axis, 0), expected)
 

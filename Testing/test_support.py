@@ -97,6 +97,8 @@ def test_auto_finds_the_axis_on_which_single_slices_are_painted(axis: int) -> No
     for spans, indices in (((6,), [6]), ((3, 9, 15), [3, 9, 15]), (((8, 11),), [8, 9, 10])):
         support = SupportSet.from_labelmap(scan(), mask(*across(*spans)))
         assert [(piece.axis, piece.index) for piece in support.slices] == [(axis, index) for index in indices]
+    small = box(*[5 if other == axis else (8, 11) for other in range(3)])
+    assert SupportSet.from_labelmap(scan(), mask((1, small))).slices[0].axis == axis
     whole = SupportSet.from_labelmap(scan(), mask(*across((4, 17))))
     assert {piece.axis for piece in whole.slices} == {scan().geometry.default_axis()} and len(whole.slices) == 13
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,11 +52,17 @@ class Segmentation:
     seconds: float
     warnings: list[str] = field(default_factory=list)
 
+    def voxel_counts(self) -> dict[int, int]:
+        """Number of voxels of each label; counted slice by slice, since counting all at once takes 8 bytes a voxel."""
+        counts = np.zeros(max(self.probabilities) + 1, dtype=np.int64)
+        for plane in self.labelmap.voxels:
+            counts += np.bincount(plane.ravel(), minlength=len(counts))
+        return {label: int(counts[label]) for label in self.probabilities}
+
     def volumes_ml(self) -> dict[int, float]:
         """Volume of each label in millilitres."""
-        voxel = float(np.prod(self.labelmap.geometry.spacing)) / 1000
-        counts = np.bincount(self.labelmap.voxels.ravel(), minlength=max(self.probabilities) + 1)
-        return {label: float(counts[label]) * voxel for label in self.probabilities}
+        voxel = math.prod(self.labelmap.geometry.spacing) / 1000
+        return {label: count * voxel for label, count in self.voxel_counts().items()}
 
 
 def certainty_of(probability: np.ndarray) -> float:

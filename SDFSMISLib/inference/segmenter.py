@@ -108,7 +108,7 @@ class Segmenter:
         if not pieces:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
         scan_hash = query.content_hash()
-        run_axis = _axis(query, support, scan_hash) if axis is None else axis
+        run_axis = slice_axis(query, support, scan_hash) if axis is None else axis
         scan = QueryScan(query, run_axis, query.window(window))
         wanted = _wanted_slices(scan, slices)
         run = _Run(self.pipeline, scan, wanted, region == "full", threshold, batch_size, on_slice, cancel)
@@ -330,8 +330,12 @@ def _check_options(strategy: str, region: str, threshold: float, batch_size: int
         raise InputError(f"The batch size {batch_size} was given; 1 or more slices are accepted.")
 
 
-def _axis(query: Volume, support: SupportSet, scan_hash: str) -> int:
-    """The axis of the painted slices where they are of this scan, else the one that lies anatomically nearest to theirs."""
+def slice_axis(query: Volume, support: SupportSet, scan_hash: str) -> int:
+    """The axis of the painted slices where they are of this scan, else the one that lies anatomically nearest to theirs.
+
+    Args:
+        scan_hash: the query's content hash.
+    """
     for piece in support.slices:
         if piece.scan == scan_hash:
             return piece.axis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ from SDFSMISLib.model.unet import SupportQueryUNet
 __all__ = ["convert_official", "convert_stable_diffusion", "image_encoder_for", "processor_settings"]
 
 BICUBIC = 3  # PIL's number for it
+FOREIGN_ENTRIES = {"_name_or_path", "in_channels_ref"}
 # Features of other U-Nets that the support-query U-Net has no use for, with the value that means "not there".
 ABSENT_FEATURES = {
     "addition_embed_type": None,
@@ -267,6 +269,9 @@ def _save(
         raise InputError(f"The resolution {resolution} is no multiple of the autoencoder's factor, {pipeline.latent_factor}.")
     with quiet():
         pipeline.to(dtype=dtype).save_pretrained(folder)
+    for path in folder.glob("*/config.json"):  # what the sources' own entries say of another class or machine
+        config = {name: value for name, value in read_json(path).items() if name not in FOREIGN_ENTRIES}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         if count == 0:
             raise InputError(f"The device {device} was asked for, but torch finds no CUDA GPU; use auto or cpu.")
         if (asked.index or 0) >= count:
-            raise InputError(f"The device {device} does not exist: torch finds {count}, cuda:0 to cuda:{count - 1}.")
+            there = "cuda:0 only" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise InputError(f"The device {device} was asked for, but torch finds {there}.")
     elif asked.type == "mps":
         if not torch.backends.mps.is_available():
             raise InputError("The device mps was asked for, but torch finds no Apple GPU; use auto or cpu.")
@@ -218,7 +219,9 @@ def quiet() -> Iterator[None]:
 def _pipeline_folder(name_or_dir: str | Path) -> Path:
     name = str(name_or_dir)
     if name == BUILT_IN:
-        return PACKAGE_WEIGHTS / BUILT_IN
+        if not (folder := PACKAGE_WEIGHTS / BUILT_IN).is_dir():
+            raise InputError(f"This installation lacks the built-in weights ({folder}); install it again, or name a model.")
+        return folder
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
         return path

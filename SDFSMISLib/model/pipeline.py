@@ -110,13 +110,14 @@ class SDFSMISPipeline(DiffusionPipeline):
         """VTCT: one token (B, 1, D) from supports `images` (B, S, 3, H, W) in [-1, 1] and `masks` (B, S, H, W)."""
         tasks, shots = masks.shape[:2]
         levels = self.translator.encoder_bytes(images.to(self.device).flatten(0, 1))
-        tokens = self.image_encoder(self.translator.encoder_pixels(levels)).last_hidden_state
+        pixels = self.translator.encoder_pixels(levels).to(self.image_encoder.dtype)
+        tokens = self.image_encoder(pixels).last_hidden_state
         grid = round((tokens.shape[1] - 1) ** 0.5)
         weights = self.translator.patch_weights(
             masks.to(self.device).flatten(0, 1), grid, self.config.official_details
         )
         feature = pooled_feature(tokens, weights).unflatten(0, (tasks, shots)).mean(1)
-        return self.translator(feature)
+        return self.translator(feature.to(self.translator.dtype))
 
     def encode_support(
         self, images: torch.Tensor, masks: torch.Tensor, conditions: dict[str, torch.Tensor] | None = None

@@ -72,12 +72,12 @@ class VisualToTextualTranslator(ModelMixin, ConfigMixin):
         return levels[..., top : top + crop, left : left + crop]
 
     def encoder_pixels(self, levels: torch.Tensor) -> torch.Tensor:
-        """Normalised network input (N, 3, h, w) of bytes (N, 3, h, w)."""
+        """Normalised network input (N, 3, h, w), float32, of bytes (N, 3, h, w)."""
         mean, std = (
             torch.tensor(x, device=levels.device).view(3, 1, 1)
             for x in (self.config.image_mean, self.config.image_std)
         )
-        return ((levels.float() / 255 - mean) / std).to(self.dtype)
+        return (levels.float() / 255 - mean) / std
 
     def patch_weights(self, masks: torch.Tensor, grid: int, official_details: bool) -> torch.Tensor:
         """Which patches belong to the structure.

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import new_built_in
+from SDFSMISLib.model.loading import quiet
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.training.episodes import EpisodeBatch, EpisodeSampler
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
@@ -110,9 +111,10 @@ def train(config: TrainingConfig) -> Path:
     )
     _train_autoencoder(pipeline, sampler, config, output)
     average = _train_segmentation(pipeline, sampler, config, output)
-    average.to("cpu", torch.float16)
     part = output / ".pipeline.part"
-    average.save_pretrained(part)
+    with quiet():
+        average.to("cpu", torch.float16)
+        average.save_pretrained(part)
     shutil.rmtree(output / "pipeline", ignore_errors=True)
     part.rename(output / "pipeline")
     return output / "pipeline"
@@ -292,6 +294,7 @@ def _batches(
         )
         stack.callback(torch.set_num_threads, threads)
         for step, batch in enumerate(loader, start=first):
+            torch.manual_seed(config.seed + offset + step)  # so that a resumed run draws what the whole one would have
             yield step, batch
 
 
