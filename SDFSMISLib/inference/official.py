@@ -1,8 +1,8 @@
 """The official code's way from decoded maps to masks, an option for comparing with published numbers.
 
-It thresholds at a quarter of the maximum of a whole chunk of slices, so that a chunk without the structure still yields
-some, and one slice's result depends on which others it was run with; then it keeps one component of each slice. The default of
-this package is an absolute threshold for each voxel instead.
+It thresholds at a quarter of the maximum of a whole chunk of slices, so that a chunk without the structure still
+yields some, and one slice's result depends on which others it was run with; then it keeps one component of each slice.
+The default of this package is an absolute threshold for each voxel instead.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class OfficialMasks:
 
     Attributes:
         threshold: on a scale of 0 to 1, float32.
-        before_components: (slices, height, width) bool, where the mean over the channels is strictly above the threshold.
-        masks: (slices, height, width) bool, the largest component of each slice.
+        before_components: (slices, height, width) bool: the mean over the channels is strictly above the threshold.
+        masks: (slices, height, width) bool: the largest component of each slice.
     """
 
     threshold: np.float32
@@ -49,7 +49,8 @@ def official_masks(levels: np.ndarray, share: float = SHARE_OF_MAXIMUM) -> Offic
     """
     if levels.ndim != 4 or levels.dtype != np.uint8:
         raise ValueError(
-            f"levels has shape {levels.shape} and type {levels.dtype}; expected (slices, channels, height, width), uint8"
+            f"levels has shape {levels.shape} and type {levels.dtype}; expected (slices, channels, height, width), "
+            "uint8"
         )
     maps = levels.astype(np.float32) / np.float32(255)
     threshold = maps.max(initial=0) * np.float32(share)

@@ -111,8 +111,8 @@ def write_segmentation(
     probabilities = probabilities or {}
     volumes = _volumes_file(labelmap)
     with ExitStack() as stack:
-        folders = {path.parent: path.parent for path in (labelmap, *probabilities.values())}
-        staged = {folder: stack.enter_context(_staging(folder)) for folder in folders}
+        folders = dict.fromkeys(path.parent for path in (labelmap, *probabilities.values()))
+        staged = {folder: stack.enter_context(_staging(folder, labelmap.name)) for folder in folders}
         segmentation.labelmap.write(staged[labelmap.parent] / labelmap.name, metadata)
         _write_volumes(segmentation, staged[labelmap.parent] / volumes.name)
         for label, path in probabilities.items():
@@ -130,7 +130,7 @@ def _volumes_file(labelmap: Path) -> Path:
 def _write_volumes(segmentation: Segmentation, path: Path) -> None:
     counts, millilitres = segmentation.voxel_counts(), segmentation.volumes_ml()
     with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
+        rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["label", "name", "volume_ml", "voxels"])
         for label, count in counts.items():
             name = segmentation.labelmap.segment_names.get(label, "")
@@ -138,14 +138,18 @@ def _write_volumes(segmentation: Segmentation, path: Path) -> None:
 
 
 @contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder`; its files move up when the block ends well, and are removed when it does not."""
+def _staging(folder: Path, last: str) -> Iterator[Path]:
+    """A new folder in `folder`; its files move up when the block ends well, and are removed when it does not.
+
+    Args:
+        last: the name of the file that moves last, so that who sees it sees all.
+    """
     staged: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".sdfsmis-", dir=folder))
         yield staged
-        for file in sorted(staged.iterdir()):
+        for file in sorted(staged.iterdir(), key=lambda file: file.name == last):
             os.replace(file, folder / file.name)
     except InputError as error:
         raise InputError(str(error).replace(f"{staged}{os.sep}", f"{folder}{os.sep}")) from error

@@ -257,12 +257,11 @@ class _Run:
         everything = list(range(self.scan.count))
         self._alone({label: self.shots[label]}, everything, keep, full=True)
         best = _most_certain(seen, self.threshold)
-        if best is None or self.full:
-            return {} if best is None else {best: self._mask(seen[best])}
-        region = Region.around(self._mask(seen[best]), self.scan.spacing, FOUND_MARGIN * 2)
-        near = [index for index in everything if abs(index - best) <= 2]
-        self._alone({label: self.shots[label]}, near, keep, region=region)
-        best = _most_certain({index: seen[index] for index in near}, self.threshold)
+        if best is not None and not self.full:
+            region = Region.around(self._mask(seen[best]), self.scan.spacing, FOUND_MARGIN * 2)
+            near = [index for index in everything if abs(index - best) <= 2]
+            self._alone({label: self.shots[label]}, near, keep, region=region)
+            best = _most_certain({index: seen[index] for index in near}, self.threshold)
         if best is None:
             return {}
         if best in self._wanted_set:

@@ -1,4 +1,4 @@
-"""Pipeline folders from other weights: from Stable Diffusion 1.5 with DINOv2, and from a training by the official code."""
+"""Pipeline folders from other weights: of Stable Diffusion 1.5 and DINOv2, and of a training by the official code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -65,8 +65,8 @@ def convert_stable_diffusion(
 
     Args:
         stable_diffusion: a Stable Diffusion 1.5 folder with ``unet`` and ``vae`` as diffusers saves them, or a hub id.
-        dinov2: a DINOv2 folder as transformers saves it, or a hub id. Its ``preprocessor_config.json`` says how images are
-            prepared; without one DINOv2's usual values are taken.
+        dinov2: a DINOv2 folder as transformers saves it, or a hub id. Its ``preprocessor_config.json`` says how images
+            are prepared; without one DINOv2's usual values are taken.
         output: the folder to make; it appears whole or not at all.
         resolution: side of the square slices that the pipeline will work at, pixels.
         seed: of the translator's first weights.
@@ -81,10 +81,12 @@ def convert_stable_diffusion(
             written.
     """
     with _new_folder(Path(output), overwrite) as folder:
-        source = _source_folder(stable_diffusion, "a Stable Diffusion folder with unet and vae", _stable_diffusion_on_hub)
+        source = _source_folder(
+            stable_diffusion, "a Stable Diffusion folder with unet and vae", _stable_diffusion_on_hub
+        )
         encoder_source = _source_folder(dinov2, "a DINOv2 folder", _dinov2_on_hub)
         vae = load_component(AutoencoderKL, source / "vae")
-        unet = cast(UNet2DConditionModel, load_component(UNet2DConditionModel, source / "unet"))
+        unet = load_component(UNet2DConditionModel, source / "unet")
         _check_plain(unet, source / "unet")
         adapted = SupportQueryUNet.from_stable_diffusion(unet)
         settings = processor_settings(encoder_source)
@@ -111,9 +113,9 @@ def convert_official(
 
     Args:
         folder: what its training wrote: the finished pipeline (``unet``, ``image_projector``, ``image_encoder``,
-            ``processor``, ``vae``), or one of its ``checkpoint-N`` folders, which hold the first two only; the other three
-            are then looked for in the folder around it. A training folder without a finished pipeline means its last
-            checkpoint.
+            ``processor``, ``vae``), or one of its ``checkpoint-N`` folders, which hold the first two only; the other
+            three are then looked for in the folder around it. A training folder without a finished pipeline means its
+            last checkpoint.
         output: the folder to make; it appears whole or not at all.
         stable_diffusion: where the autoencoder is, if not in ``folder``: a Stable Diffusion folder or hub id. The
             official training leaves the autoencoder as it was.
@@ -146,11 +148,15 @@ def convert_official(
             encoder_source = _source_folder(dinov2, "a DINOv2 folder", _dinov2_on_hub)
         else:
             encoder_source = _part(around, ["image_encoder", "dinov2"], "image encoder", "dinov2")
-        processors = [path for place in around for name in ("processor", "image_processor") if (path := place / name).is_dir()]
+        processors = [
+            path for place in around for name in ("processor", "image_processor") if (path := place / name).is_dir()
+        ]
         processor = processors[0] if processors else encoder_source
         settings = processor_settings(processor)
         encoder = image_encoder_for(encoder_source, settings["crop"])
-        sizes = {name: projector.config[name] for name in ("input_dim", "output_dim", "hidden_dim", "num_hidden_layers")}
+        sizes = {
+            name: projector.config[name] for name in ("input_dim", "output_dim", "hidden_dim", "num_hidden_layers")
+        }
         translator = VisualToTextualTranslator(**sizes, **settings)
         translator.load_state_dict(projector.state_dict())
         _save(made, vae, unet, encoder, translator, resolution, official_details=True, dtype=dtype)
@@ -175,8 +181,8 @@ def processor_settings(folder: Path) -> dict[str, Any]:
     usual = all(config.get(step, True) for step in steps) and config.get("resample", BICUBIC) == BICUBIC
     if not usual or not isinstance(edge, int) or not isinstance(height, int) or height != width or height > edge:
         raise InputError(
-            f"{path} is not supported; expected are a bicubic resize of the shortest edge (size.shortest_edge), a square "
-            "centre crop no larger (crop_size), and normalisation, as DINOv2 has them."
+            f"{path} is not supported; expected are a bicubic resize of the shortest edge (size.shortest_edge), a "
+            "square centre crop no larger (crop_size), and normalisation, as DINOv2 has them."
         )
     settings: dict[str, Any] = {"resize_edge": edge, "crop": height}
     for name in ("image_mean", "image_std"):
@@ -191,7 +197,7 @@ def image_encoder_for(folder: Path, crop: int) -> Dinov2Model:
     Raises:
         InputError: see `SDFSMISLib.model.loading.load_component`.
     """
-    model = cast(Dinov2Model, load_component(Dinov2Model, folder))
+    model = load_component(Dinov2Model, folder)
     patch = model.config.patch_size
     grid = crop // patch
     state = model.state_dict()
@@ -213,8 +219,8 @@ def _official_unet(folder: Path) -> SupportQueryUNet:
             shapes.update({name: tensors.get_slice(name).get_shape() for name in found})
     if len(shapes) < 2:
         raise InputError(
-            f"The U-Net in {folder} has no second input convolution (conv_in_ref), so the official code did not train it; "
-            "convert it as Stable Diffusion instead."
+            f"The U-Net in {folder} has no second input convolution (conv_in_ref), so the official code did not train "
+            "it; convert it as Stable Diffusion instead."
         )
     if shapes["conv_in.weight"] != shapes["conv_in_ref.weight"]:
         raise InputError(
@@ -228,15 +234,15 @@ def _official_unet(folder: Path) -> SupportQueryUNet:
         in_channels=shapes["conv_in.weight"][1],
     )
     _check_plain(loaded, folder)
-    return cast(SupportQueryUNet, loaded)
+    return loaded
 
 
 def _check_plain(unet: Any, folder: Path) -> None:
     for name, absent in ABSENT_FEATURES.items():
         if (value := unet.config.get(name, absent)) != absent:
             raise InputError(
-                f"The U-Net in {folder} has {name} = {value!r}, which SD-FSMIS cannot use; Stable Diffusion 1.5 and 2.x "
-                "are supported."
+                f"The U-Net in {folder} has {name} = {value!r}, which SD-FSMIS cannot use; Stable Diffusion 1.5 and "
+                "2.x are supported."
             )
 
 
@@ -254,8 +260,8 @@ def _save(
     latents, inputs, outputs = vae.config.latent_channels, unet.config.in_channels, unet.config.out_channels
     if (inputs, outputs) != (2 * latents, latents):
         raise InputError(
-            f"The U-Net takes {inputs // 2} and gives {outputs} latent channels, but the autoencoder has {latents}; take both "
-            "from one model."
+            f"The U-Net takes {inputs // 2} and gives {outputs} latent channels, but the autoencoder has {latents}; "
+            "take both from one model."
         )
     fits = {
         "image encoder": (translator.config.input_dim, encoder.config.hidden_size),
@@ -266,7 +272,9 @@ def _save(
             raise InputError(f"The projector is made for a width of {ours}, but the {name} has {theirs}.")
     pipeline = SDFSMISPipeline(vae, unet, encoder, translator, resolution, official_details)
     if resolution <= 0 or resolution % pipeline.latent_factor:
-        raise InputError(f"The resolution {resolution} is no multiple of the autoencoder's factor, {pipeline.latent_factor}.")
+        raise InputError(
+            f"The resolution {resolution} is no multiple of the autoencoder's factor, {pipeline.latent_factor}."
+        )
     with quiet():
         pipeline.to(dtype=dtype).save_pretrained(folder)
     for path in folder.glob("*/config.json"):  # what the sources' own entries say of another class or machine
@@ -302,7 +310,9 @@ def _check_free(output: Path, overwrite: bool) -> None:
     index = output / "model_index.json"
     ours = index.is_file() and read_json(index).get("_class_name") == SDFSMISPipeline.__name__
     if not ours:
-        raise InputError(f"{output} exists already and is no SDFSMIS pipeline, so it is not replaced; name another folder.")
+        raise InputError(
+            f"{output} exists already and is no SDFSMIS pipeline, so it is not replaced; name another folder."
+        )
     if not overwrite:
         raise InputError(f"{output} exists already; name another folder, or ask for it to be overwritten.")
 
@@ -331,15 +341,21 @@ def _dinov2_on_hub(name: str) -> Path:
     try:
         cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         cached_file(name, "model.safetensors")
-        return Path(cast(str, cached_file(name, "config.json"))).parent
+        return Path(str(cached_file(name, "config.json"))).parent
     except Exception as error:  # the hub client's own classes differ from version to version
         raise not_on_the_hub(name, error) from error
 
 
 def _last_checkpoint(folder: Path) -> Path:
-    steps = {int(found[1]): path for path in folder.glob("checkpoint-*") if (found := re.fullmatch(r"checkpoint-(\d+)", path.name))}
+    steps = {
+        int(found[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (found := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
     if not steps:
-        raise InputError(f"{folder} has neither a unet folder nor checkpoint-N folders; the official code's training makes them.")
+        raise InputError(
+            f"{folder} has neither a unet folder nor checkpoint-N folders; the official code's training makes them."
+        )
     return steps[max(steps)]
 
 

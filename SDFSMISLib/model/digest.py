@@ -1,4 +1,4 @@
-"""The fingerprint of a pipeline's weights, for provenance: the same weights, the same digits, wherever they were read."""
+"""The fingerprint of a pipeline's weights, for provenance: the same weights give the same digits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pipelines and their parts from a folder or a hub, each fault of a folder said in one sentence.
 
-Only safetensors weights are read: a pickled file can run code when it is opened. Loading is strict: the libraries below fill
-a weight that a file lacks with random numbers and a warning; here that is an error.
+Only safetensors weights are read: a pickled file can run code when it is opened. Loading is strict: the libraries below
+fill a weight that a file lacks with random numbers and a warning; here that is an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers.utils.logging as diffusers_logging
 import torch
@@ -37,6 +37,7 @@ COMPONENTS: dict[str, type[Any]] = {
     "translator": VisualToTextualTranslator,
 }
 PICKLED = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
+Network = TypeVar("Network", bound=torch.nn.Module)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -98,8 +99,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def load_component(
-    cls: type[Any], folder: Path, stored_as: tuple[str, ...] | None = None, **overrides: Any
-) -> torch.nn.Module:
+    cls: type[Network], folder: Path, stored_as: tuple[str, ...] | None = None, **overrides: Any
+) -> Network:
     """One network of a pipeline, complete or not at all.
 
     Args:
@@ -117,17 +118,18 @@ def load_component(
     variant = {"variant": "fp16"} if files[0].name.endswith(".fp16.safetensors") else {}
     try:
         with quiet():
-            model, report = cls.from_pretrained(
+            loader: Any = cls
+            model, report = loader.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, **variant, **overrides
             )
     # Whatever a configuration of the wrong shape or kind makes the libraries stumble over.
     except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"The weights in {folder} do not fit its config.json as a {cls.__name__}: {reason}") from error
+        raise InputError(f"The weights in {folder} do not fit {cls.__name__} with its config.json: {reason}") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
-            f"The weights in {folder} lack {len(missing)} tensors of a {cls.__name__}, {missing[0]} among them; "
-            "get the folder again."
+            f"The weights in {folder} lack {len(missing)} of the tensors of {cls.__name__}, {missing[0]} for one; get "
+            "the folder again."
         )
     return model
 
@@ -139,7 +141,7 @@ def weight_files(cls: type[Any], folder: Path) -> list[Path]:
         InputError: none there, only pickled ones, or one that is truncated or corrupt.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is missing; a {cls.__name__} with config.json and safetensors weights belongs there.")
+        raise InputError(f"{folder} is missing; {cls.__name__} with config.json and safetensors weights belongs there.")
     stem = "model" if issubclass(cls, PreTrainedModel) else "diffusion_pytorch_model"
     shards = folder / f"{stem}.safetensors.index.json"
     single = [folder / f"{stem}.safetensors", folder / f"{stem}.fp16.safetensors"]
@@ -149,13 +151,15 @@ def weight_files(cls: type[Any], folder: Path) -> list[Path]:
         files = [file for file in single if file.is_file()][:1]
     if not files:
         refuse_pickles(folder)
-        raise InputError(f"{folder} has no {stem}.safetensors; the weights of a {cls.__name__} belong there.")
+        raise InputError(f"{folder} has no {stem}.safetensors; the weights of {cls.__name__} belong there.")
     for file in files:
         try:
             with safe_open(file, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} is missing, truncated or not a safetensors file ({error}); get it again.") from error
+            raise InputError(
+                f"{file} is missing, truncated or not a safetensors file ({error}); get it again."
+            ) from error
     return files
 
 
@@ -177,7 +181,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or no JSON file ({error}); get the folder again.") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__} where a JSON object is expected; get the folder again.")
+        raise InputError(
+            f"{path} holds a {type(found).__name__} where a JSON object is expected; get the folder again."
+        )
     return found
 
 
@@ -220,7 +226,9 @@ def _pipeline_folder(name_or_dir: str | Path) -> Path:
     name = str(name_or_dir)
     if name == BUILT_IN:
         if not (folder := PACKAGE_WEIGHTS / BUILT_IN).is_dir():
-            raise InputError(f"This installation lacks the built-in weights ({folder}); install it again, or name a model.")
+            raise InputError(
+                f"This installation lacks the built-in weights ({folder}); install it again, or name a model."
+            )
         return folder
     path = Path(name_or_dir).expanduser()
     if path.is_dir():
@@ -231,8 +239,8 @@ def _pipeline_folder(name_or_dir: str | Path) -> Path:
     if HUB_ID.fullmatch(name):
         return hub_folder(SDFSMISPipeline, name)
     raise InputError(
-        f"The model {name!r} is unknown; accepted are {BUILT_IN}, a pipeline folder (sdfsmis convert makes one) or an id "
-        "on a model hub (owner/name)."
+        f"The model {name!r} is unknown; accepted are {BUILT_IN}, a pipeline folder (sdfsmis convert makes one) or an "
+        "id on a model hub (owner/name)."
     )
 
 
@@ -243,19 +251,18 @@ def _pipeline_index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / "model_index.json")
     if index.get("_class_name") != SDFSMISPipeline.__name__:
         raise InputError(
-            f"{folder} holds a {index.get('_class_name')}, not an {SDFSMISPipeline.__name__}; sdfsmis convert makes one "
+            f"{folder} holds {index.get('_class_name')}, not {SDFSMISPipeline.__name__}; sdfsmis convert makes one "
             "from Stable Diffusion and DINOv2."
         )
     for name, cls in COMPONENTS.items():
         if (listed := index.get(name)) is not None and listed[-1] != cls.__name__:
-            raise InputError(f"{folder} lists a {listed[-1]} as {name}; expected is a {cls.__name__}.")
+            raise InputError(f"{folder} lists {listed[-1]} as {name}; expected is {cls.__name__}.")
     return index
 
 
 def _check_class(cls: type[Any], folder: Path, config: dict[str, Any], stored_as: tuple[str, ...]) -> None:
+    found, expected = config.get("_class_name"), stored_as
     if issubclass(cls, PreTrainedModel):
         found, expected = config.get("model_type"), (cls.config_class.model_type,)
-    else:
-        found, expected = config.get("_class_name"), stored_as
     if found is not None and found not in expected:
-        raise InputError(f"{folder} holds a {found}; expected is a {expected[0]}.")
+        raise InputError(f"{folder} holds {found}; expected is {expected[0]}.")

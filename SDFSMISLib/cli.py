@@ -1,0 +1,239 @@
+"""`sdfsmis`: the command line. Options and their help; the work is done by the rooms below.
+
+Exit codes: 0 done; 1 failed; 2 bad usage or input, said in one sentence on standard error; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import __version__
+from .console import one_line, progress, say, waiting, warnings_as_lines
+from .errors import Cancelled, InputError
+from .segment_command import EXAMPLES, ManyValues, command_line, segment
+
+__all__ = ["main"]
+
+(UsageError,) = typer.BadParameter.__bases__  # of the click that typer works with: its own, or the installed one
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Paint one slice of a medical scan and get the structure on every other slice (SD-FSMIS).\n\n"
+    "Not a medical device.",
+    epilog="Begin with: sdfsmis demo. Each command has its own help: sdfsmis segment --help.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Protocol(str, Enum):
+    same_volume = "same-volume"
+    cross_volume = "cross-volume"
+
+
+class Baseline(str, Enum):
+    copy = "copy"
+
+
+class Split(str, Enum):
+    test = "test"
+    train = "train"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sdfsmis {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _sdfsmis(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(cls=ManyValues, epilog=EXAMPLES)(segment)
+
+
+@app.command()
+def demo(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("demo-output"),
+) -> None:
+    """Segment a real scan, the MNI152 head, from one painted slice; a minute or two."""
+    from .demo import run_demo
+
+    run_demo(output, command_line(ctx))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: versions, devices, built-in weights, a self-test, disk space."""
+    from .doctor import run_doctor
+
+    if not run_doctor():
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The pipeline folder to make.")],
+    stable_diffusion: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|ID", help="Stable Diffusion 1.5 as diffusers has it: a folder or a hub id."),
+    ] = None,
+    dinov2: Annotated[str | None, typer.Option(metavar="DIR|ID", help="DINOv2: a folder or a hub id.")] = None,
+    official: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="A folder that the official SD-FSMIS code trained; where it lacks autoencoder or image encoder, they "
+            "come from the two above.",
+        ),
+    ] = None,
+    resolution: Annotated[int, typer.Option(min=8, help="Side of the network's square slices, pixels.")] = 256,
+    half: Annotated[bool, typer.Option("--half", help="Store float16, half the size. Default: float32.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a pipeline folder that is there.")] = False,
+) -> None:
+    """Make a pipeline folder for --model: from Stable Diffusion and DINOv2, to be trained; or from official weights."""
+    if official is None and (stable_diffusion is None or dinov2 is None):
+        raise InputError(
+            "Give --stable-diffusion and --dinov2, or --official with a folder that the official code trained."
+        )
+    with waiting(f"Making {output}"):
+        import torch
+
+        from .model.convert import convert_official, convert_stable_diffusion
+
+        dtype = torch.float16 if half else torch.float32
+        options: dict[str, Any] = {"resolution": resolution, "dtype": dtype, "overwrite": overwrite}
+        if official is not None:
+            convert_official(official, output, stable_diffusion=stable_diffusion, dinov2=dinov2, **options)
+        elif stable_diffusion is not None and dinov2 is not None:
+            convert_stable_diffusion(stable_diffusion, dinov2, output, **options)
+    typer.echo(f"Wrote the pipeline folder {output}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="JSON: cases, output, steps ...; see training/configs.")],
+) -> None:
+    """Train weights by a configuration, or go on where a run was stopped."""
+    from .training.trainer import TrainingConfig
+    from .training.trainer import train as run_training
+
+    typer.echo(f"Wrote the pipeline folder {run_training(TrainingConfig.read(config))}")
+
+
+@app.command(
+    cls=ManyValues,
+    epilog="Example:\n\n  sdfsmis evaluate --cases cases.json --protocol same-volume --baselines copy",
+)
+def evaluate(
+    cases: Annotated[Path, typer.Option(metavar="FILE", help="Manifest (JSON) of scans with labels.")],
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="same-volume: painted slices of the scan itself. cross-volume: of the next case of its group."
+        ),
+    ],
+    shots: Annotated[int, typer.Option(metavar="K", min=1, help="Painted slices.")] = 1,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="M ...", help="Weights as in segment. Default: built-in.")
+    ] = None,
+    baselines: Annotated[
+        list[Baseline] | None, typer.Option(help="Beside the models: copy, the painted mask on every slice.")
+    ] = None,
+    groups: Annotated[
+        list[str] | None, typer.Option(metavar="NAME ...", help="Groups of the manifest. Default: all.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Which cases.")] = Split.test,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep results.csv and summary.json here; a run that was stopped goes on."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Measure models and baselines on cases with labels, and print the Dice of each target."""
+    from rich.console import Console
+
+    from .evaluation import copy_support, read_manifest, rich_table, segmenter_method, summarise
+    from .evaluation import evaluate as run_evaluation
+
+    manifest = read_manifest(cases)
+    chosen = manifest.select(groups or None, split.value)
+    methods: dict[str, Any] = {}
+    with waiting("Loading the models"):
+        from .inference import Segmenter
+        from .model.digest import weights_digest
+
+        for name in model or ["built-in"]:
+            segmenter = Segmenter.from_pretrained(name, device)
+            # Results that are kept go by this name: other weights are another method.
+            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter)
+    if baselines:
+        methods["copy"] = copy_support
+    with progress(protocol.value, len(chosen)) as advance:
+        rows = run_evaluation(manifest, protocol.value, methods, chosen, shots, output, advance)
+    Console().print(rich_table(summarise(rows), title=f"Dice, {protocol.value}, {shots} painted"))
+    if output is not None:
+        typer.echo(f"Wrote {output / 'results.csv'} and {output / 'summary.json'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line ``argv`` (None: this process's) and returns its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    command = typer.main.get_command(app)
+    try:
+        with warnings_as_lines():
+            code = command.main(args=args, prog_name="sdfsmis", standalone_mode=False, obj=args)
+    except InputError as error:
+        say(f"Error: {error}")
+        return 2
+    except (KeyboardInterrupt, typer.Abort, Cancelled):
+        code = INTERRUPTED
+    except Exception as error:
+        if isinstance(error, UsageError):
+            say(f"Error: {_usage(error)}")
+            return 2
+        say(f"Failed: {_failure(error)}")
+        return 1
+    if code == INTERRUPTED:
+        say("Interrupted; nothing half-written was left.")
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, and where its options are explained."""
+    command = error.ctx.command_path if error.ctx else "sdfsmis"
+    text = one_line(error.format_message()).replace("Value error, ", "").rstrip(".")
+    return f"{text}; see {command} --help."
+
+
+def _failure(error: Exception) -> str:
+    """A defect or an exhausted machine in one sentence; the traceback goes into a file, for a report."""
+    text = one_line(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"the memory does not suffice ({text}); use a smaller scan or model, or another device."
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="sdfsmis-", suffix=".log", delete=False) as log:
+            traceback.print_exception(error, file=log)
+        return f"{type(error).__name__}: {text} (details in {log.name})"
+    except OSError:
+        return f"{type(error).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

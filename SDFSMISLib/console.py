@@ -1,0 +1,82 @@
+"""What the commands say while they work: sentences of one line, and progress bars; all on standard error.
+
+Standard output is kept for results, so that it can be piped on.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import typer
+
+__all__ = ["duration", "one_line", "progress", "say", "waiting", "warnings_as_lines"]
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+class Advance(Protocol):
+    """Tells a progress bar how much is done; where they change, also how much there is in all and what comes now."""
+
+    def __call__(self, done: int, total: int | None = None, text: str | None = None) -> None: ...
+
+
+def say(text: str) -> None:
+    """One line on standard error."""
+    typer.echo(one_line(text), err=True)
+
+
+def one_line(text: object) -> str:
+    """The text of an error or a warning without its line breaks."""
+    return " ".join(str(text).split())
+
+
+def duration(seconds: float) -> str:
+    """Seconds in few words: ``0.4 s``, ``45 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Advance]:
+    """A progress bar with the time left, where standard error is a terminal; else nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+
+        def advance(done: int, total: int | None = None, text: str | None = None) -> None:
+            bar.update(task, completed=done, total=total, description=text)
+
+        yield advance
+
+
+@contextmanager
+def waiting(description: str) -> Iterator[None]:
+    """A spinner for work of unknown length, where standard error is a terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(escape(description)):
+        yield
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Within it a warning of this package is one line; those of others, meant for programmers, are dropped."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+        if Path(filename).resolve().is_relative_to(PACKAGE) and issubclass(category, UserWarning):
+            say(f"Warning: {message}")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -1,0 +1,161 @@
+"""`sdfsmis demo`: a real head, one painted slice, and everything that a run gives.
+
+The scan is the MNI152 template, the T1-weighted mean of 152 healthy heads at 1 mm that nilearn carries; its map of
+white matter probability is the reference. White matter is painted on one axial slice and found on all the others.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import typer
+
+from .console import duration, progress, say, waiting
+from .errors import InputError
+from .support import SupportSet
+from .volume import Volume
+
+__all__ = ["DemoResult", "Head", "read_head", "run_demo"]
+
+SCAN = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+WHITE_MATTER = "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz"
+MEMBER = 0.5  # probability in the map above which a voxel is white matter
+LABEL, NAME = 1, "white matter"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A scan, and a labelmap on its grid that says where its white matter is."""
+
+    scan: Volume
+    reference: Volume
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """How it went: Dice over the slices that were not painted, that of copying the painted mask, and seconds."""
+
+    dice: float
+    copy_dice: float
+    seconds: float
+    seconds_per_slice: float
+    files: tuple[Path, ...]
+
+
+def read_head() -> Head:
+    """The MNI152 head within nilearn; raises :class:`InputError` where that is not installed."""
+    found = importlib.util.find_spec("nilearn")  # finds it without the seconds that importing it takes
+    folder = Path(found.origin).parent / "datasets" / "data" if found is not None and found.origin else None
+    if folder is None or not (folder / SCAN).is_file() or not (folder / WHITE_MATTER).is_file():
+        raise InputError(
+            "The demonstration needs a scan that the package nilearn carries, which is not here: run `pip install "
+            "nilearn`, or `make demo` in a clone of the project."
+        )
+    scan, probability = Volume.read(folder / SCAN), Volume.read(folder / WHITE_MATTER)
+    inside = (probability.voxels > MEMBER * 255).astype(np.uint8) * LABEL
+    return Head(scan, Volume(inside, probability.geometry, segment_names={LABEL: NAME}))
+
+
+def run_demo(output: Path, command: str = "") -> DemoResult:
+    """Segments the head's white matter by one slice; writes the results into the folder ``output`` and tells of them.
+
+    ``command``, the command line, goes into the result's provenance. Raises :class:`InputError` where the scan or the
+    weights are missing, or the folder cannot be written.
+    """
+    from .evaluation.contact_sheet import contact_sheet
+    from .evaluation.protocols import painted_slices
+    from .inference.output import check_writable, provenance, write_segmentation
+
+    painted_file, labelmap_file = output / "painted_slice.seg.nrrd", output / "white_matter.seg.nrrd"
+    sheet_file = output / "contact_sheet.png"
+    for file in (painted_file, labelmap_file, sheet_file):
+        check_writable(file)
+    head = read_head()
+    axis = head.scan.geometry.default_axis()
+    (index,) = painted_slices(head.reference.voxels == LABEL, axis, shots=1)
+    painted = _one_slice(head.reference, axis, index)
+    support = SupportSet.from_labelmap(head.scan, painted, LABEL, [index], axis)
+    with waiting("Loading the built-in weights"):
+        from .inference import Segmenter
+        from .model.digest import weights_digest
+
+        segmenter = Segmenter.from_pretrained()
+        each = segmenter.seconds_per_slice()
+    slices = head.scan.slice_count(axis) - 1
+    say(
+        f"{NAME.capitalize()}, painted on one of {slices + 1} slices: about {duration(slices * each)} to find the rest."
+    )
+    with progress("white matter", slices) as advance:
+        segmentation = segmenter.segment(head.scan, support, on_slice=lambda one: advance(one.finished, one.total))
+    fields = provenance(
+        segmentation,
+        support,
+        model=segmenter.name,
+        weights=weights_digest(segmenter.pipeline),
+        settings={"strategy": "propagate", "region": "auto", "threshold": 0.5},
+        command=command,
+    )
+    painted.write(painted_file)
+    volumes_file = write_segmentation(segmentation, labelmap_file, fields)
+    contact_sheet(
+        head.scan,
+        segmentation.labelmap,
+        sheet_file,
+        reference=head.reference,
+        axis=axis,
+        painted=segmentation.painted,
+        title=f"MNI152 T1: {NAME} from one painted slice",
+    )
+    result = DemoResult(
+        dice=_dice(segmentation.labelmap.voxels, head.reference, axis, index),
+        copy_dice=_dice(
+            np.broadcast_to(_plane(painted, axis, index), painted.voxels.shape), head.reference, axis, index
+        ),
+        seconds=segmentation.seconds,
+        seconds_per_slice=segmentation.seconds / slices,
+        files=(labelmap_file, volumes_file, painted_file, sheet_file),
+    )
+    _tell(result, head, axis, index, segmenter.pipeline.device)
+    return result
+
+
+def _tell(result: DemoResult, head: Head, axis: int, index: int, device: object) -> None:
+    labelmap, volumes, painted, sheet = result.files
+    again = ["sdfsmis", "segment", "--support", head.scan.path, "--mask", painted, "--output", "mine.seg.nrrd"]
+    plane = head.scan.geometry.plane(axis)
+    rows = {
+        "Scan": head.scan.path,
+        "Painted": f"{painted} ({NAME} on slice {index} of axis {axis}, {plane})",
+        "Result": f"{labelmap}, volumes in {volumes.name}",
+        "Picture": f"{sheet} (dashed: the reference)",
+        "Dice": f"{result.dice:.3f} on the slices not painted (copying the painted one: {result.copy_dice:.3f})",
+        "Time": f"{result.seconds:.0f} s, {result.seconds_per_slice:.2f} s a slice, on {device}",
+        "By hand": shlex.join(map(str, again)),
+    }
+    for name, text in rows.items():
+        typer.echo(f"{name:<8} {text}")
+
+
+def _one_slice(labelmap: Volume, axis: int, index: int) -> Volume:
+    """The labelmap with nothing on it but one slice: what a user would have painted."""
+    voxels = np.zeros_like(labelmap.voxels)
+    place = (slice(None),) * axis + (index,)
+    voxels[place] = labelmap.voxels[place]
+    return Volume(voxels, labelmap.geometry, segment_names=labelmap.segment_names)
+
+
+def _plane(labelmap: Volume, axis: int, index: int) -> np.ndarray:
+    """One slice, kept three-dimensional so that it can be repeated along ``axis``."""
+    return np.expand_dims(labelmap.slice(axis, index), axis)
+
+
+def _dice(voxels: np.ndarray, reference: Volume, axis: int, painted: int) -> float:
+    """Dice over all slices but the painted one."""
+    from .evaluation.metrics import dice
+
+    ours, theirs = (np.delete(labels, painted, axis) == LABEL for labels in (voxels, reference.voxels))
+    return dice(ours, theirs)
