@@ -96,8 +96,8 @@ class Component(str, Enum):
     off = "off"
 
 
-def _painted(text: str, metavar: str | None = None, name: str | None = None, **limits: Any) -> Any:
-    return _option("What is painted", text, metavar, name, **limits)
+def _painted(text: str, metavar: str | None = None, name: str | None = None) -> Any:
+    return _option("What is painted", text, metavar, name)
 
 
 def _result(text: str, metavar: str | None = None, name: str | None = None) -> Any:
@@ -108,19 +108,19 @@ def _run(text: str, metavar: str | None = None) -> Any:
     return _option("How it is segmented", text, metavar)
 
 
-def _clean(text: str, metavar: str | None = None, name: str | None = None, **limits: Any) -> Any:
-    return _option("Clean-up, all off by default", text, metavar, name, **limits)
+def _clean(text: str, metavar: str | None = None, name: str | None = None) -> Any:
+    return _option("Clean-up, all off by default", text, metavar, name)
 
 
-def _option(panel: str, text: str, metavar: str | None, name: str | None = None, **limits: Any) -> Any:
-    return typer.Option(*([name] if name else []), help=text, metavar=metavar, rich_help_panel=panel, **limits)
+def _option(panel: str, text: str, metavar: str | None, name: str | None = None) -> Any:
+    return typer.Option(*([name] if name else []), help=text, metavar=metavar, rich_help_panel=panel)
 
 
 SUPPORT = _painted("The scan that was painted on: any file that SimpleITK reads, or a DICOM folder.", "SCAN")
 MASK = _painted("What was painted, 0 is background. Another grid in the same frame is resampled.", "LABELMAP")
 SUPPORT_SET = _painted("Painted slices kept by --save-support-set, in place of --support and --mask.", "FILE")
 SAVE = _painted("Keep the painted slices in one file, to segment other scans with.", "FILE")
-LABEL = _painted("Label value in the mask; several may follow. Default: each label.", "N ...", min=1)
+LABEL = _painted("Label value in the mask; several may follow. Default: each label.", "N ...")
 SLICE = _painted(
     "Slices of the mask that are the support, counted from 0 in array order. Default: every painted one. A slice that "
     "is named but lacks a label says that the structure is not there.",
@@ -155,7 +155,7 @@ DEVICE = _run("auto (the GPU where there is one), cpu, cuda or cuda:N.", "D")
 KEEP_LARGEST = _clean(
     "Keep the largest connected piece of each label: of the volume (what the option means alone), or of each slice."
 )
-SMOOTH = _clean("Smooth the border: standard deviation of a Gaussian, in mm.", "MM", min=0)
+SMOOTH = _clean("Smooth the border: standard deviation of a Gaussian, in mm.", "MM")
 FILL_HOLES = _clean("Fill what the structure encloses within a slice.", name="--fill-holes")
 
 

@@ -13,6 +13,7 @@ import typer
 from .console import duration, progress, say, waiting
 from .errors import InputError
 from .imagefile import written_extension
+from .labelmap import label_values
 from .support import SupportSet
 from .volume import Volume, read_labelmap
 
@@ -294,6 +295,10 @@ def _support(request: SegmentRequest) -> tuple[SupportSet, Volume | None]:
         slices=request.slices or None,
         axis="auto" if request.axis == "auto" else int(request.axis),
     )
+    left_out = [] if request.labels else sorted(set(label_values(labelmap.voxels)) - set(support.labels))
+    if left_out:
+        names = ", ".join(_label(label, labelmap.segment_names.get(label, "")) for label in left_out)
+        say(f"Warning: nothing of {names} is painted on the chosen slices; it is left out.")
     return support, scan
 
 

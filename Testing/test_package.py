@@ -25,7 +25,7 @@ HEAVY = ("torch", "diffusers", "transformers", "SimpleITK")
 LAZY_NAMES = sorted(set(SDFSMISLib.__all__) - {"__version__"})
 
 # What 3D Slicer itself may import: every file beside volume.py except the commands; the folders may use torch.
-COMMANDS = {"__main__", "bench", "cli", "demo", "doctor"}
+COMMANDS = {"bench", "cli", "console", "demo", "doctor", "segment_command", "segment_run"}
 SLICER_ROOMS = sorted({path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - {"__init__"})
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from SDFSMISLib.inference.official import largest_component, map_bytes, official_masks
+from SDFSMISLib.inference.official import map_bytes, official_masks
 
 
 def check_masks(tensors: dict[str, torch.Tensor]) -> None:
@@ -47,10 +47,3 @@ def test_parity_no_slices_give_no_masks() -> None:
 def test_parity_other_shapes_and_types_are_refused(levels: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected \\(slices, channels, height, width\\), uint8"):
         official_masks(levels)
-
-
-def test_parity_components_touch_at_corners_and_the_first_of_equals_wins() -> None:
-    mask = np.zeros((8, 8), bool)
-    mask[1, 1] = mask[2, 2] = mask[6, 5] = mask[6, 6] = True
-    kept = largest_component(mask)
-    assert kept.sum() == 2 and kept[1, 1] and kept[2, 2]

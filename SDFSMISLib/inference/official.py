@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-__all__ = ["SHARE_OF_MAXIMUM", "OfficialMasks", "largest_component", "map_bytes", "official_masks"]
+from SDFSMISLib.inference.postprocess import largest_component
+
+__all__ = ["SHARE_OF_MAXIMUM", "OfficialMasks", "map_bytes", "official_masks"]
 
 SHARE_OF_MAXIMUM = 0.25
 
@@ -24,7 +25,7 @@ class OfficialMasks:
     Attributes:
         threshold: on a scale of 0 to 1, float32.
         before_components: (slices, height, width) bool: the mean over the channels is strictly above the threshold.
-        masks: (slices, height, width) bool: the largest component of each slice.
+        masks: (slices, height, width) bool: the largest component of each slice; of equals the one OpenCV labels first.
     """
 
     threshold: np.float32
@@ -55,16 +56,4 @@ def official_masks(levels: np.ndarray, share: float = SHARE_OF_MAXIMUM) -> Offic
     maps = levels.astype(np.float32) / np.float32(255)
     threshold = maps.max(initial=0) * np.float32(share)
     before = maps.mean(axis=1) > threshold
-    masks = np.array([largest_component(mask) for mask in before], dtype=bool).reshape(before.shape)
-    return OfficialMasks(threshold, before, masks)
-
-
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest 8-connected component of a mask (height, width), bool; of equals the one that OpenCV labels first.
-
-    OpenCV scans blocks of 2 x 2 pixels, so that of two single pixels one at (row 5, column 3) precedes one at (4, 20).
-    """
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count == 1:  # background only
-        return np.zeros(mask.shape, dtype=bool)
-    return labels == 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
+    return OfficialMasks(threshold, before, largest_component(before, within="slice"))

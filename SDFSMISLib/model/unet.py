@@ -65,7 +65,7 @@ class SupportQueryUNet(UNet2DConditionModel):
     `conv_in_ref` the support's image latent and mask latent. `in_channels` of the configuration is that doubled number.
     """
 
-    @functools.wraps(UNet2DConditionModel.__init__)
+    @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         old = self.conv_in

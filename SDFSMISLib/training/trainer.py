@@ -1,7 +1,7 @@
-"""The trainer of the built-in weights: first the autoencoder, then U-Net, image encoder and translator on episodes.
+"""The trainer of the built-in weights: first the decoder of the autoencoder, then U-Net, image encoder and translator on episodes.
 
-With `autoencoder_weight` 0 the autoencoder is frozen after its own stage, as in the paper; a small one that has seen few images
-gains from learning on with the rest, its own loss (absolute error of the query image) weighted so. The rest learns from the decoded mask (cross-entropy and soft Dice;
+The encoder is set, not learned (`fold_encoder`). With `autoencoder_weight` 0 the decoder is frozen after its own stage, as in the
+paper; a small one that has seen few images gains from learning on with the rest, its own loss weighted so. The rest learns from the decoded mask (cross-entropy and soft Dice;
 one step without noise allows it: Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than you think",
 WACV 2025) and from the mask latent (mean squared error, the paper's loss).
 """
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import new_built_in
-from SDFSMISLib.model.loading import quiet
+from SDFSMISLib.model.loading import load_pipeline, quiet
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.training.episodes import EpisodeBatch, EpisodeSampler
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
@@ -41,6 +41,7 @@ class TrainingConfig:
     Attributes:
         cases: manifest of training volumes (only its `split: train`), or "" for synthetic ones alone.
         output: folder of checkpoints and of the finished pipeline.
+        start: a pipeline folder whose U-Net, image encoder and translator to start from; "" = random weights.
         autoencoder_steps, steps: optimiser steps of the two stages.
         batch: episodes per step. rate: peak learning rate (warm-up, then cosine to 3 %). decay: of AdamW.
         average: decay of the exponential moving average that is kept as the result.
@@ -52,6 +53,7 @@ class TrainingConfig:
 
     cases: str
     output: str
+    start: str = ""
     seed: int = 0
     autoencoder_steps: int = 1000
     steps: int = 4000
@@ -105,6 +107,10 @@ def train(config: TrainingConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = new_built_in(config.seed).to(device)
+    if config.start:
+        begun = load_pipeline(config.start, device)
+        for name in ("unet", "image_encoder", "translator"):
+            getattr(pipeline, name).load_state_dict(getattr(begun, name).state_dict())
     for network in (pipeline.vae, pipeline.unet):
         network.to(memory_format=torch.channels_last)  # a step takes 1.6 s instead of 2.2 s on one core
     volumes: list[TrainingVolume] = []
@@ -130,6 +136,8 @@ def train(config: TrainingConfig) -> Path:
 
 def _train_autoencoder(pipeline: SDFSMISPipeline, sampler: EpisodeSampler, config: TrainingConfig, output: Path) -> None:
     vae = pipeline.vae
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
     state = _Checkpoint(output / "autoencoder.safetensors", {"vae": vae}, config.autoencoder_rate, config.decay)
     for step, batch in _batches(sampler, config, state.load(), config.autoencoder_steps):
         state.set_rate(config.autoencoder_rate * _schedule(step, config.autoencoder_steps))
@@ -137,17 +145,16 @@ def _train_autoencoder(pipeline: SDFSMISPipeline, sampler: EpisodeSampler, confi
         masks = 2 * torch.cat([batch.support_masks.flatten(0, 1), batch.query_masks]) - 1
         half = min(len(pictures), 2 * config.batch)
         inputs = torch.cat([pictures[-half:], masks[-half:]])[:, None].expand(-1, 3, -1, -1).to(pipeline.device)
-        posterior = vae.encode(inputs).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
+        with torch.no_grad():
+            latents = vae.encode(inputs).latent_dist.mode()
+        decoded = vae.decode(latents).sample
         error = (decoded - inputs).abs()
-        loss = error.mean() + (decoded - inputs).square().mean() + 1e-5 * posterior.kl().mean() / inputs[0].numel()
+        loss = error.mean() + (decoded - inputs).square().mean()
         state.update(loss)
         if step % 50 == 0:
             _say(output, {"autoencoder": step, "image": error[:half].mean().item(), "mask": error[half:].mean().item()})
         if (step + 1) % config.save_every == 0 or step + 1 == config.autoencoder_steps:
-            with torch.no_grad():
-                scale = 1 / posterior.mean.std().item()
-            state.save(step + 1, {"scaling_factor": scale})
+            state.save(step + 1, {"scaling_factor": 1 / latents.std().item()})
     vae.register_to_config(scaling_factor=float(state.extra["scaling_factor"]))
 
 
@@ -157,7 +164,8 @@ def _train_autoencoder(pipeline: SDFSMISPipeline, sampler: EpisodeSampler, confi
 def _train_segmentation(
     pipeline: SDFSMISPipeline, sampler: EpisodeSampler, config: TrainingConfig, output: Path
 ) -> SDFSMISPipeline:
-    pipeline.vae.requires_grad_(config.autoencoder_weight > 0)
+    for part in (pipeline.vae.decoder, pipeline.vae.post_quant_conv):
+        part.requires_grad_(config.autoencoder_weight > 0)
     learned = dict(pipeline.components)
     average = new_built_in(config.seed).to(pipeline.device)
     average.vae.register_to_config(scaling_factor=pipeline.vae.config.scaling_factor)
@@ -188,7 +196,7 @@ def episode_loss(
     """Loss of a batch of episodes, and its parts as numbers for the log.
 
     Cross-entropy and soft Dice on the decoded mask, plus `latent_weight` x mean squared error on the scaled mask latent, plus
-    `autoencoder_weight` x absolute error of the decoded query image.
+    `autoencoder_weight` x absolute error of what the decoder makes of an image's or a mask's own latent.
     """
     device = pipeline.device
     images = batch.support_images.to(device)[:, :, None].expand(-1, -1, 3, -1, -1)
@@ -197,7 +205,6 @@ def episode_loss(
     target = batch.query_masks.to(device)
     with torch.no_grad():
         mask_latents, answer = pipeline.encode_masks(masks.flatten(0, 1)), pipeline.encode_masks(target)
-    with torch.set_grad_enabled(config.autoencoder_weight > 0):
         latents, query_latents = pipeline.encode_images(images.flatten(0, 1)), pipeline.encode_images(queries)
     token = pipeline.condition_token(images[:, : batch.painted], masks[:, : batch.painted])
     bank = pipeline.support_bank(
@@ -212,7 +219,10 @@ def episode_loss(
     latent = F.mse_loss(predicted, answer)
     loss = entropy + (1 - dice).mean() + config.latent_weight * latent
     if config.autoencoder_weight > 0:
-        loss = loss + config.autoencoder_weight * (pipeline.decode_raw(query_latents) - queries).abs().mean()
+        half = len(target) // 2  # of the episodes the image comes back, of the others the mask
+        shown = torch.cat([queries[:half], (2 * target[half:, None] - 1).expand(-1, 3, -1, -1)])
+        decoded = pipeline.decode_raw(torch.cat([query_latents[:half], answer[half:]]))
+        loss = loss + config.autoencoder_weight * (decoded - shown).abs().mean()
     with torch.no_grad():
         hard, present = (logits > 0).float(), target.sum((1, 2)) > 0
         exact = 2 * (hard * target).sum((1, 2)) / (hard.sum((1, 2)) + target.sum((1, 2))).clamp(min=1)

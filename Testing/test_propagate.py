@@ -1,0 +1,49 @@
+"""Lanes of the propagation: together they visit every slice once, outwards from the painted ones."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from SDFSMISLib.inference.propagate import NEAREST_PAINTED, lanes_from
+from SDFSMISLib.inference.shots import Shot
+
+MASK = np.ones((2, 2), dtype=bool)
+SHOT = Shot(np.zeros((2, 2), dtype=np.float32), MASK, (1.0, 1.0))
+
+
+def lanes(painted, count, wanted=None):
+    starts = {index: MASK for index in painted}
+    shots = {index: SHOT for index in painted}
+    return lanes_from(1, starts, shots, [], wanted or list(range(count)), count)
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1))))
+def test_every_slice_is_visited_once_and_no_painted_one(case):
+    count, painted = case
+    visited = [index for lane in lanes(painted, count) for index in lane.path]
+    assert sorted(visited) == sorted(set(range(count)) - painted)
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1))))
+def test_a_lane_goes_on_from_neighbour_to_neighbour(case):
+    count, painted = case
+    for lane in lanes(painted, count):
+        steps = np.diff([lane.start, *lane.path])
+        assert lane.start in painted and (np.abs(steps) == 1).all() and len(set(steps.tolist())) == 1
+
+
+def test_a_slice_between_two_painted_ones_is_reached_from_the_nearer():
+    ways = {lane.start: lane.path for lane in lanes({2, 10}, 13) if lane.between}
+    assert ways == {2: [3, 4, 5, 6], 10: [9, 8, 7]}
+
+
+def test_only_lanes_with_a_painted_slice_ahead_outlast_an_empty_slice():
+    assert [(lane.start, lane.between) for lane in lanes({2, 5}, 8)] == [(2, False), (2, True), (5, True), (5, False)]
+
+
+def test_lanes_go_no_further_than_the_wanted_slices_need():
+    assert sorted(i for lane in lanes({10}, 50, wanted=[8, 13]) for i in lane.path) == [8, 9, 11, 12, 13]
+
+
+def test_a_lane_looks_at_a_bounded_number_of_painted_slices():
+    assert {len(lane.painted) for lane in lanes(set(range(0, 40, 5)), 40)} == {NEAREST_PAINTED}
