@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .errors import InputError
-    from .inference import Segmentation, Segmenter
-    from .support import SupportSet, SupportSlice
-    from .volume import Volume, read_labelmap
+    from SDFSMISLib.errors import InputError
+    from SDFSMISLib.inference import Segmentation, Segmenter
+    from SDFSMISLib.support import SupportSet, SupportSlice
+    from SDFSMISLib.volume import Volume, read_labelmap
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError
+from SDFSMISLib.errors import InputError
 
 __all__ = ["atomic_output"]
 

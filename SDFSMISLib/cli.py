@@ -15,15 +15,16 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__
-from .console import one_line, progress, say, waiting, warnings_as_lines
-from .errors import Cancelled, InputError
-from .segment_command import EXAMPLES, ManyValues, command_line, segment
+from SDFSMISLib import __version__
+from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
+from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.segment_command import EXAMPLES, ManyValues, command_line, segment
 
 __all__ = ["main"]
 
 (UsageError,) = typer.BadParameter.__bases__  # of the click that typer works with: its own, or the installed one
 INTERRUPTED = 130
+FILE_WIDTH = 240  # columns of a table that is not for a terminal, which would be 80 and cut names off
 
 app = typer.Typer(
     help="Paint one slice of a medical scan and get the structure on every other slice (SD-FSMIS).\n\n"
@@ -73,7 +74,7 @@ def demo(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("demo-output"),
 ) -> None:
     """Segment a real scan, the MNI152 head, from one painted slice; a minute or two."""
-    from .demo import run_demo
+    from SDFSMISLib.demo import run_demo
 
     run_demo(output, command_line(ctx))
 
@@ -81,7 +82,7 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Check this installation: versions, devices, built-in weights, a self-test, disk space."""
-    from .doctor import run_doctor
+    from SDFSMISLib.doctor import run_doctor
 
     if not run_doctor():
         raise typer.Exit(1)
@@ -115,7 +116,7 @@ def convert(
     with waiting(f"Making {output}"):
         import torch
 
-        from .model.convert import convert_official, convert_stable_diffusion
+        from SDFSMISLib.model.convert import convert_official, convert_stable_diffusion
 
         dtype = torch.float16 if half else torch.float32
         options: dict[str, Any] = {"resolution": resolution, "dtype": dtype, "overwrite": overwrite}
@@ -131,8 +132,8 @@ def train(
     config: Annotated[Path, typer.Option(metavar="FILE", help="JSON: cases, output, steps ...; see training/configs.")],
 ) -> None:
     """Train weights by a configuration, or go on where a run was stopped."""
-    from .training.trainer import TrainingConfig
-    from .training.trainer import train as run_training
+    from SDFSMISLib.training.trainer import TrainingConfig
+    from SDFSMISLib.training.trainer import train as run_training
 
     typer.echo(f"Wrote the pipeline folder {run_training(TrainingConfig.read(config))}")
 
@@ -169,15 +170,15 @@ def evaluate(
     """Measure models and baselines on cases with labels, and print the Dice of each target."""
     from rich.console import Console
 
-    from .evaluation import copy_support, read_manifest, rich_table, segmenter_method, summarise
-    from .evaluation import evaluate as run_evaluation
+    from SDFSMISLib.evaluation import copy_support, read_manifest, rich_table, segmenter_method, summarise
+    from SDFSMISLib.evaluation import evaluate as run_evaluation
 
     manifest = read_manifest(cases)
     chosen = manifest.select(groups or None, split.value)
     methods: dict[str, Any] = {}
     with waiting("Loading the models"):
-        from .inference import Segmenter
-        from .model.digest import weights_digest
+        from SDFSMISLib.inference import Segmenter
+        from SDFSMISLib.model.digest import weights_digest
 
         for name in model or ["built-in"]:
             segmenter = Segmenter.from_pretrained(name, device)
@@ -187,7 +188,10 @@ def evaluate(
         methods["copy"] = copy_support
     with progress(protocol.value, len(chosen)) as advance:
         rows = run_evaluation(manifest, protocol.value, methods, chosen, shots, output, advance)
-    Console().print(rich_table(summarise(rows), title=f"Dice, {protocol.value}, {shots} painted"))
+    console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(rich_table(summarise(rows), title=f"Dice, {protocol.value}, {shots} painted"))
     if output is not None:
         typer.echo(f"Wrote {output / 'results.csv'} and {output / 'summary.json'}")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from .console import duration, progress, say, waiting
-from .errors import InputError
-from .support import SupportSet
-from .volume import Volume
+from SDFSMISLib.console import duration, progress, say, waiting
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.support import SupportSet
+from SDFSMISLib.volume import Volume
 
 __all__ = ["DemoResult", "Head", "read_head", "run_demo"]
 
@@ -66,9 +66,9 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
     ``command``, the command line, goes into the result's provenance. Raises :class:`InputError` where the scan or the
     weights are missing, or the folder cannot be written.
     """
-    from .evaluation.contact_sheet import contact_sheet
-    from .evaluation.protocols import painted_slices
-    from .inference.output import check_writable, provenance, write_segmentation
+    from SDFSMISLib.evaluation.contact_sheet import contact_sheet
+    from SDFSMISLib.evaluation.protocols import painted_slices
+    from SDFSMISLib.inference.output import check_writable, provenance, write_segmentation
 
     painted_file, labelmap_file = output / "painted_slice.seg.nrrd", output / "white_matter.seg.nrrd"
     sheet_file = output / "contact_sheet.png"
@@ -80,8 +80,8 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
     painted = _one_slice(head.reference, axis, index)
     support = SupportSet.from_labelmap(head.scan, painted, LABEL, [index], axis)
     with waiting("Loading the built-in weights"):
-        from .inference import Segmenter
-        from .model.digest import weights_digest
+        from SDFSMISLib.inference import Segmenter
+        from SDFSMISLib.model.digest import weights_digest
 
         segmenter = Segmenter.from_pretrained()
         each = segmenter.seconds_per_slice()
@@ -155,7 +155,7 @@ def _plane(labelmap: Volume, axis: int, index: int) -> np.ndarray:
 
 def _dice(voxels: np.ndarray, reference: Volume, axis: int, painted: int) -> float:
     """Dice over all slices but the painted one."""
-    from .evaluation.metrics import dice
+    from SDFSMISLib.evaluation.metrics import dice
 
     ours, theirs = (np.delete(labels, painted, axis) == LABEL for labels in (voxels, reference.voxels))
     return dice(ours, theirs)

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from . import __version__
-from .console import one_line
-from .errors import InputError
-from .support import SupportSet
-from .volume import Geometry, Volume
+from SDFSMISLib import __version__
+from SDFSMISLib.console import one_line
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.support import SupportSet
+from SDFSMISLib.volume import Geometry, Volume
 
 __all__ = ["run_doctor"]
 
@@ -99,9 +99,9 @@ def _disk() -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    from .evaluation.metrics import dice
-    from .inference import Segmenter
-    from .model.digest import weights_digest
+    from SDFSMISLib.evaluation.metrics import dice
+    from SDFSMISLib.inference import Segmenter
+    from SDFSMISLib.model.digest import weights_digest
 
     segmenter = Segmenter.from_pretrained()
     parameters = sum(part.numel() for network in _networks(segmenter) for part in network.parameters())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
+from SDFSMISLib.errors import InputError
 
 __all__ = ["Geometry", "SliceOrientation"]
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .atomic import atomic_output
-from .errors import InputError
-from .geometry import Geometry
+from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.geometry import Geometry
 
 __all__ = ["read_image", "write_image", "written_extension"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
+from SDFSMISLib.errors import InputError
 
 __all__ = ["IntensityWindow", "minmax_window", "robust_window"]
 

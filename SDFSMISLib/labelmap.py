@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .errors import InputError
-from .geometry import Geometry
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.geometry import Geometry
 
 __all__ = [
     "integer_labels",

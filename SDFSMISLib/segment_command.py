@@ -187,7 +187,7 @@ def segment(
 
     Painted slices come out as painted. The result has the mask's label values and names, and tells how it was made.
     """
-    from .segment_run import SegmentRequest, run_segment
+    from SDFSMISLib.segment_run import SegmentRequest, run_segment
 
     request = SegmentRequest(
         output=output,

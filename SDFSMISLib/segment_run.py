@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from .console import duration, progress, say, waiting
-from .errors import InputError
-from .imagefile import written_extension
-from .labelmap import label_values
-from .support import SupportSet
-from .volume import Volume, read_labelmap
+from SDFSMISLib.console import duration, progress, say, waiting
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.imagefile import written_extension
+from SDFSMISLib.labelmap import label_values
+from SDFSMISLib.support import SupportSet
+from SDFSMISLib.volume import Volume, read_labelmap
 
 if TYPE_CHECKING:
-    from .inference import Segmentation, Segmenter
+    from SDFSMISLib.inference import Segmentation, Segmenter
 
 __all__ = ["SegmentRequest", "run_segment"]
 
 FOLDER_EXTENSION = ".nii.gz"  # of results that go into a folder
+PROVENANCE_MARK = b'"sdfsmis_version"'  # in each JSON file that comes beside a result
 SCAN_EXTENSIONS = (".nii.gz", ".seg.nrrd")  # of two parts, so that Path.stem would leave one
 
 
@@ -89,7 +90,7 @@ def run_segment(request: SegmentRequest, command: str) -> None:
     All that can be checked is checked before the long work. Of several scans one that cannot be read is said and passed
     over, and the run fails at its end. Raises :class:`InputError` for bad input, with nothing half-written.
     """
-    from .inference.postprocess import Postprocessing
+    from SDFSMISLib.inference.postprocess import Postprocessing
 
     _check_options(request)
     Postprocessing(request.smooth_mm, request.fill_holes, request.keep_largest)
@@ -109,11 +110,14 @@ def run_segment(request: SegmentRequest, command: str) -> None:
     if first is None and len(jobs) == 1:
         first = Volume.read(jobs[0].query)  # a bad scan is known before the model is loaded
     del scan
-    segmenter = _segmenter(request)
+    with waiting(f"Loading the model {request.model}"):
+        from .inference import Segmenter
+
+        segmenter = Segmenter.from_pretrained(request.model, request.device)
+        seconds = segmenter.seconds_per_slice()
     if request.save_support_set is not None and not request.dry_run:
         support.save(request.save_support_set)
         typer.echo(f"Wrote the support set {request.save_support_set}")
-    seconds = segmenter.seconds_per_slice()
     failed: list[str] = []
     for number, job in enumerate(jobs):
         try:
@@ -142,10 +146,10 @@ def _run_job(
     seconds: float,
     command: str,
 ) -> None:
-    from .inference.output import provenance, write_segmentation
-    from .inference.postprocess import Postprocessing
-    from .inference.segmenter import slice_axis
-    from .model.digest import weights_digest
+    from SDFSMISLib.inference.output import provenance, write_segmentation
+    from SDFSMISLib.inference.postprocess import Postprocessing
+    from SDFSMISLib.inference.segmenter import slice_axis
+    from SDFSMISLib.model.digest import weights_digest
 
     scan_hash = query.content_hash()
     axis = slice_axis(query, support, scan_hash)
@@ -252,7 +256,7 @@ def _inputs(request: SegmentRequest) -> list[Path]:
 
 def _check_outputs(request: SegmentRequest, jobs: list[_Job], labels: Sequence[int]) -> None:
     """Refuses results that cannot be written, would replace what is read, or would replace each other."""
-    from .inference.output import check_writable, written_files
+    from SDFSMISLib.inference.output import check_writable, written_files
 
     inputs = [*_inputs(request), *(job.query for job in jobs)]
     outputs = [request.save_support_set] if request.save_support_set is not None else []
@@ -268,6 +272,8 @@ def _check_outputs(request: SegmentRequest, jobs: list[_Job], labels: Sequence[i
         seen.add(place)
     for output in outputs:
         check_writable(output)
+        if output.suffix == ".json" and output.exists() and PROVENANCE_MARK not in output.read_bytes():
+            raise InputError(f"{output} exists and is of another program; give the result another name.")
 
 
 def _same_file(one: Path, other: Path | None) -> bool:
@@ -300,13 +306,6 @@ def _support(request: SegmentRequest) -> tuple[SupportSet, Volume | None]:
         names = ", ".join(_label(label, labelmap.segment_names.get(label, "")) for label in left_out)
         say(f"Warning: nothing of {names} is painted on the chosen slices; it is left out.")
     return support, scan
-
-
-def _segmenter(request: SegmentRequest) -> Segmenter:
-    with waiting(f"Loading the model {request.model}"):
-        from .inference import Segmenter
-
-        return Segmenter.from_pretrained(request.model, request.device)
 
 
 def _scan_name(path: Path) -> str:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .atomic import atomic_output
-from .errors import InputError
-from .geometry import SliceOrientation
-from .intensity import IntensityWindow
-from .labelmap import integer_labels, label_values
-from .volume import Volume, match_labelmap
+from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.geometry import SliceOrientation
+from SDFSMISLib.intensity import IntensityWindow
+from SDFSMISLib.labelmap import integer_labels, label_values
+from SDFSMISLib.volume import Volume, match_labelmap
 
 __all__ = ["SupportSet", "SupportSlice"]
 

@@ -17,11 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from .errors import InputError
-from .geometry import Geometry, SliceOrientation
-from .imagefile import read_image, write_image, written_extension
-from .intensity import IntensityWindow, finite_range, minmax_window, robust_window
-from .labelmap import integer_labels, merge_layers, read_segments, resample_labels, segment_fields
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.geometry import Geometry, SliceOrientation
+from SDFSMISLib.imagefile import read_image, write_image, written_extension
+from SDFSMISLib.intensity import IntensityWindow, finite_range, minmax_window, robust_window
+from SDFSMISLib.labelmap import integer_labels, merge_layers, read_segments, resample_labels, segment_fields
 
 __all__ = ["Geometry", "IntensityWindow", "SliceOrientation", "Volume", "match_labelmap", "read_labelmap"]
 

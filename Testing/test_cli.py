@@ -1,4 +1,5 @@
-"""The command line: what it writes and says, and that every bad input is one sentence, exit code 2, and nothing written."""
+"""The command line: what it writes and says, and that every bad input is one sentence, exit code 2, and nothing
+written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The demonstration and the doctor, on a small scan and a stand-in pipeline; and the real scan that the demonstration has."""
+"""The demonstration and the doctor, on a small scan and a stand-in pipeline; and the real scan that the demonstration
+has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From painted slices to a volume: strategies, regions, orientations, progress, cancelling; on scans with a known answer."""
+"""From painted slices to a volume: strategies, regions, orientations, progress, cancelling; on scans with a known
+answer."""
 
 from __future__ import annotations
 

@@ -74,7 +74,13 @@ def manifest(tmp_path):
         Volume((volume.image * 100).astype(np.float32), geometry).write(tmp_path / f"{name}.nii.gz")
         Volume(volume.maps[0].astype(np.uint8), geometry).write(tmp_path / f"{name}_labels.nii.gz")
         cases.append(
-            {"id": name, "group": "balls", "image": f"{name}.nii.gz", "labels": f"{name}_labels.nii.gz", "modality": "MR"}
+            {
+                "id": name,
+                "group": "balls",
+                "image": f"{name}.nii.gz",
+                "labels": f"{name}_labels.nii.gz",
+                "modality": "MR",
+            }
             | {"targets": {"ball": 1}, "split": split}
         )
     content = {"groups": {"balls": {"may_train_shipped_weights": True}}, "cases": cases}
@@ -107,7 +113,15 @@ def test_supervoxels_are_kept(manifest):
 def tiny_config(folder, **changes):
     from SDFSMISLib.training.trainer import TrainingConfig
 
-    settings = {"cases": "", "autoencoder_steps": 2, "steps": 4, "batch": 1, "synthetic_count": 2, "save_every": 2, "workers": 0}
+    settings = {
+        "cases": "",
+        "autoencoder_steps": 2,
+        "steps": 4,
+        "batch": 1,
+        "synthetic_count": 2,
+        "save_every": 2,
+        "workers": 0,
+    }
     return TrainingConfig(output=str(folder), **(settings | changes))
 
 
@@ -138,7 +152,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("not json", "cannot be read"), ('{"cases": "", "output": "x", "stepps": 3}', "stepps"), ('{"cases": ""}', "output")],
+    [
+        ("not json", "cannot be read"),
+        ('{"cases": "", "output": "x", "stepps": 3}', "stepps"),
+        ('{"cases": ""}', "output"),
+    ],
 )
 def test_a_bad_configuration_is_refused_in_a_sentence(tmp_path, content, says):
     from SDFSMISLib.training.trainer import TrainingConfig

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .baselines import copy_support, segmenter_method
-from .cases import Case, Manifest, read_manifest
-from .contact_sheet import contact_sheet
-from .evaluate import evaluate
-from .protocols import PROTOCOLS, Task
-from .results import Row, read_results, summarise, write_summary
-from .tables import markdown_table, rich_table
+from SDFSMISLib.evaluation.baselines import copy_support, segmenter_method
+from SDFSMISLib.evaluation.cases import Case, Manifest, read_manifest
+from SDFSMISLib.evaluation.contact_sheet import contact_sheet
+from SDFSMISLib.evaluation.evaluate import evaluate
+from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task
+from SDFSMISLib.evaluation.results import Row, read_results, summarise, write_summary
+from SDFSMISLib.evaluation.tables import markdown_table, rich_table
 
 __all__ = [
     "PROTOCOLS",

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..support import SupportSlice
-from .protocols import Task
+from SDFSMISLib.evaluation.protocols import Task
+from SDFSMISLib.support import SupportSlice
 
 if TYPE_CHECKING:
-    from ..inference import Segmenter
+    from SDFSMISLib.inference import Segmenter
 
 __all__ = ["Method", "copy_support", "segmenter_method"]
 

@@ -21,7 +21,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import InputError
+from SDFSMISLib.errors import InputError
 
 __all__ = ["Case", "Group", "Manifest", "read_manifest"]
 

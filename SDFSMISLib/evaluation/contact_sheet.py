@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..atomic import atomic_output
-from ..errors import InputError
-from ..geometry import Geometry, SliceOrientation
-from ..volume import Volume
-from .metrics import dice
+from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation.metrics import dice
+from SDFSMISLib.geometry import Geometry, SliceOrientation
+from SDFSMISLib.volume import Volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

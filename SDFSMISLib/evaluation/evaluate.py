@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from .baselines import Method
-from .cases import Case, Manifest
-from .metrics import score
-from .protocols import PROTOCOLS, Task, load_case
-from .results import ResultsFile, Row, write_summary
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation.baselines import Method
+from SDFSMISLib.evaluation.cases import Case, Manifest
+from SDFSMISLib.evaluation.metrics import score
+from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task, load_case
+from SDFSMISLib.evaluation.results import ResultsFile, Row, write_summary
 
 __all__ = ["evaluate"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..support import SupportSet
-from ..volume import Volume, match_labelmap, read_labelmap
-from .cases import Case
+from SDFSMISLib.evaluation.cases import Case
+from SDFSMISLib.support import SupportSet
+from SDFSMISLib.volume import Volume, match_labelmap, read_labelmap
 
 __all__ = ["PROTOCOLS", "LabelledScan", "Task", "cross_volume", "load_case", "painted_slices", "same_volume"]
 

@@ -13,9 +13,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..atomic import atomic_output
-from ..errors import InputError
-from .metrics import METRICS
+from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation.metrics import METRICS
 
 __all__ = ["Mean", "ResultsFile", "Row", "Summary", "read_results", "summarise", "write_summary"]
 

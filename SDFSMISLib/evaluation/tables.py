@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .metrics import METRICS
-from .results import Mean, Summary
+from SDFSMISLib.evaluation.metrics import METRICS
+from SDFSMISLib.evaluation.results import Mean, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table

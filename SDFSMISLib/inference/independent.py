@@ -28,8 +28,8 @@ def run_independent(
 
     Args:
         shots: the painted slices of each label.
-        regions: for each label the region of the query slices, and that of each shot. Labels that share a query region share
-            the encoding of the image.
+        regions: for each label the region of the query slices, and that of each shot. Labels that share a query region
+            share the encoding of the image.
         deliver: called for every label and slice; may raise to stop the run.
     """
     side = pipeline.config.resolution

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import InputError
+from SDFSMISLib.errors import InputError
 
 __all__ = ["Postprocessing", "fill_holes", "largest_component", "resolve_labels", "smooth_probabilities"]
 

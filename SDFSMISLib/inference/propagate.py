@@ -1,7 +1,8 @@
 """The `propagate` strategy: outwards from the painted slices, each finished slice joining the support of the next.
 
-State: the painted slices, and of finished ones the last (a bound on memory). The region follows the structure. A lane ends where
-the structure does; what lies behind stays empty. Lanes (both directions, several labels) advance together, as one batch.
+State: the painted slices, and of finished ones the last (a bound on memory). The region follows the structure. A lane
+    ends where the structure does; what lies behind stays empty. Lanes (both directions, several labels) advance
+    together, as one batch.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ class Lane:
 
 
 def lanes_from(
-    label: int, starts: dict[int, np.ndarray], shots: dict[int, Shot], others: Sequence[Shot], wanted: Sequence[int], full_count: int
+    label: int,
+    starts: dict[int, np.ndarray],
+    shots: dict[int, Shot],
+    others: Sequence[Shot],
+    wanted: Sequence[int],
+    full_count: int,
 ) -> list[Lane]:
     """The lanes of one label.
 
@@ -118,7 +124,9 @@ def _advance(
         Shot(scan.image(lane.start), lane.mask, scan.spacing).on_grid(region, side)
         for lane, region in zip(lanes, regions, strict=True)
     ]
-    queries = [region.to_grid(scan.image(lane.path[0]), side, -1.0) for lane, region in zip(lanes, regions, strict=True)]
+    queries = [
+        region.to_grid(scan.image(lane.path[0]), side, -1.0) for lane, region in zip(lanes, regions, strict=True)
+    ]
     painted = _stacked([banks[lane] for lane in lanes])
     last = pipeline.encode_support(
         colour(torch.stack([image for image, _ in previous]))[:, None],
@@ -146,9 +154,7 @@ def _advance(
     return ended
 
 
-def _lane_banks(
-    pipeline: SDFSMISPipeline, lanes: Sequence[Lane], full: bool, side: int
-) -> dict[Lane, SupportBank]:
+def _lane_banks(pipeline: SDFSMISPipeline, lanes: Sequence[Lane], full: bool, side: int) -> dict[Lane, SupportBank]:
     """The painted slices' bank of every lane, each made once."""
     made: dict[tuple[int, ...], SupportBank] = {}
     banks = {}

@@ -1,6 +1,7 @@
 """Regions of a slice: which square of it fills the network's grid, and the way there and back.
 
-All is in canonical orientation (see `SliceOrientation`). A region is made of whole pixels, so that nothing is resampled twice.
+All is in canonical orientation (see `SliceOrientation`). A region is made of whole pixels, so that nothing is resampled
+twice.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Region:
         whole = cls.whole(mask.shape, spacing)
         if not len(rows):
             return whole
-        edges = [(rows[0] * spacing[0], (rows[-1] + 1) * spacing[0]), (columns[0] * spacing[1], (columns[-1] + 1) * spacing[1])]
+        edges = [
+            (rows[0] * spacing[0], (rows[-1] + 1) * spacing[0]),
+            (columns[0] * spacing[1], (columns[-1] + 1) * spacing[1]),
+        ]
         half = max(high - low for low, high in edges) / 2 * margin + MARGIN_PIXELS * max(spacing)
         if half * 2 >= whole.height * spacing[0]:
             return whole
@@ -76,7 +80,9 @@ class Region:
     def from_grid(self, values: torch.Tensor) -> np.ndarray:
         """Values (side, side) on the network's grid back on this region's pixels, float32 (height, width), still soft."""
         size = (self.height, self.width)
-        back = F.interpolate(values[None, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+        back = F.interpolate(
+            values[None, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False
+        )
         return back[0, 0].cpu().numpy()
 
     def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:

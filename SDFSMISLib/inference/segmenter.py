@@ -79,14 +79,15 @@ class Segmenter:
     ) -> Segmentation:
         """Segment `query` by `support`.
 
-        Where slices of the query itself are painted, `propagate` goes outwards from them. On another scan a pass over all
-        slices comes first and finds the structure; propagation starts at its most certain slice.
+        Where slices of the query itself are painted, `propagate` goes outwards from them. On another scan a pass over
+        all slices comes first and finds the structure; propagation starts at its most certain slice.
 
         Args:
             query: the scan to segment.
             support: painted slices, of this scan or of others.
             strategy: `propagate`, or `independent`: each slice alone against the support, the paper's way.
-            axis: array axis along which to slice; None = that of the painted slices, or the one that is anatomically nearest.
+            axis: array axis along which to slice; None = that of the painted slices, or the one that is anatomically
+                nearest.
             slices: slices to segment, from 0; None = all.
             labels: label values to segment; None = all of the support.
             region: `auto` shows the network a square around the structure, `full` whole slices, the paper's way.
@@ -122,7 +123,8 @@ class Segmenter:
         return self._assembled(query, run, support, painted, postprocessing or Postprocessing(), began, scan)
 
     def seconds_per_slice(self) -> float:
-        """What one slice of one label costs here, measured on two passes with random input; for telling the time to expect."""
+        """What one slice of one label costs here, measured on two passes with random input; for telling the time to
+        expect."""
         side = self.pipeline.config.resolution
         random = np.random.default_rng(0)
         image = random.uniform(-1, 1, (side, side)).astype(np.float32)
@@ -220,9 +222,7 @@ class _Run:
             else:
                 for index in self._open(label):
                     self.deliver(label, index, np.zeros(self.scan.shape, dtype=np.uint8))
-        run_propagate(
-            self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, self._deliver_open
-        )
+        run_propagate(self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, self._deliver_open)
 
     def deliver(self, label: int, index: int, probability: np.ndarray) -> None:
         """Take a finished slice in, tell about it, and stop where the caller wants to.
@@ -247,7 +247,8 @@ class _Run:
         self.deliver(label, index, probability)
 
     def _found(self, label: int) -> dict[int, np.ndarray]:
-        """The most certain slice of another scan, with its mask: a pass over full slices, then one around what it found."""
+        """The most certain slice of another scan, with its mask: a pass over full slices, then one around what it
+        found."""
         seen: dict[int, np.ndarray] = {}
 
         def keep(_: int, index: int, probability: np.ndarray) -> None:
@@ -308,7 +309,8 @@ class _Run:
 
 
 def _most_certain(seen: dict[int, np.ndarray], threshold: float) -> int | None:
-    """The slice whose structure is both large and sure: the greatest sum of (2p - 1) over its pixels; None if all are empty."""
+    """The slice whose structure is both large and sure: the greatest sum of (2p - 1) over its pixels; None if all are
+    empty."""
     best, most = None, 0.0
     for index, probability in seen.items():
         inside = probability[probability > 255 * threshold].astype(np.float32) / 255
@@ -324,13 +326,16 @@ def _check_options(strategy: str, region: str, threshold: float, batch_size: int
     if region not in REGIONS:
         raise InputError(f"The region {region!r} was given; {' and '.join(REGIONS)} are accepted.")
     if not 0 < threshold < 1:
-        raise InputError(f"The threshold {threshold} was given; a probability between 0 and 1 is accepted, 0.5 by default.")
+        raise InputError(
+            f"The threshold {threshold} was given; a probability between 0 and 1 is accepted, 0.5 by default."
+        )
     if batch_size < 1:
         raise InputError(f"The batch size {batch_size} was given; 1 or more slices are accepted.")
 
 
 def slice_axis(query: Volume, support: SupportSet, scan_hash: str) -> int:
-    """The axis of the painted slices where they are of this scan, else the one that lies anatomically nearest to theirs.
+    """The axis of the painted slices where they are of this scan, else the one that lies anatomically nearest to
+    theirs.
 
     Args:
         scan_hash: the query's content hash.
@@ -360,7 +365,8 @@ def _unlikeness(scan: QueryScan, support: SupportSet) -> list[str]:
     ratio = max(scan.spacing) / max(piece.spacing)
     if not 1 / UNLIKE_SPACING < ratio < UNLIKE_SPACING:
         messages.append(
-            f"Pixels are {max(scan.spacing):.3g} mm in the query and {max(piece.spacing):.3g} mm in the support; results may be poor."
+            f"Pixels are {max(scan.spacing):.3g} mm in the query and {max(piece.spacing):.3g} mm in the support; "
+            "results may be poor."
         )
     if scan.volume.geometry.plane(scan.axis) != piece.plane:
         messages.append("The query is cut in another anatomical plane than the painted slices; results may be poor.")
@@ -368,7 +374,7 @@ def _unlikeness(scan: QueryScan, support: SupportSet) -> list[str]:
     overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
     if overlap < 0.3 * max(ours.high - ours.low, theirs.high - theirs.low):
         messages.append(
-            f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to {theirs.high:.4g} in the "
-            "support; is it another modality?"
+            f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to {theirs.high:.4g} in "
+            "the support; is it another modality?"
         )
     return messages

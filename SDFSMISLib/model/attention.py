@@ -1,7 +1,7 @@
 """Attention processors of the support-query U-Net (SQI's information injection; paper section on SQI).
 
-Both are stateless: what a pass needs or leaves behind travels in `PassValues`, which the caller hands in through diffusers'
-`cross_attention_kwargs`. Two runs at once therefore cannot mix.
+Both are stateless: what a pass needs or leaves behind travels in `PassValues`, which the caller hands in through
+    diffusers' `cross_attention_kwargs`. Two runs at once therefore cannot mix.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class PassValues:
     """What travels with one U-Net pass.
 
     Attributes:
-        conditions: output of each cross-attention, by layer name, (1 or B, 1, C). With a single condition token the softmax
-            over tokens is 1, so this output does not depend on the image and is computed once per run.
-        bank_keys, bank_values: support keys and values of each self-attention, by layer name, (1 or B, T, C); T = shots x
-            tokens. Empty in the support pass.
+        conditions: output of each cross-attention, by layer name, (1 or B, 1, C). With a single condition token the
+            softmax over tokens is 1, so this output does not depend on the image and is computed once per run.
+        bank_keys, bank_values: support keys and values of each self-attention, by layer name, (1 or B, T, C); T = shots
+            x tokens. Empty in the support pass.
         own_keys, own_values: filled by the pass where `record` is set: this pass's own keys and values, (B, N, C).
         record: whether the pass leaves its keys and values behind (the support pass does).
     """

@@ -71,23 +71,26 @@ def new_built_in(seed: int = 0) -> SDFSMISPipeline:
 def fold_encoder(vae: AutoencoderKL) -> None:
     """Set the encoder so that a latent position holds the grey levels of its 4 x 4 pixels, one per channel.
 
-    Sixteen channels for sixteen pixels: nothing of a grey image is lost, and there is nothing to learn; an encoder of this size
-    trained for minutes blurs. Residual branches are set to zero, the two strided convolutions gather 2 x 2 pixels each. The group
-    normalisation before the last convolution would divide by each image's own contrast; constants in half of its channels
-    keep that divisor nearly fixed, and an offset keeps SiLU where it is nearly straight. What remains is near to linear.
+    Sixteen channels for sixteen pixels: nothing of a grey image is lost, and there is nothing to learn; an encoder of
+        this size trained for minutes blurs. Residual branches are set to zero, the two strided convolutions gather 2 x
+        2 pixels each. The group normalisation before the last convolution would divide by each image's own contrast;
+        constants in half of its channels keep that divisor nearly fixed, and an offset keeps SiLU where it is nearly
+        straight. What remains is near to linear.
     """
     encoder = vae.encoder
     for module in encoder.modules():
         if isinstance(module, torch.nn.Conv2d):
-            module.weight.zero_()
-            module.bias.zero_()
+            for parameter in module.parameters():
+                parameter.zero_()
     encoder.conv_in.weight[0, :, 1, 1] = 1 / 3  # channel 0: grey
     first, second = (block.downsamplers[0].conv for block in encoder.down_blocks[:2])
     shortcut = encoder.down_blocks[1].resnets[0].conv_shortcut
     for tap in range(4):
         first.weight[tap, 0, tap // 2, tap % 2] = 1
         shortcut.weight[tap, tap, 0, 0] = 1
-    pixel_channels = [4 * (index // 2) + index % 2 for index in range(LATENT_CHANNELS)]  # groups of 4: two pixels, +C, -C
+    pixel_channels = [
+        4 * (index // 2) + index % 2 for index in range(LATENT_CHANNELS)
+    ]  # groups of 4: two pixels, +C, -C
     for pixel, channel in enumerate(pixel_channels):
         tap = pixel % 4
         second.weight[channel, pixel // 4, tap // 2, tap % 2] = 1

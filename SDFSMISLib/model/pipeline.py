@@ -85,7 +85,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         joined = torch.cat(maps)
         return SDFSMISOutput(probabilities=joined.mean(1), maps=joined)
 
-    # -- images and masks to latents and back -----------------------------------------------------------------------
+    # -- images and masks to latents and back
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Scaled latents (N, c, h, w): the posterior's mean, never a draw. `images` (N, 3, H, W) in [-1, 1]."""
@@ -104,7 +104,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         """The same before clipping, around [-1, 1], float32: what a loss on the decoded mask needs."""
         return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
 
-    # -- supports ---------------------------------------------------------------------------------------------------
+    # -- supports
 
     def condition_token(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """VTCT: one token (B, 1, D) from supports `images` (B, S, 3, H, W) in [-1, 1] and `masks` (B, S, H, W)."""
@@ -113,9 +113,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         pixels = self.translator.encoder_pixels(levels).to(self.image_encoder.dtype)
         tokens = self.image_encoder(pixels).last_hidden_state
         grid = round((tokens.shape[1] - 1) ** 0.5)
-        weights = self.translator.patch_weights(
-            masks.to(self.device).flatten(0, 1), grid, self.config.official_details
-        )
+        weights = self.translator.patch_weights(masks.to(self.device).flatten(0, 1), grid, self.config.official_details)
         feature = pooled_feature(tokens, weights).unflatten(0, (tasks, shots)).mean(1)
         return self.translator(feature.to(self.translator.dtype))
 
@@ -132,7 +130,9 @@ class SDFSMISPipeline(DiffusionPipeline):
         if conditions is None:
             conditions = self.unet.condition_constants(self.condition_token(images, masks))
         flat = masks.to(self.device).flatten(0, 1)
-        return self.support_bank(self.encode_images(images.flatten(0, 1)), self.encode_masks(flat), flat, conditions, masks.shape[1])
+        return self.support_bank(
+            self.encode_images(images.flatten(0, 1)), self.encode_masks(flat), flat, conditions, masks.shape[1]
+        )
 
     def support_bank(
         self,
@@ -147,10 +147,10 @@ class SDFSMISPipeline(DiffusionPipeline):
         foreground, background = (x.unflatten(0, (-1, shots)) for x in support_prototypes(latents, masks))
         return SupportBank(keys, values, conditions, foreground, background)
 
-    # -- queries ----------------------------------------------------------------------------------------------------
+    # -- queries
 
     def predict(self, latents: torch.Tensor, bank: SupportBank) -> torch.Tensor:
-        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w); the bank has one row, or one for each query."""
+        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w); a bank of one row, or of one for each query."""
         prototype, _ = query_prototypes(latents, query_probabilities(latents, bank.foreground, bank.background))
         spread = prototype[..., None, None].expand_as(latents)
         return -self.unet.predict(torch.cat([latents, spread], dim=1), bank)
@@ -165,8 +165,8 @@ class SDFSMISPipeline(DiffusionPipeline):
                 raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (number, 3, height, width)")
         if support_masks.shape != support_images.shape[:1] + support_images.shape[2:]:
             raise ValueError(
-                f"support_masks has shape {tuple(support_masks.shape)}; expected one mask (height, width) for each of the "
-                f"support images {tuple(support_images.shape)}"
+                f"support_masks has shape {tuple(support_masks.shape)}; expected one mask (height, width) for "
+                f"each of the support images {tuple(support_images.shape)}"
             )
         factor = self.latent_factor
         for name, x in (("support_images", support_images), ("query_images", query_images)):

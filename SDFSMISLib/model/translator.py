@@ -74,16 +74,16 @@ class VisualToTextualTranslator(ModelMixin, ConfigMixin):
     def encoder_pixels(self, levels: torch.Tensor) -> torch.Tensor:
         """Normalised network input (N, 3, h, w), float32, of bytes (N, 3, h, w)."""
         mean, std = (
-            torch.tensor(x, device=levels.device).view(3, 1, 1)
-            for x in (self.config.image_mean, self.config.image_std)
+            torch.tensor(x, device=levels.device).view(3, 1, 1) for x in (self.config.image_mean, self.config.image_std)
         )
         return (levels.float() / 255 - mean) / std
 
     def patch_weights(self, masks: torch.Tensor, grid: int, official_details: bool) -> torch.Tensor:
         """Which patches belong to the structure.
 
-        The mask is cropped as the image was, resized to the patch grid and binarised at 0.5. A structure smaller than half a
-        patch would vanish; its share of each patch serves as the weight then. With `official_details` both differ as in the
+        The mask is cropped as the image was, resized to the patch grid and binarised at 0.5. A structure smaller than
+        half a patch would vanish; its share of each patch serves as the weight then. With `official_details` both
+        differ as in the
         official code: the mask is not cropped, and a small structure gives no weight at all.
 
         Args:
@@ -123,8 +123,9 @@ def pooled_feature(tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def resized_position_table(table: torch.Tensor, grid: int) -> torch.Tensor:
     """DINOv2's position table for another patch grid, in the form that the released weights were used with.
 
-    Bicubic, by the scale factor `(grid + 0.1) / old` rather than by size: DINOv2's own interpolation, which the official code
-    inherits from its transformers version; newer ones interpolate by size, which differs by a third of the table's norm.
+    Bicubic, by the scale factor `(grid + 0.1) / old` rather than by size: DINOv2's own interpolation, which the
+    official code inherits from its transformers version; newer ones interpolate by size, which differs by a third of
+    the table's norm.
 
     Args:
         table: (1, 1 + old*old, D), the class token's row first.

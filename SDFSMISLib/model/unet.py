@@ -61,8 +61,9 @@ class SupportBank:
 class SupportQueryUNet(UNet2DConditionModel):
     """`UNet2DConditionModel` with `conv_in_ref`, the input convolution of the support pass.
 
-    Both input convolutions take twice the latent channels: `conv_in` the query latent and its prototype spread over space,
-    `conv_in_ref` the support's image latent and mask latent. `in_channels` of the configuration is that doubled number.
+    Both input convolutions take twice the latent channels: `conv_in` the query latent and its prototype spread over
+        space, `conv_in_ref` the support's image latent and mask latent. `in_channels` of the configuration is that
+        doubled number.
     """
 
     @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
@@ -122,9 +123,7 @@ class SupportQueryUNet(UNet2DConditionModel):
         Returns:
             keys and values by layer, (B, S*N, C); and the pass's output (B*S, c, h, w), which nothing uses further.
         """
-        spread = {
-            name: x if x.shape[0] == 1 else x.repeat_interleave(shots, dim=0) for name, x in conditions.items()
-        }
+        spread = {name: x if x.shape[0] == 1 else x.repeat_interleave(shots, dim=0) for name, x in conditions.items()}
         passing = PassValues(conditions=spread, record=True)
         output = self._run(self.conv_in_ref(sample), passing)
         keys, values = (
@@ -141,7 +140,8 @@ class SupportQueryUNet(UNet2DConditionModel):
             bank: with B = 1 or B = Q.
 
         Returns:
-            (Q, c, h, w), the v-prediction; its negative is the scaled mask latent (the schedule's beta is 1 throughout).
+            (Q, c, h, w), the v-prediction; its negative is the scaled mask latent (the schedule's beta is 1
+            throughout).
         """
         passing = PassValues(conditions=bank.conditions, bank_keys=bank.keys, bank_values=bank.values)
         return self._run(self.conv_in(sample), passing)

@@ -1,7 +1,7 @@
 """Episodes: a few painted slices, a query slice, and its true mask, on the network's grid.
 
-Three kinds (notes on where they come from in each function): `propagate` (the painted slice and the last finished one ask for the
-next), `independent` (painted slices anywhere in the scan), `cross` (the painted slice is of another scan).
+Three kinds (notes on where they come from in each function): `propagate` (the painted slice and the last finished one
+ask for the next), `independent` (painted slices anywhere in the scan), `cross` (the painted slice is of another scan).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class EpisodeBatch:
     Attributes:
         support_images: (B, S, R, R) in [-1, 1]. support_masks: (B, S, R, R), 0 or 1.
         query_images: (B, R, R). query_masks: (B, R, R), 0 or 1.
-        painted: how many of the S supports are painted by hand: they give the condition token; the rest are finished slices.
+        painted: how many of the S supports are painted by hand: they give the condition token; the rest are finished
+            slices.
     """
 
     support_images: torch.Tensor
@@ -38,7 +39,8 @@ class EpisodeBatch:
 
 @dataclass(frozen=True)
 class Frame:
-    """A square of the slice plane: centre (row, column) and half side in mm, turned by `angle`, mirrored, bent by a field."""
+    """A square of the slice plane: centre (row, column) and half side in mm, turned by `angle`, mirrored, bent by a
+    field."""
 
     centre: tuple[float, float]
     half: float
@@ -73,11 +75,13 @@ class SliceKey:
         return np.isin(self._canonical(self.volume.maps[self.map_number]), self.values)
 
     def _canonical(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(self.volume.orientations[self.axis].apply(np.take(array, self.index, axis=self.axis)))
+        return np.ascontiguousarray(
+            self.volume.orientations[self.axis].apply(np.take(array, self.index, axis=self.axis))
+        )
 
 
 class EpisodeSampler:
-    """Draws batches of episodes; the same seed and number give the same batch, in whatever order batches are asked for."""
+    """Draws batches of episodes; seed and number of a batch say what is in it, whatever was drawn before."""
 
     def __init__(
         self,
@@ -116,7 +120,7 @@ class EpisodeSampler:
         kind = kinds[int(self.rng.choice(len(kinds), p=weights / weights.sum()))]
         shots = int(self.rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
         painted = 1 if kind != "propagate" else int(self.rng.choice([1, 2], p=[0.8, 0.2]))
-        episodes = []
+        episodes: list[tuple[torch.Tensor, ...]] = []
         while len(episodes) < size:
             if kind == "propagate":
                 found = self._propagate(painted)
@@ -129,7 +133,7 @@ class EpisodeSampler:
         supports, masks, queries, answers = (torch.stack(x) for x in zip(*episodes, strict=True))
         return EpisodeBatch(supports, masks, queries, answers, painted if kind == "propagate" else supports.shape[1])
 
-    # -- the three kinds ----------------------------------------------------------------------------------------------
+    # -- the three kinds
 
     def _propagate(self, painted: int) -> tuple[torch.Tensor, ...] | None:
         """The painted slice(s), the finished neighbour with the kind of errors a prediction has, and the next slice.
@@ -153,7 +157,7 @@ class EpisodeSampler:
         if not previous.mask().any():
             return None
         turn, mirror = self._turn(), bool(self.rng.random() < 0.5)
-        shown, masks = [], []
+        shown: list[tuple[SliceKey, Frame]] = []
         for number in range(painted):
             key = first if number == 0 else first.at(int(self.rng.choice(present)))
             frame = self._frame_around(key.mask(), key.spacing, (1.6, 2.8), 0.12)
@@ -213,7 +217,7 @@ class EpisodeSampler:
         images, masks = self._rendered(shown, same_scan=True)
         return self._split(images, masks)
 
-    # -- choosing ------------------------------------------------------------------------------------------------------
+    # -- choosing
 
     def _target(self, volume: TrainingVolume | None = None, labels: bool = False) -> SliceKey:
         """A slice and a target on it: a label, a supervoxel, or now and then the union of two."""
@@ -247,13 +251,17 @@ class EpisodeSampler:
         """Voxels of every label on every slice, (slices, labels)."""
         key = (volume.name, number, axis)
         if key not in self._counts:
-            labels = np.moveaxis(volume.maps[number], axis, 0).reshape(volume.maps[number].shape[axis], -1).astype(np.int64)
+            labels = (
+                np.moveaxis(volume.maps[number], axis, 0).reshape(volume.maps[number].shape[axis], -1).astype(np.int64)
+            )
             width = int(labels.max()) + 1
             offset = np.arange(labels.shape[0])[:, None] * width
-            self._counts[key] = np.bincount((labels + offset).ravel(), minlength=labels.shape[0] * width).reshape(-1, width)
+            self._counts[key] = np.bincount((labels + offset).ravel(), minlength=labels.shape[0] * width).reshape(
+                -1, width
+            )
         return self._counts[key]
 
-    # -- frames --------------------------------------------------------------------------------------------------------
+    # -- frames
 
     def _turn(self) -> float:
         return float(self.rng.uniform(-np.pi, np.pi) if self.rng.random() < 0.4 else self.rng.normal(0, 0.15))
@@ -288,11 +296,15 @@ class EpisodeSampler:
             bend=bend,
         )
 
-    # -- rendering -----------------------------------------------------------------------------------------------------
+    # -- rendering
 
-    def _rendered(self, shown: list[tuple[SliceKey, Frame]], same_scan: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _rendered(
+        self, shown: list[tuple[SliceKey, Frame]], same_scan: bool
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Images in [-1, 1] and masks, R x R each, with the task's look and a little of each slice's own."""
-        masks = [_sampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown]
+        masks = [
+            _sampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
+        ]
         if shown[0][0].volume.image is None:
             labels = [
                 _sampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
@@ -301,7 +313,8 @@ class EpisodeSampler:
             images = painted_appearance(self.rng, labels, same_scan)
         else:
             images = [
-                _sampled(torch.from_numpy(k.image().astype(np.float32)) + 1, k.spacing, f, self.resolution) - 1 for k, f in shown
+                _sampled(torch.from_numpy(k.image().astype(np.float32)) + 1, k.spacing, f, self.resolution) - 1
+                for k, f in shown
             ]
         look = self._look()
         looks = [self._look(look, 0.15) if same_scan else self._look() for _ in images]
@@ -357,7 +370,8 @@ class EpisodeSampler:
 def _sampled(
     image: torch.Tensor, spacing: tuple[float, float], frame: Frame, resolution: int, mode: str = "bilinear"
 ) -> torch.Tensor:
-    """An image (H, W) through a frame, (R, R); zero outside; twice as fine and averaged where pixels get lost otherwise."""
+    """An image (H, W) through a frame, (R, R); zero outside; twice as fine and averaged where pixels get lost
+    otherwise."""
     fine = 2 if mode == "bilinear" and 2 * frame.half / resolution > 1.4 * min(spacing) else 1
     size = resolution * fine
     cos, sin = np.cos(frame.angle) * frame.half, np.sin(frame.angle) * frame.half

@@ -1,8 +1,8 @@
 """Label volumes without any patient, and the random appearance of their slices (domain randomisation).
 
-Shapes: the index of the largest of several smooth random fields, as in SynthMorph's `sm-shapes` (Hoffmann et al., IEEE TMI 2022),
-with ellipsoids and tubes on top, inside a body envelope. Appearance: one grey level per label and view, texture, blur, bias field
-and noise, after SynthSeg (Billot et al., MedIA 2023).
+Shapes: the index of the largest of several smooth random fields, as in SynthMorph's `sm-shapes` (Hoffmann et al., IEEE
+    TMI 2022), with ellipsoids and tubes on top, inside a body envelope. Appearance: one grey level per label and view,
+    texture, blur, bias field and noise, after SynthSeg (Billot et al., MedIA 2023).
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def _smooth_noise(rng: np.random.Generator, side: int, scale: int) -> np.ndarray
     return F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0, 0].numpy()
 
 
-def painted_appearance(
-    rng: np.random.Generator, labels: list[torch.Tensor], same_scan: bool
-) -> list[torch.Tensor]:
+def painted_appearance(rng: np.random.Generator, labels: list[torch.Tensor], same_scan: bool) -> list[torch.Tensor]:
     """Grey images of label images.
 
     Args:

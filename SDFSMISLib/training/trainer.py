@@ -1,9 +1,11 @@
-"""The trainer of the built-in weights: first the decoder of the autoencoder, then U-Net, image encoder and translator on episodes.
+"""The trainer of the built-in weights: first the decoder of the autoencoder, then U-Net, image encoder and translator
+on episodes.
 
-The encoder is set, not learned (`fold_encoder`). With `autoencoder_weight` 0 the decoder is frozen after its own stage, as in the
-paper; a small one that has seen few images gains from learning on with the rest, its own loss weighted so. The rest learns from the decoded mask (cross-entropy and soft Dice;
-one step without noise allows it: Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than you think",
-WACV 2025) and from the mask latent (mean squared error, the paper's loss).
+The encoder is set, not learned (`fold_encoder`). With `autoencoder_weight` 0 the decoder is frozen after its own stage,
+as in the paper; a small one that has seen few images gains from learning on with the rest, its own loss weighted so.
+The rest learns from the decoded mask (cross-entropy and soft Dice;
+one step without noise allows it: Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than
+    you think", WACV 2025) and from the mask latent (mean squared error, the paper's loss).
 """
 
 from __future__ import annotations
@@ -131,10 +133,12 @@ def train(config: TrainingConfig) -> Path:
     return output / "pipeline"
 
 
-# -- first stage: the autoencoder ---------------------------------------------------------------------------------------
+# -- first stage: the autoencoder
 
 
-def _train_autoencoder(pipeline: SDFSMISPipeline, sampler: EpisodeSampler, config: TrainingConfig, output: Path) -> None:
+def _train_autoencoder(
+    pipeline: SDFSMISPipeline, sampler: EpisodeSampler, config: TrainingConfig, output: Path
+) -> None:
     vae = pipeline.vae
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
@@ -158,7 +162,7 @@ def _train_autoencoder(pipeline: SDFSMISPipeline, sampler: EpisodeSampler, confi
     vae.register_to_config(scaling_factor=float(state.extra["scaling_factor"]))
 
 
-# -- second stage: episodes -----------------------------------------------------------------------------------------------
+# -- second stage: episodes
 
 
 def _train_segmentation(
@@ -195,8 +199,8 @@ def episode_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Loss of a batch of episodes, and its parts as numbers for the log.
 
-    Cross-entropy and soft Dice on the decoded mask, plus `latent_weight` x mean squared error on the scaled mask latent, plus
-    `autoencoder_weight` x absolute error of what the decoder makes of an image's or a mask's own latent.
+    Cross-entropy and soft Dice on the decoded mask, plus `latent_weight` x mean squared error on the scaled mask
+    latent, plus `autoencoder_weight` x absolute error of what the decoder makes of an image's or a mask's own latent.
     """
     device = pipeline.device
     images = batch.support_images.to(device)[:, :, None].expand(-1, -1, 3, -1, -1)
@@ -230,7 +234,7 @@ def episode_loss(
     return loss, {"loss": loss.item(), "entropy": entropy.item(), "latent": latent.item(), "dice": score}
 
 
-# -- what both stages need ------------------------------------------------------------------------------------------------
+# -- what both stages need
 
 
 class _Checkpoint:
@@ -267,7 +271,7 @@ class _Checkpoint:
 
     def save(self, step: int, extra: dict[str, float]) -> None:
         self.extra = extra
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for kind, networks in (("network", self.networks), ("average", self.averaged)):
             for name, network in networks.items():
                 tensors |= {f"{kind}.{name}.{k}": v.contiguous() for k, v in network.state_dict().items()}

@@ -20,7 +20,8 @@ class TrainingVolume:
     """One volume to draw episodes from.
 
     Attributes:
-        image: (slices, height, width) float16 in [-1, 1]; None for a synthetic volume, whose appearance is drawn each time.
+        image: (slices, height, width) float16 in [-1, 1]; None for a synthetic volume, whose appearance is drawn each
+            time.
         maps: label volumes to take targets from, (slices, height, width) integers, 0 = nothing: the labels first.
         labelled: whether maps[0] are labels (of people, or of the synthesis) rather than supervoxels.
         spacing: mm between voxels, array order.
@@ -50,11 +51,12 @@ def load_training_volumes(manifest: Path, cache: Path, shippable: bool = True) -
     cases = [
         case
         for case in content["cases"]
-        if case["split"] == "train"
-        and (not shippable or content["groups"][case["group"]]["may_train_shipped_weights"])
+        if case["split"] == "train" and (not shippable or content["groups"][case["group"]]["may_train_shipped_weights"])
     ]
     if not cases:
-        raise InputError(f"{manifest} has no case with split 'train' that may be used; add some or train on synthetic ones.")
+        raise InputError(
+            f"{manifest} has no case with split 'train' that may be used; add some or train on synthetic ones."
+        )
     return [_real_volume(manifest.parent, case, cache) for case in cases]
 
 
@@ -63,7 +65,16 @@ def synthetic_volumes(count: int, seed: int) -> list[TrainingVolume]:
     rng = np.random.default_rng(seed)
     plain = SliceOrientation(False, False, False)
     return [
-        TrainingVolume(f"synthetic_{i}", None, (synthetic_labels(rng),), True, (1.0, 1.0, 1.0), (0, 1, 2), (plain,) * 3, "synthetic")
+        TrainingVolume(
+            f"synthetic_{i}",
+            None,
+            (synthetic_labels(rng),),
+            True,
+            (1.0, 1.0, 1.0),
+            (0, 1, 2),
+            (plain,) * 3,
+            "synthetic",
+        )
         for i in range(count)
     ]
 
