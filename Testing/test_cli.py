@@ -1,5 +1,4 @@
-"""The command line: what it writes and says, and that every bad input is one sentence, exit code 2, and nothing
-written."""
+"""The command line: what it writes and says; bad input is one sentence, exit code 2, and nothing written."""
 
 from __future__ import annotations
 
@@ -418,6 +417,12 @@ def test_results_never_replace_what_is_read(refused: Callable[..., str], files: 
     assert "would replace an input" in refused(*segment(files, "--output", files / "link.nii.gz"))
 
 
+def test_a_json_file_of_another_program_is_left_alone(refused: Callable[..., str], files: Path) -> None:
+    """Such as the sidecar that BIDS keeps beside a scan."""
+    (files / "scan.json").write_text('{"EchoTime": 0.03}')
+    assert "another program" in refused(*segment(files, "--output", files / "scan.nii"))
+
+
 def test_results_never_replace_each_other(refused: Callable[..., str], files: Path) -> None:
     same = files / "r.nii.gz"
     assert "Two results" in refused(*segment(files, "--output", same, "--probabilities", same))
@@ -569,6 +574,21 @@ def test_convert_says_what_it_needs(run: Run, files: Path) -> None:
     assert ran.code == 2 and "--stable-diffusion and --dinov2, or --official" in ran.err
     ran = run("convert", "--output", files / "model", "--dinov2", files, "--stable-diffusion", files / "none")
     assert ran.code == 2 and not (files / "model").exists()
+
+
+def test_convert_hands_its_options_on(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    for name in ("convert_official", "convert_stable_diffusion"):
+        monkeypatch.setattr(
+            f"SDFSMISLib.model.convert.{name}", lambda *given, name=name, **more: asked.append((name, given, more))
+        )
+    sources = ("--stable-diffusion", "sd", "--dinov2", "owner/dino")
+    assert run("convert", "--output", files / "a", *sources, "--half", "--resolution", 512).code == 0
+    assert run("convert", "--output", files / "b", "--official", files, "--overwrite").code == 0
+    half = {"resolution": 512, "dtype": torch.float16, "overwrite": False}
+    assert asked[0] == ("convert_stable_diffusion", ("sd", "owner/dino", files / "a"), half)
+    whole = {"resolution": 256, "dtype": torch.float32, "overwrite": True, "stable_diffusion": None, "dinov2": None}
+    assert asked[1] == ("convert_official", (files, files / "b"), whole)
 
 
 def test_train_says_what_is_wrong_with_a_configuration(run: Run, files: Path) -> None:

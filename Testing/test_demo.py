@@ -1,5 +1,4 @@
-"""The demonstration and the doctor, on a small scan and a stand-in pipeline; and the real scan that the demonstration
-has."""
+"""The demonstration and the doctor, on a small scan and a stand-in pipeline; and the demonstration's real scan."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""From painted slices to a volume: strategies, regions, orientations, progress, cancelling; on scans with a known
-answer."""
+"""From painted slices to a volume: strategies, regions, orientations, progress; on scans with a known answer."""
 
 from __future__ import annotations
 
