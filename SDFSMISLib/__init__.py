@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "InputError": ".errors",
-    "Segmentation": ".inference",
-    "Segmenter": ".inference",
-    "SupportSet": ".support",
-    "SupportSlice": ".support",
-    "Volume": ".volume",
-    "read_labelmap": ".volume",
+    "InputError": "SDFSMISLib.errors",
+    "Segmentation": "SDFSMISLib.inference",
+    "Segmenter": "SDFSMISLib.inference",
+    "SupportSet": "SDFSMISLib.support",
+    "SupportSlice": "SDFSMISLib.support",
+    "Volume": "SDFSMISLib.volume",
+    "read_labelmap": "SDFSMISLib.volume",
 }
 """Public name -> the room it comes from."""
 
@@ -42,7 +42,7 @@ _HOME = {
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name], __name__), name)
+    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value  # the next look-up finds it without coming here
     return value
 

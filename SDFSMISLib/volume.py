@@ -25,6 +25,7 @@ from SDFSMISLib.labelmap import integer_labels, merge_layers, read_segments, res
 
 __all__ = ["Geometry", "IntensityWindow", "SliceOrientation", "Volume", "match_labelmap", "read_labelmap"]
 
+OUTSIDE_SHARE = 0.01  # of what is painted; where more lies beside the scan, it was drawn on another one
 SAME_VOXELS = 0.1  # of a voxel: headers rounded by another program differ by less and still mean the same voxels
 
 
@@ -134,7 +135,8 @@ def match_labelmap(labelmap: Volume, scan_geometry: Geometry) -> tuple[Volume, s
 
     A labelmap of the same grid is handed back as it is. One of the same frame on another grid, such as the cropped
     extent that Slicer writes, is resampled by nearest neighbour. Raises :class:`InputError`, with both geometries,
-    where the two do not overlap, nothing painted lies on the scan, or the labelmap's header was evidently lost.
+    where the two do not overlap, more than 1 % of what is painted lies outside the scan, or the labelmap's header was
+    evidently lost.
     """
     mask_geometry = labelmap.geometry
     apart = mask_geometry.displacement(scan_geometry)
@@ -152,6 +154,11 @@ def match_labelmap(labelmap: Volume, scan_geometry: Geometry) -> tuple[Volume, s
     if painted and not voxels.any():
         where = "outside the scan" if outside == painted else "between the scan's voxels"
         raise InputError(f"All that the mask holds lies {where}; give one that was drawn on this scan ({both}).")
+    if outside > OUTSIDE_SHARE * painted:
+        raise InputError(
+            f"{outside} of the mask's {painted} painted voxels lie outside the scan; give a mask that was drawn on "
+            f"this scan ({both})."
+        )
     lost = f"; {outside} of its {painted} painted voxels lie outside" if outside else ""
     message = f"The mask was brought onto the scan's grid by nearest neighbour{lost} ({both})."
     return Volume(voxels, scan_geometry, labelmap.path, dict(labelmap.segment_names)), message

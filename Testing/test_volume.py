@@ -291,10 +291,19 @@ def test_a_finer_labelmap_is_sampled_at_the_voxels_of_the_scan() -> None:
     assert np.argwhere(matched.voxels).max(axis=0).tolist() == [2, 2, 2] and message
 
 
-def test_a_labelmap_that_reaches_out_of_the_scan_says_how_much() -> None:
+def test_a_labelmap_that_reaches_out_of_the_scan_by_a_hair_says_how_much() -> None:
+    grid = Geometry((40, 5, 6), (1.5, 2.0, 3.0), (-20.0, 10.0, 5.0), plain().geometry.direction)
+    painted = np.ones(grid.shape, np.uint8)
+    painted[39, 1:] = 0
+    labels = Volume(painted, replace(grid, origin=(-20.0, 10.0, 8.0)))
+    matched, message = match_labelmap(labels, grid)
+    assert matched.voxels.sum() == 1170 and "6 of its 1176 painted voxels lie outside" in message
+
+
+def test_a_labelmap_painted_beside_the_scan_is_refused() -> None:
     labels = Volume(np.ones((4, 5, 6), np.uint8), replace(plain().geometry, origin=(-20.0, 10.0, 8.0)))
-    matched, message = match_labelmap(labels, plain().geometry)
-    assert matched.voxels.sum() == 90 and "30 of its 120 painted voxels lie outside" in message
+    with pytest.raises(InputError, match="30 of the mask's 120 painted voxels lie outside"):
+        match_labelmap(labels, plain().geometry)
 
 
 @pytest.mark.parametrize(

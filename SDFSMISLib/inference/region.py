@@ -73,12 +73,12 @@ class Region:
         return full
 
     def to_grid(self, image: np.ndarray, side: int, outside: float) -> torch.Tensor:
-        """The region of `image` on the network's grid, float32 (side, side), averaged where pixels are finer than it."""
+        """The region of `image` on the network's grid, float32 (side, side); finer pixels are averaged."""
         part = torch.from_numpy(self.cut(image, outside))[None, None]
         return F.interpolate(part, size=(side, side), mode="bilinear", antialias=True, align_corners=False)[0, 0]
 
     def from_grid(self, values: torch.Tensor) -> np.ndarray:
-        """Values (side, side) on the network's grid back on this region's pixels, float32 (height, width), still soft."""
+        """Values (side, side) on the network's grid as this region's pixels, float32 (height, width), still soft."""
         size = (self.height, self.width)
         back = F.interpolate(
             values[None, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False

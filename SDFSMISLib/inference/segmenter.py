@@ -374,7 +374,7 @@ def _unlikeness(scan: QueryScan, support: SupportSet) -> list[str]:
     overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
     if overlap < 0.3 * max(ours.high - ours.low, theirs.high - theirs.low):
         messages.append(
-            f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to {theirs.high:.4g} in "
-            "the support; is it another modality?"
+            f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to "
+            f"{theirs.high:.4g} in the support; is it another modality?"
         )
     return messages

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
@@ -59,6 +63,12 @@ class SDFSMISPipeline(DiffusionPipeline):
     def latent_factor(self) -> int:
         """Pixels per latent position, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in diffusers; weights may be read by whoever may read the other files, not by their owner alone."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for weights in Path(save_directory).rglob("*.safetensors"):
+            shutil.copymode(Path(save_directory) / "model_index.json", weights)
 
     @torch.no_grad()
     def __call__(
@@ -150,7 +160,7 @@ class SDFSMISPipeline(DiffusionPipeline):
     # -- queries
 
     def predict(self, latents: torch.Tensor, bank: SupportBank) -> torch.Tensor:
-        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w); a bank of one row, or of one for each query."""
+        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w); a bank of one row, or of one for each."""
         prototype, _ = query_prototypes(latents, query_probabilities(latents, bank.foreground, bank.background))
         spread = prototype[..., None, None].expand_as(latents)
         return -self.unet.predict(torch.cat([latents, spread], dim=1), bank)

@@ -1,7 +1,7 @@
 """Peak memory and time of a large scan: `python Testing/Benchmarks/large_scan.py [--slices 600] [--side 512]`.
 
-The scan is noise with a bright rod through all slices; one slice of it is painted. Every slice is segmented with the built-in
-weights by both strategies. The peak is that of this process, torch and all libraries included.
+The scan is noise with a bright rod through all slices; one slice of it is painted. Every slice is segmented with the
+built-in weights by both strategies. The peak is that of this process, torch and all libraries included.
 """
 
 from __future__ import annotations
