@@ -130,6 +130,7 @@ def run_segment(request: SegmentRequest, command: str) -> None:
             continue
         _run_job(request, segmenter, support, job, query, labels, seconds, command)
         first = None
+        del query  # two scans at once would take twice the memory
     if failed:
         raise InputError(
             f"{len(failed)} of {len(jobs)} scans could not be read and have no result: {', '.join(failed)}."

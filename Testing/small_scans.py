@@ -44,17 +44,23 @@ def painted_on(labelmap: Volume, *indices: int, axis: int = 0) -> Volume:
 class BrightPipeline:
     """In place of a pipeline: answers with whatever is bright. It keeps a record of what it was asked.
 
-    ``batches`` has (queries, shots of the bank) for each pass.
+    ``batches`` has (queries, shots of the bank) for each pass, ``painted_pixels`` the pixels painted on all shots of
+    each bank, ``encoded`` the number of images encoded beside supports. ``answer`` is the probability of what is
+    bright.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, resolution: int = 40) -> None:
+    def __init__(self, resolution: int = 40, answer: float = 1.0) -> None:
+        self.answer = answer
         self.config = SimpleNamespace(resolution=resolution)
         self.components: dict[str, object] = {}
         self.batches: list[tuple[int, int]] = []
+        self.painted_pixels: list[int] = []
+        self.encoded = 0
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        self.encoded += len(images)
         return images
 
     def encode_support(
@@ -62,10 +68,11 @@ class BrightPipeline:
     ) -> SupportBank:
         tasks, shots = masks.shape[:2]
         assert images.shape[:2] == (tasks, shots)
+        self.painted_pixels.append(int(masks.sum()))
         nothing = {"layer": torch.zeros(tasks, shots, 1)}
         token = conditions or {"layer": torch.zeros(tasks, 1, 1)}
         return SupportBank(nothing, nothing, token, torch.zeros(tasks, shots, 1), torch.zeros(tasks, shots, 1))
 
-    def segment(self, latents: torch.Tensor, bank: SupportBank) -> torch.Tensor:
+    def segment(self, latents: torch.Tensor, bank: SupportBank, prior: torch.Tensor | None = None) -> torch.Tensor:
         self.batches.append((len(latents), bank.shots))
-        return (latents > 0.5).float()
+        return self.answer * (latents > 0.5).float()

@@ -45,5 +45,22 @@ def test_lanes_go_no_further_than_the_wanted_slices_need():
     assert sorted(i for lane in lanes({10}, 50, wanted=[8, 13]) for i in lane.path) == [8, 9, 11, 12, 13]
 
 
+def test_no_lane_enters_or_passes_a_slice_where_the_structure_is_not():
+    absent = Shot(SHOT.image, ~MASK, (1.0, 1.0))
+    ways = lanes_from(1, {4: MASK, 9: MASK}, {4: SHOT, 7: absent, 9: SHOT, 12: absent}, [], list(range(20)), 20)
+    assert [(lane.start, lane.path, lane.between) for lane in ways] == [
+        (4, [3, 2, 1, 0], False),
+        (4, [5, 6], False),
+        (9, [8], False),
+        (9, [10, 11], False),
+    ]
+
+
+def test_a_lane_that_sees_nothing_painted_here_looks_at_other_scans():
+    absent = Shot(SHOT.image, ~MASK, (1.0, 1.0))
+    (lane,) = lanes_from(1, {0: MASK}, {3: absent}, [absent, absent, absent, SHOT], [1], 4)
+    assert lane.painted[0] is SHOT and lane.path == [1]
+
+
 def test_a_lane_looks_at_a_bounded_number_of_painted_slices():
     assert {len(lane.painted) for lane in lanes(set(range(0, 40, 5)), 40)} == {NEAREST_PAINTED}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,9 @@ from SDFSMISLib import InputError, Segmentation, Segmenter, SupportSet, Volume
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.inference import SliceResult
 from SDFSMISLib.inference.postprocess import Postprocessing
+from SDFSMISLib.inference.shots import Shot
 from SDFSMISLib.model.built_in import new_built_in
+from SDFSMISLib.model.unet import SupportBank
 from SDFSMISLib.volume import Geometry
 
 MIDDLE = 5
@@ -106,6 +110,20 @@ def test_between_two_painted_slices_an_empty_one_is_passed(segmenter: Segmenter)
     np.testing.assert_array_equal(held, labelmap.voxels.any(axis=(1, 2)))
 
 
+def test_what_joins_the_support_is_a_slice_with_its_own_mask() -> None:
+    """Also behind an empty slice: the mask found before it does not lie on that slice's image."""
+
+    class Watched(BrightPipeline):
+        def encode_support(self, images: torch.Tensor, masks: torch.Tensor, *conditions: Any) -> SupportBank:
+            darkest.append(float(images[:, :, 0][masks > 0.5].min()))
+            return super().encode_support(images, masks, *conditions)
+
+    darkest: list[float] = []
+    scan, labelmap = ball_scan((20, 40, 40), gap=(8,))
+    Segmenter(Watched()).segment(scan, support_of(scan, labelmap, 6, 12), region="full")
+    assert len(darkest) > 2 and min(darkest) > 0.5
+
+
 def test_a_scan_without_the_structure_comes_out_empty(segmenter: Segmenter) -> None:
     scan, labelmap = ball_scan()
     voxels = np.where(scan.voxels == ORGAN, BODY, scan.voxels)
@@ -152,6 +170,60 @@ def test_several_labels_and_a_choice_of_them(segmenter: Segmenter) -> None:
     assert sorted(one.probabilities) == [300]
     with pytest.raises(InputError, match="label 7; it has 3, 300"):
         segmenter.segment(scan, support, labels=[7])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_slice_that_only_says_not_here_leaves_the_other_scans_slices_in_use(strategy: str) -> None:
+    """Painted on one scan; on the query a slice is named that does not hold the structure."""
+    painted_scan, painted = ball_scan()
+    scan, labelmap = ball_scan((14, 44, 36), (0.9, 1.1, 2.0))
+    other = np.zeros_like(labelmap.voxels)
+    other[1, 2:8, 2:8] = 2
+    support = support_of(painted_scan, painted, MIDDLE) + support_of(scan, Volume(other, scan.geometry), 1)
+    pipeline, told = BrightPipeline(), list[SliceResult]()
+    segmentation = Segmenter(pipeline).segment(scan, support, strategy, labels=[1], on_slice=told.append)
+    assert overlap(segmentation, labelmap) > 0.95
+    assert pipeline.painted_pixels and min(pipeline.painted_pixels) > 0
+    assert sorted(result.index for result in told) == [0, *range(2, 14)]
+
+
+def test_propagation_does_not_pass_a_slice_that_was_named_as_empty(segmenter: Segmenter) -> None:
+    scan, labelmap = ball_scan((20, 40, 40))
+    drawn = painted_on(labelmap, 10)
+    segmentation = segmenter.segment(scan, SupportSet.from_labelmap(scan, drawn, 1, [10, 12], 0))
+    held = segmentation.labelmap.voxels.any(axis=(1, 2))
+    assert held[11] and not held[12:].any() and held[8]
+
+
+def test_labels_share_the_encoding_of_slices_that_they_see_alike() -> None:
+    scan, labelmap = ball_scan()
+    halves = labelmap.voxels * 1
+    halves[:, :, 24:] *= 2
+    support = support_of(scan, Volume(halves, scan.geometry), MIDDLE)
+    pipeline = BrightPipeline()
+    Segmenter(pipeline).segment(scan, support, "independent", region="full")
+    assert pipeline.encoded == scan.slice_count(0) - 1
+    assert sum(queries for queries, _ in pipeline.batches) == 2 * pipeline.encoded
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_low_threshold_holds_for_finding_the_structure_too(strategy: str) -> None:
+    painted_scan, painted = ball_scan()
+    scan, labelmap = ball_scan((14, 44, 36), (0.9, 1.1, 2.0))
+    dim = Segmenter(BrightPipeline(answer=0.4))
+    support = support_of(painted_scan, painted, MIDDLE)
+    assert overlap(dim.segment(scan, support, strategy, threshold=0.3), labelmap) > 0.9
+    assert not dim.segment(scan, support, strategy).labelmap.voxels.any()
+
+
+def test_a_structure_too_fine_for_the_grid_is_still_painted() -> None:
+    mask = np.zeros((400, 400), dtype=bool)
+    mask[100, 200:202] = True
+    shot = Shot(np.zeros((400, 400), dtype=np.float32), mask, (1.0, 1.0))
+    painted = shot.on_grid(shot.region(full=True), 40)[1]
+    assert set(painted.unique().tolist()) == {0.0, 1.0} and painted.sum() <= 4
+    nothing = Shot(shot.image, np.zeros_like(mask), (1.0, 1.0))
+    assert not nothing.on_grid(nothing.region(full=True), 40)[1].any()
 
 
 def test_volumes_are_in_millilitres(segmenter: Segmenter) -> None:
@@ -238,6 +310,13 @@ def test_unlike_scans_are_warned_of(segmenter: Segmenter) -> None:
     bright = Volume((painted_scan.voxels * 10).astype(np.int16), painted_scan.geometry)
     assert "another modality" in segmenter.segment(bright, support).warnings[0]
     assert "another anatomical plane" in segmenter.segment(ball_scan((30, 40, 40))[0], support, axis=1).warnings[0]
+
+
+def test_only_slices_that_are_used_are_warned_of(segmenter: Segmenter) -> None:
+    scan, labelmap = ball_scan()
+    bright = Volume((scan.voxels * 10).astype(np.int16), scan.geometry)
+    support = support_of(bright, labelmap, MIDDLE) + support_of(scan, labelmap, MIDDLE)
+    assert segmenter.segment(scan, support).warnings == []
 
 
 @pytest.mark.parametrize(

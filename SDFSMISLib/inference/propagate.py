@@ -1,8 +1,11 @@
 """The `propagate` strategy: outwards from the painted slices, each finished slice joining the support of the next.
 
+The finished neighbour's mask is also the query enhancement's prior (see `SDFSMISPipeline.predict`): that is ours, not the
+paper's, and what keeps a network of a few million parameters on the structure.
+
 State: the painted slices, and of finished ones the last (a bound on memory). The region follows the structure. A lane
-    ends where the structure does; what lies behind stays empty. Lanes (both directions, several labels) advance
-    together, as one batch.
+ends where the structure does; what lies behind stays empty. Lanes (both directions, several labels) advance
+together, as one batch.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ class Lane:
 
     Attributes:
         label: label value.
-        start: slice that the lane leaves from. mask: its mask, bool canonical (rows, columns).
+        start: the slice that joins the support: where the lane leaves from, then the last on which it found something.
+        mask: that slice's mask, bool canonical (rows, columns).
         path: slices to visit, in order.
         painted: the painted slices that it looks at.
         between: whether a painted slice lies ahead, so that an empty slice does not end the lane.
@@ -52,31 +56,39 @@ def lanes_from(
     wanted: Sequence[int],
     full_count: int,
 ) -> list[Lane]:
-    """The lanes of one label.
+    """The lanes of one label. None goes past a slice of which the user has said that the structure is not there.
 
     Args:
         starts: masks, bool canonical, of the slices to start from.
-        shots: painted slices of this scan by index. others: painted slices of other scans.
+        shots: painted slices of this scan by index; an empty mask says that the structure is not there.
+        others: painted slices to look at where `shots` shows no structure.
         wanted: slices that are asked for; lanes go no further than these need.
         full_count: slices of the scan.
     """
-    order = sorted(starts)
+    edges = sorted({*starts, *(index for index, shot in shots.items() if not shot.mask.any())})
     lanes = []
-    for left, right in zip([None, *order], [*order, None], strict=True):
-        if left is not None and right is not None:
-            middle = (left + right) // 2
-            ways = [(left, list(range(left + 1, middle + 1))), (right, list(range(right - 1, middle, -1)))]
-        elif right is not None:
-            ways = [(right, list(range(right - 1, min(wanted) - 1, -1)))]
-        else:
-            assert left is not None
-            ways = [(left, list(range(left + 1, min(max(wanted) + 1, full_count))))]
-        for start, path in ways:
-            if path:
-                near = sorted(shots, key=lambda index: abs(index - start))[:NEAREST_PAINTED]
-                painted = [shots[index] for index in near] or list(others[:NEAREST_PAINTED])
-                lanes.append(Lane(label, start, starts[start], path, painted, left is not None and right is not None))
+    for left, right in zip([-1, *edges], [*edges, full_count], strict=True):
+        between = left in starts and right in starts
+        middle = (left + right) // 2 if between else right - 1 if left in starts else left
+        for start, way in ((left, range(left + 1, middle + 1)), (right, range(right - 1, middle, -1))):
+            if start in starts and (path := _as_far_as(way, wanted)):
+                painted = _looked_at(start, shots, others)
+                lanes.append(Lane(label, start, starts[start], path, painted, between))
     return lanes
+
+
+def _as_far_as(way: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """A way up to the last slice of it that is wanted."""
+    needed = [place for place, index in enumerate(way) if index in wanted]
+    return list(way[: needed[-1] + 1]) if needed else []
+
+
+def _looked_at(start: int, shots: dict[int, Shot], others: Sequence[Shot]) -> list[Shot]:
+    """The nearest painted slices; those of other scans, slices with the structure first, where none here shows it."""
+    if any(shot.mask.any() for shot in shots.values()):
+        near = sorted(shots, key=lambda index: abs(index - start))
+        return [shots[index] for index in near[:NEAREST_PAINTED]]
+    return sorted(others, key=lambda shot: not shot.mask.any())[:NEAREST_PAINTED]
 
 
 def run_propagate(
@@ -134,7 +146,8 @@ def _advance(
         painted.conditions,
     )
     latents = pipeline.encode_images(colour(torch.stack(queries)))
-    maps = pipeline.segment(latents, painted.joined(last)).mean(1)
+    prior = torch.stack([mask for _, mask in previous]).to(latents.device)
+    maps = pipeline.segment(latents, painted.joined(last), prior).mean(1)
     ended = []
     for lane, region, values in zip(lanes, regions, maps, strict=True):
         probability = on_slice_grid(region, values, scan.shape)
@@ -142,13 +155,14 @@ def _advance(
         empty = int((values > threshold).sum()) < END_PIXELS or not mask.any()
         if empty and not lane.between:
             probability = np.zeros_like(probability)
-        lane.start = lane.path.pop(0)
-        deliver(lane.label, lane.start, probability)
+        index = lane.path.pop(0)
+        deliver(lane.label, index, probability)
         if empty and not lane.between:
-            for index in lane.path:
-                deliver(lane.label, index, np.zeros_like(probability))
+            for behind in lane.path:
+                deliver(lane.label, behind, np.zeros_like(probability))
             lane.path.clear()
-        lane.mask = mask if mask.any() else lane.mask
+        if mask.any():
+            lane.start, lane.mask = index, mask
         if not lane.path:
             ended.append(lane)
     return ended

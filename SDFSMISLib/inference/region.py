@@ -35,21 +35,21 @@ class Region:
     def around(cls, mask: np.ndarray, spacing: tuple[float, float], margin: float = MARGIN) -> Region:
         """The square around a structure, `margin` times its half side and a few pixels more; all where `mask` is empty.
 
+        The square may be larger than the slice: a structure then takes the same part of the grid whatever its size, which is
+        what the networks have learned from.
+
         Args:
             mask: bool (rows, columns).
             spacing: (row, column) in mm.
         """
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        whole = cls.whole(mask.shape, spacing)
         if not len(rows):
-            return whole
+            return cls.whole(mask.shape, spacing)
         edges = [
             (rows[0] * spacing[0], (rows[-1] + 1) * spacing[0]),
             (columns[0] * spacing[1], (columns[-1] + 1) * spacing[1]),
         ]
         half = max(high - low for low, high in edges) / 2 * margin + MARGIN_PIXELS * max(spacing)
-        if half * 2 >= whole.height * spacing[0]:
-            return whole
         return cls._square((sum(edges[0]) / 2, sum(edges[1]) / 2), half, spacing)
 
     @classmethod

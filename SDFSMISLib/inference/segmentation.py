@@ -73,3 +73,15 @@ def certainty_of(probability: np.ndarray) -> float:
     """
     doubtful = probability[probability > 5].astype(np.float32)
     return float(np.abs(2 * doubtful / 255 - 1).mean()) if doubtful.size else 1.0
+
+
+def presence_of(probability: np.ndarray, threshold: float) -> float:
+    """How much of a structure a slice shows, for finding the best one: the sum of p - `threshold` over pixels above it,
+    times `certainty_of`; 0 where none is.
+
+    Args:
+        probability: uint8, 255 meaning 1.
+        threshold: 0 to 1.
+    """
+    inside = probability[probability > 255 * threshold].astype(np.float32) / 255
+    return float((inside - threshold).sum()) * certainty_of(probability)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.inference.propagate import Lane, lanes_from, run_propagate
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.scan import QueryScan
-from SDFSMISLib.inference.segmentation import Segmentation, SliceResult, certainty_of
+from SDFSMISLib.inference.segmentation import Segmentation, SliceResult, certainty_of, presence_of
 from SDFSMISLib.inference.shots import Shot
 from SDFSMISLib.model.loading import BUILT_IN, load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
@@ -27,7 +28,8 @@ from SDFSMISLib.volume import Volume
 Strategy = Literal["propagate", "independent"]
 STRATEGIES = ("propagate", "independent")
 REGIONS = ("auto", "full")
-FOUND_MARGIN = 1.5  # around what the first pass over full slices found, where nothing on the scan is painted
+FOUND_MARGIN = 3.0  # half sides of the box around what the first pass over full slices found
+FOUND_REACH = 2  # slices to either side of it that are looked at again, through that box
 UNLIKE_SPACING = 3.0  # a ratio of pixel sizes from which on a user is told
 
 
@@ -79,8 +81,9 @@ class Segmenter:
     ) -> Segmentation:
         """Segment `query` by `support`.
 
-        Where slices of the query itself are painted, `propagate` goes outwards from them. On another scan a pass over
-        all slices comes first and finds the structure; propagation starts at its most certain slice.
+        Where slices of the query itself show the structure, they are the support, and `propagate` goes outwards from
+        them. On another scan a pass over all slices comes first and finds the structure; propagation starts at its most
+        certain slice. It does not pass a slice that was named and holds nothing.
 
         Args:
             query: the scan to segment.
@@ -138,7 +141,7 @@ class Segmenter:
                 images, masks = shot.on_grid(Region.whole(mask.shape, (1.0, 1.0)), side)
                 pair = images[None, None, None].expand(1, 1, 3, side, side)
                 bank = self.pipeline.encode_support(pair, masks[None, None])
-                self.pipeline.segment(self.pipeline.encode_images(pair[0]), bank)
+                self.pipeline.segment(self.pipeline.encode_images(pair[0]), bank).cpu()  # waits for the GPU
                 spent.append(time.monotonic() - began)
         return spent[-1]
 
@@ -169,7 +172,7 @@ class Segmenter:
             painted=painted,
             certainty=run.certainty,
             seconds=time.monotonic() - began,
-            warnings=_unlikeness(scan, support),
+            warnings=_unlikeness(scan, run.pieces),
         )
 
 
@@ -187,40 +190,50 @@ class _Run:
     cancel: Callable[[], bool] | None
     painted: dict[int, dict[int, Shot]] = field(default_factory=dict)
     shots: dict[int, list[Shot]] = field(default_factory=dict)
+    pieces: list[SupportSlice] = field(default_factory=list)
     probabilities: dict[int, np.ndarray] = field(default_factory=dict)
     certainty: dict[int, np.ndarray] = field(default_factory=dict)
     finished: int = 0
 
     def add(self, label: int, here: Sequence[SupportSlice], pieces: Sequence[SupportSlice]) -> None:
-        """Take a label on: its slices painted `here`, on this scan along this axis, and all its support slices."""
+        """Take a label on: its slices painted `here`, on this scan along this axis, and all its support slices.
+
+        The former are its support where they show it; where they only say where it is not, all are.
+        """
         self.painted[label] = {piece.index: Shot.of(piece, label) for piece in here}
-        self.shots[label] = list(self.painted[label].values()) or [Shot.of(piece, label) for piece in pieces]
+        if self._starts(label):
+            self.shots[label] = list(self.painted[label].values())
+            self.pieces += here
+        else:
+            self.shots[label] = [Shot.of(piece, label) for piece in pieces]
+            self.pieces += pieces
         self.probabilities[label] = np.zeros(self.scan.volume.geometry.shape, dtype=np.uint8)
         self.certainty[label] = np.full(self.scan.count, np.nan)
         for index, shot in self.painted[label].items():
             self._keep(label, index, np.where(shot.mask, np.uint8(255), np.uint8(0)))
 
-    @property
+    @cached_property
     def total(self) -> int:
+        """Slices that are to come out, of all labels; asked for when all labels are there."""
         return sum(len(self._open(label)) for label in self.shots)
 
     def independent(self) -> None:
         """All open slices of all labels, each alone."""
-        for label, shots in self.shots.items():
-            self._alone({label: shots}, self._open(label), self.deliver)
+        for indices, shots in self._together({label: self._open(label) for label in self.shots}):
+            self._alone(shots, indices, self.deliver)
 
     def propagate(self) -> None:
         """Outwards from the painted slices; from the most certain slice of a first pass where none is painted."""
+        labels = [label for label in self.shots if self._open(label)]
+        found = self._found([label for label in labels if not self._starts(label)])
         lanes: list[Lane] = []
-        for label, painted in self.painted.items():
-            if not self._open(label):
-                continue
-            starts = {index: shot.mask for index, shot in painted.items() if shot.mask.any()}
-            starts = starts or self._found(label)
-            if starts:
-                lanes += lanes_from(label, starts, painted, self.shots[label], self._open(label), self.scan.count)
-            else:
-                for index in self._open(label):
+        for label in labels:
+            wanted, starts = self._open(label), self._starts(label) or found.get(label, {})
+            mine = lanes_from(label, starts, self.painted[label], self.shots[label], wanted, self.scan.count)
+            lanes += mine
+            reached = {*starts, *(index for lane in mine for index in lane.path)}
+            for index in wanted:
+                if index not in reached:
                     self.deliver(label, index, np.zeros(self.scan.shape, dtype=np.uint8))
         run_propagate(self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, self._deliver_open)
 
@@ -240,34 +253,44 @@ class _Run:
         self._ask()
 
     def _deliver_open(self, label: int, index: int, probability: np.ndarray) -> None:
-        """As `deliver`, but a slice that is only on the way to a wanted one, or painted, is not told about."""
-        if index in self.painted[label] or index not in self._wanted_set:
-            self._ask()
-            return
-        self.deliver(label, index, probability)
-
-    def _found(self, label: int) -> dict[int, np.ndarray]:
-        """The most certain slice of another scan, with its mask: a pass over full slices, then one around what it
-        found."""
-        seen: dict[int, np.ndarray] = {}
-
-        def keep(_: int, index: int, probability: np.ndarray) -> None:
-            seen[index] = probability
+        """As `deliver`, but a slice that is only on the way to a wanted one is not told about."""
+        if index in self._wanted_set:
+            self.deliver(label, index, probability)
+        else:
             self._ask()
 
-        everything = list(range(self.scan.count))
-        self._alone({label: self.shots[label]}, everything, keep, full=True)
-        best = _most_certain(seen, self.threshold)
-        if best is not None and not self.full:
-            region = Region.around(self._mask(seen[best]), self.scan.spacing, FOUND_MARGIN * 2)
-            near = [index for index in everything if abs(index - best) <= 2]
-            self._alone({label: self.shots[label]}, near, keep, region=region)
-            best = _most_certain({index: seen[index] for index in near}, self.threshold)
-        if best is None:
-            return {}
-        if best in self._wanted_set:
-            self.deliver(label, best, seen[best])
-        return {best: self._mask(seen[best])}
+    def _found(self, labels: Sequence[int]) -> dict[int, dict[int, np.ndarray]]:
+        """For each label that is seen somewhere its most certain slice, with the mask: by a pass over full slices, then
+        one around what that found. Slices that are named and hold nothing are left out."""
+        best: dict[int, tuple[float, int, np.ndarray]] = {}  # presence, slice, probability
+
+        def keep(label: int, index: int, probability: np.ndarray) -> None:
+            presence = presence_of(probability, self.threshold)
+            if presence > (best[label][0] if label in best else 0):
+                best[label] = presence, index, probability
+            self._ask()
+
+        unknown = {label: [i for i in range(self.scan.count) if i not in self.painted[label]] for label in labels}
+        for indices, shots in self._together(unknown):
+            self._alone(shots, indices, keep, full=True)
+        if not self.full:
+            for label, (_, first, probability) in list(best.items()):
+                del best[label]
+                region = Region.around(self._mask(probability), self.scan.spacing, FOUND_MARGIN)
+                near = [index for index in unknown[label] if abs(index - first) <= FOUND_REACH]
+                self._alone({label: self.shots[label]}, near, keep, region=region)
+        for label, (_, index, probability) in best.items():
+            if index in self._wanted_set:
+                self.deliver(label, index, probability)
+        return {label: {index: self._mask(probability)} for label, (_, index, probability) in best.items()}
+
+    def _together(self, slices: dict[int, list[int]]) -> Iterator[tuple[Sequence[int], dict[int, list[Shot]]]]:
+        """The shots of labels that want the same `slices`, so that one pass gives them all."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for label, indices in slices.items():
+            groups.setdefault(tuple(indices), []).append(label)
+        for wanted, labels in groups.items():
+            yield wanted, {label: self.shots[label] for label in labels}
 
     def _alone(
         self,
@@ -283,7 +306,7 @@ class _Run:
         for label, mine in shots.items():
             if region is not None:
                 regions[label] = (region, [shot.region(False) for shot in mine])
-            elif whole or not self.painted[label]:
+            elif whole or not self._starts(label):
                 regions[label] = (self.scan.whole, [shot.region(True) for shot in mine])
             else:
                 around = Region.around(np.any([shot.mask for shot in mine], axis=0), self.scan.spacing)
@@ -297,6 +320,10 @@ class _Run:
         plane = self.probabilities[label][(slice(None),) * self.scan.axis + (index,)]
         plane[...] = self.scan.orientation.undo(probability)
 
+    def _starts(self, label: int) -> dict[int, np.ndarray]:
+        """The painted slices of this scan that show a label, by index: their masks, bool canonical."""
+        return {index: shot.mask for index, shot in self.painted[label].items() if shot.mask.any()}
+
     def _open(self, label: int) -> list[int]:
         return [index for index in self.wanted if index not in self.painted[label]]
 
@@ -306,18 +333,6 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._wanted_set = set(self.wanted)
-
-
-def _most_certain(seen: dict[int, np.ndarray], threshold: float) -> int | None:
-    """The slice whose structure is both large and sure: the greatest sum of (2p - 1) over its pixels; None if all are
-    empty."""
-    best, most = None, 0.0
-    for index, probability in seen.items():
-        inside = probability[probability > 255 * threshold].astype(np.float32) / 255
-        score = float((2 * inside - 1).clip(0).sum()) * certainty_of(probability)
-        if inside.size and score > most:
-            best, most = index, score
-    return best
 
 
 def _check_options(strategy: str, region: str, threshold: float, batch_size: int) -> None:
@@ -358,23 +373,25 @@ def _wanted_slices(scan: QueryScan, slices: Sequence[int] | None) -> list[int]:
     return wanted
 
 
-def _unlikeness(scan: QueryScan, support: SupportSet) -> list[str]:
-    """One sentence for each way in which the query differs from the painted slices so much that a user should look."""
+def _unlikeness(scan: QueryScan, pieces: Sequence[SupportSlice]) -> list[str]:
+    """One sentence for each way in which the query differs from painted slices so much that a user should look."""
     messages = []
-    piece = support.slices[0]
-    ratio = max(scan.spacing) / max(piece.spacing)
-    if not 1 / UNLIKE_SPACING < ratio < UNLIKE_SPACING:
-        messages.append(
-            f"Pixels are {max(scan.spacing):.3g} mm in the query and {max(piece.spacing):.3g} mm in the support; "
-            "results may be poor."
-        )
-    if scan.volume.geometry.plane(scan.axis) != piece.plane:
-        messages.append("The query is cut in another anatomical plane than the painted slices; results may be poor.")
-    ours, theirs = scan.window, piece.window
-    overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
-    if overlap < 0.3 * max(ours.high - ours.low, theirs.high - theirs.low):
-        messages.append(
-            f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to "
-            f"{theirs.high:.4g} in the support; is it another modality?"
-        )
-    return messages
+    for piece in pieces:
+        ratio = max(scan.spacing) / max(piece.spacing)
+        if not 1 / UNLIKE_SPACING < ratio < UNLIKE_SPACING:
+            messages.append(
+                f"Pixels are {max(scan.spacing):.3g} mm in the query and {max(piece.spacing):.3g} mm in the support; "
+                "results may be poor."
+            )
+        if scan.volume.geometry.plane(scan.axis) != piece.plane:
+            messages.append(
+                "The query is cut in another anatomical plane than the painted slices; results may be poor."
+            )
+        ours, theirs = scan.window, piece.window
+        overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
+        if overlap < 0.3 * max(ours.high - ours.low, theirs.high - theirs.low):
+            messages.append(
+                f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to "
+                f"{theirs.high:.4g} in the support; is it another modality?"
+            )
+    return list(dict.fromkeys(messages))

@@ -31,9 +31,10 @@ class Shot:
         return Region.whole(self.mask.shape, self.spacing) if full else Region.around(self.mask, self.spacing)
 
     def on_grid(self, region: Region, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (side, side) in [-1, 1] and mask (side, side), 0 or 1."""
+        """Image (side, side) in [-1, 1] and mask (side, side), 0 or 1; a structure too fine for the grid is kept where
+        most of it is."""
         mask = region.to_grid(self.mask.astype(np.float32), side, 0.0)
-        return region.to_grid(self.image, side, -1.0), (mask > 0.5).float()
+        return region.to_grid(self.image, side, -1.0), (mask > min(0.5, float(mask.max()) / 2)).float()
 
 
 def colour(images: torch.Tensor) -> torch.Tensor:

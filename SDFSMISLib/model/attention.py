@@ -1,7 +1,7 @@
 """Attention processors of the support-query U-Net (SQI's information injection; paper section on SQI).
 
 Both are stateless: what a pass needs or leaves behind travels in `PassValues`, which the caller hands in through
-    diffusers' `cross_attention_kwargs`. Two runs at once therefore cannot mix.
+diffusers' `cross_attention_kwargs`. Two runs at once therefore cannot mix.
 """
 
 from __future__ import annotations

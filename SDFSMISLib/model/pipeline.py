@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from transformers import Dinov2Model
@@ -16,6 +17,7 @@ from transformers import Dinov2Model
 from SDFSMISLib.model.prototypes import query_probabilities, query_prototypes, support_prototypes
 from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_feature
 from SDFSMISLib.model.unet import SupportBank, SupportQueryUNet
+from SDFSMISLib.model.upsampling import fold_upsampling
 
 
 @dataclass
@@ -63,6 +65,23 @@ class SDFSMISPipeline(DiffusionPipeline):
     def latent_factor(self) -> int:
         """Pixels per latent position, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def for_inference(self) -> SDFSMISPipeline:
+        """This pipeline, set up to run fast where it is; results stay the same but for rounding. Call it after `to`.
+
+        What was measured for each choice is in Testing/Benchmarks/README.md.
+        """
+        for network in (self.vae, self.unet, self.image_encoder, self.translator):
+            network.eval()
+        if self.device.type == "cpu":
+            # The U-Net keeps its layout: deep down its images are small and its kernels large, and each pass sorts the
+            # kernels for the convolution; from channels_last that takes longer, the whole pass a seventh.
+            self.vae.to(memory_format=torch.channels_last)
+            fold_upsampling(self.vae.decoder)
+        elif self.device.type == "cuda":  # as half precision convolutions want it there; no measurement of ours
+            self.vae.to(memory_format=torch.channels_last)
+            self.unet.to(memory_format=torch.channels_last)
+        return self
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in diffusers; weights may be read by whoever may read the other files, not by their owner alone."""
@@ -159,15 +178,27 @@ class SDFSMISPipeline(DiffusionPipeline):
 
     # -- queries
 
-    def predict(self, latents: torch.Tensor, bank: SupportBank) -> torch.Tensor:
-        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w); a bank of one row, or of one for each."""
-        prototype, _ = query_prototypes(latents, query_probabilities(latents, bank.foreground, bank.background))
-        spread = prototype[..., None, None].expand_as(latents)
+    def predict(self, latents: torch.Tensor, bank: SupportBank, prior: torch.Tensor | None = None) -> torch.Tensor:
+        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w).
+
+        Args:
+            bank: of one row, or of one for each query.
+            prior: (Q, H, W), 0 to 1: where the structure is expected, such as the mask of the neighbouring slice. The
+                query's foreground prototype is spread there and its background prototype elsewhere. None, as in the
+                paper: the foreground prototype everywhere.
+        """
+        probabilities = query_probabilities(latents, bank.foreground, bank.background)
+        foreground, background = (x[..., None, None] for x in query_prototypes(latents, probabilities))
+        if prior is None:
+            spread = foreground.expand_as(latents)
+        else:
+            share = F.adaptive_avg_pool2d(prior[:, None].to(latents), latents.shape[-2:])
+            spread = foreground * share + background * (1 - share)
         return -self.unet.predict(torch.cat([latents, spread], dim=1), bank)
 
-    def segment(self, latents: torch.Tensor, bank: SupportBank) -> torch.Tensor:
-        """Maps (Q, 3, H, W) in [0, 1] of query latents (Q, c, h, w)."""
-        return self.decode(self.predict(latents, bank))
+    def segment(self, latents: torch.Tensor, bank: SupportBank, prior: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps (Q, 3, H, W) in [0, 1] of query latents (Q, c, h, w); see `predict`."""
+        return self.decode(self.predict(latents, bank, prior))
 
     def _check(self, support_images: torch.Tensor, support_masks: torch.Tensor, query_images: torch.Tensor) -> None:
         for name, x in (("support_images", support_images), ("query_images", query_images)):

@@ -1,4 +1,4 @@
-"""Upsampling for inference on a CPU: 3 x 3 convolutions of doubled images by four 2 x 2 convolutions of the images themselves."""
+"""Upsampling on a CPU: the 3 x 3 convolution of a doubled image as four 2 x 2 convolutions of the image itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch import nn
 
 __all__ = ["FoldedUpsample", "fold_upsampling"]
 
+LEAST_CHANNELS = 256  # with 256 and 512 channels it takes half the time, with 16 and 32 no less than before
+
 
 class FoldedUpsample(nn.Module):
     """What diffusers' `Upsample2D` computes, with 4/9 of its multiplications.
 
-    Doubling by nearest neighbours makes 2 x 2 equal pixels of each, so that a 3 x 3 kernel meets no more than 2 x 2 different
-    ones; which, depends on whether row and column are even. Equal pixels' weights are added, and each of the four kinds of
-    output pixel has a 2 x 2 kernel. The weights stay as they are: folding them takes milliseconds, and is done at each call.
+    Doubling by nearest neighbours makes 2 x 2 equal pixels of each, so that a 3 x 3 kernel meets no more than 2 x 2
+    different ones; which, depends on whether row and column are even. The weights of equal pixels are added; each of
+    the four kinds of output pixel has a 2 x 2 kernel. The weights themselves stay as they are: adding them takes
+    milliseconds, and is done at each call.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -57,7 +60,7 @@ def fold_upsampling(network: nn.Module) -> None:
         if not isinstance(upsamplers := getattr(module, "upsamplers", None), nn.ModuleList):
             continue
         for index, old in enumerate(upsamplers):
-            if isinstance(old, Upsample2D) and _is_plain(old):
+            if isinstance(old, Upsample2D) and old.channels >= LEAST_CHANNELS and _is_plain(old):
                 upsamplers[index] = FoldedUpsample(old.conv)
 
 

@@ -160,9 +160,9 @@ class EpisodeSampler:
         shown: list[tuple[SliceKey, Frame]] = []
         for number in range(painted):
             key = first if number == 0 else first.at(int(self.rng.choice(present)))
-            frame = self._frame_around(key.mask(), key.spacing, (1.6, 2.8), 0.12)
+            frame = self._frame_around(key.mask(), key.spacing, (1.6, 2.8), 0.25)
             shown.append((key, replace(frame, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)))
-        frame = self._frame_around(previous.mask(), previous.spacing, (1.6, 2.6), 0.12)
+        frame = self._frame_around(previous.mask(), previous.spacing, (1.5, 3.0), 0.25)
         frame = replace(frame, angle=turn, mirror=mirror)
         shown += [(previous, frame), (query, frame)]
         images, masks = self._rendered(shown, same_scan=True)

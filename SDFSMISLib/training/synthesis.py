@@ -1,8 +1,8 @@
 """Label volumes without any patient, and the random appearance of their slices (domain randomisation).
 
 Shapes: the index of the largest of several smooth random fields, as in SynthMorph's `sm-shapes` (Hoffmann et al., IEEE
-    TMI 2022), with ellipsoids and tubes on top, inside a body envelope. Appearance: one grey level per label and view,
-    texture, blur, bias field and noise, after SynthSeg (Billot et al., MedIA 2023).
+TMI 2022), with ellipsoids and tubes on top, inside a body envelope. Appearance: one grey level per label and view,
+texture, blur, bias field and noise, after SynthSeg (Billot et al., MedIA 2023).
 """
 
 from __future__ import annotations

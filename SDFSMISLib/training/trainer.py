@@ -5,7 +5,7 @@ The encoder is set, not learned (`fold_encoder`). With `autoencoder_weight` 0 th
 as in the paper; a small one that has seen few images gains from learning on with the rest, its own loss weighted so.
 The rest learns from the decoded mask (cross-entropy and soft Dice;
 one step without noise allows it: Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than
-    you think", WACV 2025) and from the mask latent (mean squared error, the paper's loss).
+you think", WACV 2025) and from the mask latent (mean squared error, the paper's loss).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -43,8 +43,8 @@ class TrainingConfig:
     Attributes:
         cases: manifest of training volumes (only its `split: train`), or "" for synthetic ones alone.
         output: folder of checkpoints and of the finished pipeline.
-        start: a pipeline folder whose U-Net, image encoder and translator to start from; "" = random weights.
-        autoencoder_steps, steps: optimiser steps of the two stages.
+        start: a pipeline folder of the built-in configuration to start from; "" = random weights.
+        autoencoder_steps, steps: optimiser steps of the two stages; with 0 the decoder stays as it is in `start`.
         batch: episodes per step. rate: peak learning rate (warm-up, then cosine to 3 %). decay: of AdamW.
         average: decay of the exponential moving average that is kept as the result.
         mix, synthetic_share, label_share: see `EpisodeSampler`.
@@ -111,8 +111,9 @@ def train(config: TrainingConfig) -> Path:
     pipeline = new_built_in(config.seed).to(device)
     if config.start:
         begun = load_pipeline(config.start, device)
-        for name in ("unet", "image_encoder", "translator"):
-            getattr(pipeline, name).load_state_dict(getattr(begun, name).state_dict())
+        for name, network in begun.components.items():
+            getattr(pipeline, name).load_state_dict(network.state_dict())
+        pipeline.vae.register_to_config(scaling_factor=begun.vae.config.scaling_factor)
     for network in (pipeline.vae, pipeline.unet):
         network.to(memory_format=torch.channels_last)  # a step takes 1.6 s instead of 2.2 s on one core
     volumes: list[TrainingVolume] = []
@@ -122,7 +123,8 @@ def train(config: TrainingConfig) -> Path:
     sampler = EpisodeSampler(
         volumes, pipeline.config.resolution, config.seed, config.mix, config.synthetic_share, config.label_share
     )
-    _train_autoencoder(pipeline, sampler, config, output)
+    if config.autoencoder_steps:
+        _train_autoencoder(pipeline, sampler, config, output)
     average = _train_segmentation(pipeline, sampler, config, output)
     part = output / ".pipeline.part"
     with quiet():
@@ -214,7 +216,8 @@ def episode_loss(
     bank = pipeline.support_bank(
         latents, mask_latents, masks.flatten(0, 1), pipeline.unet.condition_constants(token), masks.shape[1]
     )
-    predicted = pipeline.predict(query_latents, bank)
+    prior = masks[:, -1] if batch.painted < masks.shape[1] else None  # the last finished slice shows where to look
+    predicted = pipeline.predict(query_latents, bank, prior)
     logits = LOGIT_SCALE * pipeline.decode_raw(predicted).mean(1)
     entropy = F.binary_cross_entropy_with_logits(logits, target)
     probability = logits.sigmoid()
@@ -331,8 +334,3 @@ def _say(output: Path, record: dict[str, float]) -> None:
     print(line, flush=True)
     with (output / "log.jsonl").open("a") as log:
         log.write(line + "\n")
-
-
-def describe(config: TrainingConfig) -> dict[str, object]:
-    """The configuration as a dictionary, for the model card and for provenance."""
-    return asdict(config)

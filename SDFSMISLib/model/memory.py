@@ -1,0 +1,24 @@
+"""Freed memory kept for the next network layer; for processes that are ours, such as the commands."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+__all__ = ["keep_freed_memory"]
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+KEPT = 1 << 30  # bytes at the end of the heap, at most
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library reuse large blocks instead of returning each to the system; True where it can (glibc).
+
+    By default every layer's output is new memory, which the kernel clears page by page: 15 to 20 % of the time of
+    Stable Diffusion's autoencoder on a CPU. It concerns the whole process, so it is for a program to decide, not a
+    library: up to 1 GiB that is free stays with the process, and free blocks between blocks in use do too.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, KEPT))
