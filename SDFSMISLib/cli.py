@@ -18,6 +18,7 @@ import typer
 from SDFSMISLib import __version__
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.model.memory import keep_freed_memory
 from SDFSMISLib.segment_command import EXAMPLES, ManyValues, command_line, segment
 
 __all__ = ["main"]
@@ -86,6 +87,44 @@ def doctor() -> None:
 
     if not run_doctor():
         raise typer.Exit(1)
+
+
+class Size(str, Enum):
+    built_in = "built-in"
+    sd15 = "sd15"
+
+
+@app.command(cls=ManyValues)
+def bench(
+    size: Annotated[
+        list[Size] | None,
+        typer.Option(help="built-in, or sd15: as large as Stable Diffusion 1.5 with DINOv2-base. Default: both."),
+    ] = None,
+    queries: Annotated[int, typer.Option(metavar="N", min=1, help="Slices that one support segments.")] = 16,
+    resolution: Annotated[
+        int | None, typer.Option(metavar="PIXELS", min=8, help="Side of the slices. Default: 96, and 256 for sd15.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(metavar="R", min=1, help="Turns of each schedule; the fastest counts.")] = 1,
+    batch_size: Annotated[int, typer.Option(metavar="B", min=1, help="Queries per pass of our schedule.")] = 8,
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Measure seconds and memory per slice beside the official code's schedules; minutes on a CPU."""
+    from SDFSMISLib.bench import SIZES, print_report, run_bench
+
+    sizes = [one.value for one in size] if size else tuple(SIZES)
+    with progress("bench", 1) as advance:
+        report = run_bench(
+            sizes,
+            queries,
+            resolution,
+            device,
+            output,
+            rounds=rounds,
+            batch_size=batch_size,
+            on_stage=advance,
+        )
+    print_report(report)
 
 
 @app.command()
@@ -200,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line ``argv`` (None: this process's) and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     command = typer.main.get_command(app)
+    keep_freed_memory()
     try:
         with warnings_as_lines():
             code = command.main(args=args, prog_name="sdfsmis", standalone_mode=False, obj=args)

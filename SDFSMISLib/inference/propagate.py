@@ -1,7 +1,7 @@
 """The `propagate` strategy: outwards from the painted slices, each finished slice joining the support of the next.
 
-The finished neighbour's mask is also the query enhancement's prior (see `SDFSMISPipeline.predict`): that is ours, not the
-paper's, and what keeps a network of a few million parameters on the structure.
+The finished neighbour's mask is also the query enhancement's prior (see `SDFSMISPipeline.predict`): that is ours, not
+the paper's, and what keeps a network of a few million parameters on the structure.
 
 State: the painted slices, and of finished ones the last (a bound on memory). The region follows the structure. A lane
 ends where the structure does; what lies behind stays empty. Lanes (both directions, several labels) advance
@@ -10,7 +10,7 @@ together, as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ from SDFSMISLib.model.unet import SupportBank
 
 NEAREST_PAINTED = 3  # painted slices that one lane looks at
 END_PIXELS = 4  # a structure of fewer pixels on the network's grid has ended
+STRIDE_MM = 3.0  # thin slices are asked for several at a time, so that errors are handed on less often
+CALIBRATION_LEVELS = tuple(np.round(np.arange(0.2, 0.81, 0.05), 2).tolist())
 
 
 @dataclass(eq=False)
@@ -38,6 +40,8 @@ class Lane:
         path: slices to visit, in order.
         painted: the painted slices that it looks at.
         between: whether a painted slice lies ahead, so that an empty slice does not end the lane.
+        shift: added to the log odds of all probabilities; without it masks that are a little small on every slice
+            shrink to nothing over many.
     """
 
     label: int
@@ -46,6 +50,7 @@ class Lane:
     path: list[int]
     painted: list[Shot]
     between: bool
+    shift: float = 0.0
 
 
 def lanes_from(
@@ -109,15 +114,39 @@ def run_propagate(
     """
     side = pipeline.config.resolution
     banks = _lane_banks(pipeline, lanes, full, side)
+    stride = max(1, round(STRIDE_MM / scan.thickness))
+    together = max(1, batch_size // stride)
+    for part in _batches(lanes, together):
+        _calibrate(pipeline, scan, part, banks, full, side)
     active = list(lanes)
     while active:
-        finished: list[Lane] = []
-        for shots in sorted({len(lane.painted) for lane in active}):
-            equals = [lane for lane in active if len(lane.painted) == shots]
-            for start in range(0, len(equals), batch_size):
-                part = equals[start : start + batch_size]
-                finished += _advance(pipeline, scan, part, banks, threshold, full, side, deliver)
-        active = [lane for lane in active if lane not in finished]
+        for part in _batches(active, together):
+            _advance(pipeline, scan, part, banks, threshold, full, side, stride, deliver)
+        active = [lane for lane in active if lane.path]
+
+
+def _batches(lanes: Sequence[Lane], size: int) -> Iterator[list[Lane]]:
+    """Lanes that can go through the networks together: of one number of painted slices, `size` at most."""
+    for shots in sorted({len(lane.painted) for lane in lanes}):
+        equals = [lane for lane in lanes if len(lane.painted) == shots]
+        for start in range(0, len(equals), size):
+            yield equals[start : start + size]
+
+
+def _calibrate(
+    pipeline: SDFSMISPipeline,
+    scan: QueryScan,
+    lanes: Sequence[Lane],
+    banks: dict[Lane, SupportBank],
+    full: bool,
+    side: int,
+) -> None:
+    """Set every lane's shift: the slice that it leaves from, asked for itself, should come out as it was given."""
+    values, _, masks = _predicted(pipeline, scan, lanes, banks, [[lane.start] for lane in lanes], full, side)
+    for lane, (predicted,), mask in zip(lanes, values, masks, strict=True):
+        scores = [_dice(predicted > level, mask > 0.5) for level in CALIBRATION_LEVELS]
+        level = CALIBRATION_LEVELS[int(np.argmax(scores))]
+        lane.shift = float(np.log((1 - level) / level))
 
 
 def _advance(
@@ -128,44 +157,67 @@ def _advance(
     threshold: float,
     full: bool,
     side: int,
+    stride: int,
     deliver: OnProbability,
-) -> list[Lane]:
-    """One slice further on every lane; returns the lanes that have ended."""
+) -> None:
+    """`stride` slices further on every lane; a lane that ends is left without a path."""
+    steps = [lane.path[:stride] for lane in lanes]
+    predicted, regions, _ = _predicted(pipeline, scan, lanes, banks, steps, full, side)
+    for lane, step, region, maps in zip(lanes, steps, regions, predicted, strict=True):
+        for index, values in zip(step, maps, strict=True):
+            shifted = _shifted(values, lane.shift)
+            probability = on_slice_grid(region, shifted, scan.shape)
+            mask = probability > 255 * threshold
+            lane.path.pop(0)
+            if int((shifted > threshold).sum()) < END_PIXELS or not mask.any():
+                if not lane.between:
+                    for behind in (index, *lane.path):
+                        deliver(lane.label, behind, np.zeros_like(probability))
+                    lane.path.clear()
+                    break
+            deliver(lane.label, index, probability)
+            if mask.any():
+                lane.start, lane.mask = index, mask
+
+
+def _predicted(
+    pipeline: SDFSMISPipeline,
+    scan: QueryScan,
+    lanes: Sequence[Lane],
+    banks: dict[Lane, SupportBank],
+    steps: Sequence[Sequence[int]],
+    full: bool,
+    side: int,
+) -> tuple[list[list[torch.Tensor]], list[Region], list[torch.Tensor]]:
+    """For each lane the probabilities (side, side) of the slices `steps`, the region, and its mask on the grid."""
     regions = [scan.whole if full else Region.around(lane.mask, scan.spacing) for lane in lanes]
-    previous = [
-        Shot(scan.image(lane.start), lane.mask, scan.spacing).on_grid(region, side)
-        for lane, region in zip(lanes, regions, strict=True)
-    ]
-    queries = [
-        region.to_grid(scan.image(lane.path[0]), side, -1.0) for lane, region in zip(lanes, regions, strict=True)
-    ]
-    painted = _stacked([banks[lane] for lane in lanes])
-    last = pipeline.encode_support(
-        colour(torch.stack([image for image, _ in previous]))[:, None],
-        torch.stack([mask for _, mask in previous])[:, None],
-        painted.conditions,
+    pairs = list(zip(lanes, regions, strict=True))
+    images, masks = zip(
+        *(Shot(scan.image(lane.start), lane.mask, scan.spacing).on_grid(region, side) for lane, region in pairs),
+        strict=True,
     )
+    queries = [
+        region.to_grid(scan.image(index), side, -1.0)
+        for region, step in zip(regions, steps, strict=True)
+        for index in step
+    ]
+    row = torch.tensor([number for number, step in enumerate(steps) for _ in step], device=pipeline.device)
+    painted = _stacked([banks[lane] for lane in lanes])
+    prior = torch.stack(masks).to(pipeline.device)
+    last = pipeline.encode_support(colour(torch.stack(images))[:, None], prior[:, None], painted.conditions)
     latents = pipeline.encode_images(colour(torch.stack(queries)))
-    prior = torch.stack([mask for _, mask in previous]).to(latents.device)
-    maps = pipeline.segment(latents, painted.joined(last), prior).mean(1)
-    ended = []
-    for lane, region, values in zip(lanes, regions, maps, strict=True):
-        probability = on_slice_grid(region, values, scan.shape)
-        mask = probability > 255 * threshold
-        empty = int((values > threshold).sum()) < END_PIXELS or not mask.any()
-        if empty and not lane.between:
-            probability = np.zeros_like(probability)
-        index = lane.path.pop(0)
-        deliver(lane.label, index, probability)
-        if empty and not lane.between:
-            for behind in lane.path:
-                deliver(lane.label, behind, np.zeros_like(probability))
-            lane.path.clear()
-        if mask.any():
-            lane.start, lane.mask = index, mask
-        if not lane.path:
-            ended.append(lane)
-    return ended
+    maps = pipeline.segment(latents, painted.joined(last).rows(row), prior[row]).mean(1).cpu()
+    split = [list(part) for part in maps.split([len(step) for step in steps])]
+    return split, regions, list(masks)
+
+
+def _shifted(values: torch.Tensor, shift: float) -> torch.Tensor:
+    """Probabilities with `shift` added to their log odds."""
+    return torch.sigmoid(torch.logit(values.float(), eps=1e-4) + shift)
+
+
+def _dice(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()).clamp(min=1))
 
 
 def _lane_banks(pipeline: SDFSMISPipeline, lanes: Sequence[Lane], full: bool, side: int) -> dict[Lane, SupportBank]:

@@ -35,8 +35,8 @@ class Region:
     def around(cls, mask: np.ndarray, spacing: tuple[float, float], margin: float = MARGIN) -> Region:
         """The square around a structure, `margin` times its half side and a few pixels more; all where `mask` is empty.
 
-        The square may be larger than the slice: a structure then takes the same part of the grid whatever its size, which is
-        what the networks have learned from.
+        The square may be larger than the slice: a structure then takes the same part of the grid whatever its size,
+        which is what the networks have learned from.
 
         Args:
             mask: bool (rows, columns).

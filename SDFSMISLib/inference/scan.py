@@ -24,6 +24,11 @@ class QueryScan:
         return self.volume.slice_count(self.axis)
 
     @property
+    def thickness(self) -> float:
+        """Distance of neighbouring slices, mm."""
+        return self.volume.geometry.axis_spacing(self.axis)
+
+    @property
     def orientation(self) -> SliceOrientation:
         return self.volume.geometry.slice_orientation(self.axis)
 

@@ -30,6 +30,8 @@ STRATEGIES = ("propagate", "independent")
 REGIONS = ("auto", "full")
 FOUND_MARGIN = 3.0  # half sides of the box around what the first pass over full slices found
 FOUND_REACH = 2  # slices to either side of it that are looked at again, through that box
+MOST_SHOTS = 12  # painted slices that a pass without propagation looks at
+LONGEST_PIXEL = 100.0  # ratio of a pixel's sides; beyond it a header is wrong, and squares in mm have no bound
 UNLIKE_SPACING = 3.0  # a ratio of pixel sizes from which on a user is told
 
 
@@ -114,6 +116,7 @@ class Segmenter:
         scan_hash = query.content_hash()
         run_axis = slice_axis(query, support, scan_hash) if axis is None else axis
         scan = QueryScan(query, run_axis, query.window(window))
+        _check_pixels(scan)
         wanted = _wanted_slices(scan, slices)
         run = _Run(self.pipeline, scan, wanted, region == "full", threshold, batch_size, on_slice, cancel)
         for label, mine in pieces.items():
@@ -201,12 +204,9 @@ class _Run:
         The former are its support where they show it; where they only say where it is not, all are.
         """
         self.painted[label] = {piece.index: Shot.of(piece, label) for piece in here}
-        if self._starts(label):
-            self.shots[label] = list(self.painted[label].values())
-            self.pieces += here
-        else:
-            self.shots[label] = [Shot.of(piece, label) for piece in pieces]
-            self.pieces += pieces
+        used = _evenly(here if self._starts(label) else pieces)
+        self.shots[label] = [Shot.of(piece, label) for piece in used]
+        self.pieces += used
         self.probabilities[label] = np.zeros(self.scan.volume.geometry.shape, dtype=np.uint8)
         self.certainty[label] = np.full(self.scan.count, np.nan)
         for index, shot in self.painted[label].items():
@@ -371,6 +371,23 @@ def _wanted_slices(scan: QueryScan, slices: Sequence[int] | None) -> list[int]:
         named = f"Slice {outside[0]} was given" if outside else "No slice was given"
         raise InputError(f"{named}; axis {scan.axis} of the scan has the slices 0 to {scan.count - 1}.")
     return wanted
+
+
+def _check_pixels(scan: QueryScan) -> None:
+    row, column = scan.spacing
+    if max(row, column) > LONGEST_PIXEL * min(row, column):
+        raise InputError(
+            f"Pixels of slices along axis {scan.axis} are {row:g} x {column:g} mm; sides that differ by up to "
+            f"{LONGEST_PIXEL:g} times are accepted. Name another axis, or correct the file's header."
+        )
+
+
+def _evenly(pieces: Sequence[SupportSlice]) -> list[SupportSlice]:
+    """At most `MOST_SHOTS` of the painted slices, spread evenly: the time of each query grows with their number."""
+    if len(pieces) <= MOST_SHOTS:
+        return list(pieces)
+    places = np.linspace(0, len(pieces) - 1, MOST_SHOTS).round().astype(int)
+    return [pieces[place] for place in places]
 
 
 def _unlikeness(scan: QueryScan, pieces: Sequence[SupportSlice]) -> list[str]:

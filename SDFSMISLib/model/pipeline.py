@@ -192,7 +192,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         if prior is None:
             spread = foreground.expand_as(latents)
         else:
-            share = F.adaptive_avg_pool2d(prior[:, None].to(latents), latents.shape[-2:])
+            share = F.adaptive_avg_pool2d(prior[:, None].to(latents), (latents.shape[-2], latents.shape[-1]))
             spread = foreground * share + background * (1 - share)
         return -self.unet.predict(torch.cat([latents, spread], dim=1), bank)
 

@@ -17,6 +17,7 @@ from SDFSMISLib.training.volumes import TrainingVolume
 
 LEAST_PIXELS = 24  # a target smaller than this on the painted slice is not asked for
 LEAST_NEXT = 6  # on the slices that follow it may be smaller
+BEYOND = 0.3  # share of propagate episodes whose query lies behind the structure's end
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class EpisodeSampler:
     def _propagate(self, painted: int) -> tuple[torch.Tensor, ...] | None:
         """The painted slice(s), the finished neighbour with the kind of errors a prediction has, and the next slice.
 
-        One in eight queries lies just behind the end of the structure, where the answer is empty.
+        Some queries (`BEYOND`) lie up to six slices behind the end of the structure, where the answer is empty although
+        the finished neighbour claims to hold it.
         """
         first = self._target()
         present = self._present(first, LEAST_NEXT)
@@ -148,13 +150,15 @@ class EpisodeSampler:
         if not ahead:
             return None
         index = int(self.rng.choice(ahead))
-        if self.rng.random() < 0.125:
-            end = max(ahead, key=lambda z: z * step)
-            index = end + step
+        painted_mask = first.at(index - step).mask()
+        if self.rng.random() < BEYOND:
+            end = max(present, key=lambda z: z * step)
+            index = end + step * int(self.rng.integers(1, 7))
             if not 0 <= index < first.volume.maps[0].shape[first.axis]:
                 return None
+            painted_mask = first.at(end).mask()  # what a lane that has missed the end carries along
         previous, query = first.at(index - step), first.at(index)
-        if not previous.mask().any():
+        if not painted_mask.any():
             return None
         turn, mirror = self._turn(), bool(self.rng.random() < 0.5)
         shown: list[tuple[SliceKey, Frame]] = []
@@ -162,11 +166,12 @@ class EpisodeSampler:
             key = first if number == 0 else first.at(int(self.rng.choice(present)))
             frame = self._frame_around(key.mask(), key.spacing, (1.6, 2.8), 0.25)
             shown.append((key, replace(frame, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)))
-        frame = self._frame_around(previous.mask(), previous.spacing, (1.5, 3.0), 0.25)
+        frame = self._frame_around(painted_mask, previous.spacing, (1.5, 3.0), 0.25)
         frame = replace(frame, angle=turn, mirror=mirror)
         shown += [(previous, frame), (query, frame)]
         images, masks = self._rendered(shown, same_scan=True)
-        masks[-2] = self._with_errors(masks[-2])
+        carried = _sampled(torch.from_numpy(painted_mask.astype(np.float32)), previous.spacing, frame, self.resolution)
+        masks[-2] = self._with_errors((carried > 0.5).float())
         return self._split(images, masks)
 
     def _independent(self, shots: int) -> tuple[torch.Tensor, ...] | None:

@@ -50,6 +50,7 @@ class TrainingConfig:
         mix, synthetic_share, label_share: see `EpisodeSampler`.
         latent_weight: weight of the paper's loss beside the loss on the decoded mask.
         autoencoder_weight: weight of the autoencoder's loss in the second stage; 0 freezes it there.
+        without_prior: share of batches that are asked without the neighbour's mask as prior.
         save_every: steps between checkpoints.
     """
 
@@ -70,6 +71,7 @@ class TrainingConfig:
     label_share: float = 0.45
     latent_weight: float = 0.1
     autoencoder_weight: float = 0.0
+    without_prior: float = 0.0
     save_every: int = 100
     workers: int = 1
 
@@ -217,6 +219,8 @@ def episode_loss(
         latents, mask_latents, masks.flatten(0, 1), pipeline.unet.condition_constants(token), masks.shape[1]
     )
     prior = masks[:, -1] if batch.painted < masks.shape[1] else None  # the last finished slice shows where to look
+    if torch.rand(()) < config.without_prior:
+        prior = None
     predicted = pipeline.predict(query_latents, bank, prior)
     logits = LOGIT_SCALE * pipeline.decode_raw(predicted).mean(1)
     entropy = F.binary_cross_entropy_with_logits(logits, target)
