@@ -1,7 +1,8 @@
 """`sdfsmis demo`: a real head, one painted slice, and everything that a run gives.
 
-The scan is the MNI152 template, the T1-weighted mean of 152 healthy heads at 1 mm that nilearn carries; its map of
-white matter probability is the reference. White matter is painted on one axial slice and found on all the others.
+The scan is the MNI152 template, the T1-weighted mean of 152 healthy heads at 1 mm that nilearn carries; its
+maps of grey and white matter, added, are the reference. That brain tissue is painted on one axial slice and found on
+all the others.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from SDFSMISLib.volume import Volume
 __all__ = ["DemoResult", "Head", "read_head", "run_demo"]
 
 SCAN = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
-WHITE_MATTER = "mni_icbm152_wm_tal_nlin_sym_09a_converted.nii.gz"
-MEMBER = 0.5  # probability in the map above which a voxel is white matter
-LABEL, NAME = 1, "white matter"
+TISSUES = tuple(f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz" for tissue in ("gm", "wm"))
+MEMBER = 0.5  # sum of both maps above which a voxel is brain tissue
+LABEL, NAME = 1, "brain tissue"
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A scan, and a labelmap on its grid that says where its white matter is."""
+    """A scan, and a labelmap on its grid that says where its brain tissue is."""
 
     scan: Volume
     reference: Volume
@@ -50,18 +51,20 @@ def read_head() -> Head:
     """The MNI152 head within nilearn; raises :class:`InputError` where that is not installed."""
     found = importlib.util.find_spec("nilearn")  # finds it without the seconds that importing it takes
     folder = Path(found.origin).parent / "datasets" / "data" if found is not None and found.origin else None
-    if folder is None or not (folder / SCAN).is_file() or not (folder / WHITE_MATTER).is_file():
+    if folder is None or not all((folder / name).is_file() for name in (SCAN, *TISSUES)):
         raise InputError(
             "The demonstration needs a scan that the package nilearn carries, which is not here: run `pip install "
             "nilearn`, or `make demo` in a clone of the project."
         )
-    scan, probability = Volume.read(folder / SCAN), Volume.read(folder / WHITE_MATTER)
-    inside = (probability.voxels > MEMBER * 255).astype(np.uint8) * LABEL
-    return Head(scan, Volume(inside, probability.geometry, segment_names={LABEL: NAME}))
+    scan = Volume.read(folder / SCAN)
+    maps = [Volume.read(folder / name) for name in TISSUES]
+    share = sum(one.voxels.astype(np.uint16) for one in maps)  # each 0 to 255
+    inside = (share > MEMBER * 255).astype(np.uint8) * LABEL
+    return Head(scan, Volume(inside, maps[0].geometry, segment_names={LABEL: NAME}))
 
 
 def run_demo(output: Path, command: str = "") -> DemoResult:
-    """Segments the head's white matter by one slice; writes the results into the folder ``output`` and tells of them.
+    """Segments the head's brain tissue by one slice; writes the results into the folder ``output`` and tells of them.
 
     ``command``, the command line, goes into the result's provenance. Raises :class:`InputError` where the scan or the
     weights are missing, or the folder cannot be written.
@@ -70,7 +73,7 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
     from SDFSMISLib.evaluation.protocols import painted_slices
     from SDFSMISLib.inference.output import check_writable, provenance, write_segmentation
 
-    painted_file, labelmap_file = output / "painted_slice.seg.nrrd", output / "white_matter.seg.nrrd"
+    painted_file, labelmap_file = output / "painted_slice.seg.nrrd", output / "brain_tissue.seg.nrrd"
     sheet_file = output / "contact_sheet.png"
     for file in (painted_file, labelmap_file, sheet_file):
         check_writable(file)
@@ -89,7 +92,7 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
     say(
         f"{NAME.capitalize()}, painted on one of {slices + 1} slices: about {duration(slices * each)} to find the rest."
     )
-    with progress("white matter", slices) as advance:
+    with progress(NAME, slices) as advance:
         segmentation = segmenter.segment(head.scan, support, on_slice=lambda one: advance(one.finished, one.total))
     fields = provenance(
         segmentation,

@@ -144,8 +144,8 @@ def _calibrate(
     """Set every lane's shift: the slice that it leaves from, asked for itself, should come out as it was given."""
     values, _, masks = _predicted(pipeline, scan, lanes, banks, [[lane.start] for lane in lanes], full, side)
     for lane, (predicted,), mask in zip(lanes, values, masks, strict=True):
-        scores = [_dice(predicted > level, mask > 0.5) for level in CALIBRATION_LEVELS]
-        level = CALIBRATION_LEVELS[int(np.argmax(scores))]
+        scores = {level: _dice(predicted > level, mask > 0.5) for level in CALIBRATION_LEVELS}
+        level = max(scores, key=lambda one: (scores[one], -abs(one - 0.5)))  # of equals the one in the middle
         lane.shift = float(np.log((1 - level) / level))
 
 
