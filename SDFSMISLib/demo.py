@@ -58,7 +58,7 @@ def read_head() -> Head:
         )
     scan = Volume.read(folder / SCAN)
     maps = [Volume.read(folder / name) for name in TISSUES]
-    share = sum(one.voxels.astype(np.uint16) for one in maps)  # each 0 to 255
+    share = np.sum([one.voxels.astype(np.uint16) for one in maps], axis=0)  # each 0 to 255
     inside = (share > MEMBER * 255).astype(np.uint8) * LABEL
     return Head(scan, Volume(inside, maps[0].geometry, segment_names={LABEL: NAME}))
 

@@ -19,6 +19,8 @@ from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_featur
 from SDFSMISLib.model.unet import SupportBank, SupportQueryUNet
 from SDFSMISLib.model.upsampling import fold_upsampling
 
+LARGE_IMAGE = 1 << 22  # values in a feature map: the autoencoder takes such images one by one, as fast, in less memory
+
 
 @dataclass
 class SDFSMISOutput(BaseOutput):
@@ -67,18 +69,19 @@ class SDFSMISPipeline(DiffusionPipeline):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def for_inference(self) -> SDFSMISPipeline:
-        """This pipeline, set up to run fast where it is; results stay the same but for rounding. Call it after `to`.
+        """This pipeline, set up to run fast on its device, with the same results. Call it after `to`, and not to train.
 
-        What was measured for each choice is in Testing/Benchmarks/README.md.
+        What was measured for each choice, and for those not taken, is in Testing/Benchmarks/README.md.
         """
         for network in (self.vae, self.unet, self.image_encoder, self.translator):
             network.eval()
         if self.device.type == "cpu":
-            # The U-Net keeps its layout: deep down its images are small and its kernels large, and each pass sorts the
-            # kernels for the convolution; from channels_last that takes longer, the whole pass a seventh.
-            self.vae.to(memory_format=torch.channels_last)
+            # No channels_last: convolutions round ten times worse then, for 3 % of the autoencoder's time; the U-Net,
+            # whose deep layers are small images with large kernels, takes a seventh longer.
             fold_upsampling(self.vae.decoder)
-        elif self.device.type == "cuda":  # as half precision convolutions want it there; no measurement of ours
+            if self.vae.config.block_out_channels[0] * self.config.resolution**2 >= LARGE_IMAGE:
+                self.vae.enable_slicing()
+        elif self.device.type == "cuda" and self.vae.dtype != torch.float32:  # as tensor cores want it; not measured
             self.vae.to(memory_format=torch.channels_last)
             self.unet.to(memory_format=torch.channels_last)
         return self
