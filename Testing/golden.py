@@ -20,6 +20,7 @@ from SDFSMISLib.model.convert import image_encoder_for, processor_settings
 FOLDER = Path(os.environ.get("SDFSMIS_PARITY_DIR") or Path(__file__).parent / "parity")
 RELATIVE = 1e-5  # ||ours - golden|| / ||golden||
 ELEMENT = 5e-5  # of values of order 1
+GRADIENT = 1e-4  # as RELATIVE: rounding adds up on the way back through two passes
 NO_CASE = "(none)"
 
 largest_errors: dict[str, tuple[float, float]] = {}  # by stage: relative, element
@@ -151,8 +152,9 @@ def pipeline() -> SDFSMISPipeline:
 # -- comparison -------------------------------------------------------------------------------------------------------
 
 
-def check(stage: str, ours: torch.Tensor, golden: torch.Tensor) -> None:
-    """Fail unless ``ours`` is within the tolerances; the largest error of each stage is kept for the report."""
+def check(stage: str, ours: torch.Tensor, golden: torch.Tensor, most: float = RELATIVE) -> None:
+    """Fail unless ``ours`` is within the tolerances, ``most`` for the relative error; the largest error of each stage
+    is kept for the report."""
     assert ours.shape == golden.shape, f"{stage}: {tuple(ours.shape)} instead of {tuple(golden.shape)}"
     golden = golden.double()
     difference = ours.detach().double() - golden
@@ -161,7 +163,7 @@ def check(stage: str, ours: torch.Tensor, golden: torch.Tensor) -> None:
     order = max(1.0, float(golden.square().mean().sqrt()))
     element = float(difference.abs().max()) / order
     note(stage, relative, element)
-    assert relative <= RELATIVE and element <= ELEMENT, f"{stage}: relative {relative:.2e}, element {element:.2e}"
+    assert relative <= most and element <= ELEMENT, f"{stage}: relative {relative:.2e}, element {element:.2e}"
 
 
 def note(stage: str, relative: float, element: float) -> None:

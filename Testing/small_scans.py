@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from SDFSMISLib.model.unet import SupportBank
+from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.volume import Geometry, Volume
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -50,6 +50,7 @@ class BrightPipeline:
     """
 
     device = torch.device("cpu")
+    takes_neighbours = True
 
     def __init__(self, resolution: int = 40, answer: float = 1.0) -> None:
         self.answer = answer
@@ -73,6 +74,9 @@ class BrightPipeline:
         token = conditions or {"layer": torch.zeros(tasks, 1, 1)}
         return SupportBank(nothing, nothing, token, torch.zeros(tasks, shots, 1), torch.zeros(tasks, shots, 1))
 
-    def segment(self, latents: torch.Tensor, bank: SupportBank, prior: torch.Tensor | None = None) -> torch.Tensor:
+    def hints(self, images: torch.Tensor, bank: SupportBank, *neighbours: torch.Tensor | None) -> Hints:
+        return Hints()
+
+    def segment(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
         self.batches.append((len(latents), bank.shots))
         return self.answer * (latents > 0.5).float()

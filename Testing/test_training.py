@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.synthesis import synthetic_labels
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
 from SDFSMISLib.volume import Geometry, SliceOrientation, Volume
 
+PLAIN_CONFIG = TrainingConfig(cases="", output="")
 PLAIN = (SliceOrientation(False, False, False),) * 3
 
 
@@ -25,7 +27,9 @@ def scan_volume(name: str, shift: int) -> TrainingVolume:
 
 def sampler(kind: str) -> EpisodeSampler:
     volumes = [scan_volume("a", 0), scan_volume("b", 5)] + (synthetic_volumes(2, 0) if kind != "cross" else [])
-    return EpisodeSampler(volumes, 32, 7, {kind: 1.0}, synthetic_share=0.5, label_share=0.5)
+    mix = {kind: 1.0}
+    config = TrainingConfig(cases="", output="", seed=7, mix=mix, synthetic_share=0.5, label_share=0.5, rollout=0.5)
+    return EpisodeSampler(volumes, 32, config)
 
 
 @pytest.mark.parametrize("kind", ["propagate", "independent", "cross"])
@@ -89,7 +93,7 @@ def manifest(tmp_path):
 
 
 def test_only_training_cases_are_read(manifest):
-    volumes = load_training_volumes(manifest, manifest.parent / "cache")
+    volumes = load_training_volumes(manifest, manifest.parent / "cache", PLAIN_CONFIG)
     assert [volume.name for volume in volumes] == ["first"]
     assert volumes[0].maps[1].max() > 10  # supervoxels
 
@@ -99,20 +103,18 @@ def test_a_group_whose_terms_forbid_it_is_left_out(manifest):
     content["groups"]["balls"]["may_train_shipped_weights"] = False
     manifest.write_text(json.dumps(content))
     with pytest.raises(InputError, match="no case"):
-        load_training_volumes(manifest, manifest.parent / "cache")
+        load_training_volumes(manifest, manifest.parent / "cache", PLAIN_CONFIG)
 
 
 def test_supervoxels_are_kept(manifest):
-    first = load_training_volumes(manifest, manifest.parent / "cache")[0]
+    first = load_training_volumes(manifest, manifest.parent / "cache", PLAIN_CONFIG)[0]
     kept = {path: path.stat().st_mtime_ns for path in (manifest.parent / "cache").iterdir()}
-    again = load_training_volumes(manifest, manifest.parent / "cache")[0]
+    again = load_training_volumes(manifest, manifest.parent / "cache", PLAIN_CONFIG)[0]
     assert all(np.array_equal(a, b) for a, b in zip(first.maps, again.maps, strict=True))
     assert kept == {path: path.stat().st_mtime_ns for path in (manifest.parent / "cache").iterdir()}
 
 
 def tiny_config(folder, **changes):
-    from SDFSMISLib.training.trainer import TrainingConfig
-
     settings = {
         "cases": "",
         "autoencoder_steps": 2,
@@ -131,7 +133,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     from SDFSMISLib.training import trainer
 
     trainer.train(tiny_config(tmp_path / "whole"))
-    real, calls = trainer.episode_loss, []
+    real, calls = trainer.EpisodeLearner.forward, []
 
     def stopped(*arguments):
         calls.append(1)
@@ -139,10 +141,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(trainer, "episode_loss", stopped)
+    monkeypatch.setattr(trainer.EpisodeLearner, "forward", stopped)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(tiny_config(tmp_path / "stopped"))
-    monkeypatch.setattr(trainer, "episode_loss", real)
+    monkeypatch.setattr(trainer.EpisodeLearner, "forward", real)
     folder = trainer.train(tiny_config(tmp_path / "stopped"))
     for part in ("unet", "vae", "image_encoder", "translator"):
         name = "model.safetensors" if part == "image_encoder" else "diffusion_pytorch_model.safetensors"
@@ -159,8 +161,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     ],
 )
 def test_a_bad_configuration_is_refused_in_a_sentence(tmp_path, content, says):
-    from SDFSMISLib.training.trainer import TrainingConfig
-
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(InputError, match=says):

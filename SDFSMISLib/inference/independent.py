@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.scan import QueryScan
 from SDFSMISLib.inference.shots import Shot, colour, painted_bank
@@ -23,6 +24,7 @@ def run_independent(
     indices: Sequence[int],
     batch_size: int,
     deliver: OnProbability,
+    contrast: Contrast | None = None,
 ) -> None:
     """Segment slices `indices` of `scan` for every label.
 
@@ -31,19 +33,22 @@ def run_independent(
         regions: for each label the region of the query slices, and that of each shot. Labels that share a query region
             share the encoding of the image.
         deliver: called for every label and slice; may raise to stop the run.
+        contrast: of all slices; None = each slice's own.
     """
     side = pipeline.config.resolution
-    banks = {label: painted_bank(pipeline, shots[label], regions[label][1], side) for label in shots}
+    banks = {label: painted_bank(pipeline, shots[label], regions[label][1], side, contrast) for label in shots}
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
         pictures = [scan.image(index) for index in part]
+        seen: dict[Region, torch.Tensor] = {}
         latents: dict[Region, torch.Tensor] = {}
         for label, bank in banks.items():
             region = regions[label][0]
             if region not in latents:
-                images = torch.stack([region.to_grid(picture, side, -1.0) for picture in pictures])
-                latents[region] = pipeline.encode_images(colour(images))
-            maps = pipeline.segment(latents[region], bank).mean(1)
+                images = [region.to_grid(picture, side, -1.0) for picture in pictures]
+                seen[region] = colour(torch.stack([(contrast or Contrast.of(image))(image) for image in images]))
+                latents[region] = pipeline.encode_images(seen[region])
+            maps = pipeline.segment(latents[region], bank, pipeline.hints(seen[region], bank)).mean(1)
             for index, values in zip(part, maps, strict=True):
                 deliver(label, index, on_slice_grid(region, values, scan.shape))
 

@@ -1,7 +1,8 @@
 """The `propagate` strategy: outwards from the painted slices, each finished slice joining the support of the next.
 
-The finished neighbour's mask is also the query enhancement's prior (see `SDFSMISPipeline.predict`): that is ours, not
-the paper's, and what keeps a network of a few million parameters on the structure.
+Networks that have an input for it (`SupportQueryUNet`, `neighbour`) also get the finished neighbour and its mask
+registered onto the query: that is ours, not the paper's, and what keeps a network of a few million parameters on the
+structure.
 
 State: the painted slices, and of finished ones the last (a bound on memory). The region follows the structure. A lane
 ends where the structure does; what lies behind stays empty. Lanes (both directions, several labels) advance
@@ -11,13 +12,15 @@ together, as one batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.independent import OnProbability, on_slice_grid
 from SDFSMISLib.inference.region import Region
+from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.inference.scan import QueryScan
 from SDFSMISLib.inference.shots import Shot, colour, painted_bank
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
@@ -40,6 +43,7 @@ class Lane:
         path: slices to visit, in order.
         painted: the painted slices that it looks at.
         between: whether a painted slice lies ahead, so that an empty slice does not end the lane.
+        contrast: of the region around the slice that the lane left from first; all its slices are seen with it.
         shift: added to the log odds of all probabilities; without it masks that are a little small on every slice
             shrink to nothing over many.
     """
@@ -50,6 +54,7 @@ class Lane:
     path: list[int]
     painted: list[Shot]
     between: bool
+    contrast: Contrast = field(default_factory=Contrast.unchanged)
     shift: float = 0.0
 
 
@@ -113,6 +118,10 @@ def run_propagate(
         deliver: called for every label and slice; may raise to stop the run.
     """
     side = pipeline.config.resolution
+    if not full:
+        for lane in lanes:
+            region = Region.around(lane.mask, scan.spacing)
+            lane.contrast = Contrast.of(region.to_grid(scan.image(lane.start), side, -1.0))
     banks = _lane_banks(pipeline, lanes, full, side)
     stride = max(1, round(STRIDE_MM / scan.thickness))
     together = max(1, batch_size // stride)
@@ -201,12 +210,21 @@ def _predicted(
         for region, step in zip(regions, steps, strict=True)
         for index in step
     ]
-    row = torch.tensor([number for number, step in enumerate(steps) for _ in step], device=pipeline.device)
+    row = [number for number, step in enumerate(steps) for _ in step]
+    if pipeline.takes_neighbours:
+        moves = torch.stack([displacement(images[r], query) for r, query in zip(row, queries, strict=True)])
+    seen_last = torch.stack([lane.contrast(image) for lane, image in zip(lanes, images, strict=True)])
+    seen = colour(torch.stack([lanes[r].contrast(query) for r, query in zip(row, queries, strict=True)]))
     painted = _stacked([banks[lane] for lane in lanes])
-    prior = torch.stack(masks).to(pipeline.device)
-    last = pipeline.encode_support(colour(torch.stack(images))[:, None], prior[:, None], painted.conditions)
-    latents = pipeline.encode_images(colour(torch.stack(queries)))
-    maps = pipeline.segment(latents, painted.joined(last).rows(row), prior[row]).mean(1).cpu()
+    last = pipeline.encode_support(
+        colour(seen_last)[:, None], torch.stack(masks)[:, None], painted.conditions
+    )
+    bank = painted.joined(last).rows(torch.tensor(row, device=pipeline.device))
+    neighbours: tuple[torch.Tensor, ...] = ()
+    if pipeline.takes_neighbours:
+        neighbours = colour(carried(seen_last[row], moves)), carried(torch.stack(masks)[row], moves)
+    hints = pipeline.hints(seen, bank, *neighbours)
+    maps = pipeline.segment(pipeline.encode_images(seen), bank, hints).mean(1).cpu()
     split = [list(part) for part in maps.split([len(step) for step in steps])]
     return split, regions, list(masks)
 
@@ -227,7 +245,8 @@ def _lane_banks(pipeline: SDFSMISPipeline, lanes: Sequence[Lane], full: bool, si
     for lane in lanes:
         key = tuple(id(shot) for shot in lane.painted)
         if key not in made:
-            made[key] = painted_bank(pipeline, lane.painted, [shot.region(full) for shot in lane.painted], side)
+            regions = [shot.region(full) for shot in lane.painted]
+            made[key] = painted_bank(pipeline, lane.painted, regions, side, Contrast.unchanged() if full else None)
         banks[lane] = made[key]
     return banks
 
@@ -241,4 +260,5 @@ def _stacked(banks: Sequence[SupportBank]) -> SupportBank:
         conditions={name: torch.cat([bank.conditions[name] for bank in banks]) for name in first.conditions},
         foreground=torch.cat([bank.foreground for bank in banks]),
         background=torch.cat([bank.background for bank in banks]),
+        likeness=None if first.likeness is None else torch.cat([b.likeness for b in banks if b.likeness is not None]),
     )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.independent import run_independent
 from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.inference.propagate import Lane, lanes_from, run_propagate
@@ -311,7 +312,8 @@ class _Run:
             else:
                 around = Region.around(np.any([shot.mask for shot in mine], axis=0), self.scan.spacing)
                 regions[label] = (around, [around] * len(mine))
-        run_independent(self.pipeline, self.scan, shots, regions, indices, self.batch_size, deliver)
+        contrast = Contrast.unchanged() if self.full else None
+        run_independent(self.pipeline, self.scan, shots, regions, indices, self.batch_size, deliver, contrast)
 
     def _mask(self, probability: np.ndarray) -> np.ndarray:
         return probability > 255 * self.threshold

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank
@@ -42,7 +43,14 @@ def colour(images: torch.Tensor) -> torch.Tensor:
     return images[..., None, :, :].expand(*images.shape[:-2], 3, *images.shape[-2:])
 
 
-def painted_bank(pipeline: SDFSMISPipeline, shots: Sequence[Shot], regions: Sequence[Region], side: int) -> SupportBank:
-    """The bank (one row) of painted slices, each seen through its region."""
+def painted_bank(
+    pipeline: SDFSMISPipeline,
+    shots: Sequence[Shot],
+    regions: Sequence[Region],
+    side: int,
+    contrast: Contrast | None = None,
+) -> SupportBank:
+    """The bank (one row) of painted slices, each seen through its region, with `contrast` or that of its own."""
     images, masks = zip(*(shot.on_grid(region, side) for shot, region in zip(shots, regions, strict=True)), strict=True)
-    return pipeline.encode_support(colour(torch.stack(images))[None], torch.stack(masks)[None])
+    seen = torch.stack([(contrast or Contrast.of(image))(image) for image in images])
+    return pipeline.encode_support(colour(seen)[None], torch.stack(masks)[None])

@@ -49,6 +49,8 @@ def new_built_in(seed: int = 0) -> SDFSMISPipeline:
             cross_attention_dim=CONDITION_WIDTH,
             attention_head_dim=4,
             norm_num_groups=8,
+            neighbour=True,
+            likeness=True,
         )
         image_encoder = Dinov2Model(
             Dinov2Config(
@@ -105,3 +107,17 @@ def fold_encoder(vae: AutoencoderKL) -> None:
     vae.quant_conv.bias.zero_()
     for channel in range(2 * LATENT_CHANNELS):
         vae.quant_conv.weight[channel, channel, 0, 0] = 1
+
+
+def unfolded(latents: torch.Tensor) -> torch.Tensor:
+    """The grey levels (N, H, W), around [-1, 1], that `fold_encoder` has put into unscaled latents (N, 16, h, w)."""
+    number, _, height, width = latents.shape
+    taps = latents.reshape(number, 2, 2, 2, 2, height, width)  # fine row, fine column, coarse row, coarse column
+    return taps.permute(0, 5, 3, 1, 6, 4, 2).reshape(number, 4 * height, 4 * width)
+
+
+def folded(images: torch.Tensor) -> torch.Tensor:
+    """The unscaled latents (N, 16, H/4, W/4) that `fold_encoder` aims at for grey levels (N, H, W) in [-1, 1]."""
+    number, height, width = images.shape
+    taps = images.reshape(number, height // 4, 2, 2, width // 4, 2, 2)
+    return taps.permute(0, 3, 6, 2, 5, 1, 4).reshape(number, 16, height // 4, width // 4)

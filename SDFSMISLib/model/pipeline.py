@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from transformers import Dinov2Model
 
+from SDFSMISLib.model.likeness import likeness, likeness_table
 from SDFSMISLib.model.prototypes import query_probabilities, query_prototypes, support_prototypes
 from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_feature
-from SDFSMISLib.model.unet import SupportBank, SupportQueryUNet
+from SDFSMISLib.model.unet import Hints, SupportBank, SupportQueryUNet
 from SDFSMISLib.model.upsampling import fold_upsampling
 
 LARGE_IMAGE = 1 << 22  # values in a feature map: the autoencoder takes such images one by one, as fast, in less memory
@@ -68,6 +68,11 @@ class SDFSMISPipeline(DiffusionPipeline):
         """Pixels per latent position, along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def takes_neighbours(self) -> bool:
+        """Whether the network has an input for a query's finished neighbour."""
+        return bool(self.unet.config.neighbour)
+
     def for_inference(self) -> SDFSMISPipeline:
         """This pipeline, set up to run fast on its device, with the same results. Call it after `to`, and not to train.
 
@@ -113,20 +118,30 @@ class SDFSMISPipeline(DiffusionPipeline):
         """
         self._check(support_images, support_masks, query_images)
         bank = self.encode_support(support_images[None], support_masks[None])
-        maps = [self.segment(self.encode_images(part), bank) for part in query_images.split(batch_size)]
+        maps = [
+            self.segment(self.encode_images(part), bank, self.hints(part, bank))
+            for part in query_images.split(batch_size)
+        ]
         joined = torch.cat(maps)
         return SDFSMISOutput(probabilities=joined.mean(1), maps=joined)
 
     # -- images and masks to latents and back
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (N, c, h, w): the posterior's mean, never a draw. `images` (N, 3, H, W) in [-1, 1]."""
-        images = images.to(self.device, self.vae.dtype)
-        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+    def encode_images(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """Scaled latents (N, c, h, w) of images (N, 3, H, W) in [-1, 1].
 
-    def encode_masks(self, masks: torch.Tensor) -> torch.Tensor:
+        Args:
+            noise: standard normal (N, c, h, w), for a draw from the posterior, which is what the paper trains with;
+                None = its mean, as always in inference.
+        """
+        images = images.to(self.device, self.vae.dtype)
+        posterior = self.vae.encode(images).latent_dist
+        latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        return latents * self.vae.config.scaling_factor
+
+    def encode_masks(self, masks: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Scaled latents (N, c, h, w) of masks (N, H, W) in 0 to 1, taken to [-1, 1] and three equal channels."""
-        return self.encode_images((2 * masks[:, None].float() - 1).expand(-1, 3, -1, -1))
+        return self.encode_images((2 * masks[:, None].float() - 1).expand(-1, 3, -1, -1), noise)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Maps (N, 3, H, W) in [0, 1] of scaled mask latents (N, c, h, w)."""
@@ -162,46 +177,70 @@ class SDFSMISPipeline(DiffusionPipeline):
         if conditions is None:
             conditions = self.unet.condition_constants(self.condition_token(images, masks))
         flat = masks.to(self.device).flatten(0, 1)
-        return self.support_bank(
-            self.encode_images(images.flatten(0, 1)), self.encode_masks(flat), flat, conditions, masks.shape[1]
-        )
+        latents, mask_latents = self.encode_images(images.flatten(0, 1)), self.encode_masks(flat)
+        return self.support_bank(images, masks, latents, mask_latents, conditions)
 
     def support_bank(
         self,
+        images: torch.Tensor,
+        masks: torch.Tensor,
         latents: torch.Tensor,
         mask_latents: torch.Tensor,
-        masks: torch.Tensor,
         conditions: dict[str, torch.Tensor],
-        shots: int,
     ) -> SupportBank:
-        """The bank from latents that are there already: (B*S, c, h, w) each, with masks (B*S, H, W)."""
+        """The bank of supports (see `encode_support`) whose latents (B*S, c, h, w) are there already."""
+        shots = masks.shape[1]
+        masks = masks.to(self.device)
         keys, values, _ = self.unet.encode_support(torch.cat([latents, mask_latents], dim=1), conditions, shots)
-        foreground, background = (x.unflatten(0, (-1, shots)) for x in support_prototypes(latents, masks))
-        return SupportBank(keys, values, conditions, foreground, background)
+        pair = support_prototypes(latents, masks.flatten(0, 1))
+        foreground, background = (x.unflatten(0, (-1, shots)) for x in pair)
+        table = likeness_table(images[:, :, 0].to(self.device), masks) if self.unet.config.likeness else None
+        return SupportBank(keys, values, conditions, foreground, background, table)
 
     # -- queries
 
-    def predict(self, latents: torch.Tensor, bank: SupportBank, prior: torch.Tensor | None = None) -> torch.Tensor:
+    def hints(
+        self,
+        images: torch.Tensor,
+        bank: SupportBank,
+        neighbours: torch.Tensor | None = None,
+        neighbour_masks: torch.Tensor | None = None,
+    ) -> Hints:
+        """What the network, where it has inputs for it, is told of queries.
+
+        Args:
+            images: the queries, (Q, 3, H, W) in [-1, 1].
+            bank: of one row, or of one for each query.
+            neighbours: (Q, 3, H, W), finished neighbouring slices registered onto the queries; None without any.
+            neighbour_masks: (Q, H, W), 0 to 1, their masks carried along.
+        """
+        neighbour, likely = None, None
+        if self.takes_neighbours and neighbours is not None and neighbour_masks is not None:
+            masks = self.encode_masks(neighbour_masks.to(self.device))
+            neighbour = torch.cat([self.encode_images(neighbours), masks], dim=1)
+        if bank.likeness is not None:
+            likely = self.encode_masks(likeness(images[:, 0].to(self.device), bank.likeness))
+        return Hints(neighbour, likely)
+
+    def predict(
+        self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None
+    ) -> torch.Tensor:
         """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w).
 
         Args:
             bank: of one row, or of one for each query.
-            prior: (Q, H, W), 0 to 1: where the structure is expected, such as the mask of the neighbouring slice. The
-                query's foreground prototype is spread there and its background prototype elsewhere. None, as in the
-                paper: the foreground prototype everywhere.
+            hints: see `hints`; None, as in the paper.
         """
         probabilities = query_probabilities(latents, bank.foreground, bank.background)
-        foreground, background = (x[..., None, None] for x in query_prototypes(latents, probabilities))
-        if prior is None:
-            spread = foreground.expand_as(latents)
-        else:
-            share = F.adaptive_avg_pool2d(prior[:, None].to(latents), (latents.shape[-2], latents.shape[-1]))
-            spread = foreground * share + background * (1 - share)
-        return -self.unet.predict(torch.cat([latents, spread], dim=1), bank)
+        foreground, _ = query_prototypes(latents, probabilities)
+        spread = foreground[..., None, None].expand_as(latents)
+        return -self.unet.predict(torch.cat([latents, spread], dim=1), bank, hints)
 
-    def segment(self, latents: torch.Tensor, bank: SupportBank, prior: torch.Tensor | None = None) -> torch.Tensor:
+    def segment(
+        self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None
+    ) -> torch.Tensor:
         """Maps (Q, 3, H, W) in [0, 1] of query latents (Q, c, h, w); see `predict`."""
-        return self.decode(self.predict(latents, bank, prior))
+        return self.decode(self.predict(latents, bank, hints))
 
     def _check(self, support_images: torch.Tensor, support_masks: torch.Tensor, query_images: torch.Tensor) -> None:
         for name, x in (("support_images", support_images), ("query_images", query_images)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class SupportBank:
         keys, values: by self-attention layer, (B, T, C).
         conditions: by cross-attention layer, (B, 1, C).
         foreground, background: prototypes of each shot, (B, S, c), c latent channels.
+        likeness: see `likeness_table`, (B, bins), of the shots that were painted; None where the network does not ask.
     """
 
     keys: dict[str, torch.Tensor]
@@ -32,19 +33,21 @@ class SupportBank:
     conditions: dict[str, torch.Tensor]
     foreground: torch.Tensor
     background: torch.Tensor
+    likeness: torch.Tensor | None = None
 
     @property
     def shots(self) -> int:
         return self.foreground.shape[1]
 
     def joined(self, other: SupportBank) -> SupportBank:
-        """The bank with the shots of both; the condition stays that of `self`."""
+        """The bank with the shots of both; condition and likeness stay those of `self`."""
         return SupportBank(
             keys={name: torch.cat([x, other.keys[name]], dim=1) for name, x in self.keys.items()},
             values={name: torch.cat([x, other.values[name]], dim=1) for name, x in self.values.items()},
             conditions=self.conditions,
             foreground=torch.cat([self.foreground, other.foreground], dim=1),
             background=torch.cat([self.background, other.background], dim=1),
+            likeness=self.likeness,
         )
 
     def rows(self, index: torch.Tensor | list[int]) -> SupportBank:
@@ -55,22 +58,50 @@ class SupportBank:
             conditions={name: x[index] for name, x in self.conditions.items()},
             foreground=self.foreground[index],
             background=self.background[index],
+            likeness=None if self.likeness is None else self.likeness[index],
         )
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What else a network may be told of each query; ours, not the paper's. Each may be missing.
+
+    Attributes:
+        neighbour: (Q, 2c, h, w), image latent and mask latent of a finished neighbouring slice, registered onto it.
+        likeness: (Q, c, h, w), latent of its likeness to the painted structure.
+    """
+
+    neighbour: torch.Tensor | None = None
+    likeness: torch.Tensor | None = None
 
 
 class SupportQueryUNet(UNet2DConditionModel):
     """`UNet2DConditionModel` with `conv_in_ref`, the input convolution of the support pass.
 
     Both input convolutions take twice the latent channels: `conv_in` the query latent and its prototype spread over
-        space, `conv_in_ref` the support's image latent and mask latent. `in_channels` of the configuration is that
-        doubled number.
+    space, `conv_in_ref` the support's image latent and mask latent. `in_channels` of the configuration is that doubled
+    number.
+
+    Args:
+        neighbour: whether there is a third, `conv_in_neighbour`, for image latent and mask latent of a finished
+            neighbouring slice that lies pixel on pixel with the query; its output is added to that of `conv_in`. Its
+            mask latent also goes to the output, through `conv_out_neighbour`: what the network has to learn is the
+            correction. Ours, not the paper's: attention to the bank finds what looks alike, convolutions see what has
+            moved.
+        likeness: whether there is a fourth, `conv_in_likeness`, for the latent of the query's likeness to the painted
+            structure (see `likeness`), added likewise. Ours too.
     """
 
-    @functools.wraps(UNet2DConditionModel.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, neighbour: bool = False, likeness: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.register_to_config(neighbour=neighbour, likeness=likeness)
         old = self.conv_in
         self.conv_in_ref = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
+        if neighbour:
+            self.conv_in_neighbour = _further_input(old, old.in_channels)
+            self.conv_out_neighbour = _handed_on(self.conv_out.out_channels)
+        if likeness:
+            self.conv_in_likeness = _further_input(old, old.in_channels // 2)
         self.set_attn_processor(
             {
                 name: _processor_for(name.removesuffix(".processor"))
@@ -132,19 +163,31 @@ class SupportQueryUNet(UNet2DConditionModel):
         )
         return keys, values, output
 
-    def predict(self, sample: torch.Tensor, bank: SupportBank) -> torch.Tensor:
+    def predict(
+        self, sample: torch.Tensor, bank: SupportBank, hints: Hints | None = None
+    ) -> torch.Tensor:
         """The query pass.
 
         Args:
             sample: (Q, 2c, h, w), query latent and query prototype spread over space.
             bank: with B = 1 or B = Q.
+            hints: for networks that have inputs for them.
 
         Returns:
             (Q, c, h, w), the v-prediction; its negative is the scaled mask latent (the schedule's beta is 1
             throughout).
         """
         passing = PassValues(conditions=bank.conditions, bank_keys=bank.keys, bank_values=bank.values)
-        return self._run(self.conv_in(sample), passing)
+        hidden = self.conv_in(sample)
+        if hints is not None and hints.neighbour is not None:
+            hidden = hidden + self.conv_in_neighbour(hints.neighbour)
+        if hints is not None and hints.likeness is not None:
+            hidden = hidden + self.conv_in_likeness(hints.likeness)
+        output = self._run(hidden, passing)
+        if hints is not None and hints.neighbour is not None:
+            mask = hints.neighbour[:, hints.neighbour.shape[1] // 2 :]
+            output = output - self.conv_out_neighbour(mask)
+        return output
 
     def _run(self, hidden: torch.Tensor, passing: PassValues) -> torch.Tensor:
         """All of the U-Net behind an input convolution, at the fixed timestep."""
@@ -169,6 +212,31 @@ class SupportQueryUNet(UNet2DConditionModel):
             else:
                 hidden = block(hidden, mine, temb, upsample_size=size)
         return self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+
+
+def _further_input(like: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """An input convolution that adds nothing before it has learned."""
+    made = nn.Conv2d(channels, like.out_channels, like.kernel_size, padding=like.padding, bias=False)
+    nn.init.zeros_(made.weight)
+    return made
+
+
+def _handed_on(channels: int) -> nn.Conv2d:
+    """A convolution that hands on what it gets, before it has learned."""
+    made = nn.Conv2d(channels, channels, 1, bias=False)
+    nn.init.dirac_(made.weight)
+    return made
+
+
+def _signature_with(*added: str) -> inspect.Signature:
+    """That of `UNet2DConditionModel` and more switches: diffusers reads there which keys of a config.json are its
+    own."""
+    known = inspect.signature(UNet2DConditionModel.__init__)
+    switches = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in added]
+    return known.replace(parameters=[*known.parameters.values(), *switches])
+
+
+SupportQueryUNet.__init__.__signature__ = _signature_with("neighbour", "likeness")  # type: ignore[attr-defined]
 
 
 def _processor_for(layer: str) -> SupportQueryAttention | ConditionAttention:

@@ -12,12 +12,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.registration import displacement
+from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.synthesis import painted_appearance
 from SDFSMISLib.training.volumes import TrainingVolume
 
 LEAST_PIXELS = 24  # a target smaller than this on the painted slice is not asked for
 LEAST_NEXT = 6  # on the slices that follow it may be smaller
-BEYOND = 0.3  # share of propagate episodes whose query lies behind the structure's end
+BEYOND = 0.35  # share of propagate episodes whose query lies behind the structure's end
+UNION = 0.1  # share of targets that are made of two
+LONGEST_GAP = 10.0  # mm from the finished neighbour to the query; thick slices lie so far apart
+FAMILY_POWER = 0.25  # a group of many similar scans is drawn more often than a single one, but not in proportion
+SHOTS = {1: 0.45, 2: 0.2, 3: 0.15, 4: 0.1, 5: 0.1}  # how often so many slices are painted
+CONTRAST = 0.9  # share of episodes seen with a region's contrast, as by the segmenter's region `auto`
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,11 @@ class EpisodeBatch:
     Attributes:
         support_images: (B, S, R, R) in [-1, 1]. support_masks: (B, S, R, R), 0 or 1.
         query_images: (B, R, R). query_masks: (B, R, R), 0 or 1.
-        painted: how many of the S supports are painted by hand: they give the condition token; the rest are finished
-            slices.
+        painted: how many of the S supports are painted by hand: they give the condition token; the last of the others
+            is the query's finished neighbour.
+        displacements: (B, R, R, 2), see `registration.displacement`: from the last support to the query. None where no
+            support is a finished neighbour.
+        before: what a network needs to make the last support's mask itself; None where it should not.
     """
 
     support_images: torch.Tensor
@@ -36,6 +47,23 @@ class EpisodeBatch:
     query_images: torch.Tensor
     query_masks: torch.Tensor
     painted: int
+    displacements: torch.Tensor | None = None
+    before: Before | None = None
+
+
+@dataclass(frozen=True)
+class Before:
+    """The slices before the last supports of B episodes, from which a network may predict those supports' masks.
+
+    Attributes:
+        images: (B, R, R). masks: (B, R, R), 0 or 1. displacements: (B, R, R, 2), from here to the last support.
+        wanted: bool (B,); False: the last support's mask stays as it is.
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    displacements: torch.Tensor
+    wanted: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,7 @@ class SliceKey:
     index: int
     map_number: int
     values: tuple[int, ...]
+    thick: int = 1  # slices that are averaged to one
 
     @property
     def spacing(self) -> tuple[float, float]:
@@ -69,117 +98,163 @@ class SliceKey:
         return replace(self, index=index)
 
     def image(self) -> np.ndarray:
-        source = self.volume.image if self.volume.image is not None else self.volume.maps[0]
-        return self._canonical(source)
+        if self.volume.image is None:
+            return self._canonical(self.volume.maps[0], self.index)
+        if self.thick == 1:
+            return self._canonical(self.volume.image, self.index)
+        first = self.index - self.thick // 2
+        last = min(first + self.thick, self.volume.image.shape[self.axis])
+        parts = [self._canonical(self.volume.image, z).astype(np.float32) for z in range(max(first, 0), last)]
+        return np.mean(parts, axis=0)
 
     def mask(self) -> np.ndarray:
-        return np.isin(self._canonical(self.volume.maps[self.map_number]), self.values)
+        return np.isin(self._canonical(self.volume.maps[self.map_number], self.index), self.values)
 
-    def _canonical(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(
-            self.volume.orientations[self.axis].apply(np.take(array, self.index, axis=self.axis))
-        )
+    def _canonical(self, array: np.ndarray, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self.volume.orientations[self.axis].apply(np.take(array, index, axis=self.axis)))
 
 
 class EpisodeSampler:
     """Draws batches of episodes; seed and number of a batch say what is in it, whatever was drawn before."""
 
-    def __init__(
-        self,
-        volumes: list[TrainingVolume],
-        resolution: int,
-        seed: int,
-        mix: dict[str, float],
-        synthetic_share: float,
-        label_share: float,
-    ) -> None:
+    def __init__(self, volumes: list[TrainingVolume], resolution: int, config: TrainingConfig) -> None:
         """
         Args:
-            mix: share of each kind: propagate, independent, cross.
-            synthetic_share: share of episodes from synthetic volumes.
-            label_share: share of episodes on real volumes that ask for a label rather than supervoxels.
+            volumes: to draw from; synthetic ones have no image.
+            resolution: side of the network's grid.
+            config: gives `seed`; `mix`, the share of each kind; `synthetic_share`, of episodes from synthetic volumes;
+                `label_share`, of those on real volumes that ask for a label rather than supervoxels; `rollout`, of
+                propagate batches that hold what comes `before`; `swapped`, see `batch`.
         """
-        self.resolution, self.mix = resolution, mix
-        self.synthetic_share, self.label_share = synthetic_share, label_share
-        self.seed = seed
-        self.rng = np.random.default_rng(seed)
+        self.resolution, self.mix = resolution, config.mix
+        self.synthetic_share, self.label_share = config.synthetic_share, config.label_share
+        self.rollout, self.swapped = config.rollout, config.swapped
+        self.seed = config.seed
+        self.rng = np.random.default_rng(config.seed)
         self.real = [v for v in volumes if v.image is not None]
         self.synthetic = [v for v in volumes if v.image is None]
         self.families: dict[str, list[TrainingVolume]] = {}
         for volume in self.real:
             self.families.setdefault(volume.group, []).append(volume)
         self.shared_groups = [g for g, members in self.families.items() if len(members) > 1]
-        sizes = np.sqrt([len(members) for members in self.families.values()])
+        sizes = np.array([len(members) for members in self.families.values()]) ** FAMILY_POWER
         self._family_weights = sizes / sizes.sum() if len(sizes) else sizes
         self._counts: dict[tuple[str, int, int], np.ndarray] = {}
 
-    def batch(self, size: int, number: int) -> EpisodeBatch:
-        """Batch `number`: `size` episodes of one kind, with one number of shots."""
+    def batch(self, size: int, number: int, late: bool = False) -> EpisodeBatch:
+        """Batch `number`: `size` episodes of one kind, with one number of shots.
+
+        Args:
+            late: near the end of a training, when a share `swapped` of the batches without finished neighbours asks for
+                two targets of the same slices, so that only the painted masks tell which (label-unpaired context, LUC,
+                arXiv 2610.10335).
+        """
         self.rng = np.random.default_rng([self.seed, number])
-        kinds = list(self.mix)
-        weights = np.array([self.mix[k] for k in kinds])
+        kinds: list[str] = list(self.mix)
+        weights = np.array(list(self.mix.values()))
         kind = kinds[int(self.rng.choice(len(kinds), p=weights / weights.sum()))]
-        shots = int(self.rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+        shots = int(self.rng.choice(list(SHOTS), p=list(SHOTS.values())))
         painted = 1 if kind != "propagate" else int(self.rng.choice([1, 2], p=[0.8, 0.2]))
+        rolled = kind == "propagate" and self.rng.random() < self.rollout
+        swapped = late and self.rng.random() < self.swapped
         episodes: list[tuple[torch.Tensor, ...]] = []
         while len(episodes) < size:
             if kind == "propagate":
-                found = self._propagate(painted)
+                found = self._propagate(painted, rolled)
+                episodes += [found] if found is not None else []
             elif kind == "independent" or not self.shared_groups:
-                found = self._independent(shots)
+                episodes += self._independent(shots, swapped)
             else:
-                found = self._cross(shots)
-            if found is not None:
-                episodes.append(found)
-        supports, masks, queries, answers = (torch.stack(x) for x in zip(*episodes, strict=True))
-        return EpisodeBatch(supports, masks, queries, answers, painted if kind == "propagate" else supports.shape[1])
+                episodes += self._cross(shots, swapped)
+        supports, masks, queries, answers, *more = (torch.stack(x) for x in zip(*episodes[:size], strict=True))
+        if kind != "propagate":
+            return EpisodeBatch(supports, masks, queries, answers, supports.shape[1])
+        before = Before(*more[1:]) if rolled else None
+        return EpisodeBatch(supports, masks, queries, answers, painted, more[0], before)
 
     # -- the three kinds
 
-    def _propagate(self, painted: int) -> tuple[torch.Tensor, ...] | None:
+    def _propagate(self, painted: int, rolled: bool) -> tuple[torch.Tensor, ...] | None:
         """The painted slice(s), the finished neighbour with the kind of errors a prediction has, and the next slice.
 
-        Some queries (`BEYOND`) lie up to six slices behind the end of the structure, where the answer is empty although
-        the finished neighbour claims to hold it.
+        Some queries (`BEYOND`) lie behind the end of the structure, where the answer is empty although the finished
+        neighbour holds it, or claims to.
         """
         first = self._target()
         present = self._present(first, LEAST_NEXT)
-        reach = 12 if len(first.volume.axes) == 3 else 6
-        step = 1 if self.rng.random() < 0.5 else -1
-        ahead = [z for z in present if 0 < (z - first.index) * step <= reach]
+        way = 1 if self.rng.random() < 0.5 else -1
+        gap = self._gap(first, present)
+        first = replace(first, thick=int(self.rng.integers(1, gap + 1)) if self.rng.random() < 0.5 else 1)
+        ahead = [z for z in present if 0 < (z - first.index) * way <= 12 * gap]
         if not ahead:
             return None
+        end = max(present, key=lambda z: z * way)
         index = int(self.rng.choice(ahead))
-        painted_mask = first.at(index - step).mask()
-        if self.rng.random() < BEYOND:
-            end = max(present, key=lambda z: z * step)
-            index = end + step * int(self.rng.integers(1, 7))
+        beyond = self.rng.random() < BEYOND
+        if beyond:
+            index = end + way * int(self.rng.integers(1, 1 + (gap if self.rng.random() < 0.6 else 6 * gap)))
             if not 0 <= index < first.volume.maps[0].shape[first.axis]:
                 return None
-            painted_mask = first.at(end).mask()  # what a lane that has missed the end carries along
-        previous, query = first.at(index - step), first.at(index)
-        if not painted_mask.any():
+        back = min(gap, abs(index - first.index))
+        previous, query = first.at(index - way * back), first.at(index)
+        lost = (previous.index - end) * way > 0  # a lane that has missed the end: it carries along what was there
+        held = first.at(end) if lost else previous
+        carried_mask = held.mask()
+        if not carried_mask.any():
             return None
         turn, mirror = self._turn(), bool(self.rng.random() < 0.5)
         shown: list[tuple[SliceKey, Frame]] = []
         for number in range(painted):
             key = first if number == 0 else first.at(int(self.rng.choice(present)))
-            frame = self._frame_around(key.mask(), key.spacing, (1.6, 2.8), 0.25)
+            frame = self._frame_around(key.mask(), key.spacing, (1.8, 2.3), 0.05)
             shown.append((key, replace(frame, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)))
-        frame = self._frame_around(painted_mask, previous.spacing, (1.5, 3.0), 0.25)
+        frame = self._frame_around(carried_mask, previous.spacing, (1.7, 2.4), 0.15)
         frame = replace(frame, angle=turn, mirror=mirror)
-        shown += [(previous, frame), (query, frame)]
+        is_first = previous.index == first.index
+        before = previous if is_first or lost else self._towards(first, previous, gap)
+        shown += [(before, frame), (previous, frame), (query, frame)]
         images, masks = self._rendered(shown, same_scan=True)
-        carried = _sampled(torch.from_numpy(painted_mask.astype(np.float32)), previous.spacing, frame, self.resolution)
-        masks[-2] = self._with_errors((carried > 0.5).float())
-        return self._split(images, masks)
+        plain, contrast = images, self._contrast(images[0])
+        images = [self._own(contrast, image) for image in images[:painted]] + [contrast(x) for x in images[painted:]]
+        exact = _sampled(torch.from_numpy(carried_mask.astype(np.float32)), held.spacing, frame, self.resolution) > 0.5
+        masks[-2] = exact.float() if is_first else self._with_errors(exact.float())
+        moved = displacement(plain[-2], plain[-1])
+        earlier: tuple[torch.Tensor, ...] = ()
+        if rolled:
+            wanted = before.index != previous.index and bool(masks[painted].sum() >= LEAST_NEXT)
+            there = displacement(plain[painted], plain[-2]) if wanted else torch.zeros_like(moved)
+            earlier = (images[painted], self._with_errors(masks[painted]), there, torch.tensor(wanted))
+        del images[painted], masks[painted]
+        split = self._split(images, masks)
+        return None if split is None else (*split, moved, *earlier)
 
-    def _independent(self, shots: int) -> tuple[torch.Tensor, ...] | None:
+    def _gap(self, key: SliceKey, present: list[int]) -> int:
+        """Slices from one to the next of a lane: one, or as many as are made of thick slices, up to `LONGEST_GAP`."""
+        thickness = key.volume.spacing[key.axis]
+        most = min(LONGEST_GAP / thickness, len(present) / 8)
+        if most < 2 or self.rng.random() < 0.2:
+            return 1
+        return int(round(self.rng.uniform(1, most)))
+
+    def _towards(self, first: SliceKey, previous: SliceKey, gap: int) -> SliceKey:
+        """A lane's slice before `previous`: a gap nearer to the painted slice `first`, at most that."""
+        away = previous.index - first.index
+        return first.at(previous.index - int(np.sign(away)) * min(gap, abs(away)))
+
+    def _contrast(self, image: torch.Tensor) -> Contrast:
+        return Contrast.of(image) if self.rng.random() < CONTRAST else Contrast.unchanged()
+
+    @staticmethod
+    def _own(contrast: Contrast, image: torch.Tensor) -> torch.Tensor:
+        """The image with its own contrast, unless none is changed in this episode."""
+        return Contrast.of(image)(image) if not contrast.is_unchanged else image
+
+    def _independent(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
         """Painted slices and a query of the same scan, seen through one frame; one query in eight lacks the target."""
         first = self._target()
         present = self._present(first, LEAST_NEXT)
         if len(present) < 2:
-            return None
+            return []
         keys = [first] + [first.at(int(self.rng.choice(present))) for _ in range(shots - 1)]
         query = first.at(int(self.rng.choice(present)))
         if self.rng.random() < 0.125:
@@ -193,10 +268,9 @@ class EpisodeSampler:
             frame = self._frame_around(union, first.spacing, (1.6, 3.5), 0.25)
         turn, mirror = self._turn(), bool(self.rng.random() < 0.5)
         shown = [(key, self._shaken(replace(frame, angle=turn, mirror=mirror))) for key in [*keys, query]]
-        images, masks = self._rendered(shown, same_scan=bool(self.rng.random() < 0.8))
-        return self._split(images, masks)
+        return self._asked_for(shown, bool(self.rng.random() < 0.8), swapped)
 
-    def _cross(self, shots: int) -> tuple[torch.Tensor, ...] | None:
+    def _cross(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
         """Painted slices of one scan, a query of another scan of the same anatomy."""
         members = self.families[str(self.rng.choice(self.shared_groups))]
         a, b = self.rng.choice(len(members), 2, replace=False)
@@ -204,7 +278,7 @@ class EpisodeSampler:
         query = replace(first, volume=members[b])
         there = self._present(query, LEAST_NEXT)
         if not there or query.axis not in members[b].axes:
-            return None
+            return []
         query = query.at(int(self.rng.choice(there)))
         present = self._present(first, LEAST_NEXT)
         keys = [first] + [first.at(int(self.rng.choice(present))) for _ in range(shots - 1)]
@@ -219,10 +293,30 @@ class EpisodeSampler:
                 else self._frame_around(mask, key.spacing, (2.0, 4.0), 0.3)
             )
             shown.append((key, self._shaken(replace(frame, angle=turn, mirror=mirror))))
-        images, masks = self._rendered(shown, same_scan=True)
-        return self._split(images, masks)
+        return self._asked_for(shown, True, swapped)
+
+    def _asked_for(
+        self, shown: list[tuple[SliceKey, Frame]], same_scan: bool, swapped: bool
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """The episode of these slices, the query last; `swapped`: and one that asks for another target on them."""
+        images, masks = self._rendered(shown, same_scan)
+        contrast = self._contrast(images[0])
+        images = [self._own(contrast, image) for image in images]
+        episodes = [self._split(images, masks)]
+        others = self._others(shown[0][0], shown[-1][0]) if swapped else []
+        if others:
+            values = (int(self.rng.choice(others)),)
+            episodes.append(self._split(images, self._masks([(replace(k, values=values), f) for k, f in shown])))
+        return [episode for episode in episodes if episode is not None]
 
     # -- choosing
+
+    def _others(self, key: SliceKey, query: SliceKey) -> list[int]:
+        """Other targets of the same map that a painted slice and the query both show."""
+        seen, asked = (self._slice_counts(k.volume, k.map_number, k.axis)[k.index] for k in (key, query))
+        width = min(len(seen), len(asked))
+        both = (seen[:width] >= LEAST_PIXELS) & (asked[:width] >= LEAST_NEXT)
+        return [int(value) for value in np.flatnonzero(both) if value and value not in key.values]
 
     def _target(self, volume: TrainingVolume | None = None, labels: bool = False) -> SliceKey:
         """A slice and a target on it: a label, a supervoxel, or now and then the union of two."""
@@ -235,12 +329,12 @@ class EpisodeSampler:
                     family = self.families[str(self.rng.choice(list(self.families), p=self._family_weights))]
                     chosen = family[int(self.rng.integers(len(family)))]
             supervoxels = len(chosen.maps) > 1 and not labels and self.rng.random() > self.label_share
-            number = int(self.rng.integers(1, len(chosen.maps))) if supervoxels else 0
+            number = int(self.rng.integers(1, len(chosen.maps))) if supervoxels or chosen.image is None else 0
             axis = int(self.rng.choice(chosen.axes))
             counts = self._slice_counts(chosen, number, axis)
             value = 1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0))))
             values = [value]
-            if self.rng.random() < 0.25:
+            if self.rng.random() < UNION:
                 values.append(1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0)))))
             area = counts[:, value]
             enough = np.flatnonzero(area >= max(LEAST_PIXELS, 0.5 * area.max() if self.rng.random() < 0.6 else 0))
@@ -307,9 +401,6 @@ class EpisodeSampler:
         self, shown: list[tuple[SliceKey, Frame]], same_scan: bool
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Images in [-1, 1] and masks, R x R each, with the task's look and a little of each slice's own."""
-        masks = [
-            _sampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
-        ]
         if shown[0][0].volume.image is None:
             labels = [
                 _sampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
@@ -323,22 +414,37 @@ class EpisodeSampler:
             ]
         look = self._look()
         looks = [self._look(look, 0.15) if same_scan else self._look() for _ in images]
-        return [self._seen(i, x) for i, x in zip(images, looks, strict=True)], [(m > 0.5).float() for m in masks]
+        fields = [self._bias(look) if same_scan else self._bias(mine) for mine in looks[: 1 if same_scan else None]]
+        fields *= len(images) if same_scan else 1
+        seen = [self._seen(i, x, f) for i, x, f in zip(images, looks, fields, strict=True)]
+        return seen, self._masks(shown)
+
+    def _masks(self, shown: list[tuple[SliceKey, Frame]]) -> list[torch.Tensor]:
+        """The targets' masks (R, R), 0 or 1."""
+        found = [
+            _sampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
+        ]
+        return [(mask > 0.5).float() for mask in found]
+
+    def _bias(self, look: np.ndarray) -> torch.Tensor:
+        """A coil's uneven sensitivity, (R, R), around 1."""
+        if look[5] < 0.1:
+            return torch.ones(self.resolution, self.resolution)
+        field = torch.from_numpy(self.rng.normal(0, look[5], (1, 1, 3, 3)).astype(np.float32))
+        size = (self.resolution, self.resolution)
+        return F.interpolate(field, size=size, mode="bicubic", align_corners=True)[0, 0].exp()
 
     def _look(self, base: np.ndarray | None = None, amount: float = 1.0) -> np.ndarray:
         """Log gamma, log gain, offset, noise, inversion, bias: drawn anew, or near `base`."""
         drawn = amount * self.rng.normal(0, [0.35, 0.2, 0.12, 0.0, 0.0, 0.0])
         if base is None:
-            drawn[3:] = abs(self.rng.normal(0, 0.03)), float(self.rng.random() < 0.2), abs(self.rng.normal(0, 0.25))
+            drawn[3:] = abs(self.rng.normal(0, 0.02)), float(self.rng.random() < 0.2), abs(self.rng.normal(0, 0.25))
             return drawn
         return base + drawn
 
-    def _seen(self, image: torch.Tensor, look: np.ndarray) -> torch.Tensor:
-        gamma, gain, offset, noise, inverted, bias = look
-        x = ((image + 1) / 2).clamp(0, 1) ** float(np.exp(gamma))
-        if bias > 0.1:
-            field = torch.from_numpy(self.rng.normal(0, bias, (1, 1, 3, 3)).astype(np.float32))
-            x = x * F.interpolate(field, size=image.shape, mode="bicubic", align_corners=True)[0, 0].exp()
+    def _seen(self, image: torch.Tensor, look: np.ndarray, field: torch.Tensor) -> torch.Tensor:
+        gamma, gain, offset, noise, inverted, _ = look
+        x = ((image + 1) / 2).clamp(0, 1) ** float(np.exp(gamma)) * field
         if inverted > 0.5:
             x = 1 - x
         x = (x - 0.5) * float(np.exp(gain)) + 0.5 + float(offset)
@@ -357,12 +463,14 @@ class EpisodeSampler:
         kernel = kernel / kernel.sum()
         soft = F.conv2d(mask[None, None], kernel.view(1, 1, -1, 1), padding=(radius, 0))
         soft = F.conv2d(soft, kernel.view(1, 1, 1, -1), padding=(0, radius))
+        near = soft
         grain = int(self.rng.integers(4, 14))
         wave = torch.from_numpy(self.rng.normal(0, 1, (1, 1, grain, grain)).astype(np.float32))
         soft = soft + float(self.rng.uniform(0, 0.22)) * F.interpolate(wave, size=(size, size), mode="bicubic")
-        wrong = (soft > float(self.rng.uniform(0.3, 0.7)))[0, 0].float()
-        shift = [int(round(s)) for s in self.rng.normal(0, 1.2, 2)]
-        wrong = torch.roll(wrong, shift, (0, 1))
+        wrong = ((soft > float(self.rng.uniform(0.3, 0.7))) & (near > 0.01))[0, 0].float()
+        down, right = (int(round(s)) for s in self.rng.normal(0, 1.2, 2))
+        wrong = F.pad(wrong, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)))
+        wrong = wrong[max(-down, 0) :, max(-right, 0) :][:size, :size]
         return wrong if wrong.sum() >= 4 else mask
 
     @staticmethod

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 def synthetic_labels(rng: np.random.Generator, side: int = 80) -> np.ndarray:
     """A random label volume (side, side, side), uint8; 0 is air."""
     fields = int(rng.integers(4, 10))
-    scale = int(rng.integers(4, 11))
+    scale = int(rng.integers(3, 8))
     noise = torch.from_numpy(rng.standard_normal((1, fields, scale, scale, scale), dtype=np.float32))
     smooth = F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0]
     labels = smooth.argmax(0).numpy().astype(np.uint8) + 1

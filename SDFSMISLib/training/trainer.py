@@ -1,340 +1,375 @@
-"""The trainer of the built-in weights: first the decoder of the autoencoder, then U-Net, image encoder and translator
-on episodes.
+"""One trainer for every size: first, where wanted, the decoder of the autoencoder, then the rest on episodes.
 
-The encoder is set, not learned (`fold_encoder`). With `autoencoder_weight` 0 the decoder is frozen after its own stage,
-as in the paper; a small one that has seen few images gains from learning on with the rest, its own loss weighted so.
-The rest learns from the decoded mask (cross-entropy and soft Dice;
-one step without noise allows it: Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than
-you think", WACV 2025) and from the mask latent (mean squared error, the paper's loss).
+It runs on accelerate: `sdfsmis train` on a CPU or one GPU, `accelerate launch -m SDFSMISLib.training CONFIG` on several
+GPUs or machines. A run that was stopped at any moment goes on from its last checkpoint with the very batches and draws
+that were to come, so that on a CPU it ends in the same weights, bit by bit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, quiet
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.training.checkpoint import Checkpoint
+from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeBatch, EpisodeSampler
+from SDFSMISLib.training.learner import EpisodeLearner
+from SDFSMISLib.training.pictures import write_episodes
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
 
-LOGIT_SCALE = 4.0  # decoded masks lie around -1 and 1; as logits of the cross-entropy they are stretched by this
+__all__ = ["Progress", "train"]
+
+SECOND_STAGE = 10_000_000  # number of its first batch, so that the stages never share one
+COSINE_FLOOR = 0.03
+POLYNOMIAL_FLOOR = 1e-4
+SAY_EVERY = 50  # steps
+
+Progress = Callable[[int, int, str], None]
+"""(steps done, steps in all, what they bring)"""
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """All that a training run depends on; read from JSON.
-
-    Attributes:
-        cases: manifest of training volumes (only its `split: train`), or "" for synthetic ones alone.
-        output: folder of checkpoints and of the finished pipeline.
-        start: a pipeline folder of the built-in configuration to start from; "" = random weights.
-        autoencoder_steps, steps: optimiser steps of the two stages; with 0 the decoder stays as it is in `start`.
-        batch: episodes per step. rate: peak learning rate (warm-up, then cosine to 3 %). decay: of AdamW.
-        average: decay of the exponential moving average that is kept as the result.
-        mix, synthetic_share, label_share: see `EpisodeSampler`.
-        latent_weight: weight of the paper's loss beside the loss on the decoded mask.
-        autoencoder_weight: weight of the autoencoder's loss in the second stage; 0 freezes it there.
-        without_prior: share of batches that are asked without the neighbour's mask as prior.
-        save_every: steps between checkpoints.
-    """
-
-    cases: str
-    output: str
-    start: str = ""
-    seed: int = 0
-    autoencoder_steps: int = 1000
-    steps: int = 4000
-    batch: int = 8
-    autoencoder_rate: float = 2e-3
-    rate: float = 8e-4
-    decay: float = 0.01
-    average: float = 0.998
-    synthetic_count: int = 40
-    mix: dict[str, float] = field(default_factory=lambda: {"propagate": 0.6, "independent": 0.28, "cross": 0.12})
-    synthetic_share: float = 0.25
-    label_share: float = 0.45
-    latent_weight: float = 0.1
-    autoencoder_weight: float = 0.0
-    without_prior: float = 0.0
-    save_every: int = 100
-    workers: int = 1
-
-    @classmethod
-    def read(cls, path: Path) -> TrainingConfig:
-        """The configuration in a JSON file; `InputError` for one that cannot be read or has unknown keys."""
-        try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"The configuration {path} cannot be read ({error}); give a JSON file.") from error
-        unknown = set(content) - {f.name for f in fields(cls)}
-        if unknown:
-            raise InputError(f"{path} has unknown keys {sorted(unknown)}; known are {[f.name for f in fields(cls)]}.")
-        missing = {"cases", "output"} - set(content)
-        if missing:
-            raise InputError(f"{path} lacks {sorted(missing)}.")
-        return cls(**content)
-
-
-class _Episodes(Dataset):
-    """Batch number -> batch, so that a resumed run goes on with the very batches that were to come."""
-
-    def __init__(self, sampler: EpisodeSampler, size: int, first: int, last: int) -> None:
-        self.sampler, self.size, self.first, self.last = sampler, size, first, last
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-    def __getitem__(self, index: int) -> EpisodeBatch:
-        torch.set_num_threads(1)
-        return self.sampler.batch(self.size, self.first + index)
-
-
-def train(config: TrainingConfig) -> Path:
-    """Train, or go on training, and return the folder of the finished pipeline (float16)."""
+def train(config: TrainingConfig, progress: Progress | None = None) -> Path:
+    """Train, or go on training, and return the folder of the finished pipeline."""
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.accumulate,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline = new_built_in(config.seed).to(device)
-    if config.start:
-        begun = load_pipeline(config.start, device)
-        for name, network in begun.components.items():
-            getattr(pipeline, name).load_state_dict(network.state_dict())
-        pipeline.vae.register_to_config(scaling_factor=begun.vae.config.scaling_factor)
-    for network in (pipeline.vae, pipeline.unet):
-        network.to(memory_format=torch.channels_last)  # a step takes 1.6 s instead of 2.2 s on one core
+    pipeline = starting_pipeline(config)
     volumes: list[TrainingVolume] = []
     if config.cases:
-        volumes += load_training_volumes(Path(config.cases), output / "cache")
+        with accelerator.main_process_first():  # which leaves the supervoxels for the others
+            volumes += load_training_volumes(Path(config.cases), output / "cache", config)
     volumes += synthetic_volumes(config.synthetic_count, config.seed)
-    sampler = EpisodeSampler(
-        volumes, pipeline.config.resolution, config.seed, config.mix, config.synthetic_share, config.label_share
-    )
+    sampler = EpisodeSampler(volumes, pipeline.config.resolution, config)
+    run = _Run(config, accelerator, sampler, _Log(output, accelerator.is_main_process), progress)
     if config.autoencoder_steps:
-        _train_autoencoder(pipeline, sampler, config, output)
-    average = _train_segmentation(pipeline, sampler, config, output)
-    part = output / ".pipeline.part"
-    with quiet():
-        average.to("cpu", torch.float16)
-        average.save_pretrained(part)
-    shutil.rmtree(output / "pipeline", ignore_errors=True)
-    part.rename(output / "pipeline")
+        run.autoencoder(pipeline)
+    result = run.segmentation(pipeline)
+    if accelerator.is_main_process:
+        _write(result, output, config.half)
+    accelerator.wait_for_everyone()
     return output / "pipeline"
 
 
-# -- first stage: the autoencoder
+def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
+    """The networks to begin with, float32; those of the built-in configuration get the inputs that `start` lacks."""
+    if not config.start:
+        return new_built_in(config.seed)
+    begun = load_pipeline(config.start, "cpu")
+    fresh = new_built_in(config.seed)
+    if list(begun.unet.config.block_out_channels) != list(fresh.unet.config.block_out_channels):
+        return begun
+    fresh.unet.load_state_dict(fresh.unet.state_dict() | begun.unet.state_dict())
+    begun.register_modules(unet=fresh.unet)
+    return begun
 
 
-def _train_autoencoder(
-    pipeline: SDFSMISPipeline, sampler: EpisodeSampler, config: TrainingConfig, output: Path
-) -> None:
-    vae = pipeline.vae
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    state = _Checkpoint(output / "autoencoder.safetensors", {"vae": vae}, config.autoencoder_rate, config.decay)
-    for step, batch in _batches(sampler, config, state.load(), config.autoencoder_steps):
-        state.set_rate(config.autoencoder_rate * _schedule(step, config.autoencoder_steps))
-        pictures = torch.cat([batch.support_images.flatten(0, 1), batch.query_images])
-        masks = 2 * torch.cat([batch.support_masks.flatten(0, 1), batch.query_masks]) - 1
-        half = min(len(pictures), 2 * config.batch)
-        inputs = torch.cat([pictures[-half:], masks[-half:]])[:, None].expand(-1, 3, -1, -1).to(pipeline.device)
-        with torch.no_grad():
-            latents = vae.encode(inputs).latent_dist.mode()
-        decoded = vae.decode(latents).sample
-        error = (decoded - inputs).abs()
-        loss = error.mean() + (decoded - inputs).square().mean()
-        state.update(loss)
-        if step % 50 == 0:
-            _say(output, {"autoencoder": step, "image": error[:half].mean().item(), "mask": error[half:].mean().item()})
-        if (step + 1) % config.save_every == 0 or step + 1 == config.autoencoder_steps:
-            state.save(step + 1, {"scaling_factor": 1 / latents.std().item()})
-    vae.register_to_config(scaling_factor=float(state.extra["scaling_factor"]))
+def _write(pipeline: SDFSMISPipeline, output: Path, half: bool) -> None:
+    part = output / ".pipeline.part"
+    with quiet():
+        pipeline.to("cpu", torch.float16 if half else torch.float32)
+        pipeline.save_pretrained(part)
+    shutil.rmtree(output / "pipeline", ignore_errors=True)
+    part.rename(output / "pipeline")
 
 
-# -- second stage: episodes
-
-
-def _train_segmentation(
-    pipeline: SDFSMISPipeline, sampler: EpisodeSampler, config: TrainingConfig, output: Path
-) -> SDFSMISPipeline:
-    for part in (pipeline.vae.decoder, pipeline.vae.post_quant_conv):
-        part.requires_grad_(config.autoencoder_weight > 0)
-    learned = dict(pipeline.components)
-    average = new_built_in(config.seed).to(pipeline.device)
-    average.vae.register_to_config(scaling_factor=pipeline.vae.config.scaling_factor)
-    state = _Checkpoint(
-        output / "segmentation.safetensors", learned, config.rate, config.decay, dict(average.components)
-    )
-    began, seen = time.monotonic(), 0
-    sums: dict[str, float] = {}
-    for step, batch in _batches(sampler, config, state.load(), config.steps, offset=10_000_000):
-        state.set_rate(config.rate * _schedule(step, config.steps))
-        loss, parts = episode_loss(pipeline, batch, config)
-        state.update(loss, min(config.average, (1 + step) / (10 + step)))
-        seen += 1
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + value
-        if (step + 1) % 50 == 0:
-            rate = (time.monotonic() - began) / seen
-            _say(output, {"step": step + 1, "seconds": round(rate, 2)} | {k: round(v / 50, 4) for k, v in sums.items()})
-            sums = {}
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            state.save(step + 1, {})
-    return average
-
-
-def episode_loss(
-    pipeline: SDFSMISPipeline, batch: EpisodeBatch, config: TrainingConfig
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """Loss of a batch of episodes, and its parts as numbers for the log.
-
-    Cross-entropy and soft Dice on the decoded mask, plus `latent_weight` x mean squared error on the scaled mask
-    latent, plus `autoencoder_weight` x absolute error of what the decoder makes of an image's or a mask's own latent.
-    """
-    device = pipeline.device
-    images = batch.support_images.to(device)[:, :, None].expand(-1, -1, 3, -1, -1)
-    masks = batch.support_masks.to(device)
-    queries = batch.query_images.to(device)[:, None].expand(-1, 3, -1, -1)
-    target = batch.query_masks.to(device)
-    with torch.no_grad():
-        mask_latents, answer = pipeline.encode_masks(masks.flatten(0, 1)), pipeline.encode_masks(target)
-        latents, query_latents = pipeline.encode_images(images.flatten(0, 1)), pipeline.encode_images(queries)
-    token = pipeline.condition_token(images[:, : batch.painted], masks[:, : batch.painted])
-    bank = pipeline.support_bank(
-        latents, mask_latents, masks.flatten(0, 1), pipeline.unet.condition_constants(token), masks.shape[1]
-    )
-    prior = masks[:, -1] if batch.painted < masks.shape[1] else None  # the last finished slice shows where to look
-    if torch.rand(()) < config.without_prior:
-        prior = None
-    predicted = pipeline.predict(query_latents, bank, prior)
-    logits = LOGIT_SCALE * pipeline.decode_raw(predicted).mean(1)
-    entropy = F.binary_cross_entropy_with_logits(logits, target)
-    probability = logits.sigmoid()
-    overlap = (probability * target).sum((1, 2))
-    dice = (2 * overlap + 10) / (probability.sum((1, 2)) + target.sum((1, 2)) + 10)
-    latent = F.mse_loss(predicted, answer)
-    loss = entropy + (1 - dice).mean() + config.latent_weight * latent
-    if config.autoencoder_weight > 0:
-        half = len(target) // 2  # of the episodes the image comes back, of the others the mask
-        shown = torch.cat([queries[:half], (2 * target[half:, None] - 1).expand(-1, 3, -1, -1)])
-        decoded = pipeline.decode_raw(torch.cat([query_latents[:half], answer[half:]]))
-        loss = loss + config.autoencoder_weight * (decoded - shown).abs().mean()
-    with torch.no_grad():
-        hard, present = (logits > 0).float(), target.sum((1, 2)) > 0
-        exact = 2 * (hard * target).sum((1, 2)) / (hard.sum((1, 2)) + target.sum((1, 2))).clamp(min=1)
-        score = exact[present].mean().item() if present.any() else 1.0
-    return loss, {"loss": loss.item(), "entropy": entropy.item(), "latent": latent.item(), "dice": score}
-
-
-# -- what both stages need
-
-
-class _Checkpoint:
-    """Networks, optimiser, average and step number in one safetensors file, written beside and renamed."""
+class _Run:
+    """The two stages of one run."""
 
     def __init__(
         self,
-        path: Path,
-        networks: dict[str, nn.Module],
-        rate: float,
-        decay: float,
-        averaged: dict[str, nn.Module] | None = None,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        sampler: EpisodeSampler,
+        log: _Log,
+        progress: Progress | None,
     ) -> None:
-        self.path, self.networks, self.averaged = path, networks, averaged or {}
-        self.parameters = [p for n in networks.values() for p in n.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=decay)
-        self.extra: dict[str, float] = {}
-        for name, network in self.averaged.items():
-            network.load_state_dict(networks[name].state_dict())
+        self.config, self.accelerator, self.sampler = config, accelerator, sampler
+        self.log, self.progress = log, progress
+        self.output = Path(config.output)
 
-    def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def autoencoder(self, pipeline: SDFSMISPipeline) -> None:
+        """The decoder learns to bring back images and masks; the encoder stays as it is set."""
+        config, vae = self.config, pipeline.vae
+        learn_only(pipeline, ("decoder",))
+        optimizer = torch.optim.AdamW(_learning(vae), lr=config.autoencoder_rate, weight_decay=config.decay)
+        checkpoint = Checkpoint(self.output / "autoencoder.safetensors", {"network.vae": vae}, optimizer)
+        first, extra = checkpoint.load()
+        model = _Reconstruction(vae)
+        learner, ready = self.accelerator.prepare(model, optimizer)
+        for step, batches in self._steps(first, config.autoencoder_steps, 0):
+            set_rate(optimizer, config.autoencoder_rate * _cosine(step, config.autoencoder_steps, config.warmup))
+            for batch in batches:
+                loss, image, mask, spread = learner(*_pictures(batch, 2 * config.batch))
+                self._descend(learner, ready, loss)
+            self._say(step, config.autoencoder_steps, {"autoencoder": loss, "image": image, "mask": mask})
+            if self._is_due(step, config.autoencoder_steps, config.save_every):
+                extra = {"scaling_factor": 1 / float(spread)}
+                checkpoint.save(step + 1, extra)
+        vae.register_to_config(scaling_factor=float(extra["scaling_factor"]))
 
-    def update(self, loss: torch.Tensor, average: float = 0.0) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+    def segmentation(self, pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
+        """The learned parts learn from episodes; returns the pipeline of their moving averages."""
+        config = self.config
+        pipeline.to(self.accelerator.device)
+        for network in (pipeline.vae, pipeline.unet):
+            network.to(memory_format=torch.channels_last)  # on a CPU, a step takes three quarters of the time
+        learn_only(pipeline, config.learned)
+        average = _averaging(pipeline) if config.average else pipeline
+        optimizer = new_optimizer(pipeline, config)
+        kept = {f"network.{name}": network for name, network in _changing(pipeline).items()}
+        if config.average:
+            kept |= {f"average.{name}": network for name, network in _changing(average, of=pipeline).items()}
+        checkpoint = Checkpoint(self.output / "segmentation.safetensors", kept, optimizer)
+        first, _ = checkpoint.load()
+        model, ready = self.accelerator.prepare(EpisodeLearner(pipeline, config), optimizer)
+        for step, batches in self._steps(first, config.steps, SECOND_STAGE):
+            set_rate(optimizer, config.rate * rate_share(step, config))
+            for batch in batches:
+                learned = model(batch)
+                self._descend(model, ready, learned.loss)
+            if config.average:
+                _average(average, pipeline, min(config.average, (1 + step) / (10 + step)))
+            self._say(step, config.steps, learned.parts)
+            if self._is_due(step, config.steps, config.picture_every):
+                self._picture(step + 1, pipeline, batch, learned.predicted)
+            if self._is_due(step, config.steps, config.save_every):
+                checkpoint.save(step + 1)
+            if self._is_due(step, config.steps, config.validate_every):
+                self._validate(step + 1, average)
+        return average
+
+    # -- what both stages need
+
+    def _steps(self, first: int, last: int, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
+        """(step, its batches on this process), with the random numbers that belong to the step."""
+        accelerator, config = self.accelerator, self.config
+        if first >= last:
+            return
+        numbers = [
+            offset + (step * config.accumulate + part) * accelerator.num_processes + accelerator.process_index
+            for step in range(first, last)
+            for part in range(config.accumulate)
+        ]
+        threads = torch.get_num_threads()
+        with contextlib.ExitStack() as stack:
+            ahead = 4 if config.workers else None
+            late = offset + round(last * (1 - config.late)) * config.accumulate * accelerator.num_processes
+            dataset = _Episodes(self.sampler, config.batch, numbers, late)
+            loader = DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=ahead)
+            stack.callback(torch.set_num_threads, threads)
+            batches = iter(loader)
+            for step in range(first, last):
+                torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
+                yield step, (next(batches) for _ in range(config.accumulate))
+
+    def _descend(self, model: nn.Module, optimizer: Any, loss: torch.Tensor) -> None:
+        with self.accelerator.accumulate(model):
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients and self.config.clip:
+                self.accelerator.clip_grad_norm_(model.parameters(), self.config.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _say(self, step: int, steps: int, parts: dict[str, torch.Tensor]) -> None:
+        text = self.log.add(step + 1, steps, {name: float(value) for name, value in parts.items()})
+        if self.progress and self.accelerator.is_main_process:
+            self.progress(step + 1, steps, text)
+
+    def _is_due(self, step: int, steps: int, every: int) -> bool:
+        return self.accelerator.is_main_process and bool(every) and ((step + 1) % every == 0 or step + 1 == steps)
+
+    @torch.no_grad()
+    def _picture(self, step: int, pipeline: SDFSMISPipeline, batch: EpisodeBatch, predicted: torch.Tensor) -> None:
+        maps = pipeline.decode(predicted).mean(1)
+        write_episodes(batch, maps, self.output / "pictures" / f"step_{step:06d}.png")
+
+    def _validate(self, step: int, pipeline: SDFSMISPipeline) -> None:
+        """Dice of the held-out cases, by the code that measures finished weights."""
+        if not self.config.held_out:
+            return
+        from SDFSMISLib.evaluation import evaluate, read_manifest, segmenter_method, summarise
+        from SDFSMISLib.inference.segmenter import Segmenter
+
+        manifest = read_manifest(self.config.cases)
+        cases = [case for case in manifest.cases if case.id in self.config.held_out]
+        rows = evaluate(manifest, "same-volume", {"now": segmenter_method(Segmenter(pipeline))}, cases)
+        if rows:
+            groups = summarise(rows)[0].groups
+            self.log.write({"step": step} | {f"validation {name}": mean.values["dice"] for name, mean in groups.items()})
+
+
+class _Episodes(Dataset):
+    """Place -> batch, so that a resumed run goes on with the very batches that were to come."""
+
+    def __init__(self, sampler: EpisodeSampler, size: int, numbers: list[int], late: int) -> None:
+        self.sampler, self.size, self.numbers, self.late = sampler, size, numbers, late
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> EpisodeBatch:
+        torch.set_num_threads(1)
+        number = self.numbers[place]
+        return self.sampler.batch(self.size, number, number >= self.late)
+
+
+class _Reconstruction(nn.Module):
+    """What the decoder makes of the encoder's latents: absolute and squared error."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pictures: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        inputs = torch.cat([pictures, masks])[:, None].expand(-1, 3, -1, -1).to(next(self.vae.parameters()).device)
         with torch.no_grad():
-            for name, network in self.averaged.items():
-                for kept, now in zip(network.parameters(), self.networks[name].parameters(), strict=True):
-                    kept.lerp_(now, 1 - average)
-
-    def save(self, step: int, extra: dict[str, float]) -> None:
-        self.extra = extra
-        tensors: dict[str, torch.Tensor] = {}
-        for kind, networks in (("network", self.networks), ("average", self.averaged)):
-            for name, network in networks.items():
-                tensors |= {f"{kind}.{name}.{k}": v.contiguous() for k, v in network.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in moments.items()}
-        part = self.path.with_name(f".{self.path.name}.part")
-        save_file(tensors, part, metadata={"step": str(step), "extra": json.dumps(extra)})
-        os.replace(part, self.path)
-
-    def load(self) -> int:
-        """The step to go on with: 0 where there is no checkpoint."""
-        if not self.path.exists():
-            return 0
-        from safetensors import safe_open
-
-        with safe_open(self.path, "pt") as kept:
-            metadata = kept.metadata()
-        tensors = load_file(self.path)
-        for kind, networks in (("network", self.networks), ("average", self.averaged)):
-            for name, network in networks.items():
-                prefix = f"{kind}.{name}."
-                network.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-        state = self.optimizer.state_dict()
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                state["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(state)
-        self.extra = json.loads(metadata["extra"])
-        return int(metadata["step"])
+            latents = self.vae.encode(inputs).latent_dist.mode()
+        decoded = self.vae.decode(latents).sample
+        error = (decoded - inputs).abs()
+        image, mask = error[: len(pictures)].mean(), error[len(pictures) :].mean()
+        return error.mean() + error.square().mean(), image.detach(), mask.detach(), latents.std()
 
 
-def _batches(
-    sampler: EpisodeSampler, config: TrainingConfig, first: int, last: int, offset: int = 0
-) -> Iterator[tuple[int, EpisodeBatch]]:
-    if first >= last:
-        return
-    dataset = _Episodes(sampler, config.batch, offset + first, offset + last)
-    threads = torch.get_num_threads()
-    with contextlib.ExitStack() as stack:
-        loader = DataLoader(
-            dataset, batch_size=None, num_workers=config.workers, prefetch_factor=4 if config.workers else None
-        )
-        stack.callback(torch.set_num_threads, threads)
-        for step, batch in enumerate(loader, start=first):
-            torch.manual_seed(config.seed + offset + step)  # so that a resumed run draws what the whole one would have
-            yield step, batch
+def _pictures(batch: EpisodeBatch, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and masks of a batch in [-1, 1], `most` of each at most."""
+    pictures = torch.cat([batch.support_images.flatten(0, 1), batch.query_images])
+    masks = 2 * torch.cat([batch.support_masks.flatten(0, 1), batch.query_masks]) - 1
+    return pictures[-most:], masks[-most:]
 
 
-def _schedule(step: int, steps: int) -> float:
-    warm = min(1.0, (step + 1) / 100)
-    return warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+# -- parameters and their averages
 
 
-def _say(output: Path, record: dict[str, float]) -> None:
-    line = json.dumps(record)
-    print(line, flush=True)
-    with (output / "log.jsonl").open("a") as log:
-        log.write(line + "\n")
+def learn_only(pipeline: SDFSMISPipeline, parts: tuple[str, ...]) -> None:
+    """Let these parts learn (see `TrainingConfig.learned`), and nothing else."""
+    for name, network in pipeline.components.items():
+        network.requires_grad_(name in parts)
+    for part in (pipeline.vae.decoder, pipeline.vae.post_quant_conv):
+        part.requires_grad_("decoder" in parts)
+
+
+def _learning(*networks: nn.Module) -> list[nn.Parameter]:
+    return [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _changing(pipeline: SDFSMISPipeline, of: SDFSMISPipeline | None = None) -> dict[str, nn.Module]:
+    """The networks of `pipeline` that learn, or those whose like learns in `of`."""
+    return {n: network for n, network in pipeline.components.items() if _learning(getattr(of or pipeline, n))}
+
+
+def _averaging(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
+    """A pipeline with copies of the networks that learn."""
+    parts = {n: copy.deepcopy(network) if _learning(network) else network for n, network in pipeline.components.items()}
+    average = type(pipeline)(**parts, **_own_settings(pipeline))
+    for network in _changing(average, of=pipeline).values():
+        network.requires_grad_(False)
+    return average
+
+
+def _own_settings(pipeline: SDFSMISPipeline) -> dict[str, Any]:
+    return {"resolution": pipeline.config.resolution, "official_details": pipeline.config.official_details}
+
+
+@torch.no_grad()
+def _average(average: SDFSMISPipeline, pipeline: SDFSMISPipeline, decay: float) -> None:
+    for name, network in _changing(average, of=pipeline).items():
+        for kept, now in zip(network.parameters(), getattr(pipeline, name).parameters(), strict=True):
+            kept.lerp_(now, 1 - decay)
+
+
+# -- optimiser and rates
+
+
+def new_optimizer(pipeline: SDFSMISPipeline, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over what learns, the translator in a group of its own."""
+    rest = _learning(pipeline.unet, pipeline.image_encoder, pipeline.vae)
+    groups = [
+        {"params": rest, "factor": 1.0},
+        {"params": _learning(pipeline.translator), "factor": config.translator_rate},
+    ]
+    return torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.decay)
+
+
+def rate_share(step: int, config: TrainingConfig) -> float:
+    """The rate at a step of the second stage, as a share of the peak."""
+    schedule = _polynomial if config.schedule == "polynomial" else _cosine
+    return schedule(step, config.steps, config.warmup)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+
+
+def _cosine(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak rate: warm-up, then half a cosine."""
+    falling = COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / max(warmup, 1)) * falling
+
+
+def _polynomial(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak rate as in the official code: linear, to a floor of 1e-4."""
+    falling = POLYNOMIAL_FLOOR + (1 - POLYNOMIAL_FLOOR) * max(0.0, 1 - step / steps)
+    return min(1.0, (step + 1) / warmup) * falling if warmup else falling
+
+
+class _Log:
+    """Means over some steps, as lines of `log.jsonl` and, where it is installed, for tensorboard."""
+
+    def __init__(self, output: Path, writes: bool) -> None:
+        self.path, self.writes = output / "log.jsonl", writes
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.began, self.steps, self.text = time.monotonic(), 0, ""
+        self.board = _tensorboard(output) if writes else None
+
+    def add(self, step: int, steps: int, parts: dict[str, float]) -> str:
+        """Take a step's numbers in; returns the last line's loss and overlap in a few words."""
+        self.steps += 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        if step % SAY_EVERY == 0 or step == steps:
+            seconds = (time.monotonic() - self.began) / self.steps
+            means = {name: self.sums[name] / self.counts[name] for name in self.sums}
+            self.write({"step": step, "seconds": round(seconds, 2)} | means)
+            self.text = ", ".join(f"{name} {means[name]:.3f}" for name in ("loss", "overlap") if name in means)
+            self.sums, self.counts = {}, {}
+        return self.text
+
+    def write(self, record: dict[str, float]) -> None:
+        if not self.writes:
+            return
+        with self.path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({name: round(value, 5) for name, value in record.items()}) + "\n")
+        if self.board is not None:
+            for name, value in record.items():
+                self.board.add_scalar(name, value, int(record["step"]))
+            self.board.flush()
+
+
+def _tensorboard(output: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(output / "tensorboard"))

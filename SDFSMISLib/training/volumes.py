@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels, kept_supervoxels
 from SDFSMISLib.training.synthesis import synthetic_labels
 from SDFSMISLib.volume import SliceOrientation, Volume, read_labelmap
+
+LEAST_PART = 200  # voxels
 
 
 @dataclass(frozen=True)
@@ -40,46 +43,59 @@ class TrainingVolume:
     group: str
 
 
-def load_training_volumes(manifest: Path, cache: Path, shippable: bool = True) -> list[TrainingVolume]:
+def load_training_volumes(manifest: Path, cache: Path, config: TrainingConfig) -> list[TrainingVolume]:
     """The training cases of a manifest (`cases.json`), with supervoxels kept in the folder `cache`.
 
     Args:
         manifest: file with `groups` and `cases`; only cases with `split: train` are read.
-        shippable: leave out groups whose terms forbid weights that are passed on.
+        config: `shippable` leaves out groups whose terms forbid weights that are passed on, `held_out` single cases;
+            `supervoxels` and `supervoxel_size` say how these are made.
     """
-    content = json.loads(manifest.read_text())
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    allowed = {name for name, group in content["groups"].items() if group.get("may_train_shipped_weights")}
     cases = [
         case
         for case in content["cases"]
-        if case["split"] == "train" and (not shippable or content["groups"][case["group"]]["may_train_shipped_weights"])
+        if case["split"] == "train"
+        and (not config.shippable or case["group"] in allowed)
+        and case["id"] not in config.held_out
     ]
     if not cases:
         raise InputError(
             f"{manifest} has no case with split 'train' that may be used; add some or train on synthetic ones."
         )
-    return [_real_volume(manifest.parent, case, cache) for case in cases]
+    return [_real_volume(manifest.parent, case, cache, config) for case in cases]
 
 
 def synthetic_volumes(count: int, seed: int) -> list[TrainingVolume]:
-    """`count` synthetic label volumes, isotropic at 1 mm."""
+    """`count` synthetic label volumes, isotropic at 1 mm: the labels, which give the appearance, and their connected
+    parts, of which targets are made."""
     rng = np.random.default_rng(seed)
     plain = SliceOrientation(False, False, False)
-    return [
-        TrainingVolume(
-            f"synthetic_{i}",
-            None,
-            (synthetic_labels(rng),),
-            True,
-            (1.0, 1.0, 1.0),
-            (0, 1, 2),
-            (plain,) * 3,
-            "synthetic",
-        )
-        for i in range(count)
-    ]
+    made = []
+    for number in range(count):
+        labels = synthetic_labels(rng)
+        maps = (labels, _connected_parts(labels))
+        name = f"synthetic_{number}"
+        made.append(TrainingVolume(name, None, maps, True, (1.0, 1.0, 1.0), (0, 1, 2), (plain,) * 3, "synthetic"))
+    return made
 
 
-def _real_volume(folder: Path, case: dict, cache: Path) -> TrainingVolume:
+def _connected_parts(labels: np.ndarray) -> np.ndarray:
+    """Every connected part of every label under a number of its own, uint16; small ones are 0."""
+    parts = np.zeros(labels.shape, dtype=np.uint16)
+    count = 0
+    for value in np.unique(labels[labels > 0]):
+        found, number = ndimage.label(labels == value)
+        sizes = np.bincount(found.ravel(), minlength=number + 1)
+        kept = [part for part in range(1, number + 1) if sizes[part] >= LEAST_PART]
+        for part in kept:
+            count += 1
+            parts[found == part] = count
+    return parts
+
+
+def _real_volume(folder: Path, case: dict, cache: Path, config: TrainingConfig) -> TrainingVolume:
     scan = Volume.read(folder / case["image"])
     labels = read_labelmap(folder / case["labels"]).voxels
     wanted = list(case["targets"].values())
@@ -88,7 +104,11 @@ def _real_volume(folder: Path, case: dict, cache: Path) -> TrainingVolume:
     spacing = tuple(scan.geometry.axis_spacing(axis) for axis in range(3))
     thick = int(np.argmax(spacing))
     isotropic = max(spacing) < 2.2 * min(spacing) and min(image.shape) >= 24
-    maps = (labels, *(_supervoxels(case["id"], image, spacing, count, cache) for count in (100, 400)))
+    if config.supervoxels == "felzenszwalb":
+        kinds: list[Supervoxels] = [Felzenszwalb(config.supervoxel_size)]
+    else:
+        kinds = [Slic(100), Slic(400)]
+    maps = (labels, *(kept_supervoxels(kind, image, spacing, cache, case["id"]) for kind in kinds))
     return TrainingVolume(
         name=case["id"],
         image=image,
@@ -99,34 +119,3 @@ def _real_volume(folder: Path, case: dict, cache: Path) -> TrainingVolume:
         orientations=tuple(scan.geometry.slice_orientation(axis) for axis in range(3)),  # type: ignore[arg-type]
         group=f"{case['group']} {sorted(case['targets'].items())}",
     )
-
-
-def _supervoxels(name: str, image: np.ndarray, spacing: tuple, count: int, cache: Path) -> np.ndarray:
-    """About `count` SLIC supervoxels (Achanta et al., PAMI 2012) of the part that is not background, 0 outside."""
-    key = hashlib.sha256(f"slic-2 {name} {image.shape} {count}".encode()).hexdigest()[:16]
-    path = cache / f"supervoxels_{key}.npz"
-    if path.exists():
-        with np.load(path) as kept:
-            return kept["supervoxels"]
-    from skimage.segmentation import slic
-
-    steps = tuple(2 if size >= 96 else 1 for size in image.shape)  # found at half size: a tenth of the time
-    small = image[:: steps[0], :: steps[1], :: steps[2]].astype(np.float32)
-    found = slic(
-        small,
-        n_segments=count,
-        compactness=0.06,
-        mask=small > -0.98,
-        spacing=tuple(s * step for s, step in zip(spacing, steps, strict=True)),
-        channel_axis=None,
-        max_num_iter=5,
-        start_label=1,
-    ).astype(np.uint16)
-    for axis, step in enumerate(steps):
-        found = np.repeat(found, step, axis=axis)
-    found = found[: image.shape[0], : image.shape[1], : image.shape[2]]
-    cache.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(part, supervoxels=found)
-    os.replace(part, path)
-    return found

@@ -1,0 +1,118 @@
+"""All that a training run depends on, in one JSON file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from SDFSMISLib.errors import InputError
+
+__all__ = ["TrainingConfig"]
+
+OURS = Path(__file__).resolve().parent / "configs"
+Kind = Literal["propagate", "independent", "cross"]
+Part = Literal["unet", "image_encoder", "translator", "decoder"]
+Loss = Literal["entropy", "dice", "latent", "autoencoder"]
+
+
+class TrainingConfig(BaseModel):
+    """All that a training run depends on.
+
+    Attributes:
+        cases: manifest of training volumes (only its `split: train`), or "" for synthetic ones alone.
+        output: folder of checkpoints, log, pictures and the finished pipeline.
+        start: a pipeline folder, a hub's id or "built-in" to start from; "" = the built-in configuration with random
+            weights. Inputs that the folder's networks lack start at zero.
+        seed: of weights, episodes and draws.
+        mix: share of each kind of episode: propagate, independent, cross. synthetic_share, label_share, rollout,
+            swapped: see `EpisodeSampler`. late: share of the steps, at the end, in which `swapped` counts.
+            synthetic_count: synthetic volumes that episodes are drawn from.
+        supervoxels: `slic`, or `felzenszwalb`, the literature's; supervoxel_size: least voxels of one of the latter.
+        shippable: leave out groups whose terms forbid weights that are passed on.
+        held_out: ids of training cases that are not trained on, but measured every `validate_every` steps.
+        autoencoder_steps, autoencoder_rate: of the first stage; with 0 steps the decoder stays as it is in `start`.
+        steps: optimiser steps of the second stage. batch: episodes per pass. accumulate: passes per step.
+        rate: peak learning rate. translator_rate: the translator's, as a multiple. schedule: `cosine` to 3 %, or
+            `polynomial` of power 1 to 0.01 %, the paper's. warmup: steps. decay: of AdamW. clip: of the gradients' norm.
+        average: decay of the exponential moving average that is the result; 0 = none.
+        learned: the parts that learn in the second stage: unet, image_encoder, translator, decoder.
+        losses: weight of each: `entropy` and `dice`, on the decoded mask; `latent`, mean squared error on the mask
+            latent, the paper's only one; `autoencoder`, absolute error of what the decoder makes of an image's or a
+            mask's own latent, for a decoder that learns along.
+        drawn_latents: draw latents from the autoencoder's posterior, as the paper does, rather than take its mean.
+        decoded: whether the second stage goes through the autoencoder; else pixels are folded into latents and back
+            directly, which is what `fold_encoder` comes close to, in half of the time.
+        precision: `no` (float32) or `bf16`.
+        save_every, validate_every, picture_every: steps between checkpoints, validations, pictures; 0 = never.
+        half: write the finished pipeline in float16.
+        workers: processes that make episodes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cases: str
+    output: str
+    start: str = ""
+    seed: NonNegativeInt = 0
+    mix: dict[Kind, NonNegativeFloat] = {"propagate": 0.6, "independent": 0.28, "cross": 0.12}
+    synthetic_share: NonNegativeFloat = 0.25
+    synthetic_count: NonNegativeInt = 40
+    label_share: NonNegativeFloat = 0.45
+    rollout: NonNegativeFloat = 0.5
+    swapped: NonNegativeFloat = 0.5
+    late: NonNegativeFloat = 0.3
+    supervoxels: Literal["slic", "felzenszwalb"] = "slic"
+    supervoxel_size: PositiveInt = 5000
+    shippable: bool = True
+    held_out: tuple[str, ...] = ()
+    autoencoder_steps: NonNegativeInt = 0
+    autoencoder_rate: NonNegativeFloat = 2e-3
+    steps: NonNegativeInt = 4000
+    batch: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    rate: NonNegativeFloat = 8e-4
+    translator_rate: NonNegativeFloat = 1.0
+    schedule: Literal["cosine", "polynomial"] = "cosine"
+    warmup: NonNegativeInt = 100
+    decay: NonNegativeFloat = 0.01
+    clip: NonNegativeFloat = 1.0
+    average: NonNegativeFloat = 0.998
+    learned: tuple[Part, ...] = ("unet", "image_encoder", "translator")
+    losses: dict[Loss, NonNegativeFloat] = {"entropy": 1.0, "dice": 1.0, "latent": 0.1}
+    drawn_latents: bool = False
+    decoded: bool = True
+    precision: Literal["no", "bf16"] = "no"
+    save_every: PositiveInt = 100
+    validate_every: NonNegativeInt = 0
+    picture_every: NonNegativeInt = 0
+    half: bool = True
+    workers: NonNegativeInt = 1
+
+    @classmethod
+    def read(cls, path: Path, **changes: str) -> TrainingConfig:
+        """The configuration in a JSON file, with `changes` (`cases`, `output`) in place of what it says.
+
+        Args:
+            path: a file, or the name of one that comes with the package, such as `built_in`.
+
+        Raises:
+            InputError: for a file that cannot be read, and for keys or values that are unknown or missing.
+        """
+        if not path.exists() and (OURS / f"{path.name}.json").exists() and path.name == str(path):
+            path = OURS / f"{path.name}.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"The configuration {path} cannot be read ({error}); give a JSON file.") from error
+        if not isinstance(content, dict):
+            raise InputError(f"The configuration {path} must be a JSON object; {content!r:.60} was given.")
+        try:
+            return cls(**(content | changes))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            known = f"; known are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
+            raise InputError(f"{path}, {place}: {first['msg']}, {first['input']!r:.60} was given{known}.") from error

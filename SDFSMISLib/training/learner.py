@@ -1,0 +1,165 @@
+"""The loss of a batch of episodes.
+
+The paper's is the mean squared error on the mask latent. As one step gives the mask, without noise, it can also be
+taken on the decoded mask (Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than you
+think", WACV 2025): cross-entropy and soft Dice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from SDFSMISLib.inference.registration import carried
+from SDFSMISLib.inference.shots import colour
+from SDFSMISLib.model.built_in import folded, unfolded
+from SDFSMISLib.model.likeness import likeness_table
+from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.model.unet import Hints, SupportBank
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.episodes import EpisodeBatch
+
+__all__ = ["EpisodeLearner", "Learned"]
+
+LEAST_FOUND = 6  # pixels; a lane would have ended with fewer
+LOGIT_SCALE = 4.0  # decoded masks lie around -1 and 1; as logits of the cross-entropy they are stretched by this
+DICE_SMOOTHING = 10.0  # pixels; without it an empty answer has no Dice
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a batch gives: `loss`, its `parts` as numbers for the log, and the predicted mask latents (B, c, h, w)."""
+
+    loss: torch.Tensor
+    parts: dict[str, torch.Tensor]
+    predicted: torch.Tensor
+
+
+class EpisodeLearner(nn.Module):
+    """The networks of a pipeline as one module whose output is a loss, so that it can be spread over devices."""
+
+    def __init__(self, pipeline: SDFSMISPipeline, config: TrainingConfig) -> None:
+        super().__init__()
+        if not config.decoded:
+            pipeline = _FoldedPipeline(**pipeline.components, resolution=pipeline.config.resolution)
+        self.pipeline = pipeline
+        self.networks = nn.ModuleDict(pipeline.components)
+        self.weights = config.losses
+        self.drawn = config.drawn_latents
+
+    def forward(self, batch: EpisodeBatch, noises: tuple[torch.Tensor, ...] | None = None) -> Learned:
+        """The loss of a batch.
+
+        Args:
+            noises: standard normal, for draws from the posterior: of the support images and masks (B*S, c, h, w), then
+                of the query images and masks (B, c, h, w). None: drawn here, where the configuration wants draws.
+        """
+        pipeline, device = self.pipeline, self.pipeline.device
+        images, masks = colour(batch.support_images.to(device)), batch.support_masks.to(device)
+        queries, target = colour(batch.query_images.to(device)), batch.query_masks.to(device)
+        token = pipeline.condition_token(images[:, : batch.painted], masks[:, : batch.painted])
+        conditions = pipeline.unet.condition_constants(token)
+        if batch.before is not None:
+            masks = self._with_own_prediction(batch, images, masks, conditions)
+        flat = masks.flatten(0, 1)
+        with torch.no_grad():
+            drawn = noises or self._noises(len(flat), len(target))
+            latents = pipeline.encode_images(images.flatten(0, 1), drawn[0])
+            mask_latents = pipeline.encode_masks(flat, drawn[1])
+            query_latents, answer = pipeline.encode_images(queries, drawn[2]), pipeline.encode_masks(target, drawn[3])
+        bank = pipeline.support_bank(images, masks, latents, mask_latents, conditions)
+        bank = replace(bank, likeness=self._table(batch, images))
+        hints = self._hints(queries, bank, images[:, -1, 0], masks[:, -1], batch.displacements)
+        predicted = pipeline.predict(query_latents, bank, hints)
+        parts = {"latent": F.mse_loss(predicted.float(), answer.float())}
+        if self.weights.get("entropy") or self.weights.get("dice"):
+            logits = LOGIT_SCALE * pipeline.decode_raw(predicted).mean(1)
+            parts |= _task_losses(logits, target) | {"overlap": _mean_dice(logits > 0, target > 0)}
+        if self.weights.get("autoencoder"):
+            half = len(target) // 2  # of the episodes the image comes back, of the others the mask
+            shown = torch.cat([queries[:half], colour(2 * target[half:] - 1)])
+            decoded = pipeline.decode_raw(torch.cat([query_latents[:half], answer[half:]]))
+            parts["autoencoder"] = (decoded - shown).abs().mean()
+        loss = torch.stack([weight * parts[name] for name, weight in self.weights.items() if weight]).sum()
+        numbers = {name: value.detach() for name, value in {"loss": loss, **parts}.items()}
+        return Learned(loss, numbers, predicted.detach())
+
+    def _noises(self, supports: int, queries: int) -> tuple[torch.Tensor | None, ...]:
+        if not self.drawn:
+            return (None,) * 4
+        config, factor = self.pipeline.vae.config, self.pipeline.latent_factor
+        side = self.pipeline.config.resolution // factor
+        counts = (supports, supports, queries, queries)
+        return tuple(torch.randn(n, config.latent_channels, side, side, device=self.pipeline.device) for n in counts)
+
+    def _table(self, batch: EpisodeBatch, images: torch.Tensor) -> torch.Tensor | None:
+        """The likeness of what was painted; finished neighbours, which may be wrong, have no part in it."""
+        if not self.pipeline.unet.config.likeness:
+            return None
+        painted = batch.support_masks[:, : batch.painted].to(images.device)
+        return likeness_table(images[:, : batch.painted, 0], painted)
+
+    @torch.no_grad()
+    def _hints(
+        self,
+        queries: torch.Tensor,
+        bank: SupportBank,
+        images: torch.Tensor,
+        masks: torch.Tensor,
+        displacements: torch.Tensor | None,
+    ) -> Hints:
+        """Hints for queries (B, 3, R, R) with finished neighbours (B, R, R), where they have some."""
+        if displacements is None:
+            return self.pipeline.hints(queries, bank)
+        moved = colour(carried(images, displacements)), carried(masks, displacements)
+        return self.pipeline.hints(queries, bank, *moved)
+
+    @torch.no_grad()
+    def _with_own_prediction(
+        self, batch: EpisodeBatch, images: torch.Tensor, masks: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """The supports' masks (B, S, R, R), the last one predicted by the network from the slices `before`: errors
+        that a lane hands on are met in training."""
+        before, pipeline, device = batch.before, self.pipeline, images.device
+        assert before is not None
+        earlier, earlier_mask = before.images.to(device), before.masks.to(device)
+        shown = torch.cat([images[:, : batch.painted], colour(earlier)[:, None]], dim=1)
+        painted = torch.cat([masks[:, : batch.painted], earlier_mask[:, None]], dim=1)
+        bank = pipeline.encode_support(shown, painted, conditions)
+        bank = replace(bank, likeness=self._table(batch, images))
+        hints = self._hints(images[:, -1], bank, earlier, earlier_mask, before.displacements)
+        predicted = pipeline.predict(pipeline.encode_images(images[:, -1]), bank, hints)
+        found = (pipeline.decode_raw(predicted).mean(1) > 0).float()
+        use = before.wanted.to(device) & (found.sum((1, 2)) >= LEAST_FOUND)
+        last = torch.where(use[:, None, None], found, masks[:, -1])
+        return torch.cat([masks[:, :-1], last[:, None]], dim=1)
+
+
+class _FoldedPipeline(SDFSMISPipeline):
+    """The pipeline with an ideal autoencoder that folds 4 x 4 pixels into 16 channels."""
+
+    def encode_images(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        return folded(images[:, 0].to(self.device)) * self.vae.config.scaling_factor
+
+    def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        return unfolded(latents / self.vae.config.scaling_factor)[:, None].float()
+
+
+def _task_losses(logits: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Cross-entropy, and one minus the soft Dice of each episode; of logits and targets (B, R, R)."""
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum((1, 2))
+    sizes = probability.sum((1, 2)) + target.sum((1, 2))
+    dice = (2 * overlap + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING)
+    return {"entropy": F.binary_cross_entropy_with_logits(logits, target), "dice": (1 - dice).mean()}
+
+
+def _mean_dice(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean Dice of the episodes whose query holds the target; 1 where none does."""
+    present = target.flatten(1).any(1)
+    both = 2 * (found & target).flatten(1).sum(1)
+    dice = both / (found.flatten(1).sum(1) + target.flatten(1).sum(1)).clamp(min=1)
+    return dice[present].mean() if present.any() else torch.ones((), device=dice.device)

@@ -1,0 +1,139 @@
+"""What a network is told of a query beside the supports: registered neighbours, likeness, and a region's contrast."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.registration import carried, displacement
+from SDFSMISLib.model.built_in import folded, new_built_in, unfolded
+from SDFSMISLib.model.likeness import likeness, likeness_table
+from SDFSMISLib.model.unet import Hints
+
+
+def blobs(seed: int = 0, side: int = 96) -> torch.Tensor:
+    """A smooth random image (side, side) in [-1, 1]."""
+    noise = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 1, 12, 12)).astype(np.float32))
+    return F.interpolate(noise, size=(side, side), mode="bicubic", align_corners=False)[0, 0].div(2).clamp(-1, 1)
+
+
+def disc(row: float, column: float, radius: float, side: int = 96) -> torch.Tensor:
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    return ((rows - row) ** 2 + (columns - column) ** 2 < radius**2).float()
+
+
+# -- registration
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, 0), (0, -4), (2, 3)])
+def test_a_mask_is_carried_along_with_what_has_moved(shift):
+    image, mask = blobs(), disc(48, 48, 15)
+    moved_image, moved_mask = (torch.roll(x, shift, (0, 1)) for x in (image, mask))
+    found = carried(mask[None], displacement(image, moved_image)[None])[0] > 0.5
+    both = float((found & (moved_mask > 0.5)).sum())
+    assert 2 * both / float(found.sum() + moved_mask.sum()) > 0.93
+
+
+def test_a_slice_lies_on_itself():
+    image = blobs(1)
+    assert displacement(image, image).abs().max() < 0.1
+    assert torch.allclose(carried(image[None], torch.zeros(1, 96, 96, 2))[0], image, atol=1e-5)
+
+
+def test_a_slice_without_structure_is_no_error():
+    flat = torch.full((96, 96), -1.0)
+    assert torch.isfinite(displacement(flat, blobs())).all()
+
+
+# -- likeness
+
+
+def test_what_looks_as_painted_is_alike_and_what_looks_as_its_surroundings_is_not():
+    mask = disc(40, 40, 20)
+    image = mask - 0.5
+    table = likeness_table(image[None, None], mask[None, None])
+    elsewhere = disc(60, 60, 15)
+    alike = likeness((elsewhere - 0.5)[None], table)[0]
+    assert alike[60, 60] > 0.9 and alike[10, 10] < 0.1
+
+
+def test_what_is_found_nowhere_in_the_painted_slice_is_not_alike():
+    mask = disc(48, 48, 20)
+    table = likeness_table((mask - 0.5)[None, None], mask[None, None])
+    assert likeness(torch.full((1, 96, 96), 0.99), table).max() < 0.1
+
+
+def test_each_query_may_have_a_table_of_its_own_or_all_the_same():
+    mask, images = disc(48, 48, 20), torch.stack([blobs(2), blobs(3)])
+    tables = likeness_table(images[:, None], mask[None, None].expand(2, 1, -1, -1))
+    both = likeness(images, tables)
+    assert torch.equal(both[1], likeness(images[1:], tables[1:])[0])
+    assert torch.equal(likeness(images, tables[:1])[1], likeness(images[1:], tables[:1])[0])
+
+
+def test_a_mask_with_nothing_painted_makes_nothing_alike():
+    image = blobs(4)[None]
+    table = likeness_table(image[:, None], torch.zeros(1, 1, 96, 96))
+    assert likeness(image, table).max() < 1e-6
+
+
+# -- contrast
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.01, 1.0), st.floats(-0.9, 0.9))
+def test_contrast_keeps_the_order_of_grey_levels_and_their_range(seed, spread, centre):
+    image = (centre + spread * blobs(seed, 32)).clamp(-1, 1)
+    levels = Contrast.of(image)(torch.linspace(-1, 1, 501))
+    assert (levels.diff() >= 0).all() and levels.abs().max() <= 1
+
+
+def test_soft_tissue_between_air_and_bone_gains_contrast():
+    tissue = 0.02 * blobs(5) - 0.3
+    tissue[:10], tissue[-3:] = -1.0, 1.0
+    seen = Contrast.of(tissue)(tissue)
+    assert seen[20:80].std() > 1.5 * tissue[20:80].std()
+
+
+def test_an_empty_region_keeps_its_levels():
+    assert Contrast.of(torch.full((96, 96), -1.0)).is_unchanged
+    image = blobs(6)
+    assert torch.allclose(Contrast.unchanged()(image), image, atol=1e-6)
+
+
+# -- networks
+
+
+def test_before_it_has_learned_a_network_adds_the_carried_mask_and_nothing_else_of_its_hints():
+    pipe = new_built_in(1)
+    images, masks = torch.rand(1, 1, 3, 96, 96) * 2 - 1, disc(48, 48, 20)[None, None]
+    query = torch.rand(2, 3, 96, 96) * 2 - 1
+    with torch.no_grad():
+        bank = pipe.encode_support(images, masks)
+        latents = pipe.encode_images(query)
+        plain = pipe.predict(latents, bank)
+        assert torch.equal(pipe.predict(latents, bank, pipe.hints(query, bank)), plain)
+        carried_masks = masks[0].expand(2, -1, -1)
+        hinted = pipe.predict(latents, bank, pipe.hints(query, bank, query, carried_masks))
+        torch.testing.assert_close(hinted, plain + pipe.encode_masks(carried_masks))
+
+
+def test_a_network_without_inputs_for_hints_gets_none():
+    pipe = new_built_in(1)
+    pipe.unet.register_to_config(neighbour=False, likeness=False)
+    query, mask = torch.rand(1, 3, 96, 96), disc(48, 48, 20)[None]
+    with torch.no_grad():
+        bank = pipe.encode_support(query[None], mask[None])
+        assert pipe.hints(query, bank, query, mask) == Hints(None, None)
+
+
+def test_folding_pixels_into_channels_is_undone_exactly_and_is_what_the_encoder_does():
+    images = torch.stack([blobs(7), blobs(8)])
+    assert torch.equal(unfolded(folded(images)), images)
+    pipe = new_built_in(0)
+    with torch.no_grad():
+        latents = pipe.encode_images(images[:, None].expand(-1, 3, -1, -1))
+    assert torch.corrcoef(torch.stack([latents.flatten(), folded(images).flatten()]))[0, 1] > 0.998
