@@ -23,11 +23,13 @@ from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.inference.scan import QueryScan
 from SDFSMISLib.inference.shots import Shot, colour, painted_bank
+from SDFSMISLib.model.likeness import likeness
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank
 
 NEAREST_PAINTED = 3  # painted slices that one lane looks at
 END_PIXELS = 4  # a structure of fewer pixels on the network's grid has ended
+LEAST_ALIKE = 0.5  # so has one whose pixels are less like the painted structure, on the mean, than this share of its own
 STRIDE_MM = 3.0  # thin slices are asked for several at a time, so that errors are handed on less often
 CALIBRATION_LEVELS = tuple(np.round(np.arange(0.2, 0.81, 0.05), 2).tolist())
 
@@ -40,10 +42,13 @@ class Lane:
         label: label value.
         start: the slice that joins the support: where the lane leaves from, then the last on which it found something.
         mask: that slice's mask, bool canonical (rows, columns).
+        soft: its probability, float32 0 to 1; None = the mask. It is what is registered onto the next slice: a border
+            that is rounded to whole pixels on every slice drifts.
         path: slices to visit, in order.
         painted: the painted slices that it looks at.
         between: whether a painted slice lies ahead, so that an empty slice does not end the lane.
         contrast: of the region around the slice that the lane left from first; all its slices are seen with it.
+        alike: mean likeness (see `likeness`) of the structure on the slice that the lane left from.
         shift: added to the log odds of all probabilities; without it masks that are a little small on every slice
             shrink to nothing over many.
     """
@@ -55,7 +60,25 @@ class Lane:
     painted: list[Shot]
     between: bool
     contrast: Contrast = field(default_factory=Contrast.unchanged)
+    alike: float = 0.0
+    soft: np.ndarray | None = None
     shift: float = 0.0
+
+    @property
+    def carried_along(self) -> np.ndarray:
+        """What is registered onto the next slice, float32 canonical (rows, columns)."""
+        return self.mask.astype(np.float32) if self.soft is None else self.soft
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """For each lane the probabilities and the likeness of the slices that were asked for, (slices, side, side); the
+    region; and the mask on the grid that the lane came with."""
+
+    maps: list[torch.Tensor]
+    alike: list[torch.Tensor]
+    regions: list[Region]
+    masks: list[torch.Tensor]
 
 
 def lanes_from(
@@ -82,7 +105,7 @@ def lanes_from(
         middle = (left + right) // 2 if between else right - 1 if left in starts else left
         for start, way in ((left, range(left + 1, middle + 1)), (right, range(right - 1, middle, -1))):
             if start in starts and (path := _as_far_as(way, wanted)):
-                painted = _looked_at(start, shots, others)
+                painted = looked_at(start, shots, others)
                 lanes.append(Lane(label, start, starts[start], path, painted, between))
     return lanes
 
@@ -93,7 +116,7 @@ def _as_far_as(way: Sequence[int], wanted: Sequence[int]) -> list[int]:
     return list(way[: needed[-1] + 1]) if needed else []
 
 
-def _looked_at(start: int, shots: dict[int, Shot], others: Sequence[Shot]) -> list[Shot]:
+def looked_at(start: int, shots: dict[int, Shot], others: Sequence[Shot]) -> list[Shot]:
     """The nearest painted slices; those of other scans, slices with the structure first, where none here shows it."""
     if any(shot.mask.any() for shot in shots.values()):
         near = sorted(shots, key=lambda index: abs(index - start))
@@ -150,9 +173,13 @@ def _calibrate(
     full: bool,
     side: int,
 ) -> None:
-    """Set every lane's shift: the slice that it leaves from, asked for itself, should come out as it was given."""
-    values, _, masks = _predicted(pipeline, scan, lanes, banks, [[lane.start] for lane in lanes], full, side)
-    for lane, (predicted,), mask in zip(lanes, values, masks, strict=True):
+    """Set every lane's shift: the slice that it leaves from, asked for itself, should come out as it was given; unless
+    what was given is a guess."""
+    answer = _predicted(pipeline, scan, lanes, banks, [[lane.start] for lane in lanes], full, side)
+    for lane, (predicted,), (alike,), mask in zip(lanes, answer.maps, answer.alike, answer.masks, strict=True):
+        lane.alike = _mean_within(alike, mask > 0.5)
+        if lane.soft is not None:
+            continue
         scores = {level: _dice(predicted > level, mask > 0.5) for level in CALIBRATION_LEVELS}
         level = max(scores, key=lambda one: (scores[one], -abs(one - 0.5)))  # of equals the one in the middle
         lane.shift = float(np.log((1 - level) / level))
@@ -171,14 +198,16 @@ def _advance(
 ) -> None:
     """`stride` slices further on every lane; a lane that ends is left without a path."""
     steps = [lane.path[:stride] for lane in lanes]
-    predicted, regions, _ = _predicted(pipeline, scan, lanes, banks, steps, full, side)
-    for lane, step, region, maps in zip(lanes, steps, regions, predicted, strict=True):
-        for index, values in zip(step, maps, strict=True):
+    answer = _predicted(pipeline, scan, lanes, banks, steps, full, side)
+    for lane, step, region, *answers in zip(lanes, steps, answer.regions, answer.maps, answer.alike, strict=True):
+        for index, values, alike in zip(step, *answers, strict=True):
             shifted = _shifted(values, lane.shift)
             probability = on_slice_grid(region, shifted, scan.shape)
             mask = probability > 255 * threshold
             lane.path.pop(0)
-            if int((shifted > threshold).sum()) < END_PIXELS or not mask.any():
+            found = shifted > threshold
+            has_ended = int(found.sum()) < END_PIXELS or _mean_within(alike, found) < LEAST_ALIKE * lane.alike
+            if has_ended or not mask.any():
                 if not lane.between:
                     for behind in (index, *lane.path):
                         deliver(lane.label, behind, np.zeros_like(probability))
@@ -186,7 +215,7 @@ def _advance(
                     break
             deliver(lane.label, index, probability)
             if mask.any():
-                lane.start, lane.mask = index, mask
+                lane.start, lane.mask, lane.soft = index, mask, probability.astype(np.float32) / 255
 
 
 def _predicted(
@@ -197,8 +226,8 @@ def _predicted(
     steps: Sequence[Sequence[int]],
     full: bool,
     side: int,
-) -> tuple[list[list[torch.Tensor]], list[Region], list[torch.Tensor]]:
-    """For each lane the probabilities (side, side) of the slices `steps`, the region, and its mask on the grid."""
+) -> _Answer:
+    """What the networks say of the slices `steps` of each lane."""
     regions = [scan.whole if full else Region.around(lane.mask, scan.spacing) for lane in lanes]
     pairs = list(zip(lanes, regions, strict=True))
     images, masks = zip(
@@ -222,11 +251,18 @@ def _predicted(
     bank = painted.joined(last).rows(torch.tensor(row, device=pipeline.device))
     neighbours: tuple[torch.Tensor, ...] = ()
     if pipeline.takes_neighbours:
-        neighbours = colour(carried(seen_last[row], moves)), carried(torch.stack(masks)[row], moves)
+        soft = torch.stack([region.to_grid(lane.carried_along, side, 0.0) for lane, region in pairs])
+        neighbours = colour(carried(seen_last[row], moves)), carried(soft[row], moves)
     hints = pipeline.hints(seen, bank, *neighbours)
     maps = pipeline.segment(pipeline.encode_images(seen), bank, hints).mean(1).cpu()
-    split = [list(part) for part in maps.split([len(step) for step in steps])]
-    return split, regions, list(masks)
+    table = painted.likeness
+    alike = torch.ones_like(maps) if table is None else likeness(seen[:, 0].to(table.device), table[row]).cpu()
+    counts = [len(step) for step in steps]
+    return _Answer(list(maps.split(counts)), list(alike.split(counts)), regions, list(masks))
+
+
+def _mean_within(values: torch.Tensor, mask: torch.Tensor) -> float:
+    return float(values[mask].mean()) if mask.any() else 0.0
 
 
 def _shifted(values: torch.Tensor, shift: float) -> torch.Tensor:

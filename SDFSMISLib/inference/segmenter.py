@@ -14,9 +14,10 @@ import torch
 
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.finding import find_structure
 from SDFSMISLib.inference.independent import run_independent
 from SDFSMISLib.inference.postprocess import Postprocessing
-from SDFSMISLib.inference.propagate import Lane, lanes_from, run_propagate
+from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_propagate
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.scan import QueryScan
 from SDFSMISLib.inference.segmentation import Segmentation, SliceResult, certainty_of, presence_of
@@ -261,8 +262,37 @@ class _Run:
             self._ask()
 
     def _found(self, labels: Sequence[int]) -> dict[int, dict[int, np.ndarray]]:
-        """For each label that is seen somewhere its most certain slice, with the mask: by a pass over full slices, then
-        one around what that found. Slices that are named and hold nothing are left out."""
+        """For each label that is seen somewhere a slice that shows it, with the mask. Slices that are named and hold
+        nothing are left out."""
+        unknown = {label: [i for i in range(self.scan.count) if i not in self.painted[label]] for label in labels}
+        search = self._found_by_registration if self.pipeline.takes_neighbours else self._found_by_networks
+        found = search(unknown)
+        for label, (index, probability) in found.items():
+            if index in self._wanted_set:
+                self.deliver(label, index, probability)
+        return {label: {index: self._mask(probability)} for label, (index, probability) in found.items()}
+
+    def _found_by_registration(self, unknown: dict[int, list[int]]) -> dict[int, tuple[int, np.ndarray]]:
+        """The slice that looks most like a painted one, with what the networks make of the mask that came along; for
+        networks that take what was registered."""
+        lanes: list[Lane] = []
+        for label, indices in unknown.items():
+            match = find_structure(self.scan, self.shots[label], indices, self._ask)
+            if match is not None:
+                mask, soft = match.probability > 127, match.probability.astype(np.float32) / 255
+                painted = looked_at(match.index, {}, self.shots[label])
+                lanes.append(Lane(label, match.index, mask, [match.index], painted, between=False, soft=soft))
+        seen: dict[int, tuple[int, np.ndarray]] = {}
+
+        def keep(label: int, index: int, probability: np.ndarray) -> None:
+            if self._mask(probability).any():
+                seen[label] = index, probability
+
+        run_propagate(self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, keep)
+        return seen
+
+    def _found_by_networks(self, unknown: dict[int, list[int]]) -> dict[int, tuple[int, np.ndarray]]:
+        """The most certain slice of a pass over full slices, then one around what that found."""
         best: dict[int, tuple[float, int, np.ndarray]] = {}  # presence, slice, probability
 
         def keep(label: int, index: int, probability: np.ndarray) -> None:
@@ -271,7 +301,6 @@ class _Run:
                 best[label] = presence, index, probability
             self._ask()
 
-        unknown = {label: [i for i in range(self.scan.count) if i not in self.painted[label]] for label in labels}
         for indices, shots in self._together(unknown):
             self._alone(shots, indices, keep, full=True)
         if not self.full:
@@ -280,10 +309,7 @@ class _Run:
                 region = Region.around(self._mask(probability), self.scan.spacing, FOUND_MARGIN)
                 near = [index for index in unknown[label] if abs(index - first) <= FOUND_REACH]
                 self._alone({label: self.shots[label]}, near, keep, region=region)
-        for label, (_, index, probability) in best.items():
-            if index in self._wanted_set:
-                self.deliver(label, index, probability)
-        return {label: {index: self._mask(probability)} for label, (_, index, probability) in best.items()}
+        return {label: (index, probability) for label, (_, index, probability) in best.items()}
 
     def _together(self, slices: dict[int, list[int]]) -> Iterator[tuple[Sequence[int], dict[int, list[Shot]]]]:
         """The shots of labels that want the same `slices`, so that one pass gives them all."""
