@@ -40,10 +40,7 @@ app = typer.Typer(
 class Protocol(str, Enum):
     same_volume = "same-volume"
     cross_volume = "cross-volume"
-
-
-class Baseline(str, Enum):
-    copy = "copy"
+    field = "field"
 
 
 class Split(str, Enum):
@@ -166,73 +163,134 @@ def convert(
     typer.echo(f"Wrote the pipeline folder {output}")
 
 
-@app.command()
+@app.command(epilog="Example:\n\n  sdfsmis train --config built_in.json --cases cases.json --output training")
 def train(
-    config: Annotated[Path, typer.Option(metavar="FILE", help="JSON: cases, output, steps ...; see training/configs.")],
+    config: Annotated[
+        Path, typer.Option(metavar="FILE", help="JSON, or the name of one of ours: built_in, built_in_gpu, paper.")
+    ],
+    cases: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Manifest of training scans, in place of the one it names.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of checkpoints, log and weights, in place of its own.")
+    ] = None,
 ) -> None:
     """Train weights by a configuration, or go on where a run was stopped."""
-    from SDFSMISLib.training.trainer import TrainingConfig
-    from SDFSMISLib.training.trainer import train as run_training
+    with waiting("Starting"):
+        from SDFSMISLib.training.config import TrainingConfig
+        from SDFSMISLib.training.trainer import train as run_training
 
-    typer.echo(f"Wrote the pipeline folder {run_training(TrainingConfig.read(config))}")
+    given = {"cases": cases, "output": output}
+    settings = TrainingConfig.read(config, **{name: value for name, value in given.items() if value is not None})
+    with progress("Training", settings.steps) as advance:
+        folder = run_training(settings, advance)
+    typer.echo(f"Wrote the pipeline folder {folder}")
 
 
 @app.command(
     cls=ManyValues,
-    epilog="Example:\n\n  sdfsmis evaluate --cases cases.json --protocol same-volume --baselines copy",
+    epilog="Example:\n\n"
+    "  sdfsmis evaluate --cases cases.json --protocol same-volume --baselines copy,growcut --output results",
 )
 def evaluate(
+    ctx: typer.Context,
     cases: Annotated[Path, typer.Option(metavar="FILE", help="Manifest (JSON) of scans with labels.")],
     protocol: Annotated[
         Protocol,
         typer.Option(
-            help="same-volume: painted slices of the scan itself. cross-volume: of the next case of its group."
+            help="same-volume: painted slices of the scan itself. cross-volume: of the next case of its group. field: "
+            "the literature's, for comparison with papers only; models take each slice alone."
         ),
     ],
-    shots: Annotated[int, typer.Option(metavar="K", min=1, help="Painted slices.")] = 1,
+    shots: Annotated[int, typer.Option(metavar="K", min=1, help="Painted slices; in field, scans: 1.")] = 1,
     model: Annotated[
-        list[str] | None, typer.Option(metavar="M ...", help="Weights as in segment. Default: built-in.")
+        list[str] | None, typer.Option(metavar="M ...", help="Weights as in segment, or none. Default: built-in.")
     ] = None,
     baselines: Annotated[
-        list[Baseline] | None, typer.Option(help="Beside the models: copy, the painted mask on every slice.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME ...",
+            help="Beside the models. copy: the painted mask on every slice. growcut: Slicer's Grow from seeds. "
+            "registration: the mask carried by deformable registration.",
+        ),
     ] = None,
     groups: Annotated[
         list[str] | None, typer.Option(metavar="NAME ...", help="Groups of the manifest. Default: all.")
     ] = None,
     split: Annotated[Split, typer.Option(help="Which cases.")] = Split.test,
+    diagnostics: Annotated[
+        bool,
+        typer.Option("--diagnostics", help="Models also with another structure painted: do they look? Twice the time."),
+    ] = False,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Keep results.csv and summary.json here; a run that was stopped goes on."),
+        typer.Option(metavar="DIR", help="Results, pictures and report.html; a run that was stopped goes on."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Measure models and baselines on cases with labels, and print the Dice of each target."""
     from rich.console import Console
 
-    from SDFSMISLib.evaluation import copy_support, read_manifest, rich_table, segmenter_method, summarise
+    from SDFSMISLib.evaluation import BASELINES, read_manifest, rich_table, summarise, write_report
     from SDFSMISLib.evaluation import evaluate as run_evaluation
 
+    chosen_baselines = _names(baselines)
+    unknown = [name for name in chosen_baselines if name not in BASELINES]
+    if unknown:
+        raise InputError(f"There is no baseline {unknown[0]!r}; there are {', '.join(BASELINES)}.")
     manifest = read_manifest(cases)
-    chosen = manifest.select(groups or None, split.value)
+    chosen = manifest.select(_names(groups) or None, split.value)
+    models = _models(model or ["built-in"], protocol, device)
+    methods = models | {name: BASELINES[name] for name in chosen_baselines}
+    if not methods:
+        raise InputError(f"There is nothing to measure; name a model, or of the baselines {', '.join(BASELINES)}.")
+    with progress(protocol.value, len(chosen)) as advance:
+        rows = run_evaluation(
+            manifest,
+            protocol.value,
+            methods,
+            chosen,
+            shots,
+            output,
+            advance,
+            mispaired=models if diagnostics else (),
+        )
+        if output is not None:
+            write_report(output, manifest, command_line(ctx), advance)
+    console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(rich_table(summarise(rows), title=f"Dice, {protocol.value}, shots: {shots}"))
+    for name in [name for name in methods if name not in {row.method for row in rows}]:
+        typer.echo(f"{name} was left out: no task of the protocol {protocol.value} is one that it can do.")
+    if output is not None:
+        typer.echo(f"Wrote {output / 'report.html'} and, beside it, results.csv, results.json and summary.json")
+
+
+def _names(values: list[str] | None) -> list[str]:
+    """Names given as ``a b`` or ``a,b``, each once."""
+    names = (name.strip() for value in values or () for name in value.split(","))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _models(names: list[str], protocol: Protocol, device: str) -> dict[str, Any]:
+    """The models as methods, by the names under which results are kept: other weights are another method."""
+    if names == ["none"]:
+        return {}
+    if "none" in names:
+        raise InputError("--model takes none, or models, and not both.")
+    from SDFSMISLib.evaluation import segmenter_method
+
     methods: dict[str, Any] = {}
+    options = {"strategy": "independent"} if protocol is Protocol.field else {}  # the papers' way
     with waiting("Loading the models"):
         from SDFSMISLib.inference import Segmenter
         from SDFSMISLib.model.digest import weights_digest
 
-        for name in model or ["built-in"]:
+        for name in names:
             segmenter = Segmenter.from_pretrained(name, device)
-            # Results that are kept go by this name: other weights are another method.
-            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter)
-    if baselines:
-        methods["copy"] = copy_support
-    with progress(protocol.value, len(chosen)) as advance:
-        rows = run_evaluation(manifest, protocol.value, methods, chosen, shots, output, advance)
-    console = Console()
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    console.print(rich_table(summarise(rows), title=f"Dice, {protocol.value}, {shots} painted"))
-    if output is not None:
-        typer.echo(f"Wrote {output / 'results.csv'} and {output / 'summary.json'}")
+            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter, **options)
+    return methods
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_cases import COLUMN, CONE, THICK, ManifestMaker, boxes
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import (
@@ -25,58 +27,13 @@ from SDFSMISLib.evaluation import (
     summarise,
 )
 from SDFSMISLib.evaluation.metrics import dice, score
-from SDFSMISLib.evaluation.protocols import cross_volume, load_case, painted_slices, same_volume
+from SDFSMISLib.evaluation.protocols import cross_volume, field, load_case, painted_slices, same_volume
 from SDFSMISLib.volume import Geometry, Volume
-
-THICK = (1.0, 1.0, 5.0)  # mm (x, y, z): slices along axis 0
-
-
-def boxes(*sides: tuple[slice, slice, slice], shape: tuple[int, int, int] = (10, 16, 16)) -> np.ndarray:
-    """A uint8 labelmap in which box i is label i + 1."""
-    labels = np.zeros(shape, dtype=np.uint8)
-    for number, box in enumerate(sides):
-        labels[box] = number + 1
-    return labels
-
-
-class ManifestMaker:
-    """Writes scans, labelmaps and the manifest of a few cases into a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.content: dict[str, Any] = {"groups": {}, "cases": []}
-
-    def add(
-        self,
-        name: str,
-        labels: np.ndarray,
-        targets: dict[str, int],
-        split: str = "test",
-        spacing: tuple[float, float, float] = THICK,
-        direction: tuple[float, ...] = (1, 0, 0, 0, 1, 0, 0, 0, 1),
-    ) -> None:
-        group = name.partition("/")[0]
-        self.content["groups"].setdefault(group, {"modality": "CT", "may_train_shipped_weights": True, "n": 1})
-        geometry = Geometry(labels.shape, spacing, (0.0, 0.0, 0.0), direction)
-        scan = np.random.default_rng(len(self.content["cases"])).normal(100 * labels, 10).astype(np.int16)
-        files = {key: f"{name.replace('/', '_')}_{key}.nii.gz" for key in ("image", "labels")}
-        Volume(scan, geometry).write(self.folder / files["image"])
-        Volume(labels, geometry).write(self.folder / files["labels"])
-        self.content["cases"].append({"id": name, "group": group, **files, "targets": targets, "split": split})
-
-    def write(self) -> Path:
-        path = self.folder / "cases.json"
-        path.write_text(json.dumps(self.content), encoding="utf-8")
-        return path
 
 
 @pytest.fixture
 def maker(tmp_path: Path) -> ManifestMaker:
     return ManifestMaker(tmp_path)
-
-
-COLUMN = (slice(2, 8), slice(4, 8), slice(4, 8))  # 6 slices of 16 pixels
-CONE = (slice(3, 6), slice(10, 15), slice(9, 14))  # 3 slices of 25 pixels
 
 
 @pytest.fixture
@@ -142,6 +99,26 @@ def test_painted_slices_are_the_literature_s() -> None:
                 assert painted_slices(mask, 0, int(shots)) == tuple(sorted(set(expected)))
 
 
+def test_chunks_are_the_literature_s(maker: ManifestMaker) -> None:
+    folder = os.environ.get("SDFSMIS_PARITY_DIR")
+    table = Path(folder or "") / "episode_tables.json"
+    if not folder or not table.exists():
+        pytest.skip("SDFSMIS_PARITY_DIR names no folder with episode_tables.json")
+    tables = json.loads(table.read_text())
+    for count in (3, 4, 5, 7, 8, 10):
+        for name in ("a/1", "a/2"):
+            maker.add(
+                f"{name}{count}", boxes((slice(1, 1 + count), slice(0, 8), slice(0, 8)), shape=(12, 16, 16)), {"t": 1}
+            )
+        case, other = read_manifest(maker.write()).cases[-2:]
+        task = field(case, "t", (other,), load_case, 1)
+        assert task is not None
+        bounds = tables["chunk_bounds"][str(count)]
+        assert [len(part.judged) for part in task.parts] == np.diff(bounds).tolist()
+        painted = [part.support.slices[0].index - 1 for part in task.parts]
+        assert painted == tables["support_index"]["3"][str(count)]
+
+
 def test_same_volume_makes_the_task_of_the_protocol(two_groups: Path) -> None:
     case = read_manifest(two_groups).cases[0]
     task = same_volume(case, "cone", (), load_case, 1)
@@ -204,6 +181,48 @@ def test_cross_volume_takes_the_next_case_that_has_the_target(two_groups: Path) 
     assert task.reference.sum() == 75
 
 
+def test_field_cuts_the_target_s_slices_into_chunks_with_a_support_each(two_groups: Path) -> None:
+    manifest = read_manifest(two_groups)
+    case = manifest.cases[2]  # column on slices 2 to 7
+    task = field(case, "column", manifest.following(case), load_case, 1)
+    assert task is not None and task.judged == (2, 3, 4, 5, 6, 7) and task.painted == ()
+    assert [part.judged for part in task.parts] == [(2, 3), (4, 5), (6, 7)]
+    assert [[piece.index for piece in part.support.slices] for part in task.parts] == [[3], [5], [7]]
+    assert {part.support_case.id for part in task.parts} == {"a/1"} and {part.label for part in task.parts} == {1}
+    with pytest.raises(InputError, match="3 shots were asked for; the protocol field takes 1"):
+        field(case, "column", manifest.following(case), load_case, 3)
+
+
+def test_in_field_each_chunk_is_done_by_itself(two_groups: Path) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def everywhere_but_there(task: Task) -> np.ndarray:
+        asked.append(task.judged)
+        mask = np.ones(task.reference.shape, dtype=bool)
+        mask[list(task.judged)] = task.reference[list(task.judged)]
+        return mask
+
+    manifest = read_manifest(two_groups)
+    (row, *_) = evaluate(manifest, "field", {"m": everywhere_but_there}, manifest.cases[2:3], metrics=("dice",))
+    assert asked[-3:] == [(3,), (4,), (5,)]  # of the cone, the other target
+    assert row.scores == {"dice": 1.0}  # what a chunk has outside its slices is dropped, the rest is not judged
+
+
+def test_a_mispaired_task_shows_the_next_structure_of_the_scan(two_groups: Path) -> None:
+    manifest = read_manifest(two_groups)
+    first, second, third, alone = manifest.cases
+    task = same_volume(first, "column", (), load_case, 1, mispaired=True)
+    assert task is not None
+    assert (task.target, task.shown, task.label, task.painted) == ("column", "cone", 2, (3,))
+    assert task.reference.sum() == 96 and 3 not in task.judged  # judged by the column all the same
+    task = cross_volume(third, "cone", manifest.following(third), load_case, 1, mispaired=True)
+    assert task is not None and (task.shown, task.support_case.id) == ("column", "a/1")
+    task = field(third, "cone", manifest.following(third), load_case, 1, mispaired=True)
+    assert task is not None and [part.shown for part in task.parts] == ["column"] * 3
+    assert same_volume(second, "column", (), load_case, 1, mispaired=True) is None  # its cone is not there
+    assert same_volume(alone, "column", (), load_case, 1, mispaired=True) is None
+
+
 def test_copy_takes_the_nearest_painted_slice_of_the_query(maker: ManifestMaker) -> None:
     labels = boxes((slice(0, 12), slice(2, 6), slice(2, 12)), shape=(12, 16, 16))
     labels[6:, 2:6, 7:] = 0  # 40 pixels at first, then 20
@@ -253,15 +272,15 @@ def test_a_segmenter_is_asked_for_the_task_s_axis_and_label() -> None:
             return Segmentation()
 
     class OneTask:
-        query, support, axis, label = "scan", "painted", 2, 2
+        query, support, axis, label, judged = "scan", "painted", 2, 2, (4, 5)
 
     mask = segmenter_method(Segmenter(), strategy="independent")(OneTask())  # type: ignore[arg-type]
-    assert asked == {"query": "scan", "support": "painted", "axis": 2, "strategy": "independent"}
-    assert mask.dtype == bool and mask.sum() == 75
+    assert asked == {"query": "scan", "support": "painted", "axis": 2, "slices": (4, 5), "strategy": "independent"}
+    assert mask is not None and mask.dtype == bool and mask.sum() == 75
 
 
 def result(group: str, case: str, target: str, value: float, method: str = "m") -> Row:
-    return Row("same-volume", 1, group, case, target, method, {"dice": value}, 2.0, 0, (3,), case)
+    return Row("same-volume", 1, group, case, target, method, {"dice": value}, 2.0, 0, (3,), case, target, 5.0)
 
 
 ROWS = [
@@ -284,8 +303,16 @@ def test_means_go_over_cases_then_targets_then_groups() -> None:
 def test_an_undefined_measure_is_left_out_and_counted() -> None:
     (summary,) = summarise([*ROWS, result("a", "a/4", "liver", math.nan), result("c", "c/1", "liver", math.nan)])
     assert summary.targets["a", "liver"].values["dice"] == pytest.approx(0.4)
-    assert summary.groups["a"].undefined == {"dice": 1}
-    assert summary.overall.values["dice"] == pytest.approx(0.6) and summary.overall.undefined == {"dice": 2}
+    assert summary.groups["a"].undefined["dice"] == 1
+    assert summary.overall.values["dice"] == pytest.approx(0.6) and summary.overall.undefined["dice"] == 2
+    assert "| a | liver | 4 | 0.400 (1) |" in markdown_table([summary])
+    with pytest.raises(InputError, match="'iou'; there are dice, nsd, hd95, seconds"):
+        markdown_table([summary], "iou")
+
+
+def test_a_mispaired_row_is_in_no_mean() -> None:
+    (summary,) = summarise([*ROWS, replace(result("a", "a/1", "liver", 1.0), shown="spleen")])
+    assert summary.targets["a", "liver"].values["dice"] == pytest.approx(0.4)
 
 
 def test_the_tables_set_methods_beside_each_other() -> None:
@@ -315,9 +342,18 @@ def test_a_run_scores_every_method_and_keeps_what_it_did(two_groups: Path, tmp_p
 
     kept = read_results(tmp_path / "out" / "results.csv")
     assert [row.key for row in kept] == [row.key for row in rows]
-    assert kept[0].painted == (2,) and kept[0].support_case == "a/1"
+    assert kept[0].painted == (2,) and kept[0].support_case == kept[0].case == "a/1" and kept[0].shown == "column"
+    assert kept[0].ml == pytest.approx(96 * 5 / 1000)
+    undefined = [row for row in kept if row.method == "nothing"]
+    assert all(math.isnan(row.scores["hd95"]) and math.isnan(row.scores["nsd"]) for row in undefined)
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [entry["case"] for entry in written] == [row.case for row in rows]
+    assert written[0]["slices"] == [0, 1, *range(3, 10)] and written[0]["painted"] == [2]
+    assert written[0]["found"] == [16] * 9 and written[0]["both"] == written[0]["held"] == [0, 0, *[16] * 5, 0, 0]
+    assert written[1]["hd95"] is None and written[1]["dice"] == 0
     summary = {entry["method"]: entry for entry in json.loads((tmp_path / "out" / "summary.json").read_text())}
     assert summary["copy"]["groups"]["a"]["targets"]["cone"]["tasks"] == 2
+    assert summary["nothing"]["undefined"] == {"dice": 0, "nsd": 6, "hd95": 6} and summary["nothing"]["hd95"] is None
     assert summary["copy"]["dice"] == pytest.approx(
         np.mean(
             [np.mean([found["a/1", "column", "copy"], found["a/1", "cone", "copy"]]), found["b/1", "column", "copy"]]
@@ -347,6 +383,27 @@ def test_a_run_is_taken_up_where_it_was_left(two_groups: Path, tmp_path: Path) -
     assert len(calls) == 7 and [row.key for row in again] == [row.key for row in rows]
     evaluate(manifest, "same-volume", {"copy": counted}, shots=3, output=tmp_path)  # other work, the same folder
     assert len(calls) == 13 and len(json.loads((tmp_path / "summary.json").read_text())) == 2
+
+
+def test_a_method_that_does_not_apply_has_no_row(two_groups: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(two_groups)
+    methods = {"never": lambda task: None, "copy": copy_support}
+    for protocol in ("same-volume", "field"):
+        rows = evaluate(manifest, protocol, methods, manifest.cases[2:3], output=tmp_path)
+        assert {row.method for row in rows} == {"copy"}
+
+
+def test_dice_alone_needs_no_surfaces(two_groups: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(two_groups)
+    rows = evaluate(manifest, "same-volume", {"copy": copy_support}, output=tmp_path, metrics=("dice",))
+    assert {tuple(row.scores) for row in rows} == {("dice",)}
+    assert [row.scores for row in read_results(tmp_path / "results.csv")] == [
+        {"dice": pytest.approx(row.scores["dice"], rel=1e-5)} for row in rows
+    ]
+    (summary,) = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["hd95"] is None and summary["undefined"]["hd95"] == 0
+    with pytest.raises(InputError, match="no metric 'iou'"):
+        evaluate(manifest, "same-volume", {"copy": copy_support}, metrics=("iou",))
 
 
 def test_bad_runs_are_refused(two_groups: Path, tmp_path: Path) -> None:
@@ -445,7 +502,8 @@ def test_copy_on_the_benchmark_s_first_eight_scans_is_as_published_with_the_data
     if not folder or not (Path(folder) / "cases.json").exists():
         pytest.skip("SDFSMIS_DATA_DIR names no folder with cases.json and the real volumes")
     manifest = read_manifest(Path(folder) / "cases.json")
-    rows = evaluate(manifest, "same-volume", {"copy": copy_support}, manifest.select(["chaos_t2"], per_group=8))
+    first = manifest.select(["chaos_t2"], per_group=8)
+    rows = evaluate(manifest, "same-volume", {"copy": copy_support}, first, metrics=("dice",))
     (summary,) = summarise(rows)
     expected = {"liver": 0.440, "right kidney": 0.367, "left kidney": 0.371, "spleen": 0.318}
     for target, value in expected.items():

@@ -117,7 +117,7 @@ def test_the_declared_dependencies_are_the_imported_ones(pyproject: dict[str, An
     """Nothing is imported that is not declared, and running asks for nothing that the library does not import."""
     runtime = distribution_names(pyproject["project"]["dependencies"])
     extras = pyproject["project"]["optional-dependencies"]
-    optional = distribution_names([*extras["demo"], *extras["train"]])
+    optional = distribution_names([*extras["demo"], *extras["train"], *extras["evaluate"]])
     imported = imported_distributions()
     assert imported <= runtime | optional, "imported but not declared in pyproject.toml"
     assert runtime <= imported, "declared in pyproject.toml but not imported"

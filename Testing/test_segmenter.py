@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from SDFSMISLib.inference import SliceResult
 from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.inference.shots import Shot
 from SDFSMISLib.model.built_in import new_built_in
-from SDFSMISLib.model.unet import SupportBank
+from SDFSMISLib.model.likeness import likeness_table
+from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.volume import Geometry
 
 MIDDLE = 5
@@ -101,6 +103,38 @@ def test_propagation_stops_where_the_structure_ends(segmenter: Segmenter) -> Non
     stopped = segmenter.segment(scan, support).labelmap.voxels.any(axis=(1, 2))
     assert stopped[9:14].all() and not stopped[:9].any()
     assert segmenter.segment(scan, support, "independent").labelmap.voxels[6].any()
+
+
+def test_propagation_stops_where_the_tissue_under_the_mask_is_another_one() -> None:
+    class Comparing(BrightPipeline):
+        def encode_support(self, images: torch.Tensor, masks: torch.Tensor, *conditions: Any) -> SupportBank:
+            bank = super().encode_support(images, masks, *conditions)
+            return replace(bank, likeness=likeness_table(images[:, :, 0], masks))
+
+    scan, labelmap = ball_scan((20, 40, 40))
+    voxels = scan.voxels.copy()
+    voxels[:12] = np.where(labelmap.voxels[:12] > 0, int(0.8 * ORGAN), voxels[:12])  # behind it bright too, but another
+    changed = Volume(voxels, scan.geometry)
+    held = [
+        Segmenter(pipeline()).segment(changed, support_of(changed, labelmap, 10)).labelmap.voxels.any(axis=(1, 2))
+        for pipeline in (BrightPipeline, Comparing)
+    ]
+    assert held[0][9:14].all()
+    assert held[1][9:12].all() and not held[1][12:].any()
+
+
+def test_the_border_that_is_carried_along_is_soft() -> None:
+    class Watched(BrightPipeline):
+        def hints(self, images: torch.Tensor, bank: SupportBank, *neighbours: torch.Tensor | None) -> Hints:
+            carried.extend(mask for mask in neighbours[1:] if mask is not None)
+            return super().hints(images, bank, *neighbours)
+
+    carried: list[torch.Tensor] = []
+    scan, labelmap = ball_scan((20, 40, 40), (1.0, 1.0, 4.0))
+    Segmenter(Watched(answer=0.7)).segment(scan, support_of(scan, labelmap, 10))
+    painted, later = carried[0], carried[-1]
+    assert ((painted < 0.02) | (painted > 0.98)).float().mean() > ((later < 0.02) | (later > 0.98)).float().mean()
+    assert 0.6 < later.max() < 0.9
 
 
 def test_between_two_painted_slices_an_empty_one_is_passed(segmenter: Segmenter) -> None:

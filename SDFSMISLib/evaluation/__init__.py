@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from SDFSMISLib.evaluation.baselines import copy_support, segmenter_method
+from SDFSMISLib.evaluation.baselines import BASELINES, copy_support, segmenter_method
 from SDFSMISLib.evaluation.cases import Case, Manifest, read_manifest
 from SDFSMISLib.evaluation.contact_sheet import contact_sheet
+from SDFSMISLib.evaluation.diagnostics import Diagnostics, diagnose
 from SDFSMISLib.evaluation.evaluate import evaluate
+from SDFSMISLib.evaluation.metrics import METRICS
 from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task
-from SDFSMISLib.evaluation.results import Row, read_results, summarise, write_summary
-from SDFSMISLib.evaluation.tables import markdown_table, rich_table
+from SDFSMISLib.evaluation.report import write_report
+from SDFSMISLib.evaluation.results import Row, read_results, summarise
+from SDFSMISLib.evaluation.tables import diagnostics_table, markdown_table, measures_table, rich_table
 
 __all__ = [
+    "BASELINES",
+    "METRICS",
     "PROTOCOLS",
     "Case",
+    "Diagnostics",
     "Manifest",
     "Row",
     "Task",
     "contact_sheet",
     "copy_support",
+    "diagnose",
+    "diagnostics_table",
     "evaluate",
     "markdown_table",
+    "measures_table",
     "read_manifest",
     "read_results",
     "rich_table",
     "segmenter_method",
     "summarise",
-    "write_summary",
+    "write_report",
 ]

@@ -1,28 +1,55 @@
-"""Methods: from a :class:`Task` to a bool mask on its query's grid; a segmenter, and baselines that need no model."""
+"""Methods: from a :class:`Task` to a bool mask on its query's grid; a segmenter, and baselines that need no model.
+
+A method that does not apply to such a task gives None, and the task has no row of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from SDFSMISLib.evaluation.demons import register_outwards
+from SDFSMISLib.evaluation.growcut import grow_from_seeds
 from SDFSMISLib.evaluation.protocols import Task
 from SDFSMISLib.support import SupportSlice
 
 if TYPE_CHECKING:
     from SDFSMISLib.inference import Segmenter
 
-__all__ = ["Method", "copy_support", "segmenter_method"]
+__all__ = ["BASELINES", "Method", "copy_support", "run_method", "segmenter_method"]
 
-Method = Callable[[Task], np.ndarray]
+Method = Callable[[Task], "np.ndarray | None"]
+
+
+def run_method(method: Method, task: Task) -> np.ndarray | None:
+    """The method's mask, part by part where the task has parts; None where it does not apply.
+
+    Raises ValueError for a mask that is not bool on the query's grid.
+    """
+    if not task.parts:
+        mask = method(task)
+        if mask is not None and (mask.shape != task.reference.shape or mask.dtype != np.bool_):
+            raise ValueError(
+                f"A bool mask of {task.reference.shape} is needed; the method gave {mask.dtype} {mask.shape}."
+            )
+        return mask
+    result = np.zeros(task.reference.shape, dtype=bool)
+    for part in task.parts:
+        mask = run_method(method, part)
+        if mask is None:
+            return None
+        here = (slice(None),) * task.axis + (list(part.judged),)
+        result[here] = mask[here]
+    return result
 
 
 def segmenter_method(segmenter: Segmenter, **options: Any) -> Method:
     """The method that asks a segmenter; ``options`` (strategy, region ...) go to its ``segment``."""
 
     def segment(task: Task) -> np.ndarray:
-        segmentation = segmenter.segment(task.query, task.support, axis=task.axis, **options)
+        segmentation = segmenter.segment(task.query, task.support, axis=task.axis, slices=task.judged, **options)
         return segmentation.labelmap.voxels == task.label
 
     return segment
@@ -62,3 +89,7 @@ def _centred(piece: SupportSlice, label: int, shape: tuple[int, ...], spacing: t
     rows, columns = (np.clip(place, 0, own_side - 1) for place, own_side in zip(places, mask.shape, strict=True))
     inside = [place == clipped for place, clipped in zip(places, (rows, columns), strict=True)]
     return mask[np.ix_(rows, columns)] & np.outer(*inside)
+
+
+BASELINES: Mapping[str, Method] = {"copy": copy_support, "growcut": grow_from_seeds, "registration": register_outwards}
+"""Methods that need no model, by the name that the command line and the tables have for them."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
-from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.baselines import Method
+from SDFSMISLib.evaluation.baselines import Method, run_method
 from SDFSMISLib.evaluation.cases import Case, Manifest
-from SDFSMISLib.evaluation.metrics import score
-from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task, load_case
-from SDFSMISLib.evaluation.results import ResultsFile, Row, write_summary
+from SDFSMISLib.evaluation.diagnostics import diagnose
+from SDFSMISLib.evaluation.metrics import METRICS, check_metrics, score
+from SDFSMISLib.evaluation.prediction import Prediction, prediction_path
+from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task, check_protocol, load_case
+from SDFSMISLib.evaluation.results import ResultsFile, Row, write_results, write_summary
 
 __all__ = ["evaluate"]
 
@@ -33,64 +34,93 @@ def evaluate(
     shots: int = 1,
     output: str | PathLike[str] | None = None,
     progress: Progress | None = None,
+    metrics: Sequence[str] = tuple(METRICS),
+    mispaired: Collection[str] = (),
 ) -> list[Row]:
     """Runs ``methods`` (by the name they have in the table) on the tasks that ``protocol`` makes of ``cases``.
 
     ``cases`` None takes all of the manifest; a support from another case may come from any case of its group, as the
-    protocol says. With ``output``, a folder, rows go into its ``results.csv`` one by one and the means of all of them
-    into ``summary.json``; what is there already is not done again, so a method must be renamed when it changes.
-    Returns the rows of this protocol, these shots, cases and methods. Raises :class:`InputError` for an unknown
-    protocol, fewer shots than 1 and bad files; ValueError for a method's mask that is not bool on the query's grid.
+    protocol says. Of ``metrics`` those beside ``dice`` need MONAI. The methods named in ``mispaired`` also do each task
+    with a support that shows another structure, which tells whether they look at it at all.
+
+    With ``output``, a folder, rows go into its ``results.csv`` one by one and what was found into ``predictions``; at
+    the end all slices into ``results.json`` and the means of all rows, with diagnostics, into ``summary.json``. What is
+    there already is not done again, so a method must be renamed when it changes. Returns the rows of this protocol,
+    these shots, cases and methods. Raises :class:`InputError` for an unknown protocol or metric, fewer shots than 1,
+    a package that is missing, and bad files; ValueError for a method's mask that is not bool on the query's grid.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"There is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
-    if shots < 1:
-        raise InputError(f"{shots} shots were asked for; at least 1 painted slice is needed.")
+    check_protocol(protocol, shots)
+    check_metrics(metrics)
     chosen = manifest.cases if cases is None else tuple(cases)
     load = lru_cache(maxsize=CASES_IN_MEMORY)(load_case)
     kept = ResultsFile(Path(output) / "results.csv") if output is not None else None
     known = {row.key: row for row in kept.rows} if kept else {}
+    jobs = [*((name, False) for name in methods), *((name, True) for name in methods if name in mispaired)]
     rows: list[Row] = []
-    total = sum(len(case.targets) for case in chosen) * len(methods)
+    pairs = [(case, target) for case in chosen for target in case.targets]
+    total = len(pairs) * len(jobs)
     done = 0
-    for case in chosen:
-        for target in case.targets:
-            missing = {name for name in methods if (protocol, shots, case.id, target, name) not in known}
-            task = PROTOCOLS[protocol](case, target, manifest.following(case), load, shots) if missing else None
-            for name, method in methods.items():
-                if progress:
-                    progress(done, total, f"{case.id}, {target}, {name}")
-                done += 1
-                if name not in missing:
-                    rows.append(known[protocol, shots, case.id, target, name])
-                elif task is not None:
-                    rows.append(_row(task, name, method, protocol, shots))
-                    if kept:
-                        kept.add(rows[-1])
+    for case, target in pairs:
+        task = cache(partial(PROTOCOLS[protocol], case, target, manifest.following(case), load, shots))
+        for name, another in jobs:
+            if progress:
+                progress(done, total, f"{case.id}, {target}, {name}")
+            done += 1
+            row = known.get((protocol, shots, case.id, target, name, another))
+            if row is None and (todo := task(another)) is not None:
+                row = _row(todo, name, methods[name], protocol, shots, metrics, kept)
+            if row is not None:
+                rows.append(row)
     if progress:
         progress(total, total, "")
     if kept:
-        write_summary(kept.rows, kept.path.with_name("summary.json"))
+        _write_means(kept)
     return rows
 
 
-def _row(task: Task, name: str, method: Method, protocol: str, shots: int) -> Row:
+def _row(
+    task: Task,
+    name: str,
+    method: Method,
+    protocol: str,
+    shots: int,
+    metrics: Sequence[str],
+    kept: ResultsFile | None,
+) -> Row | None:
+    """Does a task and keeps its row, and what was found; None where the method does not apply."""
     start = time.perf_counter()
-    mask = method(task)
+    mask = run_method(method, task)
     seconds = time.perf_counter() - start
-    if mask.shape != task.reference.shape or mask.dtype != np.bool_:
-        raise ValueError(f"{name} gave {mask.dtype} {mask.shape}; a bool mask of {task.reference.shape} is needed.")
+    if mask is None:
+        return None
     x, y, z = task.query.geometry.spacing
-    return Row(
+    row = Row(
         protocol=protocol,
         shots=shots,
         group=task.case.group,
         case=task.case.id,
         target=task.target,
         method=name,
-        scores=score(mask, task.reference, (z, y, x), task.axis, task.judged),
+        scores=score(mask, task.reference, (z, y, x), task.axis, task.judged, metrics),
         seconds=seconds,
         axis=task.axis,
         painted=task.painted,
         support_case=task.support_case.id,
+        shown=task.shown,
+        ml=int(np.count_nonzero(task.reference)) * x * y * z / 1000,
     )
+    if kept:
+        Prediction.of(task, mask).save(prediction_path(kept.path.parent, row.key), mask)
+        kept.add(row)
+    return row
+
+
+def _write_means(kept: ResultsFile) -> None:
+    folder = kept.path.parent
+
+    def prediction(row: Row) -> Prediction:
+        return Prediction.load(prediction_path(folder, row.key))
+
+    write_results(kept.rows, folder / "results.json", prediction)
+    diagnostics = {run: its.plain() for run, its in diagnose(kept.rows, prediction).items()}
+    write_summary(kept.rows, folder / "summary.json", diagnostics)

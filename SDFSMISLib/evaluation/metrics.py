@@ -1,42 +1,133 @@
 """How well a mask agrees with its reference.
 
 A metric takes two bool masks of one shape ``(slices, height, width)`` and the voxel spacing ``(z, y, x)`` in mm in the
-masks' own axis order; NaN means "not defined here": such a task is left out of that metric's mean, and counted.
+masks' own axis order; NaN means "not defined here": such a task is left out of that metric's mean, and counted. Both
+masks empty: Dice 1, surface distances not defined; one empty: Dice 0, surface distances not defined.
+
+The surface metrics are MONAI's, which `pip install "sdfsmis[evaluate]"` brings and which takes seconds to import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-__all__ = ["METRICS", "Metric", "dice", "score"]
+from SDFSMISLib.errors import InputError
 
-Metric = Callable[[np.ndarray, np.ndarray, tuple[float, float, float]], float]
+__all__ = ["METRICS", "Metric", "check_metrics", "dice", "hausdorff_95", "score", "surface_dice"]
+
+Spacing = tuple[float, float, float]
+Metric = Callable[[np.ndarray, np.ndarray, Spacing], float]
+TOLERANCE = 2.0  # mm: surfaces nearer than that count as the same
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     """2 |A ∩ B| / (|A| + |B|) of two bool masks of one shape, as one set of voxels; both empty is 1, one empty is 0."""
-    if prediction.shape != reference.shape or prediction.dtype != np.bool_ or reference.dtype != np.bool_:
-        raise ValueError(
-            f"Two bool masks of one shape are needed; {prediction.dtype} {prediction.shape} and {reference.dtype} "
-            f"{reference.shape} were given."
-        )
+    _check_masks(prediction, reference)
     total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
     return 2 * int(np.count_nonzero(prediction & reference)) / total if total else 1.0
 
 
-METRICS: Mapping[str, Metric] = {"dice": lambda prediction, reference, spacing: dice(prediction, reference)}
+def surface_dice(
+    prediction: np.ndarray, reference: np.ndarray, spacing: Spacing, tolerance: float = TOLERANCE
+) -> float:
+    """Normalized surface Dice: the share (0 to 1) of both surfaces' area within ``tolerance`` mm of the other.
+
+    Surface elements are weighted by their area in mm² (Nikolov et al., arXiv 1809.04430), so thick slices do not count
+    more than thin ones. NaN where a mask is empty. Raises :class:`InputError` where MONAI is missing.
+    """
+    pair = _around_both(prediction, reference)
+    if pair is None:
+        return math.nan
+    return _of_monai(
+        "compute_surface_dice", pair, spacing, class_thresholds=[tolerance], include_background=True, use_subvoxels=True
+    )
+
+
+def hausdorff_95(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing) -> float:
+    """95 % Hausdorff distance, mm: of the two directions' 95th percentiles, over border voxels, the larger.
+
+    NaN where a mask is empty. Raises :class:`InputError` where MONAI is missing.
+    """
+    pair = _around_both(prediction, reference)
+    if pair is None:
+        return math.nan
+    return _of_monai("compute_hausdorff_distance", pair, spacing, include_background=True, percentile=95)
+
+
+METRICS: Mapping[str, Metric] = {
+    "dice": lambda prediction, reference, spacing: dice(prediction, reference),
+    "nsd": surface_dice,
+    "hd95": hausdorff_95,
+}
 """Name, as it heads a column of the results -> metric. The first is the one that tables show."""
 
 
 def score(
     prediction: np.ndarray,
     reference: np.ndarray,
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     axis: int,
     slices: Sequence[int],
+    metrics: Iterable[str] = METRICS,
 ) -> dict[str, float]:
-    """Every metric over the slices ``slices`` along ``axis`` as one volume; ``spacing`` is ``(z, y, x)`` in mm."""
+    """The named metrics over the slices ``slices`` along ``axis`` as one volume; ``spacing`` is ``(z, y, x)`` in mm.
+
+    Where slices are left out, their neighbours lie beside each other, in both masks alike.
+    """
     ours, theirs = (np.take(mask, slices, axis=axis) for mask in (prediction, reference))
-    return {name: metric(ours, theirs, spacing) for name, metric in METRICS.items()}
+    return {name: METRICS[name](ours, theirs, spacing) for name in metrics}
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Raises :class:`InputError` for an unknown metric, and where MONAI is needed and missing: before a long run."""
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"There is no metric {name!r}; there are {', '.join(METRICS)}.")
+    if set(names) - {"dice"}:
+        _monai()
+
+
+def _check_masks(prediction: np.ndarray, reference: np.ndarray) -> None:
+    if prediction.shape != reference.shape or prediction.dtype != np.bool_ or reference.dtype != np.bool_:
+        raise ValueError(
+            f"Two bool masks of one shape are needed; {prediction.dtype} {prediction.shape} and {reference.dtype} "
+            f"{reference.shape} were given."
+        )
+
+
+def _around_both(prediction: np.ndarray, reference: np.ndarray) -> list[np.ndarray] | None:
+    """Both masks in the box around what either holds and one voxel more, so that a large scan costs no more than its
+    structure, and a structure at the scan's edge has a surface there; None where one is empty."""
+    _check_masks(prediction, reference)
+    if not (prediction.any() and reference.any()):
+        return None
+    either = prediction | reference
+    box = []
+    for axis in range(3):
+        held = np.flatnonzero(either.any(axis=tuple(other for other in range(3) if other != axis)))
+        box.append(slice(held[0], held[-1] + 1))
+    return [np.pad(mask[tuple(box)], 1) for mask in (prediction, reference)]
+
+
+def _of_monai(name: str, masks: Sequence[np.ndarray], spacing: Spacing, **options: Any) -> float:
+    """What MONAI's function says of two masks."""
+    import torch
+
+    function = getattr(_monai(), name)
+    prediction, reference = (torch.from_numpy(mask)[None, None] for mask in masks)  # (batch, class, ...)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 calls itself in a way that is on its way out
+        return float(function(prediction, reference, spacing=list(spacing), **options))
+
+
+def _monai() -> Any:
+    try:
+        import monai.metrics
+    except ImportError as error:
+        raise InputError('Surface metrics need MONAI; install it with: pip install "sdfsmis[evaluate]"') from error
+    return monai.metrics

@@ -2,7 +2,12 @@
 
 One task is one target in one case. The slice axis is the array axis whose two in-plane spacings are most alike (ties go
 to axis 0). A target of fewer than 50 voxels or on fewer than 3 slices makes no task. Slices without the target are
-judged as well: a false positive there costs.
+judged as well: a false positive there costs. Only `field`, the literature's protocol, leaves them out, and so tells a
+method where the structure begins and ends: it is for comparison with papers only.
+
+Each protocol can also make the *mispaired* task, in which the support shows another structure of the same scan: the
+next one, in the case's order of targets, that the scan holds. A method that finds the target all the same does not
+look at what was painted.
 """
 
 from __future__ import annotations
@@ -12,13 +17,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.volume import Volume, match_labelmap, read_labelmap
 
-__all__ = ["PROTOCOLS", "LabelledScan", "Task", "cross_volume", "load_case", "painted_slices", "same_volume"]
+__all__ = [
+    "PROTOCOLS",
+    "LabelledScan",
+    "Task",
+    "check_protocol",
+    "cross_volume",
+    "field",
+    "load_case",
+    "painted_slices",
+    "same_volume",
+]
 
 FEWEST_VOXELS, FEWEST_SLICES = 50, 3
+CHUNKS = 3  # of the query's slices in `field`
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +57,12 @@ class LabelledScan:
             return np.zeros(self.labelmap.voxels.shape, dtype=bool)
         return self.labelmap.voxels == self.case.targets[target]
 
+    def another(self, target: str) -> str | None:
+        """The next target behind this one, going round, that the scan holds; None where there is no other."""
+        names = list(self.case.targets)
+        place = names.index(target)
+        return next((name for name in names[place + 1 :] + names[:place] if self.mask(name).any()), None)
+
     def support(self, target: str, slices: tuple[int, ...]) -> SupportSet:
         """These slices with the target painted on them."""
         label = self.case.targets[target]
@@ -51,9 +74,11 @@ class LabelledScan:
 class Task:
     """What a method is given, and what it is judged by.
 
-    ``label`` is the target's label value in ``support`` and so in a segmenter's labelmap; ``reference`` is a bool mask
-    on the grid of ``query``. ``painted`` are the slices of ``query`` along ``axis`` that the support was taken from,
-    none where it comes from another scan, ``support_case``; ``judged`` are the slices that count.
+    ``label`` is the label value in ``support``, and so in a segmenter's labelmap, of ``shown``: the structure that the
+    support shows, which is the target unless the task is mispaired. ``reference`` is a bool mask of the target on the
+    grid of ``query``. ``painted`` are the slices of ``query`` along ``axis`` that the support was taken from, none
+    where it comes from another scan, ``support_case``; ``judged`` are the slices that count, and that a method is asked
+    for. A task with ``parts`` is done part by part, each with a support of its own for its own judged slices.
     """
 
     case: Case
@@ -62,15 +87,28 @@ class Task:
     axis: int
     support: SupportSet
     label: int
+    shown: str
     reference: np.ndarray
     painted: tuple[int, ...]
     judged: tuple[int, ...]
     support_case: Case
+    parts: tuple[Task, ...] = ()
 
 
 Loader = Callable[[Case], LabelledScan]
-Protocol = Callable[[Case, str, tuple[Case, ...], Loader, int], Task | None]
-"""(case, target, the other cases of its group beginning behind it, how to read a case, shots) -> the task, or None."""
+Protocol = Callable[[Case, str, tuple[Case, ...], Loader, int, bool], "Task | None"]
+"""(case, target, the other cases of its group beginning behind it, how to read a case, shots, mispaired) -> the task;
+None where the target is too small or nothing can show it, or another structure."""
+
+
+def check_protocol(name: str, shots: int) -> None:
+    """Raises :class:`InputError` for a protocol that there is not, and a number of shots that it does not take."""
+    if name not in PROTOCOLS:
+        raise InputError(f"There is no protocol {name!r}; there are {', '.join(PROTOCOLS)}.")
+    if shots < 1:
+        raise InputError(f"{shots} shots were asked for; at least 1 painted slice is needed.")
+    if name == "field" and shots > 1:
+        raise InputError(f"{shots} shots were asked for; the protocol field takes 1: a slice of one scan per chunk.")
 
 
 def load_case(case: Case) -> LabelledScan:
@@ -89,46 +127,109 @@ def painted_slices(mask: np.ndarray, axis: int, shots: int) -> tuple[int, ...]:
     if shots < 1:
         raise ValueError(f"{shots} shots were asked for; at least 1 is needed.")
     areas = _areas(mask, axis)
-    if shots == 1:
-        return (int(np.argmax(areas)),)
-    holding = np.flatnonzero(areas)
-    chosen = {int(holding[(2 * shot + 1) * len(holding) // (2 * shots)]) for shot in range(shots)}
-    return tuple(sorted(chosen))
+    return (int(np.argmax(areas)),) if shots == 1 else tuple(sorted(set(_spread(np.flatnonzero(areas), shots))))
 
 
-def same_volume(case: Case, target: str, others: tuple[Case, ...], load: Loader, shots: int) -> Task | None:
+def same_volume(
+    case: Case, target: str, others: tuple[Case, ...], load: Loader, shots: int, mispaired: bool = False
+) -> Task | None:
     """Painted slices of the scan itself; all its other slices are judged. What a Slicer user does first."""
     labelled = load(case)
     reference = labelled.mask(target)
     if not _large_enough(reference, labelled.axis):
         return None
-    painted = painted_slices(reference, labelled.axis, shots)
+    shown = labelled.another(target) if mispaired else target
+    if shown is None:
+        return None
+    painted = painted_slices(labelled.mask(shown), labelled.axis, shots)
     judged = tuple(index for index in range(labelled.scan.slice_count(labelled.axis)) if index not in painted)
-    support = labelled.support(target, painted)
-    label = case.targets[target]
-    return Task(case, target, labelled.scan, labelled.axis, support, label, reference, painted, judged, case)
+    return _task(labelled, target, reference, labelled, shown, painted, painted, judged)
 
 
-def cross_volume(case: Case, target: str, others: tuple[Case, ...], load: Loader, shots: int) -> Task | None:
+def cross_volume(
+    case: Case, target: str, others: tuple[Case, ...], load: Loader, shots: int, mispaired: bool = False
+) -> Task | None:
     """Painted slices of the next case of the group that has the target; every slice of the case is judged."""
     labelled = load(case)
     reference = labelled.mask(target)
-    if not _large_enough(reference, labelled.axis):
+    supporting, shown = _supporting(target, others, load, mispaired)
+    if supporting is None or shown is None or not _large_enough(reference, labelled.axis):
         return None
+    slices = painted_slices(supporting.mask(shown), supporting.axis, shots)
+    judged = tuple(range(labelled.scan.slice_count(labelled.axis)))
+    return _task(labelled, target, reference, supporting, shown, slices, (), judged)
+
+
+def field(
+    case: Case, target: str, others: tuple[Case, ...], load: Loader, shots: int, mispaired: bool = False
+) -> Task | None:
+    """The literature's protocol, for comparison with papers only (Ouyang et al., ECCV 2020; Hansen et al.'s EP1, 2022).
+
+    The slices of the case that hold the target, C of them, are cut into three chunks at linspace(0, C, 4); chunk i is
+    done with slice i of the next case of the group, its slices at 1/6, 1/2 and 5/6 of those that hold the target. Only
+    slices that hold it are judged. One shot is one such scan: more are refused with :class:`InputError`.
+    """
+    check_protocol("field", shots)
+    labelled = load(case)
+    reference = labelled.mask(target)
+    supporting, shown = _supporting(target, others, load, mispaired)
+    if supporting is None or shown is None or not _large_enough(reference, labelled.axis):
+        return None
+    slices = _spread(np.flatnonzero(_areas(supporting.mask(shown), supporting.axis)), CHUNKS)
+    holding = np.flatnonzero(_areas(reference, labelled.axis))
+    bounds = np.linspace(0, len(holding), CHUNKS + 1).astype(int)
+    chunks = [tuple(holding[start:stop].tolist()) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = tuple(
+        _task(labelled, target, reference, supporting, shown, (index,), (), chunk)
+        for index, chunk in zip(slices, chunks, strict=True)
+    )
+    whole = _task(labelled, target, reference, supporting, shown, tuple(slices), (), tuple(holding.tolist()))
+    return replace(whole, parts=parts)
+
+
+PROTOCOLS: Mapping[str, Protocol] = {"same-volume": same_volume, "cross-volume": cross_volume, "field": field}
+
+
+def _supporting(
+    target: str, others: tuple[Case, ...], load: Loader, mispaired: bool
+) -> tuple[LabelledScan | None, str | None]:
+    """(the first other case that has the target, the structure that it is to show); None where there is none."""
     for other in others:
-        if target not in other.targets:
-            continue
-        supporting = load(other)
-        mask = supporting.mask(target)
-        if mask.any():
-            support = supporting.support(target, painted_slices(mask, supporting.axis, shots))
-            judged = tuple(range(labelled.scan.slice_count(labelled.axis)))
-            label = other.targets[target]
-            return Task(case, target, labelled.scan, labelled.axis, support, label, reference, (), judged, other)
-    return None
+        if target in other.targets:
+            labelled = load(other)
+            if labelled.mask(target).any():
+                return labelled, labelled.another(target) if mispaired else target
+    return None, None
 
 
-PROTOCOLS: Mapping[str, Protocol] = {"same-volume": same_volume, "cross-volume": cross_volume}
+def _task(
+    labelled: LabelledScan,
+    target: str,
+    reference: np.ndarray,
+    supporting: LabelledScan,
+    shown: str,
+    slices: tuple[int, ...],
+    painted: tuple[int, ...],
+    judged: tuple[int, ...],
+) -> Task:
+    return Task(
+        case=labelled.case,
+        target=target,
+        query=labelled.scan,
+        axis=labelled.axis,
+        support=supporting.support(shown, slices),
+        label=supporting.case.targets[shown],
+        shown=shown,
+        reference=reference,
+        painted=painted,
+        judged=judged,
+        support_case=supporting.case,
+    )
+
+
+def _spread(holding: np.ndarray, count: int) -> list[int]:
+    """The middles of ``count`` equal parts of the slices in ``holding``; with repeats where it has fewer."""
+    return [int(holding[(2 * place + 1) * len(holding) // (2 * count)]) for place in range(count)]
 
 
 def _areas(mask: np.ndarray, axis: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Results: one row for each task and method, kept in ``results.csv`` as they come; their means in ``summary.json``."""
+"""Results: one row for each task and method, kept in ``results.csv`` as they come; ``results.json`` tells each slice.
+
+The means over cases, targets and groups are made here too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,16 +19,34 @@ from typing import Any
 from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.metrics import METRICS
+from SDFSMISLib.evaluation.prediction import Prediction
 
-__all__ = ["Mean", "ResultsFile", "Row", "Summary", "read_results", "summarise", "write_summary"]
+__all__ = [
+    "MEASURES",
+    "Mean",
+    "ResultsFile",
+    "Row",
+    "Summary",
+    "mean",
+    "read_results",
+    "summarise",
+    "write_results",
+    "write_summary",
+]
 
 MEASURES = (*METRICS, "seconds")
-COLUMNS = ("protocol", "shots", "group", "case", "target", "method", *MEASURES, "axis", "painted", "support_case")
+WHAT = ("protocol", "shots", "group", "case", "target", "shown", "method")
+COLUMNS = (*WHAT, *MEASURES, "ml", "axis", "painted", "support_case")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One task done by one method. ``scores`` holds every metric; ``painted`` the query's own painted slices."""
+    """One task done by one method.
+
+    ``scores`` holds the metrics that were computed; ``painted`` the query's own painted slices; ``shown`` is the
+    structure that the support showed: another than the target where the task was mispaired, a check of methods that is
+    no part of any mean. ``ml`` is the target's whole volume in the reference.
+    """
 
     protocol: str
     shots: int
@@ -38,15 +59,22 @@ class Row:
     axis: int
     painted: tuple[int, ...]
     support_case: str
+    shown: str
+    ml: float
 
     @property
-    def key(self) -> tuple[str, int, str, str, str]:
+    def mispaired(self) -> bool:
+        """Whether the support showed another structure than the target."""
+        return self.shown != self.target
+
+    @property
+    def key(self) -> tuple[str, int, str, str, str, bool]:
         """What makes two rows the same piece of work."""
-        return self.protocol, self.shots, self.case, self.target, self.method
+        return self.protocol, self.shots, self.case, self.target, self.method, self.mispaired
 
     def measure(self, name: str) -> float:
-        """A metric, or ``"seconds"``."""
-        return self.seconds if name == "seconds" else self.scores[name]
+        """A metric, NaN where it was not computed; or ``"seconds"``."""
+        return self.seconds if name == "seconds" else self.scores.get(name, math.nan)
 
 
 class ResultsFile:
@@ -119,11 +147,13 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     """A summary for each protocol, number of shots and method, all in the order in which they first come up.
 
     The mean over cases is taken first, then that over a group's targets, then that over groups, so neither a group of
-    many cases nor one of many targets counts more. A NaN is left out of its mean and counted.
+    many cases nor one of many targets counts more. A NaN is left out of its mean and counted; mispaired rows are not
+    part of it.
     """
     runs: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
-        runs.setdefault((row.protocol, row.shots, row.method), []).append(row)
+        if not row.mispaired:
+            runs.setdefault((row.protocol, row.shots, row.method), []).append(row)
     summaries = []
     for (protocol, shots, method), members in runs.items():
         by_target: dict[tuple[str, str], list[Row]] = {}
@@ -131,15 +161,22 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
             by_target.setdefault((row.group, row.target), []).append(row)
         targets = {target: _mean_of_rows(its) for target, its in by_target.items()}
         by_group: dict[str, list[Mean]] = {}
-        for (group, _), mean in targets.items():
-            by_group.setdefault(group, []).append(mean)
+        for (group, _), its_mean in targets.items():
+            by_group.setdefault(group, []).append(its_mean)
         groups = {group: _mean_of_means(its) for group, its in by_group.items()}
         summaries.append(Summary(protocol, shots, method, targets, groups, _mean_of_means(list(groups.values()))))
     return summaries
 
 
-def write_summary(rows: Iterable[Row], path: str | PathLike[str]) -> Path:
-    """Writes the summaries of ``rows`` as JSON, whole or not at all; a mean of nothing is null. Returns the path."""
+def write_summary(
+    rows: Iterable[Row],
+    path: str | PathLike[str],
+    diagnostics: Mapping[tuple[str, int, str], Mapping[str, Any]] | None = None,
+) -> None:
+    """Writes the summaries of ``rows`` as JSON, whole or not at all; a mean of nothing is null.
+
+    ``diagnostics``, by (protocol, shots, method), go with them.
+    """
     path = Path(path)
     content = [
         {
@@ -147,49 +184,73 @@ def write_summary(rows: Iterable[Row], path: str | PathLike[str]) -> Path:
             "shots": summary.shots,
             "method": summary.method,
             **_plain(summary.overall),
+            "diagnostics": dict((diagnostics or {}).get((summary.protocol, summary.shots, summary.method), {})),
             "groups": {
                 group: {
-                    **_plain(mean),
+                    **_plain(its_mean),
                     "targets": {
                         name: _plain(its) for (its_own, name), its in summary.targets.items() if its_own == group
                     },
                 }
-                for group, mean in summary.groups.items()
+                for group, its_mean in summary.groups.items()
             },
         }
         for summary in summarise(rows)
     ]
     with atomic_output(path, path.suffix) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
 
 
-def _mean_of_rows(rows: Sequence[Row]) -> Mean:
-    values = {name: [row.measure(name) for row in rows] for name in MEASURES}
-    undefined = {name: sum(map(math.isnan, values[name])) for name in METRICS}
-    return Mean(len(rows), {name: _mean(values[name]) for name in MEASURES}, undefined)
+def write_results(rows: Iterable[Row], path: str | PathLike[str], prediction: Callable[[Row], Prediction]) -> None:
+    """Writes ``results.json``, whole or not at all: each row with its judged slices, a line each; NaN is null.
+
+    ``prediction`` says what a row's method found.
+    """
+    path = Path(path)
+    lines = []
+    for row in rows:
+        its = prediction(row)
+        content = {**dict(zip(COLUMNS, _values(row), strict=True)), "painted": list(row.painted)}
+        content |= {name: None if math.isnan(content[name]) else content[name] for name in METRICS}
+        names = ("slices", "found", "held", "both")
+        lines.append(json.dumps(content | {name: getattr(its, name).tolist() for name in names}, ensure_ascii=False))
+    with atomic_output(path, path.suffix) as temporary:
+        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
-def _mean_of_means(means: Sequence[Mean]) -> Mean:
-    values = {name: _mean([mean.values[name] for mean in means]) for name in MEASURES}
-    undefined = {name: sum(mean.undefined[name] for mean in means) for name in METRICS}
-    return Mean(sum(mean.tasks for mean in means), values, undefined)
-
-
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Iterable[float]) -> float:
+    """The mean of what is not NaN; NaN of nothing."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 
 
-def _plain(mean: Mean) -> dict[str, Any]:
-    values = {name: None if math.isnan(value) else round(value, 6) for name, value in mean.values.items()}
-    return {"tasks": mean.tasks, **values, "undefined": mean.undefined}
+def _mean_of_rows(rows: Sequence[Row]) -> Mean:
+    values = {name: [row.measure(name) for row in rows] for name in MEASURES}
+    undefined = {name: sum(name in row.scores and math.isnan(row.scores[name]) for row in rows) for name in METRICS}
+    return Mean(len(rows), {name: mean(values[name]) for name in MEASURES}, undefined)
+
+
+def _mean_of_means(means: Sequence[Mean]) -> Mean:
+    values = {name: mean(its.values[name] for its in means) for name in MEASURES}
+    undefined = {name: sum(its.undefined[name] for its in means) for name in METRICS}
+    return Mean(sum(its.tasks for its in means), values, undefined)
+
+
+def _plain(its: Mean) -> dict[str, Any]:
+    values = {name: None if math.isnan(value) else round(value, 6) for name, value in its.values.items()}
+    return {"tasks": its.tasks, **values, "undefined": its.undefined}
+
+
+def _values(row: Row) -> list[Any]:
+    """The columns of a row, figures rounded to six digits."""
+    figures = {name: float(f"{row.measure(name):.6g}") for name in MEASURES} | {"ml": float(f"{row.ml:.6g}")}
+    values = {**vars(row), **figures, "painted": " ".join(map(str, row.painted))}
+    return [values[column] for column in COLUMNS]
 
 
 def _fields(row: Row) -> list[str]:
-    painted = " ".join(map(str, row.painted))
-    texts = {**vars(row), **{name: f"{row.measure(name):.6g}" for name in MEASURES}, "painted": painted}
-    return [str(texts[column]) for column in COLUMNS]
+    texts = dict(zip(COLUMNS, map(str, _values(row)), strict=True))
+    return ["" if column in METRICS and column not in row.scores else text for column, text in texts.items()]
 
 
 def _row(texts: dict[str, str]) -> Row:
@@ -200,9 +261,11 @@ def _row(texts: dict[str, str]) -> Row:
         case=texts["case"],
         target=texts["target"],
         method=texts["method"],
-        scores={name: float(texts[name]) for name in METRICS},
+        scores={name: float(texts[name]) for name in METRICS if texts[name]},
         seconds=float(texts["seconds"]),
         axis=int(texts["axis"]),
         painted=tuple(map(int, texts["painted"].split())),
         support_case=texts["support_case"],
+        shown=texts["shown"],
+        ml=float(texts["ml"]),
     )

@@ -1,0 +1,224 @@
+"""The report of a folder of results: a page that stands alone, its pictures, and the tables as Markdown.
+
+Everything in the folder is reported, of all runs that were kept in it; so it is right after a run was taken up again.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from SDFSMISLib import __version__
+from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.evaluation.box_plot import box_plot
+from SDFSMISLib.evaluation.cases import Manifest
+from SDFSMISLib.evaluation.contact_sheet import contact_sheet
+from SDFSMISLib.evaluation.diagnostics import diagnose
+from SDFSMISLib.evaluation.prediction import Prediction, prediction_path, read_mask
+from SDFSMISLib.evaluation.protocols import load_case
+from SDFSMISLib.evaluation.results import MEASURES, Row, read_results, summarise
+from SDFSMISLib.evaluation.tables import TITLES, Table, diagnostics_table, measures_table
+from SDFSMISLib.volume import Volume
+
+__all__ = ["write_report"]
+
+PROTOCOL_TEXTS = {
+    "same-volume": "Slices painted on the scan itself; all its other slices are judged.",
+    "cross-volume": "Slices painted on the next case of the group; every slice of the case is judged.",
+    "field": "The literature's protocol, for comparison with papers only: three painted slices of the next case of the "
+    "group, each for a third of the slices that hold the target; slices without the target are not judged.",
+}
+NOTES = (
+    "Means are over cases, then over a group's targets, then over groups. (n) behind a mean: n tasks were left out of "
+    "it, where a mask is empty and so has no surface; their Dice is counted, 0 where one mask is empty, 1 where both."
+)
+DIAGNOSTICS_NOTES = (
+    "Pairing gap: Dice minus the Dice, against the same target, where the support showed another structure of the same "
+    "scan; about 0 for a method that does not look at what was painted. In brackets: tasks, or slices."
+)
+SLICES_SHOWN, SHEET_QUALITY = 12, 80
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-size:14px;display:block;overflow-x:auto}
+th,td{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}th{border-bottom:2px solid #888}
+.figure{text-align:right;font-variant-numeric:tabular-nums}.strong td{font-weight:600;background:#f3f3f3}
+img{max-width:100%;display:block;margin:.5rem 0}code{background:#f3f3f3;padding:.1rem .3rem;overflow-wrap:anywhere}
+.note{color:#555;font-size:13px}summary{cursor:pointer;font-weight:600}figure{margin:1rem 0}"""
+
+Progress = Callable[[int, int, str], None]
+"""(contact sheets drawn, contact sheets in all, what is next)."""
+
+
+def write_report(
+    folder: str | PathLike[str], manifest: Manifest, command: str = "", progress: Progress | None = None
+) -> Path:
+    """Writes ``report.html``, ``tables.md`` and ``pictures`` into a folder of results of cases of ``manifest``.
+
+    ``command`` is the command line to name. The page holds its pictures, smaller, in itself. Contact sheets show the
+    best, the median and the worst task, by Dice, of each group and method; cases that the manifest no longer lists have
+    none. Returns the page's path. Raises :class:`InputError` for files that are missing, damaged or cannot be written.
+    """
+    folder = Path(folder)
+    rows = read_results(folder / "results.csv")
+    sections = [_Section(folder, *run, its) for run, its in _by_run(rows).items()]
+    shown = [(section, sheet) for section in sections for sheet in section.sheets({case.id for case in manifest.cases})]
+    pictures: dict[tuple[str, int], list[str]] = {}
+    for number, (section, sheet) in enumerate(shown):
+        if progress:
+            progress(number, len(shown), f"{sheet.row.case}, {sheet.row.target}, {sheet.row.method}")
+        path = sheet.draw(manifest)
+        pictures.setdefault((section.protocol, section.shots), []).append(_sheet_html(sheet, path))
+    if progress:
+        progress(len(shown), len(shown), "")
+    bodies = [section.html(pictures.get((section.protocol, section.shots), [])) for section in sections]
+    page = _page(command, manifest, {row.group for row in rows}, bodies)
+    for name, text in (("report.html", page), ("tables.md", "\n".join(section.markdown() for section in sections))):
+        path = folder / name
+        with atomic_output(path, path.suffix) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder / "report.html"
+
+
+@dataclass(frozen=True)
+class _Section:
+    """All rows of one protocol and number of shots."""
+
+    folder: Path
+    protocol: str
+    shots: int
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        if self.protocol == "field":
+            return self.protocol
+        return f"{self.protocol}, {self.shots} painted {'slice' if self.shots == 1 else 'slices'}"
+
+    def prediction(self, row: Row) -> Prediction:
+        return Prediction.load(prediction_path(self.folder, row.key))
+
+    def paired(self) -> list[Row]:
+        return [row for row in self.rows if not row.mispaired]
+
+    def sheets(self, cases: set[str]) -> Iterator[_Sheet]:
+        """Best, median and worst task of each group and method, each task once, among these cases."""
+        members: dict[tuple[str, str], list[Row]] = {}
+        for row in self.paired():
+            if row.case in cases:
+                members.setdefault((row.group, row.method), []).append(row)
+        for its in members.values():
+            ranked = sorted(its, key=lambda row: -row.scores["dice"])
+            ranks: dict[int, str] = {}
+            for place, rank in ((0, "best"), (len(ranked) - 1, "worst"), (len(ranked) // 2, "median")):
+                ranks.setdefault(place, rank)
+            for place, rank in sorted(ranks.items()):
+                yield _Sheet(self.folder, rank, ranked[place])
+
+    def diagnostics(self) -> Table:
+        its = diagnose(self.rows, self.prediction)
+        return diagnostics_table({method: figures for (_, _, method), figures in its.items()})
+
+    def html(self, sheets: Sequence[str]) -> str:
+        """The section; ``sheets`` are its contact sheets."""
+        summaries = summarise(self.rows)
+        parts = [f"<h2>{escape(self.title)}</h2><p>{escape(PROTOCOL_TEXTS[self.protocol])}</p>"]
+        for measure in MEASURES:
+            parts.append(f"<h3>{escape(TITLES[measure])}</h3>{measures_table(summaries, measure).html()}")
+        parts.append(f"<p class=note>{escape(NOTES)}</p><h3>Spread over the cases</h3>")
+        for group in dict.fromkeys(row.group for row in self.paired()):
+            title = f"{group}: {TITLES['dice']}"
+            its = [row for row in self.paired() if row.group == group]
+            path = self.folder / "pictures" / f"{_file_name(self.protocol, self.shots, group)}.png"
+            parts.append(_figure(box_plot(its, "dice", path, title).read_bytes(), "image/png", title))
+        parts.append(f"<h3>Diagnostics</h3>{self.diagnostics().html()}<p class=note>{escape(DIAGNOSTICS_NOTES)}</p>")
+        parts.append(f"<h3>Contact sheets</h3>{''.join(sheets)}")
+        return "".join(parts)
+
+    def markdown(self) -> str:
+        """The section's tables."""
+        summaries = summarise(self.rows)
+        tables = {TITLES[measure]: measures_table(summaries, measure) for measure in MEASURES}
+        tables["Diagnostics"] = self.diagnostics()
+        return f"## {self.title}\n\n" + "\n".join(f"### {name}\n\n{its.markdown()}" for name, its in tables.items())
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """A task that is shown, and why."""
+
+    folder: Path
+    rank: str
+    row: Row
+
+    @property
+    def title(self) -> str:
+        row = self.row
+        return f"{self.rank} of {row.group}, {row.method}: {row.case}, {row.target}, Dice {row.scores['dice']:.3f}"
+
+    def draw(self, manifest: Manifest) -> Path:
+        """The contact sheet, a PNG among the pictures."""
+        row = self.row
+        labelled = load_case(next(case for case in manifest.cases if case.id == row.case))
+        found, reference = (
+            Volume(mask.astype(np.uint8), labelled.scan.geometry, None, {1: row.target})
+            for mask in (read_mask(prediction_path(self.folder, row.key)), labelled.mask(row.target))
+        )
+        path = self.folder / "pictures" / f"{_file_name(row.protocol, row.shots, row.group, row.method, self.rank)}.png"
+        return contact_sheet(
+            labelled.scan, found, path, reference, row.axis, row.painted, self.title, count=SLICES_SHOWN
+        )
+
+
+def _by_run(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+    runs: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        runs.setdefault((row.protocol, row.shots), []).append(row)
+    return runs
+
+
+def _page(command: str, manifest: Manifest, groups: set[str], sections: Sequence[str]) -> str:
+    """The whole page."""
+    made = f"{datetime.now():%Y-%m-%d %H:%M}, sdfsmis {__version__}, Python {platform.python_version()}, "
+    sources = [group for group in manifest.groups.values() if group.name in groups]
+    data = Table(
+        ["group", "modality", "source", "licence"], [[g.name, g.modality, g.source, g.licence] for g in sources], 4
+    )
+    ran = f"<p>Made by <code>{escape(command)}</code></p>" if command else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Evaluation, SDFSMIS</title>'
+        '<meta name="viewport" content="width=device-width">'
+        f"<style>{STYLE}</style></head><body><h1>Evaluation</h1>{ran}"
+        f"<p class=note>{escape(made + platform.platform())}. Not a medical device.</p>{''.join(sections)}"
+        f"<h2>Data</h2>{data.html()}</body></html>\n"
+    )
+
+
+def _sheet_html(sheet: _Sheet, path: Path) -> str:
+    """A contact sheet that opens at a click, as JPEG: a page holds many."""
+    from PIL import Image
+
+    with Image.open(path) as image, io.BytesIO() as jpeg:
+        image.convert("RGB").save(jpeg, "JPEG", quality=SHEET_QUALITY)
+        picture = _figure(jpeg.getvalue(), "image/jpeg", sheet.title)
+    return f"<details><summary>{escape(sheet.title)}</summary>{picture}</details>"
+
+
+def _figure(content: bytes, kind: str, title: str) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    return f'<img alt="{escape(title)}" src="data:{kind};base64,{data}">'
+
+
+def _file_name(*what: object) -> str:
+    """A name for any system; the digits at its end keep apart what differs in other characters only."""
+    text = " ".join(map(str, what))
+    return f"{re.sub('[^A-Za-z0-9.]+', '-', text)}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
