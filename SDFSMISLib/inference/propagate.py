@@ -29,7 +29,9 @@ from SDFSMISLib.model.unet import SupportBank
 
 NEAREST_PAINTED = 3  # painted slices that one lane looks at
 END_PIXELS = 4  # a structure of fewer pixels on the network's grid has ended
-LEAST_ALIKE = 0.5  # so has one whose pixels are less like the painted structure, on the mean, than this share of its own
+LEAST_ALIKE = (
+    0.5  # so has one whose pixels are less like the painted structure, on the mean, than this share of its own
+)
 STRIDE_MM = 3.0  # thin slices are asked for several at a time, so that errors are handed on less often
 CALIBRATION_LEVELS = tuple(np.round(np.arange(0.2, 0.81, 0.05), 2).tolist())
 
@@ -245,9 +247,7 @@ def _predicted(
     seen_last = torch.stack([lane.contrast(image) for lane, image in zip(lanes, images, strict=True)])
     seen = colour(torch.stack([lanes[r].contrast(query) for r, query in zip(row, queries, strict=True)]))
     painted = _stacked([banks[lane] for lane in lanes])
-    last = pipeline.encode_support(
-        colour(seen_last)[:, None], torch.stack(masks)[:, None], painted.conditions
-    )
+    last = pipeline.encode_support(colour(seen_last)[:, None], torch.stack(masks)[:, None], painted.conditions)
     bank = painted.joined(last).rows(torch.tensor(row, device=pipeline.device))
     neighbours: tuple[torch.Tensor, ...] = ()
     if pipeline.takes_neighbours:

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-SMOOTHNESS = 10.0  # weight of the field's smoothness; OpenCV's own 20 is for videos, which move less from image to image
+SMOOTHNESS = (
+    10.0  # weight of the field's smoothness; OpenCV's own 20 is for videos, which move less from image to image
+)
 
 
 def displacement(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

@@ -222,9 +222,7 @@ class SDFSMISPipeline(DiffusionPipeline):
             likely = self.encode_masks(likeness(images[:, 0].to(self.device), bank.likeness))
         return Hints(neighbour, likely)
 
-    def predict(
-        self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None
-    ) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
         """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w).
 
         Args:
@@ -236,9 +234,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         spread = foreground[..., None, None].expand_as(latents)
         return -self.unet.predict(torch.cat([latents, spread], dim=1), bank, hints)
 
-    def segment(
-        self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None
-    ) -> torch.Tensor:
+    def segment(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
         """Maps (Q, 3, H, W) in [0, 1] of query latents (Q, c, h, w); see `predict`."""
         return self.decode(self.predict(latents, bank, hints))
 
