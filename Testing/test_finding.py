@@ -57,7 +57,8 @@ def test_a_slice_on_which_nothing_is_painted_is_not_looked_for():
 
 def test_nothing_is_found_in_a_scan_without_any_body():
     scan, labels = ball_scan()
-    blank = Volume(np.zeros((5, 40, 40), np.int16), Geometry((5, 40, 40), (1, 1, 2), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)))
+    geometry = Geometry((5, 40, 40), (1, 1, 2), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    blank = Volume(np.zeros((5, 40, 40), np.int16), geometry)
     assert find_structure(query(blank), [shot_of(scan, labels, 6)], range(5)) is None
 
 

@@ -1,4 +1,4 @@
-"""Contrast of a region: grey levels that are frequent there are spread, so that soft tissue in a CT's window of bone and
+"""Contrast of a region: grey levels that are frequent there are spread, so that soft tissue in a window of bone and
 air keeps differences that a network can see.
 
 Half histogram equalisation, half as it was, and no level counts more than `LIMIT` times its share: fully equalised

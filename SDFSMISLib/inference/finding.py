@@ -1,7 +1,7 @@
 """Where a painted structure lies in a scan without painted slices: the painted slice is registered onto every slice.
 
 The slice that then looks most like the painted one around the structure, and needed the least bending for it, is where
-propagation starts, with the mask that came along as a first guess. Atlas registration of one slice, in short; on two cores some
+propagation starts, with the mask that came along as a first guess. Atlas registration of one slice, in short; some
 milliseconds a slice. What it finds was measured, beside other scores: Resources/MODEL_CARD.md.
 """
 
@@ -66,7 +66,7 @@ def find_structure(
 
 @dataclass(frozen=True, eq=False)
 class _Pattern:
-    """A painted slice's body on the grid: `image` in [-1, 1], `mask`, and what is `near` the structure, (SIDE, SIDE)."""
+    """A painted slice's body on the grid: `image` in [-1, 1], `mask`, and what is `near` it, (SIDE, SIDE) each."""
 
     image: torch.Tensor
     mask: torch.Tensor

@@ -5,13 +5,14 @@ registered onto the query: that is ours, not the paper's, and what keeps a netwo
 structure.
 
 State: the painted slices, and of finished ones the last (a bound on memory). The region follows the structure. A lane
-ends where the structure does; what lies behind stays empty. Lanes (both directions, several labels) advance
+ends where the structure does; what lies behind stays empty. Between two painted slices a lane comes from either, and
+each slice is the mean of both answers, the nearer lane counting more. Lanes (both directions, several labels) advance
 together, as one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,7 +49,8 @@ class Lane:
             that is rounded to whole pixels on every slice drifts.
         path: slices to visit, in order.
         painted: the painted slices that it looks at.
-        between: whether a painted slice lies ahead, so that an empty slice does not end the lane.
+        gap: slices from the painted one that it leaves to the painted one that lies ahead, which no empty slice keeps
+            it from; None where none lies ahead.
         contrast: of the region around the slice that the lane left from first; all its slices are seen with it.
         alike: mean likeness (see `likeness`) of the structure on the slice that the lane left from.
         shift: added to the log odds of all probabilities; without it masks that are a little small on every slice
@@ -60,16 +62,27 @@ class Lane:
     mask: np.ndarray
     path: list[int]
     painted: list[Shot]
-    between: bool
+    gap: int | None
     contrast: Contrast = field(default_factory=Contrast.unchanged)
     alike: float = 0.0
     soft: np.ndarray | None = None
     shift: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.first = self.start
+
+    def share(self, index: int) -> float:
+        """How much the answer on a slice counts beside that of the lane that comes from the other side."""
+        return 1.0 if self.gap is None else 1 - abs(index - self.first) / self.gap
+
     @property
     def carried_along(self) -> np.ndarray:
         """What is registered onto the next slice, float32 canonical (rows, columns)."""
         return self.mask.astype(np.float32) if self.soft is None else self.soft
+
+
+OnAnswer = Callable[[Lane, int, np.ndarray], None]
+"""(lane, slice, probability as uint8 canonical)"""
 
 
 @dataclass(frozen=True)
@@ -103,12 +116,11 @@ def lanes_from(
     edges = sorted({*starts, *(index for index, shot in shots.items() if not shot.mask.any())})
     lanes = []
     for left, right in zip([-1, *edges], [*edges, full_count], strict=True):
-        between = left in starts and right in starts
-        middle = (left + right) // 2 if between else right - 1 if left in starts else left
-        for start, way in ((left, range(left + 1, middle + 1)), (right, range(right - 1, middle, -1))):
+        gap = right - left if left in starts and right in starts else None
+        for start, way in ((left, range(left + 1, right)), (right, range(right - 1, left, -1))):
             if start in starts and (path := _as_far_as(way, wanted)):
                 painted = looked_at(start, shots, others)
-                lanes.append(Lane(label, start, starts[start], path, painted, between))
+                lanes.append(Lane(label, start, starts[start], path, painted, gap))
     return lanes
 
 
@@ -134,14 +146,17 @@ def run_propagate(
     full: bool,
     batch_size: int,
     deliver: OnProbability,
+    ask: Callable[[], None],
 ) -> None:
     """Run all lanes to their ends; slices behind an end are delivered empty.
 
     Args:
         threshold: probability above which a pixel belongs to the mask that joins the support.
         full: whole slices instead of regions that follow the structure.
-        deliver: called for every label and slice; may raise to stop the run.
+        deliver: called for every label and slice, once; may raise to stop the run.
+        ask: called after each answer, also where one from the other side is waited for; may raise likewise.
     """
+    keep = _blended(deliver, ask)
     side = pipeline.config.resolution
     if not full:
         for lane in lanes:
@@ -155,8 +170,27 @@ def run_propagate(
     active = list(lanes)
     while active:
         for part in _batches(active, together):
-            _advance(pipeline, scan, part, banks, threshold, full, side, stride, deliver)
+            _advance(pipeline, scan, part, banks, threshold, full, side, stride, keep)
         active = [lane for lane in active if lane.path]
+
+
+def _blended(deliver: OnProbability, ask: Callable[[], None]) -> OnAnswer:
+    """Takes the answers of lanes, and delivers a slice when the lanes from both sides have answered."""
+    waiting: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
+
+    def keep(lane: Lane, index: int, probability: np.ndarray) -> None:
+        place = (lane.label, index)
+        if lane.gap is not None and place not in waiting:
+            waiting[place] = lane.share(index), probability
+        else:
+            if lane.gap is not None:
+                share, other = waiting.pop(place)
+                mean = share * other.astype(np.float32) + lane.share(index) * probability
+                probability = np.rint(mean).astype(np.uint8)
+            deliver(lane.label, index, probability)
+        ask()
+
+    return keep
 
 
 def _batches(lanes: Sequence[Lane], size: int) -> Iterator[list[Lane]]:
@@ -196,7 +230,7 @@ def _advance(
     full: bool,
     side: int,
     stride: int,
-    deliver: OnProbability,
+    keep: OnAnswer,
 ) -> None:
     """`stride` slices further on every lane; a lane that ends is left without a path."""
     steps = [lane.path[:stride] for lane in lanes]
@@ -210,12 +244,12 @@ def _advance(
             found = shifted > threshold
             has_ended = int(found.sum()) < END_PIXELS or _mean_within(alike, found) < LEAST_ALIKE * lane.alike
             if has_ended or not mask.any():
-                if not lane.between:
+                if lane.gap is None:
                     for behind in (index, *lane.path):
-                        deliver(lane.label, behind, np.zeros_like(probability))
+                        keep(lane, behind, np.zeros_like(probability))
                     lane.path.clear()
                     break
-            deliver(lane.label, index, probability)
+            keep(lane, index, probability)
             if mask.any():
                 lane.start, lane.mask, lane.soft = index, mask, probability.astype(np.float32) / 255
 

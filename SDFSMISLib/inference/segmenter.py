@@ -15,7 +15,7 @@ import torch
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.finding import find_structure
-from SDFSMISLib.inference.independent import run_independent
+from SDFSMISLib.inference.independent import OnProbability, run_independent
 from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_propagate
 from SDFSMISLib.inference.region import Region
@@ -237,7 +237,11 @@ class _Run:
             for index in wanted:
                 if index not in reached:
                     self.deliver(label, index, np.zeros(self.scan.shape, dtype=np.uint8))
-        run_propagate(self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, self._deliver_open)
+        self._along(lanes, self._deliver_open)
+
+    def _along(self, lanes: list[Lane], deliver: OnProbability) -> None:
+        """All lanes to their ends."""
+        run_propagate(self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, deliver, self._ask)
 
     def deliver(self, label: int, index: int, probability: np.ndarray) -> None:
         """Take a finished slice in, tell about it, and stop where the caller wants to.
@@ -258,8 +262,6 @@ class _Run:
         """As `deliver`, but a slice that is only on the way to a wanted one is not told about."""
         if index in self._wanted_set:
             self.deliver(label, index, probability)
-        else:
-            self._ask()
 
     def _found(self, labels: Sequence[int]) -> dict[int, dict[int, np.ndarray]]:
         """For each label that is seen somewhere a slice that shows it, with the mask. Slices that are named and hold
@@ -281,14 +283,14 @@ class _Run:
             if match is not None:
                 mask, soft = match.probability > 127, match.probability.astype(np.float32) / 255
                 painted = looked_at(match.index, {}, self.shots[label])
-                lanes.append(Lane(label, match.index, mask, [match.index], painted, between=False, soft=soft))
+                lanes.append(Lane(label, match.index, mask, [match.index], painted, gap=None, soft=soft))
         seen: dict[int, tuple[int, np.ndarray]] = {}
 
         def keep(label: int, index: int, probability: np.ndarray) -> None:
             if self._mask(probability).any():
                 seen[label] = index, probability
 
-        run_propagate(self.pipeline, self.scan, lanes, self.threshold, self.full, self.batch_size, keep)
+        self._along(lanes, keep)
         return seen
 
     def _found_by_networks(self, unknown: dict[int, list[int]]) -> dict[int, tuple[int, np.ndarray]]:
