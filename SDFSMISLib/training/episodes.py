@@ -21,6 +21,7 @@ from SDFSMISLib.training.volumes import TrainingVolume
 LEAST_PIXELS = 24  # a target smaller than this on the painted slice is not asked for
 LEAST_NEXT = 6  # on the slices that follow it may be smaller
 BEYOND = 0.35  # share of propagate episodes whose query lies behind the structure's end
+FOREIGN = 0.15  # share of propagate episodes on labels whose painted slices are of another scan, where there is one
 UNION = 0.1  # share of targets that are made of two
 LONGEST_GAP = 10.0  # mm from the finished neighbour to the query; thick slices lie so far apart
 FAMILY_POWER = 0.25  # a group of many similar scans is drawn more often than a single one, but not in proportion
@@ -93,6 +94,11 @@ class SliceKey:
     def spacing(self) -> tuple[float, float]:
         rest = [self.volume.spacing[a] for a in range(3) if a != self.axis]
         return self.volume.orientations[self.axis].apply_spacing((rest[0], rest[1]))
+
+    @property
+    def is_supervoxel(self) -> bool:
+        """Whether the target is a part that looks alike rather than a structure that somebody, or the synthesis, knows."""
+        return self.volume.image is not None and self.map_number > 0
 
     def at(self, index: int) -> SliceKey:
         return replace(self, index=index)
@@ -190,7 +196,7 @@ class EpisodeSampler:
             return None
         end = max(present, key=lambda z: z * way)
         index = int(self.rng.choice(ahead))
-        beyond = self.rng.random() < BEYOND
+        beyond = self.rng.random() < BEYOND and not first.is_supervoxel  # whose end nothing in the image shows
         if beyond:
             index = end + way * int(self.rng.integers(1, 1 + (gap if self.rng.random() < 0.6 else 6 * gap)))
             if not 0 <= index < first.volume.maps[0].shape[first.axis]:
@@ -204,17 +210,19 @@ class EpisodeSampler:
             return None
         turn, mirror = self._turn(), bool(self.rng.random() < 0.5)
         shown: list[tuple[SliceKey, Frame]] = []
+        foreign = self._elsewhere(first)
         for number in range(painted):
             key = first if number == 0 else first.at(int(self.rng.choice(present)))
+            key = foreign or key
             frame = self._frame_around(key.mask(), key.spacing, (1.8, 2.3), 0.05)
             shown.append((key, replace(frame, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)))
         frame = self._frame_around(carried_mask, previous.spacing, (1.7, 2.4), 0.15)
         frame = replace(frame, angle=turn, mirror=mirror)
-        is_first = previous.index == first.index
+        is_first = previous.index == first.index and foreign is None
         before = previous if is_first or lost else self._towards(first, previous, gap)
         shown += [(before, frame), (previous, frame), (query, frame)]
         images, masks = self._rendered(shown, same_scan=True)
-        plain, contrast = images, self._contrast(images[0])
+        plain, contrast = images, self._contrast(images[0 if foreign is None else painted])
         images = [self._own(contrast, image) for image in images[:painted]] + [contrast(x) for x in images[painted:]]
         exact = _sampled(torch.from_numpy(carried_mask.astype(np.float32)), held.spacing, frame, self.resolution) > 0.5
         masks[-2] = exact.float() if is_first else self._with_errors(exact.float())
@@ -227,6 +235,18 @@ class EpisodeSampler:
         del images[painted], masks[painted]
         split = self._split(images, masks)
         return None if split is None else (*split, moved, *earlier)
+
+    def _elsewhere(self, key: SliceKey) -> SliceKey | None:
+        """Now and then a slice of another scan of the same anatomy that shows a labelled target well: what a lane that
+        begins on a scan without painted slices looks at."""
+        members = [v for v in self.families.get(key.volume.group, []) if v.name != key.volume.name]
+        if key.map_number or not members or self.rng.random() > FOREIGN:
+            return None
+        other = replace(key, volume=members[int(self.rng.integers(len(members)))])
+        counts = self._slice_counts(other.volume, 0, other.axis)
+        areas = counts[:, [value for value in key.values if value < counts.shape[1]]].sum(1)
+        good = np.flatnonzero(areas >= max(LEAST_PIXELS, 0.5 * areas.max()))
+        return other.at(int(self.rng.choice(good))) if len(good) else None
 
     def _gap(self, key: SliceKey, present: list[int]) -> int:
         """Slices from one to the next of a lane: one, or as many as are made of thick slices, up to `LONGEST_GAP`."""

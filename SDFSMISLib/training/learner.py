@@ -26,6 +26,7 @@ __all__ = ["EpisodeLearner", "Learned"]
 
 LEAST_FOUND = 6  # pixels; a lane would have ended with fewer
 LOGIT_SCALE = 4.0  # decoded masks lie around -1 and 1; as logits of the cross-entropy they are stretched by this
+LEAST_AREA = 30.0  # pixels
 DICE_SMOOTHING = 10.0  # pixels; without it an empty answer has no Dice
 
 
@@ -62,8 +63,9 @@ class EpisodeLearner(nn.Module):
         queries, target = colour(batch.query_images.to(device)), batch.query_masks.to(device)
         token = pipeline.condition_token(images[:, : batch.painted], masks[:, : batch.painted])
         conditions = pipeline.unet.condition_constants(token)
+        carried_along = self._softened(masks[:, -1])
         if batch.before is not None:
-            masks = self._with_own_prediction(batch, images, masks, conditions)
+            masks, carried_along = self._with_own_prediction(batch, images, masks, carried_along, conditions)
         flat = masks.flatten(0, 1)
         with torch.no_grad():
             drawn = noises or self._noises(len(flat), len(target))
@@ -72,12 +74,13 @@ class EpisodeLearner(nn.Module):
             query_latents, answer = pipeline.encode_images(queries, drawn[2]), pipeline.encode_masks(target, drawn[3])
         bank = pipeline.support_bank(images, masks, latents, mask_latents, conditions)
         bank = replace(bank, likeness=self._table(batch, images))
-        hints = self._hints(queries, bank, images[:, -1, 0], masks[:, -1], batch.displacements)
+        hints = self._hints(queries, bank, images[:, -1, 0], carried_along, batch.displacements)
         predicted = pipeline.predict(query_latents, bank, hints)
         parts = {"latent": F.mse_loss(predicted.float(), answer.float())}
         if self.weights.get("entropy") or self.weights.get("dice"):
             logits = LOGIT_SCALE * pipeline.decode_raw(predicted).mean(1)
-            parts |= _task_losses(logits, target) | {"overlap": _mean_dice(logits > 0, target > 0)}
+            areas = torch.maximum(masks.sum((2, 3)).amax(1), target.sum((1, 2)))
+            parts |= _task_losses(logits, target, areas) | {"overlap": _mean_dice(logits > 0, target > 0)}
         if self.weights.get("autoencoder"):
             half = len(target) // 2  # of the episodes the image comes back, of the others the mask
             shown = torch.cat([queries[:half], colour(2 * target[half:] - 1)])
@@ -119,10 +122,15 @@ class EpisodeLearner(nn.Module):
 
     @torch.no_grad()
     def _with_own_prediction(
-        self, batch: EpisodeBatch, images: torch.Tensor, masks: torch.Tensor, conditions: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """The supports' masks (B, S, R, R), the last one predicted by the network from the slices `before`: errors
-        that a lane hands on are met in training."""
+        self,
+        batch: EpisodeBatch,
+        images: torch.Tensor,
+        masks: torch.Tensor,
+        carried_along: torch.Tensor,
+        conditions: dict[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The supports' masks (B, S, R, R), and what is carried along (B, R, R), the last one predicted by the network
+        from the slices `before`: errors that a lane hands on are met in training."""
         before, pipeline, device = batch.before, self.pipeline, images.device
         assert before is not None
         earlier, earlier_mask = before.images.to(device), before.masks.to(device)
@@ -130,12 +138,18 @@ class EpisodeLearner(nn.Module):
         painted = torch.cat([masks[:, : batch.painted], earlier_mask[:, None]], dim=1)
         bank = pipeline.encode_support(shown, painted, conditions)
         bank = replace(bank, likeness=self._table(batch, images))
-        hints = self._hints(images[:, -1], bank, earlier, earlier_mask, before.displacements)
+        hints = self._hints(images[:, -1], bank, earlier, self._softened(earlier_mask), before.displacements)
         predicted = pipeline.predict(pipeline.encode_images(images[:, -1]), bank, hints)
-        found = (pipeline.decode_raw(predicted).mean(1) > 0).float()
-        use = before.wanted.to(device) & (found.sum((1, 2)) >= LEAST_FOUND)
-        last = torch.where(use[:, None, None], found, masks[:, -1])
-        return torch.cat([masks[:, :-1], last[:, None]], dim=1)
+        probability = pipeline.decode(predicted).mean(1)
+        found = (probability > 0.5).float()
+        use = (before.wanted.to(device) & (found.sum((1, 2)) >= LEAST_FOUND))[:, None, None]
+        last = torch.where(use, found, masks[:, -1])
+        return torch.cat([masks[:, :-1], last[:, None]], dim=1), torch.where(use, probability, carried_along)
+
+    @staticmethod
+    def _softened(masks: torch.Tensor) -> torch.Tensor:
+        """Masks (B, R, R) with the soft borders of a prediction, in half of the batches."""
+        return masks if torch.rand(()) < 0.5 else F.avg_pool2d(masks, 3, 1, 1)
 
 
 class _FoldedPipeline(SDFSMISPipeline):
@@ -148,13 +162,20 @@ class _FoldedPipeline(SDFSMISPipeline):
         return unfolded(latents / self.vae.config.scaling_factor)[:, None].float()
 
 
-def _task_losses(logits: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Cross-entropy, and one minus the soft Dice of each episode; of logits and targets (B, R, R)."""
+def _task_losses(logits: torch.Tensor, target: torch.Tensor, areas: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Cross-entropy, and one minus the soft Dice of each episode; of logits and targets (B, R, R).
+
+    Where the query lacks the structure soft Dice hardly changes with the size of a wrong answer, and lanes then do not
+    learn to end. There the loss is 2 S / (S + A) instead, S the answer's size and A the structure's area (B,) in
+    pixels, the largest that is shown: as much for an answer of that size as for a structure that was missed.
+    """
     probability = logits.sigmoid()
+    size = probability.sum((1, 2))
     overlap = (probability * target).sum((1, 2))
-    sizes = probability.sum((1, 2)) + target.sum((1, 2))
-    dice = (2 * overlap + DICE_SMOOTHING) / (sizes + DICE_SMOOTHING)
-    return {"entropy": F.binary_cross_entropy_with_logits(logits, target), "dice": (1 - dice).mean()}
+    dice = (2 * overlap + DICE_SMOOTHING) / (size + target.sum((1, 2)) + DICE_SMOOTHING)
+    wrong = 2 * size / (size + areas.clamp(min=LEAST_AREA))
+    missed = torch.where(target.flatten(1).any(1), 1 - dice, wrong)
+    return {"entropy": F.binary_cross_entropy_with_logits(logits, target), "dice": missed.mean()}
 
 
 def _mean_dice(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
