@@ -37,7 +37,7 @@ def test_no_part_is_smaller_than_asked_for_and_each_hangs_together(seed, least):
 def test_thick_slices_hold_together_less():
     levels = np.full((2, 8, 8), 20, dtype=np.float32)  # steps of 10 and 24 within a slice, of 7 between slices
     levels[0, :, 4:], levels[1, :, :4], levels[1, :, 4:] = 30, 13, 37
-    thin, thick = (segmented(levels, (step, 1.0, 1.0), 1.0, 33) for step in (1.0, 5.0))
+    thin, thick = (segmented(levels, (step, 1.0, 1.0), 1.0, 33) for step in (1.0, 9.0))
     assert thin[0, 0, 0] == thin[1, 0, 0] != thin[0, 0, 7]
     assert thick[0, 0, 0] == thick[0, 0, 7] != thick[1, 0, 0]
 

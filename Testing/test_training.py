@@ -1,32 +1,29 @@
 """Training: episodes are reproducible, and a run that was stopped goes on as if it had not been."""
 
 import json
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from training_examples import WEIGHTS, scan_volume, tiny_config, write_manifest
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.synthesis import synthetic_labels
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
-from SDFSMISLib.volume import Geometry, SliceOrientation, Volume
 
 PLAIN_CONFIG = TrainingConfig(cases="", output="")
-PLAIN = (SliceOrientation(False, False, False),) * 3
 
 
-def scan_volume(name: str, shift: int) -> TrainingVolume:
-    """A bright ball on a dark ground, with the ball as label 1."""
-    z, y, x = np.mgrid[:24, :40, :40]
-    ball = (z - 12) ** 2 + (y - 20 - shift) ** 2 + (x - 20) ** 2 < 64
-    image = np.where(ball, 0.5, -0.5).astype(np.float16)
-    return TrainingVolume(name, image, (ball.astype(np.uint16),), True, (2.0, 1.0, 1.0), (0, 1, 2), PLAIN, "balls")
+@cache
+def synthetic(count: int) -> list[TrainingVolume]:
+    return synthetic_volumes(count, 0)
 
 
 def sampler(kind: str) -> EpisodeSampler:
-    volumes = [scan_volume("a", 0), scan_volume("b", 5)] + (synthetic_volumes(2, 0) if kind != "cross" else [])
+    volumes = [scan_volume("a", 0), scan_volume("b", 5)] + (synthetic(2) if kind != "cross" else [])
     mix = {kind: 1.0}
     config = TrainingConfig(cases="", output="", seed=7, mix=mix, synthetic_share=0.5, label_share=0.5, rollout=0.5)
     return EpisodeSampler(volumes, 32, config)
@@ -34,8 +31,9 @@ def sampler(kind: str) -> EpisodeSampler:
 
 @pytest.mark.parametrize("kind", ["propagate", "independent", "cross"])
 def test_episodes_have_their_shapes_and_ranges(kind):
+    drawn = sampler(kind)
     for number in range(5):
-        batch = sampler(kind).batch(3, number)
+        batch = drawn.batch(3, number)
         shots = batch.support_images.shape[1]
         assert batch.support_images.shape == batch.support_masks.shape == (3, shots, 32, 32)
         assert batch.query_images.shape == batch.query_masks.shape == (3, 32, 32)
@@ -58,8 +56,44 @@ def test_a_propagate_episode_holds_the_neighbour_beside_the_painted_slice():
     assert batch.support_images.shape[1] == batch.painted + 1
 
 
+def test_a_batch_holds_one_to_five_painted_slices():
+    drawn = sampler("independent")
+    shots = [drawn.batch(1, number).support_images.shape[1] for number in range(40)]
+    assert set(shots) == {1, 2, 3, 4, 5}
+
+
+def test_targets_of_three_thousandths_of_the_image_appear():
+    """And all sizes above."""
+    config = TrainingConfig(cases="", output="", seed=1, mix={"independent": 1.0})
+    drawn = EpisodeSampler(synthetic(3), 96, config)
+    shares = torch.cat([drawn.batch(4, number).query_masks.mean((1, 2)) for number in range(20)])
+    present = shares[shares > 0]
+    assert present.min() < 0.003 and present.max() > 0.1
+
+
+def test_swapped_episodes_ask_for_two_targets_of_the_same_slices():
+    config = TrainingConfig(cases="", output="", mix={"independent": 1.0}, swapped=1.0)
+    drawn = EpisodeSampler(synthetic(2), 32, config)
+    pairs = 0
+    for number in range(8):
+        batch = drawn.batch(6, number, late=True)
+        for one in range(5):
+            same = torch.equal(batch.query_images[one], batch.query_images[one + 1])
+            if same and torch.equal(batch.support_images[one], batch.support_images[one + 1]):
+                assert not torch.equal(batch.support_masks[one, 0], batch.support_masks[one + 1, 0])
+                pairs += 1
+    assert pairs >= 8
+
+
+def test_no_targets_are_swapped_early():
+    config = TrainingConfig(cases="", output="", mix={"independent": 1.0}, swapped=1.0)
+    batch = EpisodeSampler(synthetic(2), 32, config).batch(6, 0)
+    assert all(not torch.equal(batch.query_images[i], batch.query_images[i + 1]) for i in range(5))
+
+
 def test_some_queries_lack_the_target():
-    empty = [float(m.sum()) == 0 for n in range(12) for m in sampler("propagate").batch(4, n).query_masks]
+    drawn = sampler("propagate")
+    empty = [float(m.sum()) == 0 for n in range(12) for m in drawn.batch(4, n).query_masks]
     assert 0 < sum(empty) < len(empty) / 2
 
 
@@ -70,26 +104,7 @@ def test_synthetic_labels_have_many_structures():
 
 @pytest.fixture
 def manifest(tmp_path):
-    """Two cases with labels: one for training, one for testing."""
-    cases = []
-    for name, split in (("first", "train"), ("second", "test")):
-        volume = scan_volume(name, 0)
-        geometry = Geometry(volume.image.shape, (1, 1, 2), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
-        Volume((volume.image * 100).astype(np.float32), geometry).write(tmp_path / f"{name}.nii.gz")
-        Volume(volume.maps[0].astype(np.uint8), geometry).write(tmp_path / f"{name}_labels.nii.gz")
-        cases.append(
-            {
-                "id": name,
-                "group": "balls",
-                "image": f"{name}.nii.gz",
-                "labels": f"{name}_labels.nii.gz",
-                "modality": "MR",
-            }
-            | {"targets": {"ball": 1}, "split": split}
-        )
-    content = {"groups": {"balls": {"may_train_shipped_weights": True}}, "cases": cases}
-    (tmp_path / "cases.json").write_text(json.dumps(content))
-    return tmp_path / "cases.json"
+    return write_manifest(tmp_path)
 
 
 def test_only_training_cases_are_read(manifest):
@@ -114,25 +129,13 @@ def test_supervoxels_are_kept(manifest):
     assert kept == {path: path.stat().st_mtime_ns for path in (manifest.parent / "cache").iterdir()}
 
 
-def tiny_config(folder, **changes):
-    settings = {
-        "cases": "",
-        "autoencoder_steps": 2,
-        "steps": 4,
-        "batch": 1,
-        "synthetic_count": 2,
-        "save_every": 2,
-        "workers": 0,
-    }
-    return TrainingConfig(output=str(folder), **(settings | changes))
-
-
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_run_stopped_in_a_step_goes_on_to_the_same_weights(tmp_path, monkeypatch, on_device):
     from safetensors.torch import load_file
 
     from SDFSMISLib.training import trainer
 
-    trainer.train(tiny_config(tmp_path / "whole"))
+    trainer.train(tiny_config(tmp_path / "whole", on_device=on_device))
     real, calls = trainer.EpisodeLearner.forward, []
 
     def stopped(*arguments):
@@ -143,12 +146,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer.EpisodeLearner, "forward", stopped)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(tiny_config(tmp_path / "stopped"))
+        trainer.train(tiny_config(tmp_path / "stopped", on_device=on_device))
     monkeypatch.setattr(trainer.EpisodeLearner, "forward", real)
-    folder = trainer.train(tiny_config(tmp_path / "stopped"))
-    for part in ("unet", "vae", "image_encoder", "translator"):
-        name = "model.safetensors" if part == "image_encoder" else "diffusion_pytorch_model.safetensors"
-        one, other = (load_file(path / "pipeline" / part / name) for path in (tmp_path / "whole", folder.parent))
+    folder = trainer.train(tiny_config(tmp_path / "stopped", on_device=on_device))
+    for file in WEIGHTS.values():
+        one, other = (load_file(path / "pipeline" / file) for path in (tmp_path / "whole", folder.parent))
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 

@@ -29,7 +29,7 @@ def displacement(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow.setFinestScale(0)  # the grid is coarse: nothing may be left out
     flow.setVariationalRefinementAlpha(SMOOTHNESS)
-    found = flow.calc(_bytes(fixed), _bytes(moving), None)
+    found = flow.calc(_bytes(fixed), _bytes(moving), None)  # type: ignore[call-overload]
     return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
 
 

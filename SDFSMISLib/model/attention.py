@@ -55,7 +55,8 @@ class SupportQueryAttention:
         batch, tokens, _ = hidden_states.shape
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if passing is not None and passing.record:
-            passing.own_keys[self.layer], passing.own_values[self.layer] = key, value
+            passing.own_keys.setdefault(self.layer, key)  # a checkpointed pass comes by again when gradients are made
+            passing.own_values.setdefault(self.layer, value)
         if passing is not None and passing.bank_keys:
             key = torch.cat([key, passing.bank_keys[self.layer].expand(batch, -1, -1)], dim=1)
             value = torch.cat([value, passing.bank_values[self.layer].expand(batch, -1, -1)], dim=1)

@@ -1,8 +1,8 @@
 """How much each pixel of a query looks like the painted structure rather than what lies around it.
 
 A pixel is described by its grey level and by the mean of its neighbourhood; how often such pixels are found inside and
-outside the painted mask is counted in a joint histogram, and the share of the inside, both sides having equal weight, is
-the pixel's likeness. It is what tells a network that a structure has ended: the tissue under its mask is another one.
+outside the painted mask is counted in a joint histogram, and the share of the inside, both sides having equal weight,
+is the pixel's likeness. It tells a network that a structure has ended: the tissue under its mask is another one.
 Foreground and background histograms are those of GrabCut's forerunner (Boykov and Jolly, ICCV 2001).
 """
 

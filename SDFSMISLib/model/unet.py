@@ -12,7 +12,8 @@ from torch import nn
 
 from SDFSMISLib.model.attention import ConditionAttention, PassValues, SupportQueryAttention
 
-TIMESTEP = 1  # one step without noise: the timestep is fixed
+HANDED_ON = 0.25  # of a registered neighbour's mask latent, to begin with
+TIMESTEP = 1  # one step without noise: for segmentation the timestep is fixed
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,7 @@ class SupportQueryUNet(UNet2DConditionModel):
         )
         return keys, values, output
 
-    def predict(
-        self, sample: torch.Tensor, bank: SupportBank, hints: Hints | None = None
-    ) -> torch.Tensor:
+    def predict(self, sample: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
         """The query pass.
 
         Args:
@@ -189,9 +188,29 @@ class SupportQueryUNet(UNet2DConditionModel):
             output = output - self.conv_out_neighbour(mask)
         return output
 
-    def _run(self, hidden: torch.Tensor, passing: PassValues) -> torch.Tensor:
-        """All of the U-Net behind an input convolution, at the fixed timestep."""
-        temb = self.time_embedding(self.get_time_embed(hidden[:1], TIMESTEP))  # (1, D): broadcasts over the batch
+    def denoise(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """What a diffusion model's U-Net does, for pre-training on images: no supports, no prototype.
+
+        Args:
+            noisy: (N, c, h, w), image latents with noise.
+            timesteps: (N,) integers.
+            conditions: see `condition_constants`, (1 or N, 1, C).
+
+        Returns:
+            (N, c, h, w), the v-prediction.
+        """
+        sample = torch.cat([noisy, torch.zeros_like(noisy)], dim=1)
+        return self._run(self.conv_in(sample), PassValues(conditions), timesteps)
+
+    def _run(self, hidden: torch.Tensor, passing: PassValues, timesteps: torch.Tensor | None = None) -> torch.Tensor:
+        """All of the U-Net behind an input convolution, at the fixed timestep or at those of each row, (N,)."""
+        if timesteps is None:
+            embedded = self.get_time_embed(hidden[:1], TIMESTEP)  # (1, D): broadcasts over the batch
+        else:
+            embedded = self.get_time_embed(hidden, timesteps)
+        temb = self.time_embedding(embedded)
         kwargs = {"passing": passing}
         skips: tuple[torch.Tensor, ...] = (hidden,)
         for block in self.down_blocks:
@@ -216,15 +235,20 @@ class SupportQueryUNet(UNet2DConditionModel):
 
 def _further_input(like: nn.Conv2d, channels: int) -> nn.Conv2d:
     """An input convolution that adds nothing before it has learned."""
-    made = nn.Conv2d(channels, like.out_channels, like.kernel_size, padding=like.padding, bias=False)
+    (height, width), padding = like.kernel_size, like.padding
+    assert not isinstance(padding, str), "diffusers gives its convolutions numbers"
+    made = nn.Conv2d(channels, like.out_channels, (height, width), padding=(padding[0], padding[1]), bias=False)
     nn.init.zeros_(made.weight)
     return made
 
 
 def _handed_on(channels: int) -> nn.Conv2d:
-    """A convolution that hands on what it gets, before it has learned."""
+    """A convolution that hands on what it gets, before it has learned; weakened, so that a loss on the mask is not
+    saturated where the network has to object."""
     made = nn.Conv2d(channels, channels, 1, bias=False)
     nn.init.dirac_(made.weight)
+    with torch.no_grad():
+        made.weight *= HANDED_ON
     return made
 
 

@@ -6,14 +6,23 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.model.built_in import Size
 
 __all__ = ["TrainingConfig"]
 
 OURS = Path(__file__).resolve().parent / "configs"
-Kind = Literal["propagate", "independent", "cross"]
+Kind = Literal["propagate", "independent", "cross", "paper"]
 Part = Literal["unet", "image_encoder", "translator", "decoder"]
 Loss = Literal["entropy", "dice", "latent", "autoencoder"]
 
@@ -23,29 +32,37 @@ class TrainingConfig(BaseModel):
 
     Attributes:
         cases: manifest of training volumes (only its `split: train`), or "" for synthetic ones alone.
-        output: folder of checkpoints, log, pictures and the finished pipeline.
-        start: a pipeline folder, a hub's id or "built-in" to start from; "" = the built-in configuration with random
-            weights. Inputs that the folder's networks lack start at zero.
+        output: folder of checkpoints, pictures, the finished pipeline, and the log: `log.jsonl`, and for tensorboard
+            where that package is installed (it is no dependency of ours).
+        start: a pipeline folder, a hub's id or "built-in" to start from; "" = random weights. Inputs that networks of
+            our own kind lack there start at zero.
+        network: its size, where `start` is ""; by default that of `built-in`.
         seed: of weights, episodes and draws.
-        mix: share of each kind of episode: propagate, independent, cross. synthetic_share, label_share, rollout,
+        mix: share of each kind of episode: propagate, independent, cross, paper. synthetic_share, label_share, rollout,
             swapped: see `EpisodeSampler`. late: share of the steps, at the end, in which `swapped` counts.
-            synthetic_count: synthetic volumes that episodes are drawn from.
+            synthetic_count: synthetic volumes that episodes are drawn from. on_device: whether synthetic episodes are
+            made where the networks are, whole batches of them; else by the workers, one by one.
+        window: `robust`, or `minmax`, the paper's: how the intensities of training scans become [-1, 1].
         supervoxels: `slic`, or `felzenszwalb`, the literature's; supervoxel_size: least voxels of one of the latter.
         shippable: leave out groups whose terms forbid weights that are passed on.
         held_out: ids of training cases that are not trained on, but measured every `validate_every` steps.
         autoencoder_steps, autoencoder_rate: of the first stage; with 0 steps the decoder stays as it is in `start`.
-        steps: optimiser steps of the second stage. batch: episodes per pass. accumulate: passes per step.
+        denoising_steps, denoising_rate: of the second, in which the U-Net learns to take noise off images, without any
+            label; with 0 steps it is left out.
+        steps: optimiser steps of the last stage, on episodes. batch: episodes per pass. accumulate: passes per step.
         rate: peak learning rate. translator_rate: the translator's, as a multiple. schedule: `cosine` to 3 %, or
-            `polynomial` of power 1 to 0.01 %, the paper's. warmup: steps. decay: of AdamW. clip: of the gradients' norm.
+            `polynomial` of power 1 to 0.01 %, the paper's. warmup: steps. decay: of AdamW. clip: of the gradient's
+            norm.
         average: decay of the exponential moving average that is the result; 0 = none.
-        learned: the parts that learn in the second stage: unet, image_encoder, translator, decoder.
+        learned: the parts that learn in the last stage: unet, image_encoder, translator, decoder.
         losses: weight of each: `entropy` and `dice`, on the decoded mask; `latent`, mean squared error on the mask
             latent, the paper's only one; `autoencoder`, absolute error of what the decoder makes of an image's or a
             mask's own latent, for a decoder that learns along.
         drawn_latents: draw latents from the autoencoder's posterior, as the paper does, rather than take its mean.
-        decoded: whether the second stage goes through the autoencoder; else pixels are folded into latents and back
-            directly, which is what `fold_encoder` comes close to, in half of the time.
+        decoded: whether training goes through the autoencoder; else pixels are folded into latents and back directly,
+            which is what `fold_encoder` comes close to, in half of the time.
         precision: `no` (float32) or `bf16`.
+        checkpointing: keep fewer activations and compute them again for the gradients: less memory, more time.
         save_every, validate_every, picture_every: steps between checkpoints, validations, pictures; 0 = never.
         half: write the finished pipeline in float16.
         workers: processes that make episodes.
@@ -56,20 +73,25 @@ class TrainingConfig(BaseModel):
     cases: str
     output: str
     start: str = ""
+    network: Size = Size()
     seed: NonNegativeInt = 0
     mix: dict[Kind, NonNegativeFloat] = {"propagate": 0.6, "independent": 0.28, "cross": 0.12}
     synthetic_share: NonNegativeFloat = 0.25
     synthetic_count: NonNegativeInt = 40
+    on_device: bool = False
     label_share: NonNegativeFloat = 0.45
     rollout: NonNegativeFloat = 0.5
     swapped: NonNegativeFloat = 0.5
     late: NonNegativeFloat = 0.3
+    window: Literal["robust", "minmax"] = "robust"
     supervoxels: Literal["slic", "felzenszwalb"] = "slic"
     supervoxel_size: PositiveInt = 5000
     shippable: bool = True
     held_out: tuple[str, ...] = ()
     autoencoder_steps: NonNegativeInt = 0
     autoencoder_rate: NonNegativeFloat = 2e-3
+    denoising_steps: NonNegativeInt = 0
+    denoising_rate: NonNegativeFloat = 8e-4
     steps: NonNegativeInt = 4000
     batch: PositiveInt = 8
     accumulate: PositiveInt = 1
@@ -85,11 +107,23 @@ class TrainingConfig(BaseModel):
     drawn_latents: bool = False
     decoded: bool = True
     precision: Literal["no", "bf16"] = "no"
+    checkpointing: bool = False
     save_every: PositiveInt = 100
     validate_every: NonNegativeInt = 0
     picture_every: NonNegativeInt = 0
     half: bool = True
     workers: NonNegativeInt = 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainingConfig:
+        if self.start and self.network != Size():
+            raise ValueError("network tells the size of new networks; with start they are those of that folder")
+        for name, shares in (("mix", self.mix), ("losses", self.losses)):
+            if not any(shares.values()):
+                raise ValueError(f"{name} has nothing above 0")
+        if self.on_device and (not self.synthetic_count or self.mix.get("paper")):
+            raise ValueError("on_device is for synthetic episodes: it needs a synthetic_count, and no paper in the mix")
+        return self
 
     @classmethod
     def read(cls, path: Path, **changes: str) -> TrainingConfig:
@@ -113,6 +147,8 @@ class TrainingConfig(BaseModel):
             return cls(**(content | changes))
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # of all together
+                raise InputError(f"{path}: {first['msg'].removeprefix('Value error, ')}.") from error
             place = ".".join(str(part) for part in first["loc"])
             known = f"; known are {', '.join(cls.model_fields)}" if first["type"] == "extra_forbidden" else ""
             raise InputError(f"{path}, {place}: {first['msg']}, {first['input']!r:.60} was given{known}.") from error

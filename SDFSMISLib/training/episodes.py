@@ -1,7 +1,8 @@
 """Episodes: a few painted slices, a query slice, and its true mask, on the network's grid.
 
-Three kinds (notes on where they come from in each function): `propagate` (the painted slice and the last finished one
-ask for the next), `independent` (painted slices anywhere in the scan), `cross` (the painted slice is of another scan).
+Four kinds (notes on where they come from in each function): `propagate` (the painted slice and the last finished one
+ask for the next), `independent` (painted slices anywhere in the scan), `cross` (the painted slice is of another scan),
+and `paper` (two adjacent slices and a supervoxel, as SD-FSMIS trains).
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.registration import displacement
+from SDFSMISLib.training.augmentation import GRID, augmented
 from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.slices import Frame, SliceKey, sampled
 from SDFSMISLib.training.synthesis import painted_appearance
 from SDFSMISLib.training.volumes import TrainingVolume
 
@@ -26,6 +31,8 @@ UNION = 0.1  # share of targets that are made of two
 LONGEST_GAP = 10.0  # mm from the finished neighbour to the query; thick slices lie so far apart
 FAMILY_POWER = 0.25  # a group of many similar scans is drawn more often than a single one, but not in proportion
 SHOTS = {1: 0.45, 2: 0.2, 3: 0.15, 4: 0.1, 5: 0.1}  # how often so many slices are painted
+MOST_TRIES = 10_000  # of a batch
+PAPER_SHARE = 200 / GRID**2  # of the slice, that a supervoxel takes on one of the two at least
 CONTRAST = 0.9  # share of episodes seen with a region's contrast, as by the segmenter's region `auto`
 
 
@@ -68,56 +75,24 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A square of the slice plane: centre (row, column) and half side in mm, turned by `angle`, mirrored, bent by a
-    field."""
+class Plan:
+    """What all episodes of a batch have in common; see `TrainingConfig`."""
 
-    centre: tuple[float, float]
-    half: float
-    angle: float = 0.0
-    mirror: bool = False
-    bend: torch.Tensor | None = None  # (1, n, n, 2), in units of the half side
+    kind: str
+    shots: int
+    painted: int
+    rolled: bool
+    swapped: bool
 
-
-@dataclass(frozen=True)
-class SliceKey:
-    """One slice of one volume, with the target's label values in one of the volume's maps."""
-
-    volume: TrainingVolume
-    axis: int
-    index: int
-    map_number: int
-    values: tuple[int, ...]
-    thick: int = 1  # slices that are averaged to one
-
-    @property
-    def spacing(self) -> tuple[float, float]:
-        rest = [self.volume.spacing[a] for a in range(3) if a != self.axis]
-        return self.volume.orientations[self.axis].apply_spacing((rest[0], rest[1]))
-
-    @property
-    def is_supervoxel(self) -> bool:
-        """Whether the target is a part that looks alike rather than a structure that somebody, or the synthesis, knows."""
-        return self.volume.image is not None and self.map_number > 0
-
-    def at(self, index: int) -> SliceKey:
-        return replace(self, index=index)
-
-    def image(self) -> np.ndarray:
-        if self.volume.image is None:
-            return self._canonical(self.volume.maps[0], self.index)
-        if self.thick == 1:
-            return self._canonical(self.volume.image, self.index)
-        first = self.index - self.thick // 2
-        last = min(first + self.thick, self.volume.image.shape[self.axis])
-        parts = [self._canonical(self.volume.image, z).astype(np.float32) for z in range(max(first, 0), last)]
-        return np.mean(parts, axis=0)
-
-    def mask(self) -> np.ndarray:
-        return np.isin(self._canonical(self.volume.maps[self.map_number], self.index), self.values)
-
-    def _canonical(self, array: np.ndarray, index: int) -> np.ndarray:
-        return np.ascontiguousarray(self.volume.orientations[self.axis].apply(np.take(array, index, axis=self.axis)))
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, config: TrainingConfig, late: bool) -> Plan:
+        kinds: list[str] = list(config.mix)
+        weights = np.array(list(config.mix.values()))
+        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+        shots = int(rng.choice(list(SHOTS), p=list(SHOTS.values())))
+        painted = 1 if kind != "propagate" else int(rng.choice([1, 2], p=[0.8, 0.2]))
+        rolled = bool(kind == "propagate" and rng.random() < config.rollout)
+        return cls(kind, shots, painted, rolled, bool(late and rng.random() < config.swapped))
 
 
 class EpisodeSampler:
@@ -132,10 +107,8 @@ class EpisodeSampler:
                 `label_share`, of those on real volumes that ask for a label rather than supervoxels; `rollout`, of
                 propagate batches that hold what comes `before`; `swapped`, see `batch`.
         """
-        self.resolution, self.mix = resolution, config.mix
+        self.resolution, self.config, self.seed = resolution, config, config.seed
         self.synthetic_share, self.label_share = config.synthetic_share, config.label_share
-        self.rollout, self.swapped = config.rollout, config.swapped
-        self.seed = config.seed
         self.rng = np.random.default_rng(config.seed)
         self.real = [v for v in volumes if v.image is not None]
         self.synthetic = [v for v in volumes if v.image is None]
@@ -145,6 +118,8 @@ class EpisodeSampler:
         self.shared_groups = [g for g, members in self.families.items() if len(members) > 1]
         sizes = np.array([len(members) for members in self.families.values()]) ** FAMILY_POWER
         self._family_weights = sizes / sizes.sum() if len(sizes) else sizes
+        if config.mix.get("paper") and not self.real:
+            raise InputError("Episodes of the kind 'paper' are made of scans; name a manifest of them as 'cases'.")
         self._counts: dict[tuple[str, int, int], np.ndarray] = {}
 
     def batch(self, size: int, number: int, late: bool = False) -> EpisodeBatch:
@@ -156,18 +131,22 @@ class EpisodeSampler:
                 arXiv 2610.10335).
         """
         self.rng = np.random.default_rng([self.seed, number])
-        kinds: list[str] = list(self.mix)
-        weights = np.array(list(self.mix.values()))
-        kind = kinds[int(self.rng.choice(len(kinds), p=weights / weights.sum()))]
-        shots = int(self.rng.choice(list(SHOTS), p=list(SHOTS.values())))
-        painted = 1 if kind != "propagate" else int(self.rng.choice([1, 2], p=[0.8, 0.2]))
-        rolled = kind == "propagate" and self.rng.random() < self.rollout
-        swapped = late and self.rng.random() < self.swapped
+        plan = Plan.drawn(self.rng, self.config, late)
+        kind, shots, painted, swapped = plan.kind, plan.shots, plan.painted, plan.swapped
         episodes: list[tuple[torch.Tensor, ...]] = []
+        tries = 0
         while len(episodes) < size:
+            tries += 1
+            if tries > MOST_TRIES:
+                raise InputError(
+                    f"Of {tries - 1} episodes of the kind {kind!r} that were drawn, {len(episodes)} show their target "
+                    "well enough; take scans with larger targets, or another mix."
+                )
             if kind == "propagate":
-                found = self._propagate(painted, rolled)
+                found = self._propagate(painted, plan.rolled)
                 episodes += [found] if found is not None else []
+            elif kind == "paper":
+                episodes += self._paper()
             elif kind == "independent" or not self.shared_groups:
                 episodes += self._independent(shots, swapped)
             else:
@@ -175,10 +154,10 @@ class EpisodeSampler:
         supports, masks, queries, answers, *more = (torch.stack(x) for x in zip(*episodes[:size], strict=True))
         if kind != "propagate":
             return EpisodeBatch(supports, masks, queries, answers, supports.shape[1])
-        before = Before(*more[1:]) if rolled else None
+        before = Before(*more[1:]) if plan.rolled else None
         return EpisodeBatch(supports, masks, queries, answers, painted, more[0], before)
 
-    # -- the three kinds
+    # -- the four kinds
 
     def _propagate(self, painted: int, rolled: bool) -> tuple[torch.Tensor, ...] | None:
         """The painted slice(s), the finished neighbour with the kind of errors a prediction has, and the next slice.
@@ -224,7 +203,7 @@ class EpisodeSampler:
         images, masks = self._rendered(shown, same_scan=True)
         plain, contrast = images, self._contrast(images[0 if foreign is None else painted])
         images = [self._own(contrast, image) for image in images[:painted]] + [contrast(x) for x in images[painted:]]
-        exact = _sampled(torch.from_numpy(carried_mask.astype(np.float32)), held.spacing, frame, self.resolution) > 0.5
+        exact = sampled(torch.from_numpy(carried_mask.astype(np.float32)), held.spacing, frame, self.resolution) > 0.5
         masks[-2] = exact.float() if is_first else self._with_errors(exact.float())
         moved = displacement(plain[-2], plain[-1])
         earlier: tuple[torch.Tensor, ...] = ()
@@ -314,6 +293,31 @@ class EpisodeSampler:
             )
             shown.append((key, self._shaken(replace(frame, angle=turn, mirror=mirror))))
         return self._asked_for(shown, True, swapped)
+
+    def _paper(self) -> list[tuple[torch.Tensor, ...]]:
+        """Two adjacent slices of one scan with a supervoxel, in either order, one of them augmented.
+
+        Whole slices as they are, as in the official code; unlike there, a support always shows the supervoxel.
+        """
+        volume = self.real[int(self.rng.integers(len(self.real)))]
+        number, axis = int(self.rng.integers(1, len(volume.maps))), int(self.rng.choice(volume.axes))
+        counts = self._slice_counts(volume, number, axis)
+        value = 1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0))))
+        first = SliceKey(volume, axis, 0, number, (value,))
+        area = counts[:, value]
+        region = Region.whole(first.mask().shape, first.spacing)
+        pairs = np.flatnonzero(np.maximum(area[:-1], area[1:]) >= PAPER_SHARE * region.height * region.width)
+        if not len(pairs):
+            return []
+        lower = int(self.rng.choice(pairs))
+        order = (lower, lower + 1) if self.rng.random() < 0.5 else (lower + 1, lower)
+        keys = [first.at(index) for index in order]
+        images = [region.to_grid(key.image().astype(np.float32), self.resolution, -1.0) for key in keys]
+        masks = [(region.to_grid(key.mask().astype(np.float32), self.resolution, 0.0) > 0.5).float() for key in keys]
+        changed = int(self.rng.integers(2))
+        images[changed], masks[changed] = augmented(self.rng, images[changed], masks[changed])
+        split = self._split(images, masks)
+        return [] if split is None else [split]
 
     def _asked_for(
         self, shown: list[tuple[SliceKey, Frame]], same_scan: bool, swapped: bool
@@ -423,13 +427,13 @@ class EpisodeSampler:
         """Images in [-1, 1] and masks, R x R each, with the task's look and a little of each slice's own."""
         if shown[0][0].volume.image is None:
             labels = [
-                _sampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
+                sampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
                 for k, f in shown
             ]
             images = painted_appearance(self.rng, labels, same_scan)
         else:
             images = [
-                _sampled(torch.from_numpy(k.image().astype(np.float32)) + 1, k.spacing, f, self.resolution) - 1
+                sampled(torch.from_numpy(k.image().astype(np.float32)) + 1, k.spacing, f, self.resolution) - 1
                 for k, f in shown
             ]
         look = self._look()
@@ -442,7 +446,7 @@ class EpisodeSampler:
     def _masks(self, shown: list[tuple[SliceKey, Frame]]) -> list[torch.Tensor]:
         """The targets' masks (R, R), 0 or 1."""
         found = [
-            _sampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
+            sampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
         ]
         return [(mask > 0.5).float() for mask in found]
 
@@ -498,30 +502,3 @@ class EpisodeSampler:
         if masks[0].sum() < 8:
             return None
         return torch.stack(images[:-1]), torch.stack(masks[:-1]), images[-1], masks[-1]
-
-
-def _sampled(
-    image: torch.Tensor, spacing: tuple[float, float], frame: Frame, resolution: int, mode: str = "bilinear"
-) -> torch.Tensor:
-    """An image (H, W) through a frame, (R, R); zero outside; twice as fine and averaged where pixels get lost
-    otherwise."""
-    fine = 2 if mode == "bilinear" and 2 * frame.half / resolution > 1.4 * min(spacing) else 1
-    size = resolution * fine
-    cos, sin = np.cos(frame.angle) * frame.half, np.sin(frame.angle) * frame.half
-    mirror = -1.0 if frame.mirror else 1.0
-    height, width = image.shape
-    across = 2 / (spacing[1] * width)  # from mm to grid_sample's -1 to 1
-    down = 2 / (spacing[0] * height)
-    theta = torch.tensor(
-        [
-            [[mirror * cos * across, -sin * across, (frame.centre[1] + spacing[1] / 2) * across - 1]],
-            [[mirror * sin * down, cos * down, (frame.centre[0] + spacing[0] / 2) * down - 1]],
-        ],
-        dtype=torch.float32,
-    ).view(1, 2, 3)
-    grid = F.affine_grid(theta, [1, 1, size, size], align_corners=False)
-    if frame.bend is not None:
-        field = F.interpolate(frame.bend.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", align_corners=True)
-        grid = grid + field.permute(0, 2, 3, 1) * torch.tensor([frame.half * across, frame.half * down])
-    found = F.grid_sample(image[None, None], grid, mode=mode, padding_mode="zeros", align_corners=False)
-    return (F.avg_pool2d(found, fine) if fine > 1 else found)[0, 0]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.registration import carried
 from SDFSMISLib.inference.shots import colour
 from SDFSMISLib.model.built_in import folded, unfolded
@@ -22,7 +23,7 @@ from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeBatch
 
-__all__ = ["EpisodeLearner", "Learned"]
+__all__ = ["EpisodeLearner", "Learned", "folding"]
 
 LEAST_FOUND = 6  # pixels; a lane would have ended with fewer
 LOGIT_SCALE = 4.0  # decoded masks lie around -1 and 1; as logits of the cross-entropy they are stretched by this
@@ -44,8 +45,6 @@ class EpisodeLearner(nn.Module):
 
     def __init__(self, pipeline: SDFSMISPipeline, config: TrainingConfig) -> None:
         super().__init__()
-        if not config.decoded:
-            pipeline = _FoldedPipeline(**pipeline.components, resolution=pipeline.config.resolution)
         self.pipeline = pipeline
         self.networks = nn.ModuleDict(pipeline.components)
         self.weights = config.losses
@@ -152,11 +151,26 @@ class EpisodeLearner(nn.Module):
         return masks if torch.rand(()) < 0.5 else F.avg_pool2d(masks, 3, 1, 1)
 
 
+def folding(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
+    """The same networks with an ideal autoencoder, which folds pixels into channels: what `fold_encoder` aims at.
+
+    Raises:
+        InputError: where latents have not as many channels as pixels.
+    """
+    channels, factor = pipeline.vae.config.latent_channels, pipeline.latent_factor
+    if channels != factor**2:
+        raise InputError(
+            f"This autoencoder has {channels} channels for {factor} x {factor} pixels, so that pixels cannot be folded "
+            "into them; set decoded to true."
+        )
+    return _FoldedPipeline(**pipeline.components, resolution=pipeline.config.resolution)
+
+
 class _FoldedPipeline(SDFSMISPipeline):
-    """The pipeline with an ideal autoencoder that folds 4 x 4 pixels into 16 channels."""
+    """See `folding`."""
 
     def encode_images(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        return folded(images[:, 0].to(self.device)) * self.vae.config.scaling_factor
+        return folded(images[:, 0].to(self.device), self.latent_factor) * self.vae.config.scaling_factor
 
     def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
         return unfolded(latents / self.vae.config.scaling_factor)[:, None].float()

@@ -1,4 +1,5 @@
-"""One trainer for every size: first, where wanted, the decoder of the autoencoder, then the rest on episodes.
+"""One trainer for every size: where wanted the decoder of the autoencoder and the U-Net on images, then all of it on
+episodes.
 
 It runs on accelerate: `sdfsmis train` on a CPU or one GPU, `accelerate launch -m SDFSMISLib.training CONFIG` on several
 GPUs or machines. A run that was stopped at any moment goes on from its last checkpoint with the very batches and draws
@@ -9,35 +10,38 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, quiet
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.model.unet import SupportQueryUNet
 from SDFSMISLib.training.checkpoint import Checkpoint
 from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.denoising import Denoiser, begin_supports_alike
+from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeBatch, EpisodeSampler
-from SDFSMISLib.training.learner import EpisodeLearner
+from SDFSMISLib.training.learner import EpisodeLearner, folding
+from SDFSMISLib.training.log import Log
 from SDFSMISLib.training.pictures import write_episodes
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
 
 __all__ = ["Progress", "train"]
 
-SECOND_STAGE = 10_000_000  # number of its first batch, so that the stages never share one
+AUTOENCODER, DENOISING, SEGMENTATION = 0, 5_000_000, 10_000_000  # first batches: no two stages share one
 COSINE_FLOOR = 0.03
 POLYNOMIAL_FLOOR = 1e-4
-SAY_EVERY = 50  # steps
 
 Progress = Callable[[int, int, str], None]
 """(steps done, steps in all, what they bring)"""
@@ -57,11 +61,16 @@ def train(config: TrainingConfig, progress: Progress | None = None) -> Path:
     if config.cases:
         with accelerator.main_process_first():  # which leaves the supervoxels for the others
             volumes += load_training_volumes(Path(config.cases), output / "cache", config)
-    volumes += synthetic_volumes(config.synthetic_count, config.seed)
-    sampler = EpisodeSampler(volumes, pipeline.config.resolution, config)
-    run = _Run(config, accelerator, sampler, _Log(output, accelerator.is_main_process), progress)
+    made_up = synthetic_volumes(config.synthetic_count, config.seed)
+    resolution, on_device = pipeline.config.resolution, None
+    if config.on_device:
+        on_device = DeviceEpisodes(made_up, resolution, config, accelerator.device)
+    sampler = EpisodeSampler(volumes if on_device else volumes + made_up, resolution, config)
+    run = _Run(config, accelerator, sampler, on_device, Log(output, accelerator.is_main_process), progress)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
+    if config.denoising_steps:
+        run.denoising(pipeline)
     result = run.segmentation(pipeline)
     if accelerator.is_main_process:
         _write(result, output, config.half)
@@ -70,15 +79,15 @@ def train(config: TrainingConfig, progress: Progress | None = None) -> Path:
 
 
 def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
-    """The networks to begin with, float32; those of the built-in configuration get the inputs that `start` lacks."""
+    """The networks to begin with, float32; those of our own kind get the inputs that `start` lacks."""
     if not config.start:
-        return new_built_in(config.seed)
+        return new_built_in(config.seed, config.network)
     begun = load_pipeline(config.start, "cpu")
-    fresh = new_built_in(config.seed)
-    if list(begun.unet.config.block_out_channels) != list(fresh.unet.config.block_out_channels):
+    if begun.vae.config.latent_channels != begun.latent_factor**2:
         return begun
-    fresh.unet.load_state_dict(fresh.unet.state_dict() | begun.unet.state_dict())
-    begun.register_modules(unet=fresh.unet)
+    fresh = SupportQueryUNet.from_config(dict(begun.unet.config) | {"neighbour": True, "likeness": True})
+    fresh.load_state_dict(fresh.state_dict() | begun.unet.state_dict())
+    begun.register_modules(unet=fresh)
     return begun
 
 
@@ -92,17 +101,18 @@ def _write(pipeline: SDFSMISPipeline, output: Path, half: bool) -> None:
 
 
 class _Run:
-    """The two stages of one run."""
+    """The stages of one run."""
 
     def __init__(
         self,
         config: TrainingConfig,
         accelerator: Accelerator,
         sampler: EpisodeSampler,
-        log: _Log,
+        on_device: DeviceEpisodes | None,
+        log: Log,
         progress: Progress | None,
     ) -> None:
-        self.config, self.accelerator, self.sampler = config, accelerator, sampler
+        self.config, self.accelerator, self.sampler, self.on_device = config, accelerator, sampler, on_device
         self.log, self.progress = log, progress
         self.output = Path(config.output)
 
@@ -115,24 +125,39 @@ class _Run:
         first, extra = checkpoint.load()
         model = _Reconstruction(vae)
         learner, ready = self.accelerator.prepare(model, optimizer)
-        for step, batches in self._steps(first, config.autoencoder_steps, 0):
+        for step, batches in self._steps(first, config.autoencoder_steps, AUTOENCODER):
             set_rate(optimizer, config.autoencoder_rate * _cosine(step, config.autoencoder_steps, config.warmup))
             for batch in batches:
                 loss, image, mask, spread = learner(*_pictures(batch, 2 * config.batch))
                 self._descend(learner, ready, loss)
-            self._say(step, config.autoencoder_steps, {"autoencoder": loss, "image": image, "mask": mask})
+            extra = {"scaling_factor": 1 / float(self.accelerator.gather(spread[None]).mean())}  # the same everywhere
+            self._say(step, config.autoencoder_steps, {"autoencoder": loss.detach(), "image": image, "mask": mask})
             if self._is_due(step, config.autoencoder_steps, config.save_every):
-                extra = {"scaling_factor": 1 / float(spread)}
                 checkpoint.save(step + 1, extra)
         vae.register_to_config(scaling_factor=float(extra["scaling_factor"]))
+
+    def denoising(self, pipeline: SDFSMISPipeline) -> None:
+        """The U-Net learns to take noise off images; see `Denoiser`."""
+        config, unet = self.config, pipeline.unet
+        self._made_ready(pipeline, ("unet",))
+        optimizer = torch.optim.AdamW(_learning(unet), lr=config.denoising_rate, weight_decay=config.decay)
+        checkpoint = Checkpoint(self.output / "denoising.safetensors", {"network.unet": unet}, optimizer)
+        first, _ = checkpoint.load()
+        model, ready = self.accelerator.prepare(Denoiser(self._learner_view(pipeline)), optimizer)
+        for step, batches in self._steps(first, config.denoising_steps, DENOISING):
+            set_rate(optimizer, config.denoising_rate * _cosine(step, config.denoising_steps, config.warmup))
+            for batch in batches:
+                loss = model(_pictures(batch, 2 * config.batch)[0])
+                self._descend(model, ready, loss)
+            self._say(step, config.denoising_steps, {"denoising": loss.detach()})
+            if self._is_due(step, config.denoising_steps, config.save_every):
+                checkpoint.save(step + 1)
+        begin_supports_alike(pipeline)
 
     def segmentation(self, pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
         """The learned parts learn from episodes; returns the pipeline of their moving averages."""
         config = self.config
-        pipeline.to(self.accelerator.device)
-        for network in (pipeline.vae, pipeline.unet):
-            network.to(memory_format=torch.channels_last)  # on a CPU, a step takes three quarters of the time
-        learn_only(pipeline, config.learned)
+        self._made_ready(pipeline, config.learned)
         average = _averaging(pipeline) if config.average else pipeline
         optimizer = new_optimizer(pipeline, config)
         kept = {f"network.{name}": network for name, network in _changing(pipeline).items()}
@@ -140,8 +165,8 @@ class _Run:
             kept |= {f"average.{name}": network for name, network in _changing(average, of=pipeline).items()}
         checkpoint = Checkpoint(self.output / "segmentation.safetensors", kept, optimizer)
         first, _ = checkpoint.load()
-        model, ready = self.accelerator.prepare(EpisodeLearner(pipeline, config), optimizer)
-        for step, batches in self._steps(first, config.steps, SECOND_STAGE):
+        model, ready = self.accelerator.prepare(EpisodeLearner(self._learner_view(pipeline), config), optimizer)
+        for step, batches in self._steps(first, config.steps, SEGMENTATION):
             set_rate(optimizer, config.rate * rate_share(step, config))
             for batch in batches:
                 learned = model(batch)
@@ -157,7 +182,19 @@ class _Run:
                 self._validate(step + 1, average)
         return average
 
-    # -- what both stages need
+    # -- what the stages need
+
+    def _made_ready(self, pipeline: SDFSMISPipeline, learned: tuple[str, ...]) -> None:
+        """On the device, these parts to learn."""
+        pipeline.to(self.accelerator.device)
+        for network in (pipeline.vae, pipeline.unet):
+            network.to(memory_format=torch.channels_last)  # on a CPU, a step takes three quarters of the time
+            if self.config.checkpointing:
+                network.enable_gradient_checkpointing()
+        learn_only(pipeline, learned)
+
+    def _learner_view(self, pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
+        return pipeline if self.config.decoded else folding(pipeline)
 
     def _steps(self, first: int, last: int, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
         """(step, its batches on this process), with the random numbers that belong to the step."""
@@ -173,13 +210,20 @@ class _Run:
         with contextlib.ExitStack() as stack:
             ahead = 4 if config.workers else None
             late = offset + round(last * (1 - config.late)) * config.accumulate * accelerator.num_processes
-            dataset = _Episodes(self.sampler, config.batch, numbers, late)
+            dataset = _Episodes(self.sampler, config, numbers, late)
             loader = DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=ahead)
             stack.callback(torch.set_num_threads, threads)
             batches = iter(loader)
             for step in range(first, last):
                 torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
-                yield step, (next(batches) for _ in range(config.accumulate))
+                yield step, (self._made(next(batches), late) for _ in range(config.accumulate))
+
+    def _made(self, batch: EpisodeBatch | int, late: int) -> EpisodeBatch:
+        """The batch, or that of this number, made here."""
+        if isinstance(batch, EpisodeBatch):
+            return batch
+        assert self.on_device is not None
+        return self.on_device.batch(self.config.batch, batch, batch >= late)
 
     def _descend(self, model: nn.Module, optimizer: Any, loss: torch.Tensor) -> None:
         with self.accelerator.accumulate(model):
@@ -211,31 +255,38 @@ class _Run:
 
         manifest = read_manifest(self.config.cases)
         cases = [case for case in manifest.cases if case.id in self.config.held_out]
-        rows = evaluate(manifest, "same-volume", {"now": segmenter_method(Segmenter(pipeline))}, cases)
+        methods = {"now": segmenter_method(Segmenter(pipeline))}
+        rows = evaluate(manifest, "same-volume", methods, cases, metrics=("dice",))
         if rows:
-            groups = summarise(rows)[0].groups
-            self.log.write({"step": step} | {f"validation {name}": mean.values["dice"] for name, mean in groups.items()})
+            means = summarise(rows)[0].groups
+            found = {f"validation {name}": mean.values["dice"] for name, mean in means.items()}
+            self.log.write({"step": step} | found)
 
 
 class _Episodes(Dataset):
-    """Place -> batch, so that a resumed run goes on with the very batches that were to come."""
+    """Place -> batch, so that a resumed run goes on with the very batches that were to come; or the number of one that
+    is to be made on the device."""
 
-    def __init__(self, sampler: EpisodeSampler, size: int, numbers: list[int], late: int) -> None:
-        self.sampler, self.size, self.numbers, self.late = sampler, size, numbers, late
+    def __init__(self, sampler: EpisodeSampler, config: TrainingConfig, numbers: list[int], late: int) -> None:
+        self.sampler, self.config, self.numbers, self.late = sampler, config, numbers, late
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> EpisodeBatch:
+    def __getitem__(self, place: int) -> EpisodeBatch | int:
         torch.set_num_threads(1)
         number = self.numbers[place]
-        return self.sampler.batch(self.size, number, number >= self.late)
+        if self.config.on_device:
+            drawn = np.random.default_rng([self.config.seed, number, 1]).random()
+            if not self.sampler.real or drawn < self.config.synthetic_share:
+                return number
+        return self.sampler.batch(self.config.batch, number, number >= self.late)
 
 
 class _Reconstruction(nn.Module):
     """What the decoder makes of the encoder's latents: absolute and squared error."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 
@@ -330,46 +381,3 @@ def _polynomial(step: int, steps: int, warmup: int) -> float:
     """Share of the peak rate as in the official code: linear, to a floor of 1e-4."""
     falling = POLYNOMIAL_FLOOR + (1 - POLYNOMIAL_FLOOR) * max(0.0, 1 - step / steps)
     return min(1.0, (step + 1) / warmup) * falling if warmup else falling
-
-
-class _Log:
-    """Means over some steps, as lines of `log.jsonl` and, where it is installed, for tensorboard."""
-
-    def __init__(self, output: Path, writes: bool) -> None:
-        self.path, self.writes = output / "log.jsonl", writes
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-        self.began, self.steps, self.text = time.monotonic(), 0, ""
-        self.board = _tensorboard(output) if writes else None
-
-    def add(self, step: int, steps: int, parts: dict[str, float]) -> str:
-        """Take a step's numbers in; returns the last line's loss and overlap in a few words."""
-        self.steps += 1
-        for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-        if step % SAY_EVERY == 0 or step == steps:
-            seconds = (time.monotonic() - self.began) / self.steps
-            means = {name: self.sums[name] / self.counts[name] for name in self.sums}
-            self.write({"step": step, "seconds": round(seconds, 2)} | means)
-            self.text = ", ".join(f"{name} {means[name]:.3f}" for name in ("loss", "overlap") if name in means)
-            self.sums, self.counts = {}, {}
-        return self.text
-
-    def write(self, record: dict[str, float]) -> None:
-        if not self.writes:
-            return
-        with self.path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({name: round(value, 5) for name, value in record.items()}) + "\n")
-        if self.board is not None:
-            for name, value in record.items():
-                self.board.add_scalar(name, value, int(record["step"]))
-            self.board.flush()
-
-
-def _tensorboard(output: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(output / "tensorboard"))

@@ -49,7 +49,7 @@ def load_training_volumes(manifest: Path, cache: Path, config: TrainingConfig) -
     Args:
         manifest: file with `groups` and `cases`; only cases with `split: train` are read.
         config: `shippable` leaves out groups whose terms forbid weights that are passed on, `held_out` single cases;
-            `supervoxels` and `supervoxel_size` say how these are made.
+            `window`, `supervoxels` and `supervoxel_size` say how images and these are made.
     """
     content = json.loads(manifest.read_text(encoding="utf-8"))
     allowed = {name for name, group in content["groups"].items() if group.get("may_train_shipped_weights")}
@@ -100,8 +100,9 @@ def _real_volume(folder: Path, case: dict, cache: Path, config: TrainingConfig) 
     labels = read_labelmap(folder / case["labels"]).voxels
     wanted = list(case["targets"].values())
     labels = np.where(np.isin(labels, wanted), labels, 0).astype(np.uint16)
-    image = scan.window().normalize(scan.voxels).astype(np.float16)
-    spacing = tuple(scan.geometry.axis_spacing(axis) for axis in range(3))
+    image = scan.window(config.window).normalize(scan.voxels).astype(np.float16)
+    along = scan.geometry.axis_spacing
+    spacing = (along(0), along(1), along(2))
     thick = int(np.argmax(spacing))
     isotropic = max(spacing) < 2.2 * min(spacing) and min(image.shape) >= 24
     if config.supervoxels == "felzenszwalb":
@@ -114,7 +115,7 @@ def _real_volume(folder: Path, case: dict, cache: Path, config: TrainingConfig) 
         image=image,
         maps=maps,
         labelled=True,
-        spacing=spacing,  # type: ignore[arg-type]
+        spacing=spacing,
         axes=(0, 1, 2) if isotropic else (thick,),
         orientations=tuple(scan.geometry.slice_orientation(axis) for axis in range(3)),  # type: ignore[arg-type]
         group=f"{case['group']} {sorted(case['targets'].items())}",

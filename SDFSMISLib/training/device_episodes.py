@@ -1,0 +1,322 @@
+"""Synthetic episodes made on the device, a whole batch at once, so that a GPU does not wait for them.
+
+The kinds of `episodes`, on the label volumes of `synthesis`, cut along planes in any direction: as random as the
+volumes are, no axis is special. What differs: `cross` shows the same labels bent further and in another appearance,
+as each synthetic anatomy is there once; and the neighbour is registered by `flow`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.episodes import BEYOND, CONTRAST, Before, EpisodeBatch, Plan
+from SDFSMISLib.training.flow import displacements
+from SDFSMISLib.training.rendering import Draws, contrasts, painted, seen, turned, with_contrast, with_errors
+from SDFSMISLib.training.volumes import TrainingVolume
+
+__all__ = ["DeviceEpisodes"]
+
+POINTS = 32  # voxels of each target that a painted slice may go through
+REACH = 40  # mm from the painted slice that are looked at
+GRAIN = 40  # positions across a plane at which is looked where the target is
+LONGEST_GAP = 10
+PARTS = 3  # of a thick slice
+
+
+@dataclass(frozen=True)
+class Planes:
+    """B stacks of parallel planes.
+
+    Attributes:
+        volumes: (B,) numbers. targets: (B,) values in the volumes' parts.
+        origins: (B, 3) voxels. axes: (B, 3, 3), the normal, down and right.
+        there: (B, 2 * REACH + 1, GRAIN, GRAIN) bool, where the target is on planes 1 mm apart.
+    """
+
+    volumes: torch.Tensor
+    targets: torch.Tensor
+    origins: torch.Tensor
+    axes: torch.Tensor
+    there: torch.Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """Squares of planes: `heights` of the planes (B, S), `centres` (B, S, 2) and `halves` (B, S) in mm, `angles`
+    (B, S), bent by `bend` (B, S, R, R, 2) in half sides."""
+
+    heights: torch.Tensor
+    centres: torch.Tensor
+    halves: torch.Tensor
+    angles: torch.Tensor
+    bend: torch.Tensor
+
+
+class DeviceEpisodes:
+    """Draws batches of synthetic episodes; seed and number of a batch, and the kind of device, say what is in it."""
+
+    def __init__(
+        self, volumes: list[TrainingVolume], resolution: int, config: TrainingConfig, device: torch.device
+    ) -> None:
+        """
+        Args:
+            volumes: synthetic ones, cubes of one size, 1 mm.
+            config: see `EpisodeSampler`.
+        """
+        self.resolution, self.config, self.device = resolution, config, device
+        self.labels = torch.stack([torch.from_numpy(v.maps[0]) for v in volumes]).to(device)
+        self.parts = torch.stack([torch.from_numpy(v.maps[1].astype(np.int16)) for v in volumes]).to(device)
+        rng = np.random.default_rng(config.seed)
+        table = [(n, value) for n, v in enumerate(volumes) for value in range(1, int(v.maps[1].max()) + 1)]
+        points = []
+        for number, value in table:
+            places = np.flatnonzero(volumes[number].maps[1] == value)
+            points.append(np.stack(np.unravel_index(rng.choice(places, POINTS), volumes[number].maps[1].shape), -1))
+        self.table = torch.tensor(table, device=device)
+        self.points = torch.from_numpy(np.stack(points)).float().to(device)
+
+    @torch.no_grad()
+    def batch(self, size: int, number: int, late: bool = False) -> EpisodeBatch:
+        """Batch `number`; see `EpisodeSampler.batch`."""
+        rng = np.random.default_rng([self.config.seed, number])
+        plan = Plan.drawn(rng, self.config, late)
+        draws = Draws(int(rng.integers(1 << 62)), self.device)
+        planes = self._planes(draws, size)
+        if plan.kind == "propagate":
+            return self._propagate(draws, planes, plan)
+        return self._independent(draws, planes, plan)
+
+    # -- the kinds
+
+    def _propagate(self, draws: Draws, planes: Planes, plan: Plan) -> EpisodeBatch:
+        batch = len(planes.volumes)
+        first = torch.zeros(batch, dtype=torch.long, device=self.device)
+        gap, previous, query, end = _lane(draws, planes)
+        before = (previous - gap).clamp(min=0)
+        lost = previous > end
+        held = torch.where(lost, end, previous)
+        shown = [first, *(_present(draws, planes) for _ in range(plan.painted - 1))]
+        angle = _angle(draws, batch)
+        views = [self._around(draws, planes, h, angle + draws.normal(0.05, batch), (1.8, 2.3), 0.05) for h in shown]
+        lane = self._around(draws, planes, held, angle, (1.7, 2.4), 0.15)
+        heights = torch.stack([before, previous, query, held], dim=1)
+        views.append(_repeated(lane, heights))
+        view = _joined(views)
+        thickness = gap * draws.uniform(0, 1, batch) * draws.chance(0.5, batch)
+        plain = seen(draws, painted(draws, self._labels(planes, view, thickness), True), True)[:, :-1]
+        masks = self._masks(planes, view, planes.targets)
+        images = self._with_contrasts(draws, plain, plan.painted)
+        p = plan.painted
+        held_mask = torch.where((previous == 0)[:, None, None], masks[:, -1], with_errors(draws, masks[:, -1]))
+        moved = displacements(plain[:, p + 1], plain[:, p + 2])
+        earlier = None
+        if plan.rolled:
+            wanted = (before != previous) & ~lost & (masks[:, p].sum((1, 2)) >= 6)
+            there = displacements(plain[:, p], plain[:, p + 1])
+            earlier = Before(images[:, p], with_errors(draws, masks[:, p]), there, wanted)
+        supports = torch.cat([images[:, :p], images[:, p + 1 : p + 2]], dim=1)
+        support_masks = torch.cat([masks[:, :p], held_mask[:, None]], dim=1)
+        return EpisodeBatch(supports, support_masks, images[:, p + 2], masks[:, p + 2], p, moved, earlier)
+
+    def _independent(self, draws: Draws, planes: Planes, plan: Plan) -> EpisodeBatch:
+        """Also `cross`, in which every slice has an appearance of its own."""
+        same_scan, batch = plan.kind != "cross", len(planes.volumes)
+        if plan.swapped:  # each plane stack twice; the second asks for another target on it
+            rows = torch.arange(batch, device=self.device) // 2
+            planes = Planes(*(getattr(planes, name)[rows] for name in Planes.__dataclass_fields__))
+        heights = [torch.zeros(batch, dtype=torch.long, device=self.device)]
+        heights += [_present(draws, planes) for _ in range(plan.shots)]
+        absent = _chosen(draws, ~planes.there.flatten(2).any(2))
+        heights[-1] = torch.where(draws.chance(0.125, batch), absent, heights[-1])
+        angle, whole = _angle(draws, batch), draws.chance(0.3 if same_scan else 0.5, batch)
+        base = self._around(draws, planes, heights[0], angle, (1.6, 3.5), 0.25)
+        side = self.labels.shape[-1] / 2
+        base = replace(
+            base, halves=torch.where(whole[:, None], side * draws.uniform(0.75, 1.05, batch, 1), base.halves)
+        )
+        view = self._shaken(draws, _repeated(base, torch.stack(heights, dim=1)), 1.0 if same_scan else 2.0)
+        targets = planes.targets
+        if plan.swapped:
+            view = _paired(view)
+            targets = self._other_targets(draws, planes, view)
+        labels = self._labels(planes, view, torch.zeros(batch, device=self.device))
+        images = seen(draws, painted(draws, labels, same_scan), same_scan)
+        images = self._with_contrasts(draws, images, images.shape[1])
+        if plan.swapped:
+            images = images[torch.arange(batch, device=self.device) // 2 * 2]
+        masks = self._masks(planes, view, targets)
+        return EpisodeBatch(images[:, :-1], masks[:, :-1], images[:, -1], masks[:, -1], plan.shots)
+
+    # -- choosing
+
+    def _planes(self, draws: Draws, batch: int) -> Planes:
+        row = draws.below(len(self.table), batch)
+        volumes, targets = self.table[row].unbind(1)
+        origins = self.points[row, draws.below(POINTS, batch)]
+        axes = turned(draws, batch)
+        heights = torch.arange(-REACH, REACH + 1, device=self.device).float()
+        across = (torch.arange(GRAIN, device=self.device) + 0.5) * (2 * REACH / GRAIN) - REACH
+        places = (
+            origins[:, None, None, None]
+            + heights[:, None, None, None] * axes[:, 0, None, None, None]
+            + across[:, None, None] * axes[:, 1, None, None, None]
+            + across[:, None] * axes[:, 2, None, None, None]
+        )
+        there = self._at(self.parts, volumes, places) == targets[:, None, None, None]
+        there[:, REACH, GRAIN // 2, GRAIN // 2] = True  # the painted slice shows it, however small it is
+        return Planes(volumes, targets, origins, axes, there)
+
+    def _other_targets(self, draws: Draws, planes: Planes, view: View) -> torch.Tensor:
+        """(B,): of every second row another part that its first slice and its query both show, where there is one."""
+        batch = len(planes.volumes)
+        pieces = self._at(self.parts, planes.volumes, self._places(planes, view)).long()
+        most = int(self.parts.max()) + 1
+        counts = [
+            torch.zeros(batch, most, device=self.device).scatter_add_(1, x, torch.ones_like(x, dtype=torch.float))
+            for x in (pieces[:, 0].flatten(1), pieces[:, -1].flatten(1))
+        ]
+        both = (counts[0] >= 24) & (counts[1] >= 6)
+        both[:, 0] = False
+        both.scatter_(1, planes.targets[:, None], False)
+        odd = torch.arange(batch, device=self.device) % 2 == 1
+        found = (both.float() + 1e-9).multinomial(1, generator=draws.generator)[:, 0]
+        return torch.where(odd & both.any(1), found, planes.targets)
+
+    # -- frames
+
+    def _around(
+        self,
+        draws: Draws,
+        planes: Planes,
+        heights: torch.Tensor,
+        angles: torch.Tensor,
+        margin: tuple[float, float],
+        jitter: float,
+    ) -> View:
+        """One view (S = 1) around the target on the planes at `heights` (B,)."""
+        batch, step = len(heights), 2 * REACH / GRAIN
+        there = planes.there[torch.arange(batch, device=self.device), heights + REACH]
+        places = torch.arange(GRAIN, device=self.device)
+        low, high = [], []
+        for dim in (2, 1):  # rows, then columns, that show it
+            line = there.any(dim)
+            low.append(torch.where(line, places, GRAIN).amin(1))
+            high.append(torch.where(line, places, -1).amax(1))
+        first, last = torch.stack(low, dim=1), torch.stack(high, dim=1)
+        half = (last - first + 1).amax(1).clamp(min=1) * step / 2
+        half = half * draws.uniform(*margin, batch) + 4
+        centre = ((first + last + 1) / 2 - GRAIN / 2) * step + draws.uniform(-jitter, jitter, batch, 2) * half[:, None]
+        side = self.resolution
+        bend = torch.zeros(batch, 1, side, side, 2, device=self.device)
+        return View(heights[:, None], centre[:, None], half[:, None], angles[:, None], bend)
+
+    def _shaken(self, draws: Draws, view: View, amount: float) -> View:
+        """Slightly different views, so that a mask cannot simply be copied."""
+        batch, shown = view.heights.shape
+        side = self.resolution
+        bend = draws.field(0.03 * amount, 5, batch * shown * 2, side).view(batch, shown, 2, side, side)
+        return replace(
+            view,
+            centres=view.centres + amount * draws.uniform(-0.08, 0.08, batch, shown, 2) * view.halves[..., None],
+            halves=view.halves * draws.uniform(1 - 0.12 * amount, 1 + 0.14 * amount, batch, shown),
+            angles=view.angles + draws.normal(0.08 * amount, batch, shown),
+            bend=bend.permute(0, 1, 3, 4, 2),
+        )
+
+    # -- slices
+
+    def _places(self, planes: Planes, view: View) -> torch.Tensor:
+        """Voxel coordinates (B, S, R, R, 3) of the views' pixels."""
+        line = (torch.arange(self.resolution, device=self.device) + 0.5) * (2 / self.resolution) - 1
+        square = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1) + view.bend  # down, right
+        cos, sin = view.angles.cos(), view.angles.sin()
+        turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], dim=-2)
+        mm = view.centres[:, :, None, None] + view.halves[:, :, None, None, None] * torch.einsum(
+            "bsij,bsxyj->bsxyi", turn, square
+        )
+        plane = planes.origins[:, None] + view.heights[..., None] * planes.axes[:, None, 0]
+        return plane[:, :, None, None] + torch.einsum("bsxyi,bij->bsxyj", mm, planes.axes[:, 1:])
+
+    def _labels(self, planes: Planes, view: View, thickness: torch.Tensor) -> torch.Tensor:
+        """Label images (B, S, K, R, R) of slices of a `thickness` (B,) in mm."""
+        places = self._places(planes, view)
+        if not bool(thickness.any()):
+            return self._at(self.labels, planes.volumes, places)[:, :, None]
+        offsets = (torch.arange(PARTS, device=self.device) - (PARTS - 1) / 2) / PARTS
+        along = thickness[:, None, None] * offsets[:, None] * planes.axes[:, 0, None]  # (B, K, 3)
+        return self._at(self.labels, planes.volumes, places[:, :, None] + along[:, None, :, None, None])
+
+    def _masks(self, planes: Planes, view: View, targets: torch.Tensor) -> torch.Tensor:
+        """(B, S, R, R), 0 or 1."""
+        pieces = self._at(self.parts, planes.volumes, self._places(planes, view))
+        return (pieces == targets[:, None, None, None]).float()
+
+    def _at(self, values: torch.Tensor, volumes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Values of the voxels nearest to `places` (B, ..., 3) of each row's volume; 0 outside."""
+        side = values.shape[-1]
+        index = places.round().long()
+        inside = ((index >= 0) & (index < side)).all(-1)
+        z, y, x = index.clamp(0, side - 1).unbind(-1)
+        volume = volumes.view(-1, *(1,) * (z.ndim - 1))
+        return torch.where(inside, values.flatten()[((volume * side + z) * side + y) * side + x], 0)
+
+    def _with_contrasts(self, draws: Draws, images: torch.Tensor, own: int) -> torch.Tensor:
+        """Images (B, S, R, R) with the contrast of the first, the first `own` of them each with its own; most rows."""
+        batch, shown, side, _ = images.shape
+        values = contrasts(images.flatten(0, 1)).view(batch, shown, -1)
+        values = torch.cat([values[:, :own], values[:, :1].expand(-1, shown - own, -1)], dim=1)
+        changed = with_contrast(images.flatten(0, 1), values.flatten(0, 1)).view(images.shape)
+        return torch.where(draws.chance(CONTRAST, batch, 1, 1, 1), changed, images)
+
+
+def _lane(draws: Draws, planes: Planes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(gap from slice to slice, the finished neighbour, the query, the structure's end), (B,) each, counted from the
+    painted slice; some queries lie behind the end."""
+    present = planes.there.flatten(2).any(2)
+    batch, ahead = len(present), torch.arange(REACH + 1, device=present.device)
+    end = torch.where(present[:, REACH:], ahead, 0).amax(1)
+    most = (present.sum(1) / 8).clamp(1, LONGEST_GAP)
+    gap = (1 + (most - 1) * draws.uniform(0, 1, batch)).round().long()
+    gap = torch.where(draws.chance(0.2, batch), 1, gap)
+    within = present[:, REACH:] & (ahead > 0) & (ahead <= 12 * gap[:, None])
+    query = (within.float() + 1e-9 * (ahead == 1)).multinomial(1, generator=draws.generator)[:, 0]
+    past = gap * torch.where(draws.chance(0.6, batch), 1, 6)
+    behind = end + 1 + (past * draws.uniform(0, 1, batch)).long()
+    query = torch.where(draws.chance(BEYOND, batch) | ~within.any(1), behind, query)
+    return gap, (query - gap).clamp(min=0), query, end
+
+
+def _present(draws: Draws, planes: Planes) -> torch.Tensor:
+    """Of each row the height (B,) of a plane that shows the target."""
+    return _chosen(draws, planes.there.flatten(2).any(2))
+
+
+def _chosen(draws: Draws, possible: torch.Tensor) -> torch.Tensor:
+    """Of each row of `possible` (B, 2 * REACH + 1) the height of one, (B,); any where none is."""
+    return (possible.float() + 1e-9).multinomial(1, generator=draws.generator)[:, 0] - REACH
+
+
+def _angle(draws: Draws, batch: int) -> torch.Tensor:
+    return torch.where(draws.chance(0.4, batch), draws.uniform(-np.pi, np.pi, batch), draws.normal(0.15, batch))
+
+
+def _repeated(view: View, heights: torch.Tensor) -> View:
+    """The square of a view (S = 1) on planes at `heights` (B, S)."""
+    shown = heights.shape[1]
+    rest = {name: getattr(view, name) for name in ("centres", "halves", "angles", "bend")}
+    return View(heights, **{name: x.expand(-1, shown, *x.shape[2:]) for name, x in rest.items()})
+
+
+def _joined(views: list[View]) -> View:
+    names = View.__dataclass_fields__
+    return View(**{name: torch.cat([getattr(view, name) for view in views], dim=1) for name in names})
+
+
+def _paired(view: View) -> View:
+    """The view of every first row of two, for both."""
+    rows = torch.arange(len(view.heights), device=view.heights.device) // 2 * 2
+    return View(**{name: getattr(view, name)[rows] for name in View.__dataclass_fields__})

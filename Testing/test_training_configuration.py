@@ -1,0 +1,84 @@
+"""Configurations: ours can be read, others are refused in a sentence, and both commands take the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.model.built_in import Size
+from SDFSMISLib.training.__main__ import main
+from SDFSMISLib.training.config import OURS, TrainingConfig
+
+PLAIN = {"cases": "", "output": "x"}
+
+
+def written(folder: Path, **content: object) -> Path:
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder / "config.json"
+
+
+@pytest.mark.parametrize("path", sorted(OURS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_configuration_of_ours_can_be_read(path: Path) -> None:
+    by_path, by_name = TrainingConfig.read(path), TrainingConfig.read(Path(path.stem))
+    assert by_path == by_name
+    assert not Path(by_path.cases).is_absolute() and not Path(by_path.output).is_absolute()
+
+
+def test_there_are_the_papers_and_those_of_the_built_in_weights() -> None:
+    assert {path.stem for path in OURS.iterdir()} >= {"built_in", "built_in_gpu", "paper"}
+
+
+def test_the_papers_settings_are_the_official_ones() -> None:
+    paper = TrainingConfig.read(Path("paper"))
+    assert (paper.rate, paper.translator_rate, paper.schedule, paper.warmup) == (1e-5, 5.0, "polynomial", 0)
+    assert (paper.batch, paper.accumulate, paper.steps, paper.seed) == (1, 4, 15_000, 42)
+    assert paper.mix == {"paper": 1.0} and paper.losses == {"latent": 1.0}
+    assert (paper.supervoxels, paper.supervoxel_size, paper.window) == ("felzenszwalb", 5000, "minmax")
+
+
+def test_a_size_can_be_asked_for(tmp_path: Path) -> None:
+    path = written(tmp_path, **PLAIN, network={"factor": 8, "channels": [64, 128], "likeness": False})
+    assert TrainingConfig.read(path).network == Size(factor=8, channels=(64, 128), likeness=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stepps": 3}, "stepps"),
+        ({"network": {"depth": 3}}, "network.depth"),
+        ({"network": {"factor": 3}}, "factor 3"),
+        ({"network": {"resolution": 100}}, "multiple of 8"),
+        ({"network": {"channels": [20, 40]}}, "multiples of 8"),
+        ({"network": {"layers": 0}}, "layers"),
+        ({"start": "built-in", "network": {"layers": 2}}, "network tells the size"),
+        ({"mix": {"propagate": 0}}, "mix has nothing"),
+        ({"losses": {}}, "losses has nothing"),
+        ({"on_device": True, "synthetic_count": 0}, "on_device is for synthetic"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        TrainingConfig.read(written(tmp_path, **PLAIN, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_module_takes_what_the_command_takes(
+    tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from SDFSMISLib.training import trainer
+
+    ran: list[TrainingConfig] = []
+    monkeypatch.setattr(trainer, "train", lambda config: ran.append(config) or "folder")
+    path = str(written(tmp_path, cases="", output="a"))
+    assert main([*(["--config"] if named else []), path, "--output", "b", "--cases", "scans.json"]) == 0
+    assert [(config.output, config.cases) for config in ran] == [("b", "scans.json")]
+    assert capsys.readouterr().out == "folder\n"
+
+
+def test_the_module_says_what_is_wrong_and_ends_in_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.json")]) == 2
+    assert "cannot be read" in capsys.readouterr().err

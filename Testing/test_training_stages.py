@@ -1,0 +1,283 @@
+"""What a training run does beside descending: memory, pre-training, accumulation, averages, pictures, logs, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from training_examples import tiny_config, tiny_settings, write_manifest
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.model.built_in import Size, new_built_in
+from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.denoising import Denoiser
+from SDFSMISLib.training.device_episodes import DeviceEpisodes
+from SDFSMISLib.training.episodes import EpisodeBatch, EpisodeSampler
+from SDFSMISLib.training.learner import EpisodeLearner, folding
+from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
+from SDFSMISLib.training.volumes import synthetic_volumes
+
+SMALL = Size(resolution=32, channels=(16, 16))
+ONE_STAGE: dict[str, Any] = {"autoencoder_steps": 0, "average": 0.0, "half": False}
+
+
+def episodes(size: int, config: TrainingConfig) -> EpisodeBatch:
+    return EpisodeSampler(synthetic_volumes(1, 0), SMALL.resolution, config).batch(size, 0)
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """All weights of a finished run."""
+    parts = load_pipeline(output / "pipeline", "cpu").components
+    return {f"{part}.{name}": value for part, network in parts.items() for name, value in network.state_dict().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+# -- checkpointing
+
+
+def gradients(checkpointing: bool) -> tuple[dict[str, torch.Tensor], int]:
+    """Gradients by name, and how many values are kept for them between the passes."""
+    config = tiny_config(Path("unused"), mix={"propagate": 1.0})
+    pipe = new_built_in(1, SMALL)
+    learn_only(pipe, ("unet", "translator", "image_encoder", "decoder"))
+    if checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+        pipe.vae.enable_gradient_checkpointing()
+    torch.manual_seed(0)
+    kept: list[int] = []
+    learner = EpisodeLearner(pipe, config)
+    batch = episodes(2, config)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        loss = learner(batch).loss
+    loss.backward()
+    return {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}, sum(kept)
+
+
+def test_checkpointing_changes_no_gradient_and_keeps_less() -> None:
+    """Those of the support pass too, whose keys and values leave it by another way than its output."""
+    (plain, much), (checkpointed, little) = gradients(False), gradients(True)
+    assert plain.keys() == checkpointed.keys()
+    assert any("conv_in_ref" in name for name in plain)
+    for name, gradient in plain.items():
+        rounding = 1e-5 * float(gradient.abs().max())
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=rounding, msg=name)
+    assert little < 0.7 * much
+
+
+# -- denoising
+
+
+def test_denoising_learns_and_leaves_all_but_the_unet_alone(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **ONE_STAGE, decoded=False, denoising_steps=40, steps=0, warmup=5)
+    train(config)
+    before = new_built_in(config.seed, SMALL)
+    after = weights(tmp_path)
+    for part in ("image_encoder", "vae", "translator"):
+        for name, value in getattr(before, part).state_dict().items():
+            assert torch.equal(value, after[f"{part}.{name}"]), name
+    assert torch.equal(after["unet.conv_in.weight"], after["unet.conv_in_ref.weight"])
+    images = episodes(8, config).query_images
+    trained = new_built_in(config.seed, SMALL)
+    trained.unet.load_state_dict({k.removeprefix("unet."): x for k, x in after.items() if k.startswith("unet.")})
+    losses = []
+    for pipe in (before, trained):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses.append(float(Denoiser(folding(pipe))(images)))
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_each_row_is_denoised_at_its_own_timestep() -> None:
+    unet = new_built_in(0, SMALL).unet
+    noisy, steps = torch.randn(1, 16, 8, 8).expand(2, -1, -1, -1), torch.tensor([1, 900])
+    with torch.no_grad():
+        conditions = unet.condition_constants(torch.zeros(1, 1, 64))
+        both = unet.denoise(noisy, steps, conditions)
+        torch.testing.assert_close(both[1:], unet.denoise(noisy[:1], steps[1:], conditions))
+    assert not torch.allclose(both[0], both[1], atol=1e-4)
+
+
+def test_pixels_are_not_folded_into_too_few_channels() -> None:
+    pipe = new_built_in(0, SMALL)
+    pipe.vae.register_to_config(latent_channels=4)
+    with pytest.raises(InputError, match="set decoded to true"):
+        folding(pipe)
+
+
+def test_networks_of_our_own_kind_get_the_inputs_that_their_folder_lacks(tmp_path: Path) -> None:
+    small = Size(resolution=32, channels=(16, 16), neighbour=False, likeness=False)
+    made = new_built_in(5, small)
+    made.save_pretrained(tmp_path / "start")
+    begun = starting_pipeline(TrainingConfig(cases="", output="", start=str(tmp_path / "start")))
+    assert begun.takes_neighbours and begun.unet.config.likeness
+    assert not begun.unet.conv_in_neighbour.weight.any() and not begun.unet.conv_in_likeness.weight.any()
+    for name, value in made.unet.state_dict().items():
+        assert torch.equal(value, begun.unet.state_dict()[name])
+
+
+# -- steps
+
+
+def descended(folder: Path, rows: list[slice], monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Weights after one step on parts of the same two episodes."""
+    config = tiny_config(
+        folder, **ONE_STAGE, steps=1, accumulate=len(rows), warmup=0, losses={"latent": 1.0}, mix={"independent": 1.0}
+    )
+    batch = episodes(2, config)
+    parts = iter(
+        EpisodeBatch(
+            batch.support_images[r], batch.support_masks[r], batch.query_images[r], batch.query_masks[r], batch.painted
+        )
+        for r in rows
+    )
+    monkeypatch.setattr(EpisodeSampler, "batch", lambda *_: next(parts))
+    with monkeypatch.context() as context:
+        context.setattr(torch.optim, "AdamW", lambda groups, lr, weight_decay: torch.optim.SGD(groups, lr=lr))
+        train(config)
+    monkeypatch.undo()
+    return weights(folder)
+
+
+def test_two_passes_of_one_episode_make_the_step_of_one_pass_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = descended(tmp_path / "parts", [slice(0, 1), slice(1, 2)], monkeypatch)
+    whole = descended(tmp_path / "whole", [slice(0, 2)], monkeypatch)
+    begun = new_built_in(0, SMALL).unet.state_dict()
+    assert not torch.equal(whole["unet.conv_in.weight"], begun["conv_in.weight"])
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_result_is_the_moving_average_of_the_weights(tmp_path: Path) -> None:
+    """At each step it moves towards the weights by one minus `average`, or faster where the run is young."""
+    name, seen = "unet.conv_out.weight", []
+
+    def progress(done: int, total: int, text: str) -> None:
+        if done > 1:  # the checkpoint of the step before is there
+            seen.append(load_file(tmp_path / "segmentation.safetensors"))
+
+    train(tiny_config(tmp_path, **ONE_STAGE | {"average": 0.15}, steps=3, save_every=1), progress)
+    seen.append(load_file(tmp_path / "segmentation.safetensors"))
+    wanted = new_built_in(0, SMALL).unet.state_dict()["conv_out.weight"]
+    for step, kept in enumerate(seen):
+        decay = min(0.15, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * kept[f"network.{name}"]
+        torch.testing.assert_close(kept[f"average.{name}"], wanted, rtol=1e-5, atol=1e-7)
+    assert len(seen) == 3
+    assert torch.equal(weights(tmp_path)[name], seen[-1][f"average.{name}"])
+    assert not torch.equal(seen[-1][f"average.{name}"], seen[-1][f"network.{name}"])
+
+
+def test_with_synthetic_episodes_on_the_device_those_of_scans_still_come_from_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    for maker in (EpisodeSampler, DeviceEpisodes):
+
+        def recorded(self: Any, size: int, number: int, late: bool = False, real: Any = maker.batch) -> EpisodeBatch:
+            made.append(type(self).__name__)
+            return real(self, size, number, late)
+
+        monkeypatch.setattr(maker, "batch", recorded)
+    settings = ONE_STAGE | {"cases": str(write_manifest(tmp_path)), "steps": 8, "save_every": 8}
+    train(tiny_config(tmp_path / "out", **settings, on_device=True, synthetic_share=0.5))
+    assert len(made) == 8 and set(made) == {"EpisodeSampler", "DeviceEpisodes"}
+
+
+# -- what is written
+
+
+class Board:
+    """In place of tensorboard's writer."""
+
+    written: list[tuple[str, float, int]] = []
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.written.append((name, value, step))
+
+    def flush(self) -> None:
+        pass
+
+
+def test_log_pictures_validation_and_tensorboard_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Board  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    manifest = write_manifest(tmp_path)
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content["cases"].append(content["cases"][0] | {"id": "third"})
+    manifest.write_text(json.dumps(content), encoding="utf-8")
+    every = {"cases": str(manifest), "held_out": ["third"], "validate_every": 2, "picture_every": 2}
+    train(tiny_config(tmp_path / "out", **ONE_STAGE, **every, batch=2, steps=2, denoising_steps=2))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = {name for line in lines for name in line}
+    assert names >= {"step", "denoising", "loss", "entropy", "dice", "latent", "overlap", "validation balls"}
+    assert {name for name, *_ in Board.written} == names
+    with Image.open(tmp_path / "out" / "pictures" / "step_000002.png") as picture:
+        assert picture.height == 2 * 32 and picture.width % 32 == 0
+
+
+def test_without_tensorboard_the_log_is_written_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train(tiny_config(tmp_path, **ONE_STAGE, steps=1))
+    assert (tmp_path / "log.jsonl").read_text(encoding="utf-8").count("\n") == 1
+
+
+# -- processes
+
+
+def trained_by_two(folder: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # what a new process would not have
+    train(tiny_config(folder, denoising_steps=2, steps=2, accumulate=2, on_device=True, precision="bf16"))
+
+
+def test_two_processes_train_one_set_of_weights(tmp_path: Path) -> None:
+    from accelerate import debug_launcher
+
+    debug_launcher(trained_by_two, (tmp_path,), num_processes=2)
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+    lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 3  # one for each stage, by one process
+
+
+# -- kills
+
+
+def test_a_killed_process_is_taken_up_to_the_same_weights_bit_by_bit(tmp_path: Path) -> None:
+    """SIGKILL as soon as the first checkpoint of the episodes is there, then the same command again."""
+    settings = tiny_settings(tmp_path / "killed", denoising_steps=2, steps=8, save_every=2)
+    (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "SDFSMISLib.training", str(tmp_path / "config.json")]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    checkpoint = tmp_path / "killed" / "segmentation.safetensors"
+    until = time.monotonic() + 60
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "pipeline").exists()
+    train(TrainingConfig.read(tmp_path / "config.json"))
+    train(TrainingConfig.read(tmp_path / "config.json", output=str(tmp_path / "whole")))
+    assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
