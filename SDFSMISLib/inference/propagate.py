@@ -30,9 +30,7 @@ from SDFSMISLib.model.unet import SupportBank
 
 NEAREST_PAINTED = 3  # painted slices that one lane looks at
 END_PIXELS = 4  # a structure of fewer pixels on the network's grid has ended
-LEAST_ALIKE = (
-    0.5  # so has one whose pixels are less like the painted structure, on the mean, than this share of its own
-)
+LEAST_CONFIRMED = 0.3  # so has one of which less is confirmed than this share of what was on its own slice
 STRIDE_MM = 3.0  # thin slices are asked for several at a time, so that errors are handed on less often
 CALIBRATION_LEVELS = tuple(np.round(np.arange(0.2, 0.81, 0.05), 2).tolist())
 
@@ -52,7 +50,7 @@ class Lane:
         gap: slices from the painted one that it leaves to the painted one that lies ahead, which no empty slice keeps
             it from; None where none lies ahead.
         contrast: of the region around the slice that the lane left from first; all its slices are seen with it.
-        alike: mean likeness (see `likeness`) of the structure on the slice that the lane left from.
+        confirmed: see `_confirmed`, of the slice that the lane left from first.
         shift: added to the log odds of all probabilities; without it masks that are a little small on every slice
             shrink to nothing over many.
     """
@@ -64,7 +62,7 @@ class Lane:
     painted: list[Shot]
     gap: int | None
     contrast: Contrast = field(default_factory=Contrast.unchanged)
-    alike: float = 0.0
+    confirmed: float = 0.0
     soft: np.ndarray | None = None
     shift: float = 0.0
 
@@ -87,11 +85,11 @@ OnAnswer = Callable[[Lane, int, np.ndarray], None]
 
 @dataclass(frozen=True)
 class _Answer:
-    """For each lane the probabilities and the likeness of the slices that were asked for, (slices, side, side); the
-    region; and the mask on the grid that the lane came with."""
+    """For each lane the probabilities of the slices that were asked for, (slices, side, side), and how far they confirm
+    what was to be expected; the region; and the mask on the grid that the lane came with."""
 
     maps: list[torch.Tensor]
-    alike: list[torch.Tensor]
+    confirmed: list[list[float]]
     regions: list[Region]
     masks: list[torch.Tensor]
 
@@ -212,8 +210,8 @@ def _calibrate(
     """Set every lane's shift: the slice that it leaves from, asked for itself, should come out as it was given; unless
     what was given is a guess."""
     answer = _predicted(pipeline, scan, lanes, banks, [[lane.start] for lane in lanes], full, side)
-    for lane, (predicted,), (alike,), mask in zip(lanes, answer.maps, answer.alike, answer.masks, strict=True):
-        lane.alike = _mean_within(alike, mask > 0.5)
+    for lane, (predicted,), (confirmed,), mask in zip(lanes, answer.maps, answer.confirmed, answer.masks, strict=True):
+        lane.confirmed = confirmed
         if lane.soft is not None:
             continue
         scores = {level: _dice(predicted > level, mask > 0.5) for level in CALIBRATION_LEVELS}
@@ -235,14 +233,16 @@ def _advance(
     """`stride` slices further on every lane; a lane that ends is left without a path."""
     steps = [lane.path[:stride] for lane in lanes]
     answer = _predicted(pipeline, scan, lanes, banks, steps, full, side)
-    for lane, step, region, *answers in zip(lanes, steps, answer.regions, answer.maps, answer.alike, strict=True):
-        for index, values, alike in zip(step, *answers, strict=True):
+    for lane, step, region, maps, shares in zip(
+        lanes, steps, answer.regions, answer.maps, answer.confirmed, strict=True
+    ):
+        for index, values, confirmed in zip(step, maps, shares, strict=True):
             shifted = _shifted(values, lane.shift)
             probability = on_slice_grid(region, shifted, scan.shape)
             mask = probability > 255 * threshold
             lane.path.pop(0)
             found = shifted > threshold
-            has_ended = int(found.sum()) < END_PIXELS or _mean_within(alike, found) < LEAST_ALIKE * lane.alike
+            has_ended = int(found.sum()) < END_PIXELS or confirmed < LEAST_CONFIRMED * lane.confirmed
             if has_ended or not mask.any():
                 if lane.gap is None:
                     for behind in (index, *lane.path):
@@ -289,14 +289,28 @@ def _predicted(
         neighbours = colour(carried(seen_last[row], moves)), carried(soft[row], moves)
     hints = pipeline.hints(seen, bank, *neighbours)
     maps = pipeline.segment(pipeline.encode_images(seen), bank, hints).mean(1).cpu()
-    table = painted.likeness
-    alike = torch.ones_like(maps) if table is None else likeness(seen[:, 0].to(table.device), table[row]).cpu()
+    confirmed = torch.ones(len(row))
+    if neighbours and painted.likeness is not None:
+        alike = likeness(seen[:, 0].to(painted.likeness.device), painted.likeness[row]).cpu()
+        confirmed = _confirmed(maps, neighbours[1], alike)
     counts = [len(step) for step in steps]
-    return _Answer(list(maps.split(counts)), list(alike.split(counts)), regions, list(masks))
+    return _Answer(list(maps.split(counts)), [part.tolist() for part in confirmed.split(counts)], regions, list(masks))
 
 
-def _mean_within(values: torch.Tensor, mask: torch.Tensor) -> float:
-    return float(values[mask].mean()) if mask.any() else 0.0
+def _confirmed(maps: torch.Tensor, carried_masks: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
+    """How far what was to be expected is there, (Q,): the share of expected and found pixels that were found and look
+    like the painted structure.
+
+    A network that follows a structure over its end finds remnants of what registration brings, or what lies beside
+    it. Likeness of what is found says little then, nor does that of what is brought where a structure changes quickly.
+
+    Args:
+        maps: probabilities (Q, side, side).
+        carried_masks: what registration brings, soft (Q, side, side).
+        alike: likeness (Q, side, side).
+    """
+    both = torch.maximum(maps, carried_masks).sum((1, 2))
+    return (alike * maps).sum((1, 2)) / both.clamp(min=1e-6)
 
 
 def _shifted(values: torch.Tensor, shift: float) -> torch.Tensor:
