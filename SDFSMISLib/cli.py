@@ -163,13 +163,19 @@ def convert(
     typer.echo(f"Wrote the pipeline folder {output}")
 
 
-@app.command(epilog="Example:\n\n  sdfsmis train --config built_in.json --cases cases.json --output training")
+@app.command(epilog="Example:\n\n  sdfsmis train --config built_in --cases cases.json --output training")
 def train(
     config: Annotated[
-        Path, typer.Option(metavar="FILE", help="JSON, or the name of one of ours: built_in, built_in_gpu, paper.")
+        Path,
+        typer.Option(
+            metavar="FILE", help="JSON, or the name of one of ours: built_in, built_in_finish, built_in_gpu, paper."
+        ),
     ],
     cases: Annotated[
         str | None, typer.Option(metavar="FILE", help="Manifest of training scans, in place of the one it names.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="M", help="Weights to begin with, as in segment, in place of those it names.")
     ] = None,
     output: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of checkpoints, log and weights, in place of its own.")
@@ -180,7 +186,7 @@ def train(
         from SDFSMISLib.training.config import TrainingConfig
         from SDFSMISLib.training.trainer import train as run_training
 
-    given = {"cases": cases, "output": output}
+    given = {"cases": cases, "start": start, "output": output}
     settings = TrainingConfig.read(config, **{name: value for name, value in given.items() if value is not None})
     with progress("Training", settings.steps) as advance:
         folder = run_training(settings, advance)

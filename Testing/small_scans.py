@@ -50,7 +50,7 @@ class BrightPipeline:
     """
 
     device = torch.device("cpu")
-    takes_neighbours = True
+    takes_neighbours = sees_contrast = True
 
     def __init__(self, resolution: int = 40, answer: float = 1.0) -> None:
         self.answer = answer

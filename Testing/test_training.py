@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from training_examples import WEIGHTS, scan_volume, tiny_config, write_manifest
+from training_examples import PLAIN, WEIGHTS, scan_volume, tiny_config, write_manifest
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.training.config import TrainingConfig
@@ -167,3 +167,28 @@ def test_a_bad_configuration_is_refused_in_a_sentence(tmp_path, content, says):
     path.write_text(content)
     with pytest.raises(InputError, match=says):
         TrainingConfig.read(path)
+
+
+def test_a_missing_or_incomplete_manifest_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(InputError, match="Cannot read the manifest"):
+        load_training_volumes(tmp_path / "nowhere.json", tmp_path, PLAIN_CONFIG)
+    (tmp_path / "cases.json").write_text('{"cases": []}')
+    with pytest.raises(InputError, match="groups"):
+        load_training_volumes(tmp_path / "cases.json", tmp_path, PLAIN_CONFIG)
+
+
+def test_a_scan_without_any_target_is_refused(manifest):
+    content = json.loads(manifest.read_text())
+    content["cases"][0]["targets"] = {"ball": 7}
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="none of the targets"):
+        load_training_volumes(manifest, manifest.parent / "cache", PLAIN_CONFIG)
+
+
+def test_targets_that_are_all_too_small_end_in_a_sentence_and_not_in_an_endless_search():
+    speck = np.zeros((24, 40, 40), dtype=np.uint16)
+    speck[12, 20, 20:24] = 1
+    image = np.full(speck.shape, 0.1, dtype=np.float16)
+    scan = TrainingVolume("a", image, (speck,), True, (2.0, 1.0, 1.0), (0,), PLAIN, "specks")
+    with pytest.raises(InputError, match="larger targets"):
+        EpisodeSampler([scan], 32, PLAIN_CONFIG).batch(1, 0)

@@ -57,6 +57,10 @@ def test_a_size_can_be_asked_for(tmp_path: Path) -> None:
         ({"mix": {"propagate": 0}}, "mix has nothing"),
         ({"losses": {}}, "losses has nothing"),
         ({"on_device": True, "synthetic_count": 0}, "on_device is for synthetic"),
+        ({"synthetic_count": 0}, "nothing to draw episodes from"),
+        ({"held_out": ["a"], "validate_every": 5}, "no manifest"),
+        ({"learned": []}, "learned names no part"),
+        ({"average": 1.0}, "average must be below 1"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object], says: str) -> None:

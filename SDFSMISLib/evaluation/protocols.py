@@ -143,6 +143,8 @@ def same_volume(
         return None
     painted = painted_slices(labelled.mask(shown), labelled.axis, shots)
     judged = tuple(index for index in range(labelled.scan.slice_count(labelled.axis)) if index not in painted)
+    if not judged:  # a scan that was cropped to its structure, painted throughout
+        return None
     return _task(labelled, target, reference, labelled, shown, painted, painted, judged)
 
 

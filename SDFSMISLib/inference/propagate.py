@@ -32,6 +32,7 @@ NEAREST_PAINTED = 3  # painted slices that one lane looks at
 END_PIXELS = 4  # a structure of fewer pixels on the network's grid has ended
 LEAST_CONFIRMED = 0.3  # so has one of which less is confirmed than this share of what was on its own slice
 STRIDE_MM = 3.0  # thin slices are asked for several at a time, so that errors are handed on less often
+LONGEST_STRIDE = 10  # slices
 CALIBRATION_LEVELS = tuple(np.round(np.arange(0.2, 0.81, 0.05), 2).tolist())
 
 
@@ -152,18 +153,20 @@ def run_propagate(
         threshold: probability above which a pixel belongs to the mask that joins the support.
         full: whole slices instead of regions that follow the structure.
         deliver: called for every label and slice, once; may raise to stop the run.
-        ask: called after each answer, also where one from the other side is waited for; may raise likewise.
+        ask: called before each batch of calibrations, and after each answer, also where one from the other side is
+            waited for; may raise likewise.
     """
     keep = _blended(deliver, ask)
     side = pipeline.config.resolution
-    if not full:
+    if not full and pipeline.sees_contrast:
         for lane in lanes:
             region = Region.around(lane.mask, scan.spacing)
             lane.contrast = Contrast.of(region.to_grid(scan.image(lane.start), side, -1.0))
     banks = _lane_banks(pipeline, lanes, full, side)
-    stride = max(1, round(STRIDE_MM / scan.thickness))
+    stride = min(max(1, round(STRIDE_MM / scan.thickness)), LONGEST_STRIDE, batch_size)
     together = max(1, batch_size // stride)
     for part in _batches(lanes, together):
+        ask()
         _calibrate(pipeline, scan, part, banks, full, side)
     active = list(lanes)
     while active:
@@ -330,7 +333,8 @@ def _lane_banks(pipeline: SDFSMISPipeline, lanes: Sequence[Lane], full: bool, si
         key = tuple(id(shot) for shot in lane.painted)
         if key not in made:
             regions = [shot.region(full) for shot in lane.painted]
-            made[key] = painted_bank(pipeline, lane.painted, regions, side, Contrast.unchanged() if full else None)
+            plain = full or not pipeline.sees_contrast
+            made[key] = painted_bank(pipeline, lane.painted, regions, side, Contrast.unchanged() if plain else None)
         banks[lane] = made[key]
     return banks
 

@@ -86,8 +86,9 @@ class Segmenter:
         """Segment `query` by `support`.
 
         Where slices of the query itself show the structure, they are the support, and `propagate` goes outwards from
-        them. On another scan a pass over all slices comes first and finds the structure; propagation starts at its most
-        certain slice. It does not pass a slice that was named and holds nothing.
+        them. On another scan a search over all slices comes first, by registration for the built-in weights and by a
+        pass of the networks for others; propagation starts at the slice that it finds. It does not pass a slice that
+        was named and holds nothing.
 
         Args:
             query: the scan to segment.
@@ -225,7 +226,7 @@ class _Run:
             self._alone(shots, indices, self.deliver)
 
     def propagate(self) -> None:
-        """Outwards from the painted slices; from the most certain slice of a first pass where none is painted."""
+        """Outwards from the painted slices; where none is painted, from one that a search finds."""
         labels = [label for label in self.shots if self._open(label)]
         found = self._found([label for label in labels if not self._starts(label)])
         lanes: list[Lane] = []
@@ -340,7 +341,7 @@ class _Run:
             else:
                 around = Region.around(np.any([shot.mask for shot in mine], axis=0), self.scan.spacing)
                 regions[label] = (around, [around] * len(mine))
-        contrast = Contrast.unchanged() if self.full else None
+        contrast = Contrast.unchanged() if self.full or not self.pipeline.sees_contrast else None
         run_independent(self.pipeline, self.scan, shots, regions, indices, self.batch_size, deliver, contrast)
 
     def _mask(self, probability: np.ndarray) -> np.ndarray:

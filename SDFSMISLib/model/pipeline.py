@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -73,6 +74,12 @@ class SDFSMISPipeline(DiffusionPipeline):
         """Whether the network has an input for a query's finished neighbour."""
         return bool(self.unet.config.neighbour)
 
+    @property
+    def sees_contrast(self) -> bool:
+        """Whether the network has learned from regions with their contrast spread (see `inference.contrast`): those of
+        our own kind have, the paper's have not."""
+        return self.takes_neighbours
+
     def for_inference(self) -> SDFSMISPipeline:
         """This pipeline, set up to run fast on its device, with the same results. Call it after `to`, and not to train.
 
@@ -92,8 +99,13 @@ class SDFSMISPipeline(DiffusionPipeline):
         return self
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As in diffusers; weights may be read by whoever may read the other files, not by their owner alone."""
+        """As in diffusers; weights may be read by whoever may read the other files, not by their owner alone, and where
+        on this computer they were loaded from goes into no file."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        for settings in Path(save_directory).rglob("config.json"):
+            content = json.loads(settings.read_text(encoding="utf-8"))
+            if content.pop("_name_or_path", None) is not None:
+                settings.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for weights in Path(save_directory).rglob("*.safetensors"):
             shutil.copymode(Path(save_directory) / "model_index.json", weights)
 

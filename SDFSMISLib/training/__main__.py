@@ -18,9 +18,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     which.add_argument("file", nargs="?", type=Path, help="JSON, or the name of one of ours, such as built_in")
     which.add_argument("--config", type=Path, metavar="FILE", help="the same, as sdfsmis train takes it")
     parser.add_argument("--cases", metavar="FILE", help="manifest of training scans, in place of the one it names")
+    parser.add_argument("--start", metavar="M", help="weights to begin with, in place of those it names")
     parser.add_argument("--output", metavar="DIR", help="folder of checkpoints, log and weights, in place of its own")
     given = parser.parse_args(argv)
-    changes = {name: value for name in ("cases", "output") if (value := getattr(given, name)) is not None}
+    changes = {name: value for name in ("cases", "start", "output") if (value := getattr(given, name)) is not None}
     try:
         config = TrainingConfig.read(given.config or given.file, **changes)
         from accelerate import PartialState

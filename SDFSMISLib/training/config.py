@@ -60,7 +60,8 @@ class TrainingConfig(BaseModel):
             mask's own latent, for a decoder that learns along.
         drawn_latents: draw latents from the autoencoder's posterior, as the paper does, rather than take its mean.
         decoded: whether training goes through the autoencoder; else pixels are folded into latents and back directly,
-            which is what `fold_encoder` comes close to, in half of the time.
+            which is what `fold_encoder` comes close to, in half of the time; the decoder then has to learn in another
+            run, as in `built_in_finish`.
         precision: `no` (float32) or `bf16`.
         checkpointing: keep fewer activations and compute them again for the gradients: less memory, more time.
         save_every, validate_every, picture_every: steps between checkpoints, validations, pictures; 0 = never.
@@ -123,24 +124,36 @@ class TrainingConfig(BaseModel):
                 raise ValueError(f"{name} has nothing above 0")
         if self.on_device and (not self.synthetic_count or self.mix.get("paper")):
             raise ValueError("on_device is for synthetic episodes: it needs a synthetic_count, and no paper in the mix")
+        if not self.cases and not self.synthetic_count:
+            raise ValueError("there is nothing to draw episodes from: name cases, or a synthetic_count above 0")
+        if not self.learned:
+            raise ValueError("learned names no part; unet, image_encoder, translator and decoder are accepted")
+        if self.average >= 1:
+            raise ValueError("average must be below 1")
+        if self.held_out and self.validate_every and not self.cases:
+            raise ValueError("held_out names cases, but there is no manifest of cases")
         return self
 
     @classmethod
     def read(cls, path: Path, **changes: str) -> TrainingConfig:
-        """The configuration in a JSON file, with `changes` (`cases`, `output`) in place of what it says.
+        """The configuration in a JSON file, with `changes` (`cases`, `start`, `output`) in place of what it says.
 
         Args:
-            path: a file, or the name of one that comes with the package, such as `built_in`.
+            path: a file, or the name of one that comes with the package, such as `built_in`, with or without `.json`.
 
         Raises:
             InputError: for a file that cannot be read, and for keys or values that are unknown or missing.
         """
-        if not path.exists() and (OURS / f"{path.name}.json").exists() and path.name == str(path):
-            path = OURS / f"{path.name}.json"
+        packaged = OURS / f"{path.name.removesuffix('.json')}.json"
+        if not path.exists() and path.name == str(path) and packaged.exists():
+            path = packaged
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"The configuration {path} cannot be read ({error}); give a JSON file.") from error
+            ours = ", ".join(sorted(known.stem for known in OURS.glob("*.json")))
+            raise InputError(
+                f"The configuration {path} cannot be read ({error}); give a JSON file, or one of ours: {ours}."
+            ) from error
         if not isinstance(content, dict):
             raise InputError(f"The configuration {path} must be a JSON object; {content!r:.60} was given.")
         try:

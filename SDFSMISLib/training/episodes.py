@@ -344,7 +344,7 @@ class EpisodeSampler:
 
     def _target(self, volume: TrainingVolume | None = None, labels: bool = False) -> SliceKey:
         """A slice and a target on it: a label, a supervoxel, or now and then the union of two."""
-        while True:
+        for _ in range(MOST_TRIES):
             chosen = volume
             if chosen is None:
                 if self.synthetic and (not self.real or self.rng.random() < self.synthetic_share):
@@ -364,6 +364,10 @@ class EpisodeSampler:
             enough = np.flatnonzero(area >= max(LEAST_PIXELS, 0.5 * area.max() if self.rng.random() < 0.6 else 0))
             if len(enough):
                 return SliceKey(chosen, axis, int(self.rng.choice(enough)), number, tuple(values))
+        raise InputError(
+            f"No target of {LEAST_PIXELS} pixels on a slice was found in {MOST_TRIES} tries, last in "
+            f"{chosen.name if chosen else 'no scan'}; take scans with larger targets, or another mix."
+        )
 
     def _present(self, key: SliceKey, least: int) -> list[int]:
         counts = self._slice_counts(key.volume, key.map_number, key.axis)

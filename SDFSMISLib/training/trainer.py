@@ -8,7 +8,6 @@ that were to come, so that on a CPU it ends in the same weights, bit by bit.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import shutil
@@ -23,6 +22,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, quiet
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
@@ -175,11 +175,11 @@ class _Run:
                 _average(average, pipeline, min(config.average, (1 + step) / (10 + step)))
             self._say(step, config.steps, learned.parts)
             if self._is_due(step, config.steps, config.picture_every):
-                self._picture(step + 1, pipeline, batch, learned.predicted)
+                self._picture(step + 1, self._learner_view(pipeline), batch, learned.predicted)
             if self._is_due(step, config.steps, config.save_every):
                 checkpoint.save(step + 1)
             if self._is_due(step, config.steps, config.validate_every):
-                self._validate(step + 1, average)
+                self._validate(step + 1, self._learner_view(average))
         return average
 
     # -- what the stages need
@@ -206,22 +206,23 @@ class _Run:
             for step in range(first, last)
             for part in range(config.accumulate)
         ]
-        threads = torch.get_num_threads()
-        with contextlib.ExitStack() as stack:
-            ahead = 4 if config.workers else None
-            late = offset + round(last * (1 - config.late)) * config.accumulate * accelerator.num_processes
-            dataset = _Episodes(self.sampler, config, numbers, late)
-            loader = DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=ahead)
-            stack.callback(torch.set_num_threads, threads)
-            batches = iter(loader)
-            for step in range(first, last):
-                torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
-                yield step, (self._made(next(batches), late) for _ in range(config.accumulate))
+        ahead = 4 if config.workers else None
+        late = offset + round(last * (1 - config.late)) * config.accumulate * accelerator.num_processes
+        dataset = _Episodes(self.sampler, config, numbers, late)
+        loader = DataLoader(
+            dataset, batch_size=None, num_workers=config.workers, prefetch_factor=ahead, worker_init_fn=_one_thread
+        )
+        batches = iter(loader)
+        for step in range(first, last):
+            torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
+            yield step, (self._made(next(batches), late) for _ in range(config.accumulate))
 
-    def _made(self, batch: EpisodeBatch | int, late: int) -> EpisodeBatch:
-        """The batch, or that of this number, made here."""
+    def _made(self, batch: EpisodeBatch | int | InputError, late: int) -> EpisodeBatch:
+        """The batch, or that of this number, made here; raises what a worker could not."""
         if isinstance(batch, EpisodeBatch):
             return batch
+        if isinstance(batch, InputError):
+            raise batch
         assert self.on_device is not None
         return self.on_device.batch(self.config.batch, batch, batch >= late)
 
@@ -263,6 +264,11 @@ class _Run:
             self.log.write({"step": step} | found)
 
 
+def _one_thread(_: int) -> None:
+    """A worker leaves the other cores to the networks."""
+    torch.set_num_threads(1)
+
+
 class _Episodes(Dataset):
     """Place -> batch, so that a resumed run goes on with the very batches that were to come; or the number of one that
     is to be made on the device."""
@@ -273,14 +279,16 @@ class _Episodes(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> EpisodeBatch | int:
-        torch.set_num_threads(1)
+    def __getitem__(self, place: int) -> EpisodeBatch | int | InputError:
         number = self.numbers[place]
         if self.config.on_device:
             drawn = np.random.default_rng([self.config.seed, number, 1]).random()
             if not self.sampler.real or drawn < self.config.synthetic_share:
                 return number
-        return self.sampler.batch(self.config.batch, number, number >= self.late)
+        try:
+            return self.sampler.batch(self.config.batch, number, number >= self.late)
+        except InputError as error:  # which a loader would wrap in a traceback
+            return error
 
 
 class _Reconstruction(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +9,12 @@ import numpy as np
 from scipy import ndimage
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation.cases import Case, read_manifest
+from SDFSMISLib.evaluation.protocols import load_case
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels, kept_supervoxels
 from SDFSMISLib.training.synthesis import synthetic_labels
-from SDFSMISLib.volume import SliceOrientation, Volume, read_labelmap
+from SDFSMISLib.volume import SliceOrientation
 
 LEAST_PART = 200  # voxels
 
@@ -51,20 +52,18 @@ def load_training_volumes(manifest: Path, cache: Path, config: TrainingConfig) -
         config: `shippable` leaves out groups whose terms forbid weights that are passed on, `held_out` single cases;
             `window`, `supervoxels` and `supervoxel_size` say how images and these are made.
     """
-    content = json.loads(manifest.read_text(encoding="utf-8"))
-    allowed = {name for name, group in content["groups"].items() if group.get("may_train_shipped_weights")}
+    content = read_manifest(manifest)
+    allowed = {name for name, group in content.groups.items() if group.may_train_shipped_weights}
     cases = [
         case
-        for case in content["cases"]
-        if case["split"] == "train"
-        and (not config.shippable or case["group"] in allowed)
-        and case["id"] not in config.held_out
+        for case in content.cases
+        if case.split == "train" and (not config.shippable or case.group in allowed) and case.id not in config.held_out
     ]
     if not cases:
         raise InputError(
             f"{manifest} has no case with split 'train' that may be used; add some or train on synthetic ones."
         )
-    return [_real_volume(manifest.parent, case, cache, config) for case in cases]
+    return [_real_volume(case, cache, config) for case in cases]
 
 
 def synthetic_volumes(count: int, seed: int) -> list[TrainingVolume]:
@@ -95,11 +94,12 @@ def _connected_parts(labels: np.ndarray) -> np.ndarray:
     return parts
 
 
-def _real_volume(folder: Path, case: dict, cache: Path, config: TrainingConfig) -> TrainingVolume:
-    scan = Volume.read(folder / case["image"])
-    labels = read_labelmap(folder / case["labels"]).voxels
-    wanted = list(case["targets"].values())
-    labels = np.where(np.isin(labels, wanted), labels, 0).astype(np.uint16)
+def _real_volume(case: Case, cache: Path, config: TrainingConfig) -> TrainingVolume:
+    labelled = load_case(case)
+    scan, labels = labelled.scan, labelled.labelmap.voxels
+    labels = np.where(np.isin(labels, list(case.targets.values())), labels, 0).astype(np.uint16)
+    if not labels.any():
+        raise InputError(f"{case.labels} holds none of the targets of {case.id!r}; leave the case out, or correct it.")
     image = scan.window(config.window).normalize(scan.voxels).astype(np.float16)
     along = scan.geometry.axis_spacing
     spacing = (along(0), along(1), along(2))
@@ -109,14 +109,14 @@ def _real_volume(folder: Path, case: dict, cache: Path, config: TrainingConfig) 
         kinds: list[Supervoxels] = [Felzenszwalb(config.supervoxel_size)]
     else:
         kinds = [Slic(100), Slic(400)]
-    maps = (labels, *(kept_supervoxels(kind, image, spacing, cache, case["id"]) for kind in kinds))
+    maps = (labels, *(kept_supervoxels(kind, image, spacing, cache, case.id) for kind in kinds))
     return TrainingVolume(
-        name=case["id"],
+        name=case.id,
         image=image,
         maps=maps,
         labelled=True,
         spacing=spacing,
         axes=(0, 1, 2) if isotropic else (thick,),
         orientations=tuple(scan.geometry.slice_orientation(axis) for axis in range(3)),  # type: ignore[arg-type]
-        group=f"{case['group']} {sorted(case['targets'].items())}",
+        group=f"{case.group} {sorted(case.targets.items())}",
     )
