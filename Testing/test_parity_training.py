@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from SDFSMISLib.model import SDFSMISPipeline
+from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import EpisodeBatch
 from SDFSMISLib.training.learner import EpisodeLearner, Learned
 from SDFSMISLib.training.trainer import learn_only, new_optimizer, rate_share, set_rate
 

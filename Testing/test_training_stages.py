@@ -21,10 +21,11 @@ from training_examples import tiny_config, tiny_settings, write_manifest
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.denoising import Denoiser
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
-from SDFSMISLib.training.episodes import EpisodeBatch, EpisodeSampler
+from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import EpisodeLearner, folding
 from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
 from SDFSMISLib.training.volumes import synthetic_volumes

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from SDFSMISLib.training.batch import Before, EpisodeBatch, Plan
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import BEYOND, CONTRAST, Before, EpisodeBatch, Plan
+from SDFSMISLib.training.episodes import BEYOND, CONTRAST
 from SDFSMISLib.training.flow import displacements
 from SDFSMISLib.training.rendering import Draws, contrasts, painted, seen, turned, with_contrast, with_errors
 from SDFSMISLib.training.volumes import TrainingVolume

@@ -7,7 +7,7 @@ and `paper` (two adjacent slices and a supervoxel, as SD-FSMIS trains).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.registration import displacement
 from SDFSMISLib.training.augmentation import GRID, augmented
+from SDFSMISLib.training.batch import Before, EpisodeBatch, Plan
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.slices import Frame, SliceKey, sampled
 from SDFSMISLib.training.synthesis import painted_appearance
@@ -30,69 +31,9 @@ FOREIGN = 0.15  # share of propagate episodes on labels whose painted slices are
 UNION = 0.1  # share of targets that are made of two
 LONGEST_GAP = 10.0  # mm from the finished neighbour to the query; thick slices lie so far apart
 FAMILY_POWER = 0.25  # a group of many similar scans is drawn more often than a single one, but not in proportion
-SHOTS = {1: 0.45, 2: 0.2, 3: 0.15, 4: 0.1, 5: 0.1}  # how often so many slices are painted
 MOST_TRIES = 10_000  # of a batch
 PAPER_SHARE = 200 / GRID**2  # of the slice, that a supervoxel takes on one of the two at least
 CONTRAST = 0.9  # share of episodes seen with a region's contrast, as by the segmenter's region `auto`
-
-
-@dataclass(frozen=True)
-class EpisodeBatch:
-    """B episodes with S supports each on an R x R grid.
-
-    Attributes:
-        support_images: (B, S, R, R) in [-1, 1]. support_masks: (B, S, R, R), 0 or 1.
-        query_images: (B, R, R). query_masks: (B, R, R), 0 or 1.
-        painted: how many of the S supports are painted by hand: they give the condition token; the last of the others
-            is the query's finished neighbour.
-        displacements: (B, R, R, 2), see `registration.displacement`: from the last support to the query. None where no
-            support is a finished neighbour.
-        before: what a network needs to make the last support's mask itself; None where it should not.
-    """
-
-    support_images: torch.Tensor
-    support_masks: torch.Tensor
-    query_images: torch.Tensor
-    query_masks: torch.Tensor
-    painted: int
-    displacements: torch.Tensor | None = None
-    before: Before | None = None
-
-
-@dataclass(frozen=True)
-class Before:
-    """The slices before the last supports of B episodes, from which a network may predict those supports' masks.
-
-    Attributes:
-        images: (B, R, R). masks: (B, R, R), 0 or 1. displacements: (B, R, R, 2), from here to the last support.
-        wanted: bool (B,); False: the last support's mask stays as it is.
-    """
-
-    images: torch.Tensor
-    masks: torch.Tensor
-    displacements: torch.Tensor
-    wanted: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all episodes of a batch have in common; see `TrainingConfig`."""
-
-    kind: str
-    shots: int
-    painted: int
-    rolled: bool
-    swapped: bool
-
-    @classmethod
-    def drawn(cls, rng: np.random.Generator, config: TrainingConfig, late: bool) -> Plan:
-        kinds: list[str] = list(config.mix)
-        weights = np.array(list(config.mix.values()))
-        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-        shots = int(rng.choice(list(SHOTS), p=list(SHOTS.values())))
-        painted = 1 if kind != "propagate" else int(rng.choice([1, 2], p=[0.8, 0.2]))
-        rolled = bool(kind == "propagate" and rng.random() < config.rollout)
-        return cls(kind, shots, painted, rolled, bool(late and rng.random() < config.swapped))
 
 
 class EpisodeSampler:

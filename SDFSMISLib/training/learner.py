@@ -20,8 +20,8 @@ from SDFSMISLib.model.built_in import folded, unfolded
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import Hints, SupportBank
+from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import EpisodeBatch
 
 __all__ = ["EpisodeLearner", "Learned", "folding"]
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from SDFSMISLib.atomic import atomic_output
-from SDFSMISLib.training.episodes import EpisodeBatch
+from SDFSMISLib.training.batch import EpisodeBatch
 
 __all__ = ["episode_picture", "write_episodes"]
 

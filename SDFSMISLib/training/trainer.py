@@ -27,11 +27,12 @@ from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, quiet
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportQueryUNet
+from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.checkpoint import Checkpoint
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.denoising import Denoiser, begin_supports_alike
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
-from SDFSMISLib.training.episodes import EpisodeBatch, EpisodeSampler
+from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import EpisodeLearner, folding
 from SDFSMISLib.training.log import Log
 from SDFSMISLib.training.pictures import write_episodes
