@@ -92,6 +92,19 @@ class SupportSet:
             raise InputError(f"The support has nothing painted with label {label}; it has {_listed(self.labels)}.")
         return tuple(piece for piece in self.slices if piece.complete or piece.mask(label).any())
 
+    def axis_on(self, scan: Volume, content_hash: str) -> int:
+        """The array axis along which to slice a scan: that of the slices painted on it, else the one that lies
+        anatomically nearest to the first slice's.
+
+        ``content_hash`` is the scan's. Raises :class:`InputError` where nothing is painted at all.
+        """
+        for piece in self.slices:
+            if piece.scan == content_hash:
+                return piece.axis
+        if not self.slices:
+            raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
+        return next(axis for axis in range(3) if scan.geometry.plane(axis) == self.slices[0].plane)
+
     def digest(self) -> tuple[str, ...]:
         """The digests of the slices, in their order."""
         return tuple(piece.digest() for piece in self.slices)

@@ -1,12 +1,13 @@
 """Where a painted structure lies on another scan: the painted slice is registered onto every slice."""
 
+from collections.abc import Iterable
+
 import numpy as np
-import pytest
 from small_scans import ball_scan, painted_on
 
-from SDFSMISLib.inference.finding import find_structure
-from SDFSMISLib.inference.scan import QueryScan
+from SDFSMISLib.inference.finding import Found, find_structure
 from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.stack import SliceStack
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.volume import Geometry, Volume
 
@@ -16,8 +17,19 @@ def shot_of(scan: Volume, labels: Volume, index: int) -> Shot:
     return Shot.of(support.slices[0], 1)
 
 
-def query(scan: Volume) -> QueryScan:
-    return QueryScan(scan, 0, scan.window())
+def query(scan: Volume) -> SliceStack:
+    return SliceStack.of(scan, 0)
+
+
+def searched(scan: Volume, shots: list[Shot], indices: Iterable[int]) -> tuple[Found | None, int]:
+    """What a search finds, and how often it stopped on its way."""
+    search, stops = find_structure(query(scan), shots, list(indices)), 0
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            return end.value, stops
+        stops += 1
 
 
 def textured(scan: Volume) -> Volume:
@@ -35,7 +47,7 @@ def test_the_painted_slice_is_found_again_in_a_larger_scan_of_the_same_body():
     scan, labels = ball_scan()
     scan = textured(scan)
     finer, truth = ball_scan((24, 64, 64), (0.6, 0.6, 1.0))
-    found = find_structure(query(textured(finer)), [shot_of(scan, labels, 6)], range(24))
+    found = searched(textured(finer), [shot_of(scan, labels, 6)], range(24))[0]
     assert found is not None and 9 <= found.index <= 16
     assert dice(found.probability > 127, truth.voxels[found.index] > 0) > 0.85
 
@@ -44,32 +56,25 @@ def test_of_several_painted_slices_the_one_that_fits_best_is_followed():
     scan, labels = ball_scan()
     scan = textured(scan)
     shots = [shot_of(scan, labels, index) for index in (4, 6)]
-    alone = [find_structure(query(scan), [shot], range(12)) for shot in shots]
-    both = find_structure(query(scan), shots, range(12))
+    alone = [searched(scan, [shot], range(12))[0] for shot in shots]
+    both = searched(scan, shots, range(12))[0]
     assert both is not None and both.score == max(found.score for found in alone if found)
 
 
 def test_a_slice_on_which_nothing_is_painted_is_not_looked_for():
     scan, _ = ball_scan()
     empty = Shot(np.zeros((40, 40), np.float32), np.zeros((40, 40), bool), (1.0, 1.0))
-    assert find_structure(query(scan), [empty], range(12)) is None
+    assert searched(scan, [empty], range(12))[0] is None
 
 
 def test_nothing_is_found_in_a_scan_without_any_body():
     scan, labels = ball_scan()
     geometry = Geometry((5, 40, 40), (1, 1, 2), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
     blank = Volume(np.zeros((5, 40, 40), np.int16), geometry)
-    assert find_structure(query(blank), [shot_of(scan, labels, 6)], range(5)) is None
+    assert searched(blank, [shot_of(scan, labels, 6)], range(5))[0] is None
 
 
-def test_only_the_slices_that_are_named_are_searched_and_the_search_can_be_stopped():
+def test_only_the_slices_that_are_named_are_searched_and_the_search_stops_after_each():
     scan, labels = ball_scan()
-    seen = []
-    found = find_structure(query(scan), [shot_of(scan, labels, 6)], [3, 4], lambda: seen.append(1))
-    assert found is not None and found.index in (3, 4) and len(seen) == 2
-
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        find_structure(query(scan), [shot_of(scan, labels, 6)], range(12), stop)
+    found, stops = searched(scan, [shot_of(scan, labels, 6)], [3, 4])
+    assert found is not None and found.index in (3, 4) and stops == 2

@@ -7,7 +7,7 @@ milliseconds a slice. What it finds was measured, beside other scores: Resources
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from SDFSMISLib.inference.independent import on_slice_grid
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.registration import carried, displacement
-from SDFSMISLib.inference.scan import QueryScan
 from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.stack import SliceStack
 
 SIDE = 128  # of the grid on which bodies are registered
 AIR = -0.9  # what is darker is not body
@@ -39,13 +39,12 @@ class Found:
 
 
 def find_structure(
-    scan: QueryScan, shots: Sequence[Shot], indices: Sequence[int], ask: Callable[[], None] = lambda: None
-) -> Found | None:
-    """The best match of painted slices among slices `indices` of a scan.
+    scan: SliceStack, shots: Sequence[Shot], indices: Sequence[int]
+) -> Generator[None, None, Found | None]:
+    """The best match of painted slices among slices `indices` of a scan; stops after each slice, to be asked on.
 
     Args:
         shots: painted slices of other scans; those on which nothing is painted are not looked for.
-        ask: called after each slice; may raise to stop the search.
 
     Returns:
         None where no slice looks like a painted one.
@@ -60,7 +59,7 @@ def find_structure(
             score, mask = pattern.match(seen)
             if score > (best.score if best else LEAST_SCORE):
                 best = Found(index, score, on_slice_grid(region, mask, scan.shape))
-        ask()
+        yield
     return best
 
 

@@ -2,55 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.networks import Networks
 from SDFSMISLib.inference.region import Region
-from SDFSMISLib.inference.scan import QueryScan
 from SDFSMISLib.inference.shots import Shot, colour, painted_bank
-from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.stack import SliceStack
 
-OnProbability = Callable[[int, int, np.ndarray], None]  # label, slice, uint8 canonical (rows, columns)
+Answered = tuple[int, int, np.ndarray]  # label, slice, probability as uint8 canonical (rows, columns), 255 meaning 1
 
 
 def run_independent(
-    pipeline: SDFSMISPipeline,
-    scan: QueryScan,
+    networks: Networks,
+    scan: SliceStack,
     shots: Mapping[int, Sequence[Shot]],
     regions: Mapping[int, tuple[Region, Sequence[Region]]],
     indices: Sequence[int],
-    batch_size: int,
-    deliver: OnProbability,
     contrast: Contrast | None = None,
-) -> None:
-    """Segment slices `indices` of `scan` for every label.
+    known: Collection[tuple[int, int]] = (),
+) -> Iterator[list[Answered]]:
+    """Segment slices `indices` of `scan` for every label; hands out what each batch gives.
 
     Args:
         shots: the painted slices of each label.
         regions: for each label the region of the query slices, and that of each shot. Labels that share a query region
             share the encoding of the image.
-        deliver: called for every label and slice; may raise to stop the run.
         contrast: of all slices; None = each slice's own.
+        known: (label, slice) that were answered before and are passed over. The others come out to the bit as
+            they would without.
     """
-    side = pipeline.config.resolution
+    pipeline, side = networks.pipeline, networks.side
     banks = {label: painted_bank(pipeline, shots[label], regions[label][1], side, contrast) for label in shots}
-    for start in range(0, len(indices), batch_size):
-        part = indices[start : start + batch_size]
-        pictures = [scan.image(index) for index in part]
-        seen: dict[Region, torch.Tensor] = {}
-        latents: dict[Region, torch.Tensor] = {}
-        for label, bank in banks.items():
-            region = regions[label][0]
-            if region not in latents:
-                images = [region.to_grid(picture, side, -1.0) for picture in pictures]
-                seen[region] = colour(torch.stack([(contrast or Contrast.of(image))(image) for image in images]))
-                latents[region] = pipeline.encode_images(seen[region])
-            maps = pipeline.segment(latents[region], bank, pipeline.hints(seen[region], bank)).mean(1)
-            for index, values in zip(part, maps, strict=True):
-                deliver(label, index, on_slice_grid(region, values, scan.shape))
+
+    seen: dict[tuple[Region, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}  # images and latents of a part
+
+    def looked_at(region: Region, part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (region, tuple(part))
+        if key not in seen:
+            images = [region.to_grid(scan.image(index), side, -1.0) for index in part]
+            contrasts = [contrast or Contrast.of(image) for image in images]
+            spread = colour(torch.stack([one(image) for one, image in zip(contrasts, images, strict=True)]))
+            names = [slice_name(scan, index, region, one) for index, one in zip(part, contrasts, strict=True)]
+            seen[key] = spread, networks.encoded(spread, names)
+        return seen[key]
+
+    def segmented(label: int, part: Sequence[int]) -> list[Answered]:
+        region, bank = regions[label][0], banks[label]
+        images, latents = looked_at(region, part)
+        maps = pipeline.segment(latents, bank, pipeline.hints(images, bank)).mean(1)
+        return [
+            (label, index, on_slice_grid(region, values, scan.shape)) for index, values in zip(part, maps, strict=True)
+        ]
+
+    for start in range(0, len(indices), networks.batch_size):
+        part = indices[start : start + networks.batch_size]
+        for label in banks:
+            missing = [index for index in part if (label, index) not in known]
+            if missing:
+                # A single image goes through the CPU's libraries by another way than one of several, and is rounded
+                # otherwise.
+                padded = missing * 2 if len(missing) == 1 < len(part) else missing
+                yield networks.in_parts(padded, partial(segmented, label))[: len(missing)]
+        seen.clear()
+
+
+def slice_name(scan: SliceStack, index: int, region: Region, contrast: Contrast) -> tuple[str, Hashable] | None:
+    """What tells a slice, seen through a region and with a contrast, from all other images; None where slices have no
+    identity."""
+    if scan.identity is None:
+        return None
+    return scan.identity(index), (scan.window, scan.orientation, region, tuple(contrast.values.tolist()))
 
 
 def on_slice_grid(region: Region, values: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:

@@ -12,21 +12,23 @@ together, as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from SDFSMISLib.inference.contrast import Contrast
-from SDFSMISLib.inference.independent import OnProbability, on_slice_grid
+from SDFSMISLib.inference.independent import Answered, on_slice_grid, slice_name
+from SDFSMISLib.inference.networks import Networks
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.registration import carried, displacement
-from SDFSMISLib.inference.scan import QueryScan
 from SDFSMISLib.inference.shots import Shot, colour, painted_bank
 from SDFSMISLib.model.likeness import likeness
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank
+from SDFSMISLib.stack import SliceStack
 
 NEAREST_PAINTED = 3  # painted slices that one lane looks at
 END_PIXELS = 4  # a structure of fewer pixels on the network's grid has ended
@@ -80,19 +82,31 @@ class Lane:
         return self.mask.astype(np.float32) if self.soft is None else self.soft
 
 
-OnAnswer = Callable[[Lane, int, np.ndarray], None]
-"""(lane, slice, probability as uint8 canonical)"""
+LaneAnswers = Mapping[tuple[int, int, int], np.ndarray]
+"""By (label, slice that the lane left from first, slice): a lane's own answer, uint8 canonical (rows, columns)."""
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """For each lane the probabilities of the slices that were asked for, (slices, side, side), and how far they confirm
-    what was to be expected; the region; and the mask on the grid that the lane came with."""
+@dataclass(eq=False)
+class Step:
+    """What one batch gave.
 
-    maps: list[torch.Tensor]
-    confirmed: list[list[float]]
-    regions: list[Region]
-    masks: list[torch.Tensor]
+    Attributes:
+        slices: finished, each label and slice once.
+        answers: of lanes, by which a later run can go on in their place; those that are not among `slices` as they are.
+    """
+
+    slices: list[Answered] = field(default_factory=list)
+    answers: list[tuple[Lane, int, np.ndarray]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the networks say of a slice: probabilities `values` (side, side) of its `region`, and how far they confirm
+    what was to be expected (see `_confirmed`)."""
+
+    values: torch.Tensor
+    region: Region
+    confirmed: float
 
 
 def lanes_from(
@@ -138,60 +152,187 @@ def looked_at(start: int, shots: dict[int, Shot], others: Sequence[Shot]) -> lis
 
 
 def run_propagate(
-    pipeline: SDFSMISPipeline,
-    scan: QueryScan,
+    networks: Networks,
+    scan: SliceStack,
     lanes: Sequence[Lane],
     threshold: float,
     full: bool,
-    batch_size: int,
-    deliver: OnProbability,
-    ask: Callable[[], None],
-) -> None:
-    """Run all lanes to their ends; slices behind an end are delivered empty.
+    known: LaneAnswers | None = None,
+) -> Iterator[Step]:
+    """Run all lanes to their ends, a batch at a time; slices behind an end come out empty.
 
     Args:
         threshold: probability above which a pixel belongs to the mask that joins the support.
         full: whole slices instead of regions that follow the structure.
-        deliver: called for every label and slice, once; may raise to stop the run.
-        ask: called before each batch of calibrations, and after each answer, also where one from the other side is
-            waited for; may raise likewise.
+        known: answers of an earlier run of the same lanes that was cut off. They are not computed again, and the others
+            come out to the bit as they would have: each batch is what it was.
     """
-    keep = _blended(deliver, ask)
-    side = pipeline.config.resolution
-    if not full and pipeline.sees_contrast:
-        for lane in lanes:
-            region = Region.around(lane.mask, scan.spacing)
-            lane.contrast = Contrast.of(region.to_grid(scan.image(lane.start), side, -1.0))
-    banks = _lane_banks(pipeline, lanes, full, side)
-    stride = min(max(1, round(STRIDE_MM / scan.thickness)), LONGEST_STRIDE, batch_size)
-    together = max(1, batch_size // stride)
-    for part in _batches(lanes, together):
-        ask()
-        _calibrate(pipeline, scan, part, banks, full, side)
-    active = list(lanes)
-    while active:
-        for part in _batches(active, together):
-            _advance(pipeline, scan, part, banks, threshold, full, side, stride, keep)
-        active = [lane for lane in active if lane.path]
+    yield from _Propagation(networks, scan, threshold, full, known or {}).run(lanes)
 
 
-def _blended(deliver: OnProbability, ask: Callable[[], None]) -> OnAnswer:
-    """Takes the answers of lanes, and delivers a slice when the lanes from both sides have answered."""
-    waiting: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
+class _Blend:
+    """Takes the answers of lanes, and hands a slice on when the lanes from both sides have answered."""
 
-    def keep(lane: Lane, index: int, probability: np.ndarray) -> None:
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[int, int], tuple[float, np.ndarray]] = {}
+
+    def take(self, step: Step, lane: Lane, index: int, probability: np.ndarray) -> None:
+        """Put an answer into `step`, and the slice too if it is finished by it."""
+        if lane.gap is None:
+            step.slices.append((lane.label, index, probability))
+            return
+        step.answers.append((lane, index, probability))
         place = (lane.label, index)
-        if lane.gap is not None and place not in waiting:
-            waiting[place] = lane.share(index), probability
-        else:
-            if lane.gap is not None:
-                share, other = waiting.pop(place)
-                mean = share * other.astype(np.float32) + lane.share(index) * probability
-                probability = np.rint(mean).astype(np.uint8)
-            deliver(lane.label, index, probability)
-        ask()
+        if place not in self._waiting:
+            self._waiting[place] = lane.share(index), probability
+            return
+        share, other = self._waiting.pop(place)
+        mean = share * other.astype(np.float32) + lane.share(index) * probability
+        step.slices.append((lane.label, index, np.rint(mean).astype(np.uint8)))
 
-    return keep
+
+@dataclass(eq=False)
+class _Propagation:
+    """One call of `run_propagate`."""
+
+    networks: Networks
+    scan: SliceStack
+    threshold: float
+    full: bool
+    known: LaneAnswers
+    banks: dict[Lane, SupportBank] = field(default_factory=dict)
+    blend: _Blend = field(default_factory=_Blend)
+
+    def run(self, lanes: Sequence[Lane]) -> Iterator[Step]:
+        side, size = self.networks.side, self.networks.batch_size
+        if not self.full and self.networks.pipeline.sees_contrast:
+            for lane in lanes:
+                region = Region.around(lane.mask, self.scan.spacing)
+                lane.contrast = Contrast.of(region.to_grid(self.scan.image(lane.start), side, -1.0))
+        self.banks = _lane_banks(self.networks.pipeline, lanes, self.full, side)
+        stride = min(max(1, round(STRIDE_MM / self.scan.thickness)), LONGEST_STRIDE, size)
+        together = max(1, size // stride)
+        for part in _batches(lanes, together):
+            self._calibrate(part)
+            yield Step()
+        active = list(lanes)
+        while active:
+            for part in _batches(active, together):
+                yield self._advance(part, stride)
+            active = [lane for lane in active if lane.path]
+
+    def _calibrate(self, lanes: Sequence[Lane]) -> None:
+        """Set every lane's shift: the slice that it leaves from, asked for itself, should come out as it was given;
+        unless what was given is a guess."""
+        rows = [(lane, lane.start) for lane in lanes]
+        for lane, seen in zip(lanes, self._asked(rows, len(rows), len(lanes)), strict=True):
+            lane.confirmed = seen.confirmed
+            if lane.soft is not None:
+                continue
+            mask = self._shot(lane).on_grid(seen.region, self.networks.side)[1] > 0.5
+            scores = {level: _dice(seen.values > level, mask) for level in CALIBRATION_LEVELS}
+            level = max(scores, key=lambda one: (scores[one], -abs(one - 0.5)))  # of equals the one in the middle
+            lane.shift = float(np.log((1 - level) / level))
+
+    def _advance(self, lanes: Sequence[Lane], stride: int) -> Step:
+        """`stride` slices further on every lane; a lane that ends is left without a path."""
+        steps = {lane: lane.path[:stride] for lane in lanes}
+        rows = [(lane, index) for lane, indices in steps.items() for index in self._missing(lane, indices)]
+        answers = self._asked(rows, sum(map(len, steps.values())), len(lanes))
+        seen = {(lane, index): answer for (lane, index), answer in zip(rows, answers, strict=True)}
+        done = Step()
+        for lane, indices in steps.items():
+            for index in indices:
+                probability, has_ended = self._answer(lane, index, seen.get((lane, index)))
+                lane.path.pop(0)
+                if has_ended and lane.gap is None:
+                    for behind in (index, *lane.path):
+                        self.blend.take(done, lane, behind, np.zeros_like(probability))
+                    lane.path.clear()
+                    break
+                self.blend.take(done, lane, index, probability)
+                mask = self._mask(probability)
+                if mask.any():
+                    lane.start, lane.mask, lane.soft = index, mask, probability.astype(np.float32) / 255
+        return done
+
+    def _answer(self, lane: Lane, index: int, seen: _Seen | None) -> tuple[np.ndarray, bool]:
+        """The probability of a slice, uint8 canonical, and whether the structure has ended there."""
+        if seen is None:
+            probability = self.known[lane.label, lane.first, index]
+            return probability, not self._mask(probability).any()
+        shifted = _shifted(seen.values, lane.shift)
+        probability = on_slice_grid(seen.region, shifted, self.scan.shape)
+        few = int((shifted > self.threshold).sum()) < END_PIXELS
+        unlike = seen.confirmed < LEAST_CONFIRMED * lane.confirmed
+        return probability, few or unlike or not self._mask(probability).any()
+
+    def _missing(self, lane: Lane, indices: Sequence[int]) -> list[int]:
+        """Those of the next slices of a lane that have to be computed: not what is known, and none behind its end."""
+        missing = []
+        for index in indices:
+            known = self.known.get((lane.label, lane.first, index))
+            if known is None:
+                missing.append(index)
+            elif lane.gap is None and not self._mask(known).any():
+                break
+        return missing
+
+    def _asked(self, rows: Sequence[tuple[Lane, int]], of_rows: int, of_lanes: int) -> list[_Seen]:
+        """What the networks say of slices, each as the next of its lane.
+
+        Args:
+            rows: (lane, slice), those of a lane side by side.
+            of_rows, of_lanes: how many rows and lanes the whole batch has, where some of it is known. A single row
+                goes through the CPU's libraries by another way than one of several, and is rounded otherwise; so one
+                that is left of several is asked for twice.
+        """
+        padded = list(rows) * 2 if len(rows) == 1 < of_rows else rows
+        return self.networks.in_parts(padded, partial(self._predicted, several=of_lanes > 1))[: len(rows)]
+
+    def _predicted(self, rows: Sequence[tuple[Lane, int]], several: bool) -> list[_Seen]:
+        """As `_asked`, in one pass; `several` lanes are in the whole batch."""
+        pipeline, scan, side = self.networks.pipeline, self.scan, self.networks.side
+        lanes = list(dict.fromkeys(lane for lane, _ in rows))
+        row = [lanes.index(lane) for lane, _ in rows]
+        if len(lanes) == 1 and several:
+            lanes = lanes * 2
+        regions = [self._region(lane) for lane in lanes]
+        images, masks = zip(
+            *(self._shot(lane).on_grid(region, side) for lane, region in zip(lanes, regions, strict=True)), strict=True
+        )
+        queries = [regions[r].to_grid(scan.image(index), side, -1.0) for r, (_, index) in zip(row, rows, strict=True)]
+        if pipeline.takes_neighbours:
+            moves = torch.stack([displacement(images[r], query) for r, query in zip(row, queries, strict=True)])
+        seen_last = torch.stack([lane.contrast(image) for lane, image in zip(lanes, images, strict=True)])
+        seen = colour(torch.stack([lanes[r].contrast(query) for r, query in zip(row, queries, strict=True)]))
+        painted = _stacked([self.banks[lane] for lane in lanes])
+        last = pipeline.encode_support(colour(seen_last)[:, None], torch.stack(masks)[:, None], painted.conditions)
+        bank = painted.joined(last).rows(torch.tensor(row, device=pipeline.device))
+        neighbours: tuple[torch.Tensor, ...] = ()
+        if pipeline.takes_neighbours:
+            brought = [regions[r].to_grid(lanes[r].carried_along, side, 0.0) for r in row]
+            neighbours = colour(carried(seen_last[row], moves)), carried(torch.stack(brought), moves)
+        names = [slice_name(scan, index, regions[r], lane.contrast) for r, (lane, index) in zip(row, rows, strict=True)]
+        latents = self.networks.encoded(seen, names)
+        maps = pipeline.segment(latents, bank, pipeline.hints(seen, bank, *neighbours)).mean(1).cpu()
+        confirmed = torch.ones(len(row))
+        if neighbours and painted.likeness is not None:
+            alike = likeness(seen[:, 0].to(painted.likeness.device), painted.likeness[row]).cpu()
+            confirmed = _confirmed(maps, neighbours[1], alike)
+        return [_Seen(maps[n], regions[r], float(confirmed[n])) for n, r in enumerate(row)]
+
+    def _region(self, lane: Lane) -> Region:
+        """What of a slice the networks see."""
+        shape, spacing = self.scan.shape, self.scan.spacing
+        return Region.whole(shape, spacing) if self.full else Region.around(lane.mask, spacing)
+
+    def _shot(self, lane: Lane) -> Shot:
+        """The last finished slice of a lane, with its mask."""
+        return Shot(self.scan.image(lane.start), lane.mask, self.scan.spacing)
+
+    def _mask(self, probability: np.ndarray) -> np.ndarray:
+        return probability > 255 * self.threshold
 
 
 def _batches(lanes: Sequence[Lane], size: int) -> Iterator[list[Lane]]:
@@ -200,104 +341,6 @@ def _batches(lanes: Sequence[Lane], size: int) -> Iterator[list[Lane]]:
         equals = [lane for lane in lanes if len(lane.painted) == shots]
         for start in range(0, len(equals), size):
             yield equals[start : start + size]
-
-
-def _calibrate(
-    pipeline: SDFSMISPipeline,
-    scan: QueryScan,
-    lanes: Sequence[Lane],
-    banks: dict[Lane, SupportBank],
-    full: bool,
-    side: int,
-) -> None:
-    """Set every lane's shift: the slice that it leaves from, asked for itself, should come out as it was given; unless
-    what was given is a guess."""
-    answer = _predicted(pipeline, scan, lanes, banks, [[lane.start] for lane in lanes], full, side)
-    for lane, (predicted,), (confirmed,), mask in zip(lanes, answer.maps, answer.confirmed, answer.masks, strict=True):
-        lane.confirmed = confirmed
-        if lane.soft is not None:
-            continue
-        scores = {level: _dice(predicted > level, mask > 0.5) for level in CALIBRATION_LEVELS}
-        level = max(scores, key=lambda one: (scores[one], -abs(one - 0.5)))  # of equals the one in the middle
-        lane.shift = float(np.log((1 - level) / level))
-
-
-def _advance(
-    pipeline: SDFSMISPipeline,
-    scan: QueryScan,
-    lanes: Sequence[Lane],
-    banks: dict[Lane, SupportBank],
-    threshold: float,
-    full: bool,
-    side: int,
-    stride: int,
-    keep: OnAnswer,
-) -> None:
-    """`stride` slices further on every lane; a lane that ends is left without a path."""
-    steps = [lane.path[:stride] for lane in lanes]
-    answer = _predicted(pipeline, scan, lanes, banks, steps, full, side)
-    for lane, step, region, maps, shares in zip(
-        lanes, steps, answer.regions, answer.maps, answer.confirmed, strict=True
-    ):
-        for index, values, confirmed in zip(step, maps, shares, strict=True):
-            shifted = _shifted(values, lane.shift)
-            probability = on_slice_grid(region, shifted, scan.shape)
-            mask = probability > 255 * threshold
-            lane.path.pop(0)
-            found = shifted > threshold
-            has_ended = int(found.sum()) < END_PIXELS or confirmed < LEAST_CONFIRMED * lane.confirmed
-            if has_ended or not mask.any():
-                if lane.gap is None:
-                    for behind in (index, *lane.path):
-                        keep(lane, behind, np.zeros_like(probability))
-                    lane.path.clear()
-                    break
-            keep(lane, index, probability)
-            if mask.any():
-                lane.start, lane.mask, lane.soft = index, mask, probability.astype(np.float32) / 255
-
-
-def _predicted(
-    pipeline: SDFSMISPipeline,
-    scan: QueryScan,
-    lanes: Sequence[Lane],
-    banks: dict[Lane, SupportBank],
-    steps: Sequence[Sequence[int]],
-    full: bool,
-    side: int,
-) -> _Answer:
-    """What the networks say of the slices `steps` of each lane."""
-    regions = [scan.whole if full else Region.around(lane.mask, scan.spacing) for lane in lanes]
-    pairs = list(zip(lanes, regions, strict=True))
-    images, masks = zip(
-        *(Shot(scan.image(lane.start), lane.mask, scan.spacing).on_grid(region, side) for lane, region in pairs),
-        strict=True,
-    )
-    queries = [
-        region.to_grid(scan.image(index), side, -1.0)
-        for region, step in zip(regions, steps, strict=True)
-        for index in step
-    ]
-    row = [number for number, step in enumerate(steps) for _ in step]
-    if pipeline.takes_neighbours:
-        moves = torch.stack([displacement(images[r], query) for r, query in zip(row, queries, strict=True)])
-    seen_last = torch.stack([lane.contrast(image) for lane, image in zip(lanes, images, strict=True)])
-    seen = colour(torch.stack([lanes[r].contrast(query) for r, query in zip(row, queries, strict=True)]))
-    painted = _stacked([banks[lane] for lane in lanes])
-    last = pipeline.encode_support(colour(seen_last)[:, None], torch.stack(masks)[:, None], painted.conditions)
-    bank = painted.joined(last).rows(torch.tensor(row, device=pipeline.device))
-    neighbours: tuple[torch.Tensor, ...] = ()
-    if pipeline.takes_neighbours:
-        soft = torch.stack([region.to_grid(lane.carried_along, side, 0.0) for lane, region in pairs])
-        neighbours = colour(carried(seen_last[row], moves)), carried(soft[row], moves)
-    hints = pipeline.hints(seen, bank, *neighbours)
-    maps = pipeline.segment(pipeline.encode_images(seen), bank, hints).mean(1).cpu()
-    confirmed = torch.ones(len(row))
-    if neighbours and painted.likeness is not None:
-        alike = likeness(seen[:, 0].to(painted.likeness.device), painted.likeness[row]).cpu()
-        confirmed = _confirmed(maps, neighbours[1], alike)
-    counts = [len(step) for step in steps]
-    return _Answer(list(maps.split(counts)), [part.tolist() for part in confirmed.split(counts)], regions, list(masks))
 
 
 def _confirmed(maps: torch.Tensor, carried_masks: torch.Tensor, alike: torch.Tensor) -> torch.Tensor:
