@@ -193,6 +193,51 @@ def train(
     typer.echo(f"Wrote the pipeline folder {folder}")
 
 
+class Engine(str, Enum):
+    process = "process"
+    ray = "ray"
+
+
+@app.command(epilog="Example:\n\n  sdfsmis serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file tokens")
+def serve(
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="127.0.0.1: this computer only. Another one needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7861,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            help="What clients must know. Default: the variable SDFSMIS_TOKEN, where others of this computer do not see "
+            "it; else none on 127.0.0.1, and elsewhere one that is made and told.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A token per line, for several users; none sees what another has sent."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate (PEM), for https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    model: Annotated[str, typer.Option(metavar="M", help="Weights, as in segment.")] = "built-in",
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    until_stdin_closes: Annotated[
+        bool, typer.Option("--until-stdin-closes", help="End with the program that holds standard input open.")
+    ] = False,
+) -> None:
+    """Segment for other programs, 3D Slicer among them: a backend on this computer, or for others.
+
+    Scans stay in memory, for an hour at most, and are neither logged nor written. The page /docs explains the interface.
+    """
+    from SDFSMISLib.server import ServeSettings, run_server
+
+    settings = ServeSettings(
+        host, port, token, token_file, tls_cert, tls_key, model, device, until_stdin_closes=until_stdin_closes
+    )
+    code = run_server(settings)
+    if code:
+        raise typer.Exit(code)
+
+
 @app.command(
     cls=ManyValues,
     epilog="Example:\n\n"

@@ -12,7 +12,7 @@ together, as one batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -82,8 +82,8 @@ class Lane:
         return self.mask.astype(np.float32) if self.soft is None else self.soft
 
 
-LaneAnswers = Mapping[tuple[int, int, int], np.ndarray]
-"""By (label, slice that the lane left from first, slice): a lane's own answer, uint8 canonical (rows, columns)."""
+KnownAnswer = Callable[[Lane, int], "np.ndarray | None"]
+"""(lane, slice): the lane's own answer in an earlier run, uint8 canonical (rows, columns); None where it has none."""
 
 
 @dataclass(eq=False)
@@ -92,7 +92,7 @@ class Step:
 
     Attributes:
         slices: finished, each label and slice once.
-        answers: of lanes, by which a later run can go on in their place; those that are not among `slices` as they are.
+        answers: of lanes, by which a later run can go on in their place.
     """
 
     slices: list[Answered] = field(default_factory=list)
@@ -157,7 +157,7 @@ def run_propagate(
     lanes: Sequence[Lane],
     threshold: float,
     full: bool,
-    known: LaneAnswers | None = None,
+    known: KnownAnswer = lambda lane, index: None,
 ) -> Iterator[Step]:
     """Run all lanes to their ends, a batch at a time; slices behind an end come out empty.
 
@@ -167,7 +167,7 @@ def run_propagate(
         known: answers of an earlier run of the same lanes that was cut off. They are not computed again, and the others
             come out to the bit as they would have: each batch is what it was.
     """
-    yield from _Propagation(networks, scan, threshold, full, known or {}).run(lanes)
+    yield from _Propagation(networks, scan, threshold, full, known).run(lanes)
 
 
 class _Blend:
@@ -178,10 +178,10 @@ class _Blend:
 
     def take(self, step: Step, lane: Lane, index: int, probability: np.ndarray) -> None:
         """Put an answer into `step`, and the slice too if it is finished by it."""
+        step.answers.append((lane, index, probability))
         if lane.gap is None:
             step.slices.append((lane.label, index, probability))
             return
-        step.answers.append((lane, index, probability))
         place = (lane.label, index)
         if place not in self._waiting:
             self._waiting[place] = lane.share(index), probability
@@ -199,7 +199,7 @@ class _Propagation:
     scan: SliceStack
     threshold: float
     full: bool
-    known: LaneAnswers
+    known: KnownAnswer
     banks: dict[Lane, SupportBank] = field(default_factory=dict)
     blend: _Blend = field(default_factory=_Blend)
 
@@ -259,8 +259,9 @@ class _Propagation:
     def _answer(self, lane: Lane, index: int, seen: _Seen | None) -> tuple[np.ndarray, bool]:
         """The probability of a slice, uint8 canonical, and whether the structure has ended there."""
         if seen is None:
-            probability = self.known[lane.label, lane.first, index]
-            return probability, not self._mask(probability).any()
+            known = self.known(lane, index)
+            assert known is not None, "all that is not known was asked for"
+            return known, not self._mask(known).any()
         shifted = _shifted(seen.values, lane.shift)
         probability = on_slice_grid(seen.region, shifted, self.scan.shape)
         few = int((shifted > self.threshold).sum()) < END_PIXELS
@@ -271,7 +272,7 @@ class _Propagation:
         """Those of the next slices of a lane that have to be computed: not what is known, and none behind its end."""
         missing = []
         for index in indices:
-            known = self.known.get((lane.label, lane.first, index))
+            known = self.known(lane, index)
             if known is None:
                 missing.append(index)
             elif lane.gap is None and not self._mask(known).any():

@@ -7,7 +7,7 @@ would have given.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -98,9 +98,9 @@ class Finished:
         found: as in `FoundResult`; None where it was not handed out yet.
     """
 
-    slices: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    lanes: dict[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
-    found: dict[int, tuple[int, np.ndarray]] | None = None
+    slices: MutableMapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    lanes: MutableMapping[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+    found: Mapping[int, tuple[int, np.ndarray]] | None = None
 
     def add(self, result: Result) -> None:
         if isinstance(result, SliceResult):
@@ -108,7 +108,7 @@ class Finished:
         elif isinstance(result, LaneResult):
             self.lanes[result.label, result.start, result.index] = result.probability
         else:
-            self.found = dict(result.starts)
+            self.found = result.starts
 
 
 @dataclass(eq=False)
@@ -179,7 +179,7 @@ class Run:
         painted = {index for one in starts for index in one} if all(starts) else set()
         return needed_slices(self.options.strategy, self.scan.count, self.wanted, painted)
 
-    def steps(self) -> Iterator[list[Result]]:
+    def steps(self) -> Generator[list[Result], None, None]:
         """The results of each batch; an empty list where one gave none yet."""
         return self._independent() if self.options.strategy == "independent" else self._propagate()
 
@@ -193,13 +193,13 @@ class Run:
     def _open(self, label: int) -> list[int]:
         return [index for index in self.wanted if index not in self._labels[label].painted]
 
-    def _independent(self) -> Iterator[list[Result]]:
+    def _independent(self) -> Generator[list[Result], None, None]:
         """All open slices of all labels, each alone."""
         for indices, labels in self._together({label: self._open(label) for label in self._labels}):
             for answers in self._alone(labels, indices, known=self._known):
                 yield self._results(answers)
 
-    def _propagate(self) -> Iterator[list[Result]]:
+    def _propagate(self) -> Generator[list[Result], None, None]:
         """Outwards from the painted slices; where none is painted, from one that a search finds."""
         labels = [label for label in self._labels if self._open(label)]
         found = yield from self._found([label for label in labels if not self._labels[label].starts])
@@ -216,33 +216,27 @@ class Run:
 
     def _along(self, lanes: list[Lane]) -> Iterator[list[Result]]:
         """All lanes to their ends, from where an earlier run has left them."""
-        known = self._known_answers(lanes)
-        open_slices = {(lane.label, index) for lane in lanes for index in lane.path if index in self._wanted_set}
-        if open_slices <= self._known:
+        if all((lane.label, i) in self._known for lane in lanes for i in lane.path if i in self._wanted_set):
             return
-        options = self.options
+        options, known = self.options, self._known_answer
         for step in run_propagate(self._networks, self.scan, lanes, options.threshold, options.region == "full", known):
             results = self._results(step.slices)
             for lane, index, probability in step.answers:
-                if (lane.label, lane.first, index) not in known:
+                is_told = lane.gap is None and index in self._wanted_set  # as a finished slice
+                if not is_told and (lane.label, lane.first, index) not in self._finished.lanes:
                     results.append(LaneResult(lane.label, lane.first, index, self._native(probability)))
             yield results
 
-    def _known_answers(self, lanes: Sequence[Lane]) -> dict[tuple[int, int, int], np.ndarray]:
-        """What an earlier run has handed out of these lanes. Of one that comes alone a finished slice is the answer."""
-        known = {}
-        for lane in lanes:
-            for index in lane.path:
-                place = (lane.label, lane.first, index)
-                answer = self._finished.lanes.get(place)
-                if answer is None and lane.gap is None:
-                    answer = self._finished.slices.get((lane.label, index))
-                if answer is not None:
-                    known[place] = self.scan.orientation.apply(answer)
-        return known
+    def _known_answer(self, lane: Lane, index: int) -> np.ndarray | None:
+        """What a lane has answered in an earlier run: of one that comes alone the finished slice is its answer."""
+        finished = self._finished
+        answer = finished.lanes.get((lane.label, lane.first, index))
+        if answer is None and lane.gap is None:
+            answer = finished.slices.get((lane.label, index))
+        return None if answer is None else self.scan.orientation.apply(answer)
 
     def _results(self, answers: Sequence[Answered]) -> list[Result]:
-        """Finished slices as results; one that is only on the way to a wanted one, as that of its lane."""
+        """Finished slices as results; those that are not wanted, or were told before, are left out."""
         results: list[Result] = []
         for label, index, probability in answers:
             if index not in self._wanted_set or (label, index) in self._known:

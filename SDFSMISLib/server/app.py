@@ -1,0 +1,293 @@
+"""The backend as a web application: its routes, its page, and how failures are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, FastAPI, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from SDFSMISLib import __version__
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.inference.run import REGIONS, STRATEGIES
+from SDFSMISLib.protocol import ARRAY_TYPE, PROTOCOL, RECORDS_TYPE, WireError, content_address, unpack_array
+from SDFSMISLib.server.access import Access
+from SDFSMISLib.server.engine import Engine
+from SDFSMISLib.server.failures import Refused
+from SDFSMISLib.server.logs import LOGGER
+from SDFSMISLib.server.metrics import Metrics
+from SDFSMISLib.server.scheduler import QueueFull, Stopping
+from SDFSMISLib.server.schema import (
+    STREAM,
+    AcceptedLimits,
+    Addresses,
+    Capabilities,
+    Device,
+    FailureAnswer,
+    Health,
+    MissingAddresses,
+    Model,
+    QueueState,
+    SegmentationRequest,
+)
+from SDFSMISLib.server.segmentations import run_of
+from SDFSMISLib.server.store import Store
+from SDFSMISLib.server.stream import ResultStream
+
+MOST_ITEM_BYTES = 8  # of a pixel of any type
+EXPIRE_SECONDS = 30.0
+MOST_PLACES = 3  # of a bad request that its answer names
+
+DESCRIPTION = """Paint one structure on one slice of a scan, get it on the others.
+
+1. `POST /slices/missing`: which slices are not here yet? 2. `PUT /slices/{sha256}`: send those.
+3. `POST /segmentations`: a stream of finished slices. Slices stay in memory for a while, so that a correction sends
+nothing again. SDFSMISLib/client.py does all this with numpy and the standard library. Not a medical device."""
+
+SliceAddress = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="content address of the slice")]
+
+
+def make_app(engine: Engine, store: Store, tokens: Sequence[str] = ()) -> ASGIApp:
+    """The application around an engine and the slices that were sent.
+
+    Args:
+        tokens: that are accepted; with several, each has slices of its own. None: whoever reaches the address comes in.
+    """
+    metrics = Metrics(engine, store)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        keeper = asyncio.create_task(_expire(store))
+        yield
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+
+    app = FastAPI(
+        title="SDFSMIS backend",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [],  # for the page; `Access` asks
+        responses=_failures(401, 403, 413),
+    )
+    _add_state_routes(app, engine, metrics)
+    _add_slice_routes(app, engine, store, metrics)
+    _add_segmentation_route(app, engine, store, metrics)
+    _add_page(app)
+    _add_failures(app)
+    return _Counting(Access(app, tokens, engine.limits.body_bytes), metrics)
+
+
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of these statuses, all of one form."""
+    return {status: {"model": FailureAnswer} for status in statuses}
+
+
+async def _expire(store: Store) -> None:
+    while True:
+        await asyncio.sleep(EXPIRE_SECONDS)
+        await run_in_threadpool(store.expire)
+
+
+def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    @app.get("/healthz", response_model=Health, responses={503: {"model": Health}}, summary="Is it there?")
+    async def healthz(response: Response) -> Health:
+        if engine.lost is None and engine.scheduler.is_alive:
+            return Health(status="ok", version=__version__)
+        response.status_code = 503
+        return Health(status="stopping" if engine.lost is None else "device lost", version=__version__)
+
+    @app.get("/capabilities", response_model=Capabilities, summary="What it can do, and what a slice costs")
+    async def capabilities() -> Capabilities:
+        limits = {name: getattr(engine.limits, name) for name in AcceptedLimits.model_fields}
+        return Capabilities(
+            version=__version__,
+            protocol=PROTOCOL,
+            models=[Model(name=engine.segmenter.name, weights_sha256=engine.weights, resolution=engine.resolution)],
+            device=Device(name=engine.device_name, kind=engine.device_kind),
+            seconds_per_slice=engine.seconds_per_slice,
+            strategies=list(STRATEGIES),
+            regions=list(REGIONS),
+            limits=AcceptedLimits(**limits),
+            queue=QueueState(running=engine.scheduler.running),
+        )
+
+    @app.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, summary="Prometheus"
+    )
+    async def counted() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metrics) -> None:
+    @app.post(
+        "/slices/missing", response_model=MissingAddresses, responses=_failures(400, 422), summary="Which are not here?"
+    )
+    def missing(addresses: Addresses, request: Request) -> MissingAddresses:
+        lacking = store.missing(request.state.owner, addresses.slices)
+        metrics.asked.labels("no").inc(len(lacking))
+        metrics.asked.labels("yes").inc(len(set(addresses.slices)) - len(lacking))
+        return MissingAddresses(missing=lacking)
+
+    @app.put(
+        "/slices/{address}",
+        status_code=201,
+        response_class=Response,
+        responses={200: {"description": "It was here already."}, **_failures(400, 422)},
+        openapi_extra={"requestBody": {"required": True, "content": {ARRAY_TYPE: {"schema": {"type": "string"}}}}},
+        summary="Send one: a packed array (rows, columns), see SDFSMISLib/protocol.py",
+    )
+    async def put(address: SliceAddress, request: Request) -> Response:
+        body = await request.body()
+        array = await run_in_threadpool(_checked_slice, body, address, engine)
+        is_new = await run_in_threadpool(store.put, request.state.owner, address, array)
+        return Response(status_code=201 if is_new else 200)
+
+    @app.head("/slices/{address}", response_class=Response, responses={404: {}, 422: {}}, summary="Is it here?")
+    def head(address: SliceAddress, request: Request) -> Response:
+        return Response(status_code=404 if store.missing(request.state.owner, [address]) else 200)
+
+    @app.delete(
+        "/slices/{address}", status_code=204, response_class=Response, responses=_failures(422), summary="Forget it"
+    )
+    def delete(address: SliceAddress, request: Request) -> Response:
+        store.delete(request.state.owner, address)
+        return Response(status_code=204)
+
+
+def _checked_slice(body: bytes, address: str, engine: Engine) -> np.ndarray:
+    """The slice of a request's body; raises `Refused` where it is none, is too large, or another one."""
+    limits = engine.limits
+    most = min(MOST_ITEM_BYTES * limits.slice_pixels, limits.store_bytes)
+    try:
+        array = unpack_array(body, most)
+    except WireError as error:
+        raise Refused(400, "bad_request", str(error)) from error
+    if array.ndim != 2 or not array.size:
+        raise Refused(400, "bad_request", f"An array of shape {array.shape} came; a slice has (rows, columns).")
+    if math.prod(array.shape) > limits.slice_pixels:
+        raise Refused(
+            413, "too_large", f"A slice of shape {array.shape} came; it may have {limits.slice_pixels} pixels."
+        )
+    if content_address(array) != address:
+        raise Refused(400, "bad_request", "The slice that came is not the one of its address; send it again.")
+    return array
+
+
+def _add_segmentation_route(app: FastAPI, engine: Engine, store: Store, metrics: Metrics) -> None:
+    @app.post(
+        "/segmentations",
+        response_class=StreamingResponse,
+        responses={
+            200: {"description": STREAM, "content": {RECORDS_TYPE: {}}},
+            **_failures(400, 409, 422, 426, 503),
+        },
+        summary="Segment; a stream of finished slices",
+    )
+    async def segment(wanted: SegmentationRequest, request: Request) -> StreamingResponse:
+        run = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
+        stream = ResultStream(engine, run, metrics)
+        return StreamingResponse(stream.lines(), media_type=RECORDS_TYPE, headers={"Cache-Control": "no-store"})
+
+
+def _add_page(app: FastAPI) -> None:
+    """The page of the routes. Its script is served from here: a page that fetches it from elsewhere tells others who
+    works with this, and stays blank where there is no internet."""
+    shipped = files("fastapi_offline") / "static"
+    for name, kind in (("swagger-ui-bundle.js", "text/javascript"), ("swagger-ui.css", "text/css")):
+        content = (shipped / name).read_bytes()
+
+        def served(content: bytes = content, kind: str = kind) -> Response:
+            return Response(content, media_type=kind, headers={"Cache-Control": "max-age=86400"})
+
+        app.add_api_route(f"/docs/{name}", served, include_in_schema=False)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            swagger_js_url="/docs/swagger-ui-bundle.js",
+            swagger_css_url="/docs/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+
+def _add_failures(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> Response:
+        return error.answer()
+
+    @app.exception_handler(InputError)
+    async def bad_input(_: Request, error: InputError) -> Response:
+        return Refused(422, "invalid_input", str(error)).answer()
+
+    @app.exception_handler(QueueFull)
+    async def full(_: Request, error: QueueFull) -> Response:
+        headers = {"Retry-After": str(error.retry_after)}
+        return Refused(503, "queue_full", "As many runs take turns as may; ask again later.", headers=headers).answer()
+
+    @app.exception_handler(Stopping)
+    async def stopping(_: Request, error: Stopping) -> Response:
+        text = "The backend is stopping; ask again when it is back, or ask another one."
+        return Refused(503, "stopping", text, headers={"Retry-After": "5"}).answer()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        problems = error.errors()
+        if any(problem["type"] == "json_invalid" for problem in problems):
+            return Refused(400, "bad_request", "The request's body is no JSON.").answer()
+        told = "; ".join(_problem(problem) for problem in problems[:MOST_PLACES])
+        more = f"; and {len(problems) - MOST_PLACES} more" if len(problems) > MOST_PLACES else ""
+        return Refused(422, "invalid_request", f"The request is not as it should be: {told}{more}.").answer()
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+        return Refused(error.status_code, code, f"{error.detail}; see /docs.", headers=error.headers).answer()
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        LOGGER.error("request failed route=%s", request.url.path, exc_info=error)
+        return Refused(500, "failed", f"The backend failed ({type(error).__name__}); its log tells more.").answer()
+
+
+def _problem(problem: dict[str, Any]) -> str:
+    where = ".".join(str(place) for place in problem["loc"])
+    return f"{where}: {problem['msg']}"[:200]
+
+
+class _Counting:
+    """An ASGI application in front of another: counts answers by route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)

@@ -1,0 +1,184 @@
+"""What goes in and out as JSON; the page /docs is made from this."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
+Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
+LabelValue = Annotated[int, Field(ge=1, le=65535)]
+Millimetres = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Intensity = Annotated[float, Field(ge=-3.5e38, le=3.5e38, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=1 << 16)]
+Axis = Annotated[int, Field(ge=0, le=2, description="array axis in the order (slices, height, width)")]
+Packed = Annotated[str, Field(description="base64 of a packed array, see SDFSMISLib/protocol.py")]
+ScanName = Annotated[str, Field(max_length=256, description="content hash of the whole scan, or any name of it")]
+Shape = Annotated[tuple[Side, Side], Field(description="(rows, columns)")]
+Spacing = Annotated[tuple[Millimetres, Millimetres], Field(description="(row, column), mm")]
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
+class Strict(BaseModel):
+    """A name that is not known is refused: it is a misspelt one more often than not."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
+class Orientation(Strict):
+    """How native slices are turned to the anatomical orientation: transposed first, then flipped."""
+
+    transpose: bool
+    flip_rows: bool
+    flip_columns: bool
+
+
+class Window(Strict):
+    """The raw intensities, of the whole scan, that the networks see as -1 and 1."""
+
+    low: Intensity
+    high: Intensity
+
+
+class Query(Strict):
+    """The slices to segment: parallel ones of one scan, and those of them that were sent."""
+
+    scan: ScanName
+    axis: Axis
+    count: Annotated[int, Field(ge=1, le=1 << 20, description="slices of the scan along the axis")]
+    shape: Shape
+    spacing: Spacing
+    thickness: Annotated[Millimetres, Field(description="distance of neighbouring slices, mm")]
+    orientation: Orientation
+    plane: Plane
+    window: Window
+    slices: list[tuple[Index, Address]]
+
+
+class Mask(Strict):
+    """Where a label is painted: bool (rows, columns)."""
+
+    label: LabelValue
+    data: Packed
+
+
+class Painted(Strict):
+    """A painted slice, of the query's scan (same `scan` and `axis`) or of another."""
+
+    slice: Address
+    masks: list[Mask]
+    shape: Shape
+    axis: Axis
+    index: Index
+    spacing: Spacing
+    thickness: Millimetres
+    orientation: Orientation
+    window: Window
+    scan: ScanName
+    plane: Plane
+    complete: Annotated[bool, Field(description="a label that is absent here is truly absent")]
+
+
+class Answer(Strict):
+    """A probability, uint8 with 255 meaning 1, that came in an earlier stream."""
+
+    label: LabelValue
+    index: Index
+    box: Annotated[tuple[int, int, int, int], Field(description="(top, left, height, width); all else is 0")]
+    data: Packed
+
+
+class LaneAnswer(Answer):
+    start: Index
+
+
+class SegmentationRequest(Strict):
+    """What to segment, by what; and, after a cut, what has come already."""
+
+    protocol: int
+    query: Query
+    support: Annotated[list[Painted], Field(min_length=1)]
+    labels: Annotated[list[LabelValue], Field(min_length=1)]
+    slices: Annotated[list[Index] | None, Field(description="slices that are wanted; null = all of the scan")] = None
+    strategy: Literal["propagate", "independent"] = "propagate"
+    region: Literal["auto", "full"] = "auto"
+    threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
+    finished: list[Answer] = []
+    lanes: list[LaneAnswer] = []
+    found: list[Answer] | None = None
+
+
+class Addresses(BaseModel):
+    slices: Annotated[list[Address], Field(max_length=1 << 16)]
+
+
+class MissingAddresses(BaseModel):
+    missing: list[str]
+
+
+class Health(BaseModel):
+    status: Literal["ok", "stopping", "device lost"]
+    version: str
+
+
+class Model(BaseModel):
+    name: str
+    weights_sha256: str
+    resolution: Annotated[int, Field(description="side of the square on which the networks see, pixels")]
+
+
+class Device(BaseModel):
+    name: str
+    kind: str
+
+
+class AcceptedLimits(BaseModel):
+    slice_pixels: int
+    slices: int
+    shots: int
+    labels: int
+    body_bytes: int
+    store_bytes: int
+    queue: int
+
+
+class QueueState(BaseModel):
+    running: int
+
+
+class Capabilities(BaseModel):
+    name: Literal["sdfsmis"] = "sdfsmis"
+    version: str
+    protocol: int
+    models: list[Model]
+    device: Device
+    seconds_per_slice: Annotated[float, Field(description="of one label, measured when the backend started")]
+    strategies: list[str]
+    regions: list[str]
+    limits: AcceptedLimits
+    queue: QueueState
+
+
+class Failure(BaseModel):
+    code: str
+    message: str
+    missing: list[str] | None = None
+
+
+class FailureAnswer(BaseModel):
+    error: Failure
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+STREAM = """One JSON object per line, each closed by `crc32`, that of the line's bytes before `,"crc32":`.
+
+- `start`: model, device, warnings, and the number of slices that will come
+- `slice`: a finished slice of a label; `box` and `data` hold its probability, zero outside
+- `lane`, `found`: to be kept and handed back in `lanes` and `found` if the stream is cut
+- `alive`: nothing new for some seconds; `ahead` is the number of other runs that take turns
+- `end`: all is done. `error`: it is not, and why
+
+A stream without `end` or `error` was cut: send what is missing, ask again with what has come. Closing it cancels.
+"""

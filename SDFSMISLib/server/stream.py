@@ -1,0 +1,184 @@
+"""The results of one run on their way to its client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from SDFSMISLib import __version__
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.inference.collecting import unlikeness
+from SDFSMISLib.inference.networks import is_out_of_memory
+from SDFSMISLib.inference.run import FoundResult, LaneResult, Result, Run
+from SDFSMISLib.inference.segmentation import SliceResult
+from SDFSMISLib.protocol import PROTOCOL, pack_probability, write_record
+from SDFSMISLib.server.engine import Engine
+from SDFSMISLib.server.logs import LOGGER, event
+from SDFSMISLib.server.metrics import Metrics
+from SDFSMISLib.server.scheduler import ClientStalled, Stopping, Ticket
+
+ALIVE_SECONDS = 5.0  # of silence, after which a sign of life is sent
+LONGEST_RETRY = 60
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    results: list[Result]
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    error: BaseException | None
+
+
+class ResultStream:
+    """A run that takes turns on the engine's device from now on, and the records that come of it.
+
+    To be made in the event loop's thread.
+
+    Raises:
+        QueueFull: where too many runs take turns.
+        Stopping: where the backend is about to end.
+    """
+
+    def __init__(self, engine: Engine, run: Run, metrics: Metrics) -> None:
+        self._engine = engine
+        self._run = run
+        self._metrics = metrics
+        self._name = uuid.uuid4().hex[:8]
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._done_before = run.done
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[_Batch | _End] = asyncio.Queue()
+        self._ticket: Ticket[Result] = Ticket(run.steps(), self._emit, self._close)
+        left = (run.total - run.done) * engine.seconds_per_slice
+        engine.scheduler.submit(self._ticket, retry_after=max(1, min(round(left), LONGEST_RETRY)))
+        event("run started", run=self._name, slices=run.total - run.done, strategy=run.options.strategy)
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """The records, each a line of bytes; ending it before its end cancels the run."""
+        outcome = "cancelled"
+        try:
+            yield self._start()
+            while True:
+                try:
+                    arrived = await asyncio.wait_for(self._arrived.get(), ALIVE_SECONDS)
+                except asyncio.TimeoutError:
+                    yield write_record({"type": "alive", "ahead": max(self._engine.scheduler.running - 1, 0)})
+                    continue
+                if isinstance(arrived, _End):
+                    outcome = "done" if arrived.error is None else "failed"
+                    yield self._end() if arrived.error is None else self._failure(arrived.error)
+                    return
+                if self._first is None:
+                    self._first = time.monotonic() - self._began
+                yield await run_in_threadpool(_records, arrived.results)
+                self._engine.scheduler.took(self._ticket, arrived.size)
+        finally:
+            self._engine.scheduler.cancel(self._ticket)
+            self._told(outcome)
+
+    def _emit(self, results: list[Result]) -> None:
+        size = sum(_size(result) for result in results)
+        self._ticket.backlog += size
+        self._loop.call_soon_threadsafe(self._arrived.put_nowait, _Batch(results, size))
+
+    def _close(self, error: BaseException | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, _End(error))
+
+    def _start(self) -> bytes:
+        return write_record(
+            {
+                "type": "start",
+                "protocol": PROTOCOL,
+                "version": __version__,
+                "model": self._engine.segmenter.name,
+                "weights_sha256": self._engine.weights,
+                "device": self._engine.device_name,
+                "total": self._run.total,
+                "warnings": unlikeness(self._run.scan, self._run.pieces),
+            }
+        )
+
+    def _end(self) -> bytes:
+        total = time.monotonic() - self._began
+        seconds = {"total": total, "waiting": total - self._ticket.computing, "computing": self._ticket.computing}
+        return write_record({"type": "end", "slices": self._run.done, "seconds": seconds})
+
+    def _failure(self, error: BaseException) -> bytes:
+        code, message = self._described(error)
+        if code == "failed":
+            LOGGER.error("run failed run=%s", self._name, exc_info=error)
+        return write_record({"type": "error", "code": code, "message": message})
+
+    def _described(self, error: BaseException) -> tuple[str, str]:
+        if isinstance(error, Stopping):
+            return "stopping", "The backend is stopping; ask again when it is back, or ask another one."
+        if isinstance(error, InputError):
+            return "invalid_input", str(error)
+        if isinstance(error, ClientStalled):
+            return "stalled", "The results were not taken for too long; ask again for those that are missing."
+        if self._engine.is_lost_by(error):
+            return "stopping", "The backend's device has failed, and it starts again; ask again in a moment."
+        if is_out_of_memory(error):
+            return (
+                "out_of_memory",
+                "The backend's device has too little memory for a slice with these painted ones.",
+            )
+        return "failed", f"The backend failed ({type(error).__name__}); its log tells more, under run={self._name}."
+
+    def _told(self, outcome: str) -> None:
+        slices = self._run.done - self._done_before
+        self._metrics.runs.labels(outcome).inc()
+        self._metrics.slices.inc(slices)
+        if slices:
+            self._metrics.seconds_per_slice.observe(self._ticket.computing / slices)
+        event(
+            f"run {outcome}",
+            run=self._name,
+            slices=slices,
+            turns=self._ticket.turns,
+            seconds=time.monotonic() - self._began,
+            computing=self._ticket.computing,
+            first=self._first,
+        )
+
+
+def _records(results: Sequence[Result]) -> bytes:
+    return b"".join(write_record(_record(result)) for result in results)
+
+
+def _record(result: Result) -> dict[str, object]:
+    if isinstance(result, SliceResult):
+        return {
+            "type": "slice",
+            "label": result.label,
+            "index": result.index,
+            **pack_probability(result.probability),
+            "certainty": result.certainty,
+            "finished": result.finished,
+            "total": result.total,
+        }
+    if isinstance(result, LaneResult):
+        place = {"label": result.label, "start": result.start, "index": result.index}
+        return {"type": "lane", **place, **pack_probability(result.probability)}
+    starts = [
+        {"label": label, "index": index, **pack_probability(probability)}
+        for label, (index, probability) in result.starts.items()
+    ]
+    return {"type": "found", "starts": starts}
+
+
+def _size(result: Result) -> int:
+    """Bytes in memory."""
+    if isinstance(result, FoundResult):
+        return sum(probability.nbytes for _, probability in result.starts.values())
+    return result.probability.nbytes
