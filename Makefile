@@ -44,7 +44,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.testing: $(VENV)/.runtime
 	@echo "Installing what the tests need into $(VENV)."
-	$(PIP) --editable '.[demo,train,evaluate,test]'
+	$(PIP) --editable '.[demo,train,evaluate,serve,ray,test]'
 	@touch $@
 
 $(BIN)/python:

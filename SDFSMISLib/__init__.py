@@ -9,15 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from SDFSMISLib.client import Client, start_backend
     from SDFSMISLib.errors import InputError
-    from SDFSMISLib.inference import Segmentation, Segmenter
+    from SDFSMISLib.inference import RemoteSegmenter, Segmentation, Segmenter
     from SDFSMISLib.support import SupportSet, SupportSlice
     from SDFSMISLib.volume import Volume, read_labelmap
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Client",
     "InputError",
+    "RemoteSegmenter",
     "Segmentation",
     "Segmenter",
     "SupportSet",
@@ -25,16 +28,20 @@ __all__ = [
     "Volume",
     "__version__",
     "read_labelmap",
+    "start_backend",
 ]
 
 _HOME = {
+    "Client": "SDFSMISLib.client",
     "InputError": "SDFSMISLib.errors",
+    "RemoteSegmenter": "SDFSMISLib.inference",
     "Segmentation": "SDFSMISLib.inference",
     "Segmenter": "SDFSMISLib.inference",
     "SupportSet": "SDFSMISLib.support",
     "SupportSlice": "SDFSMISLib.support",
     "Volume": "SDFSMISLib.volume",
     "read_labelmap": "SDFSMISLib.volume",
+    "start_backend": "SDFSMISLib.client",
 }
 """Public name -> the room it comes from."""
 

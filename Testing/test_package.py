@@ -24,9 +24,13 @@ LIBRARY = ROOT / "SDFSMISLib"
 HEAVY = ("torch", "diffusers", "transformers", "SimpleITK")
 LAZY_NAMES = sorted(set(SDFSMISLib.__all__) - {"__version__"})
 
-# What 3D Slicer itself may import: every file beside volume.py except the commands; the folders may use torch.
+# What 3D Slicer itself may import: every file beside volume.py except those of the commands, and the client; the other
+# folders may use torch.
 COMMANDS = {"bench", "cli", "console", "demo", "doctor", "segment_command", "segment_run"}
-SLICER_ROOMS = sorted({path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - {"__init__"})
+FILES_OF_COMMANDS = {"cohort_list", "result_files"}
+SLICER_ROOMS = sorted(
+    {path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - FILES_OF_COMMANDS - {"__init__"} | {"client"}
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +121,7 @@ def test_the_declared_dependencies_are_the_imported_ones(pyproject: dict[str, An
     """Nothing is imported that is not declared, and running asks for nothing that the library does not import."""
     runtime = distribution_names(pyproject["project"]["dependencies"])
     extras = pyproject["project"]["optional-dependencies"]
-    optional = distribution_names([*extras["demo"], *extras["train"], *extras["evaluate"]])
+    optional = distribution_names([one for name, extra in extras.items() if name != "test" for one in extra])
     imported = imported_distributions()
     assert imported <= runtime | optional, "imported but not declared in pyproject.toml"
     assert runtime <= imported, "declared in pyproject.toml but not imported"

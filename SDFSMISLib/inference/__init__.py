@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from SDFSMISLib.inference.remote import RemoteSegmenter
     from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
     from SDFSMISLib.inference.segmenter import Segmenter
 
-_HOME = {"Segmentation": "segmentation", "SliceResult": "segmentation", "Segmenter": "segmenter"}
+_HOME = {
+    "RemoteSegmenter": "remote",
+    "Segmentation": "segmentation",
+    "Segmenter": "segmenter",
+    "SliceResult": "segmentation",
+}
 
-__all__ = ["Segmentation", "Segmenter", "SliceResult"]
+__all__ = ["RemoteSegmenter", "Segmentation", "Segmenter", "SliceResult"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.run import REGIONS, STRATEGIES
-from SDFSMISLib.protocol import ARRAY_TYPE, PROTOCOL, RECORDS_TYPE, WireError, content_address, unpack_array
+from SDFSMISLib.protocol import (
+    ARRAY_TYPE,
+    PROTOCOL,
+    RECORDS_TYPE,
+    ArrayTooLarge,
+    WireError,
+    content_address,
+    unpack_array,
+)
 from SDFSMISLib.server.access import Access
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.failures import Refused
@@ -176,6 +184,8 @@ def _checked_slice(body: bytes, address: str, engine: Engine) -> np.ndarray:
     most = min(MOST_ITEM_BYTES * limits.slice_pixels, limits.store_bytes)
     try:
         array = unpack_array(body, most)
+    except ArrayTooLarge as error:
+        raise Refused(413, "too_large", str(error)) from error
     except WireError as error:
         raise Refused(400, "bad_request", str(error)) from error
     if array.ndim != 2 or not array.size:
@@ -273,7 +283,7 @@ def _problem(problem: dict[str, Any]) -> str:
 
 
 class _Counting:
-    """An ASGI application in front of another: counts answers by route and status."""
+    """An ASGI application in front of another: counts answers by route and status, and the bytes of bodies."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -290,4 +300,9 @@ class _Counting:
                 self._metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
             await send(message)
 
-        await self._app(scope, receive, counted)
+        async def received() -> Message:
+            message = await receive()
+            self._metrics.received.inc(len(message.get("body", b"")))
+            return message
+
+        await self._app(scope, received, counted)

@@ -22,6 +22,7 @@ class Metrics:
         self.runs = Counter(
             "sdfsmis_runs", "Segmentations that ended: done, cancelled or failed.", ["outcome"], registry=self._registry
         )
+        self.received = Counter("sdfsmis_received_bytes", "Bytes of the bodies of requests.", registry=self._registry)
         self.slices = Counter("sdfsmis_slices", "Slices segmented.", registry=self._registry)
         self.seconds_per_slice = Histogram(
             "sdfsmis_seconds_per_slice",

@@ -69,6 +69,9 @@ def run_server(settings: ServeSettings) -> int:
     _check_tls(settings)
     tokens = _tokens(settings)
     listening = _bound(settings.host, settings.port)
+    if not settings.is_loopback:
+        tokens = tokens or [_made_token()]
+        _warn_of_the_open(settings)
     log_to_stderr()
     with waiting(f"Loading the model {settings.model}"):
         from SDFSMISLib.inference.segmenter import Segmenter
@@ -123,8 +126,10 @@ class _Process(uvicorn.Server):
         print(json.dumps({"url": address, "version": __version__}), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Being told to stop is not a failure: unlike uvicorn's, this does not raise the signal again in the end."""
         self._engine.scheduler.stop(0.0 if sig == signal.SIGINT else GRACE_SECONDS)
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT  # asked a second time
+        self.should_exit = True
 
     def stop(self, grace: float) -> None:
         """Stop from another thread."""
@@ -139,24 +144,30 @@ class _Process(uvicorn.Server):
 
 
 def _tokens(settings: ServeSettings) -> list[str]:
-    """The tokens to ask for; one is made, and told, where the address needs one and none is given."""
+    """The tokens that are given."""
     if settings.token_file is not None:
         if settings.token is not None:
             raise InputError("Both --token and --token-file were given; give one of the two.")
-        tokens = read_tokens(settings.token_file)
-    elif token := settings.token or os.environ.get(TOKEN_VARIABLE):
-        check_token(token)
-        tokens = [token]
-    else:
-        tokens = [] if settings.is_loopback else [secrets.token_urlsafe(24)]
-        if tokens:
-            say(f"Token, told once: {tokens[0]}")
-    if not settings.is_loopback and settings.tls_cert is None:
+        return read_tokens(settings.token_file)
+    token = settings.token or os.environ.get(TOKEN_VARIABLE)
+    if not token:
+        return []
+    check_token(token)
+    return [token]
+
+
+def _made_token() -> str:
+    token = secrets.token_urlsafe(24)
+    say(f"Token, told once: {token}")
+    return token
+
+
+def _warn_of_the_open(settings: ServeSettings) -> None:
+    if settings.tls_cert is None:
         say(
             f"Warning: {settings.host} can be reached from other computers, and without --tls-cert and --tls-key scans "
             "and the token travel in the clear."
         )
-    return tokens
 
 
 def _check_tls(settings: ServeSettings) -> None:

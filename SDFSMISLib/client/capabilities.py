@@ -1,0 +1,129 @@
+"""What a backend says of itself: its version, model, device, and how much it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from SDFSMISLib.client.backend_error import NotABackend, ScanTooLarge, version_mismatch
+from SDFSMISLib.client.connection import Connection
+from SDFSMISLib.protocol import PROTOCOL
+from SDFSMISLib.stack import SliceStack
+
+__all__ = ["Capabilities", "Limits", "Model", "ask_capabilities"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a backend. ``resolution`` is the side of the square on which its networks see, in pixels."""
+
+    name: str
+    weights_sha256: str
+    resolution: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend takes at most.
+
+    Attributes:
+        slice_pixels: of one slice. slices: of one scan.
+        shots, labels: of one request.
+        body_bytes: of one request.
+        store_bytes: of all slices that it keeps, as they are in memory.
+        queue: runs that take turns.
+    """
+
+    slice_pixels: int
+    slices: int
+    shots: int
+    labels: int
+    body_bytes: int
+    store_bytes: int
+    queue: int
+
+    def check(self, stack: SliceStack, shots: int, labels: int) -> None:
+        """Raise `ScanTooLarge` where a run is beyond them."""
+        rows, columns = stack.native_shape
+        for given, most, what, instead in (
+            (rows * columns, self.slice_pixels, "pixels in a slice", "Resample the scan to larger pixels"),
+            (stack.count, self.slices, "slices in a scan", "Crop the scan"),
+            (shots, self.shots, "painted slices", "Give fewer of them"),
+            (labels, self.labels, "structures at once", "Segment some of them at a time"),
+        ):
+            if given > most:
+                raise ScanTooLarge(f"The backend takes {most} {what}, and these are {given}. {instead}.")
+
+    def check_store(self, size: int) -> None:
+        """Raise `ScanTooLarge` where the slices of a run, of ``size`` bytes, are more than the backend keeps."""
+        if size > self.store_bytes:
+            raise ScanTooLarge(
+                f"The slices take {size / 2**20:.0f} MiB, and the backend keeps {self.store_bytes / 2**20:.0f} MiB at "
+                "most. Segment fewer slices at once, or crop the scan."
+            )
+
+    def check_body(self, size: int) -> None:
+        """Raise `ScanTooLarge` where one request, of ``size`` bytes, is larger than the backend takes."""
+        if size > self.body_bytes:
+            raise ScanTooLarge(
+                f"A request takes {size / 2**20:.1f} MiB, and the backend takes {self.body_bytes / 2**20:.1f} MiB at "
+                "most. Segment fewer slices or structures at once."
+            )
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend says of itself.
+
+    Attributes:
+        version: of its program.
+        models: the first is the one that segments.
+        device_name: of the processor or graphics card. device_kind: ``cpu`` or ``cuda``.
+        seconds_per_slice: of one label, as measured there.
+        running: runs that take turns on it now.
+    """
+
+    version: str
+    models: tuple[Model, ...]
+    device_name: str
+    device_kind: str
+    seconds_per_slice: float
+    strategies: tuple[str, ...]
+    regions: tuple[str, ...]
+    limits: Limits
+    running: int
+
+
+def ask_capabilities(connection: Connection) -> Capabilities:
+    """What the backend says of itself.
+
+    Raises:
+        NotABackend: where something else answers.
+        VersionMismatch: where it speaks another protocol.
+    """
+    answer, name = connection.ask("GET", "/capabilities"), connection.route.address.name
+    if isinstance(answer, dict) and answer.get("name") == "sdfsmis":
+        if answer.get("protocol") != PROTOCOL:
+            raise version_mismatch(name, answer.get("protocol"))
+        try:
+            return _capabilities(answer)
+        except (LookupError, TypeError, ValueError):
+            pass
+    raise NotABackend(f"What answers at {name} does not say what a backend says. Correct the address, or update it.")
+
+
+def _capabilities(answer: dict[str, Any]) -> Capabilities:
+    limits = answer["limits"]
+    return Capabilities(
+        version=str(answer["version"]),
+        models=tuple(
+            Model(str(one["name"]), str(one["weights_sha256"]), int(one["resolution"])) for one in answer["models"]
+        ),
+        device_name=str(answer["device"]["name"]),
+        device_kind=str(answer["device"]["kind"]),
+        seconds_per_slice=float(answer["seconds_per_slice"]),
+        strategies=tuple(map(str, answer["strategies"])),
+        regions=tuple(map(str, answer["regions"])),
+        limits=Limits(**{name: int(limits[name]) for name in Limits.__dataclass_fields__}),
+        running=int(answer["queue"]["running"]),
+    )

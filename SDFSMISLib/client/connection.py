@@ -1,0 +1,276 @@
+"""A connection to a backend over HTTP, which any thread can stop at once."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from SDFSMISLib.client.backend_error import (
+    BackendError,
+    BackendNotFound,
+    BackendRefused,
+    ConnectionLost,
+    NotABackend,
+    TlsRefused,
+    refusal,
+    version_mismatch,
+)
+from SDFSMISLib.client.route import Proxy, Route
+from SDFSMISLib.errors import Cancelled
+from SDFSMISLib.protocol import PROTOCOL, PROTOCOL_HEADER
+
+__all__ = ["Connection", "Interrupt"]
+
+CONNECT_SECONDS = 10.0  # the longest that connecting waits for an answer
+MOST_ANSWER = 1 << 26  # bytes of an answer that is no stream; a list of missing slices has 67 for each
+JSON_TYPE = "application/json"
+
+
+class Interrupt:
+    """Stops whatever is under way on several connections, from any thread; what they were doing ends as cancelled."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+
+    def set(self) -> None:
+        with self._lock:
+            self._event.set()
+            for open_socket in self._sockets:
+                _shut(open_socket)
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits; whether it was set meanwhile."""
+        return self._event.wait(seconds)
+
+    def add(self, open_socket: socket.socket) -> None:
+        with self._lock:
+            self._sockets.add(open_socket)
+            if self._event.is_set():
+                _shut(open_socket)
+
+    def discard(self, open_socket: socket.socket) -> None:
+        with self._lock:
+            self._sockets.discard(open_socket)
+
+
+def _shut(open_socket: socket.socket) -> None:
+    """Ends a connection under the thread that reads from it. An SSLSocket's own method would take its state away."""
+    with suppress(OSError):
+        socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
+
+
+@dataclass(eq=False)
+class Connection:
+    """One connection to a backend, kept open from one request to the next; for one thread, closed by ``with``.
+
+    All requests raise:
+        BackendError: where there is no answer, or one that refuses.
+        Cancelled: where ``interrupt`` was set.
+    """
+
+    route: Route
+    interrupt: Interrupt
+    _http: http.client.HTTPConnection | None = field(default=None, init=False)
+    _socket: socket.socket | None = field(default=None, init=False)
+    _proxy: Proxy | None = field(default=None, init=False)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self.interrupt.discard(self._socket)
+            _shut(self._socket)  # an answer that is not read to its end would keep the connection open
+        if self._http is not None:
+            self._http.close()
+        self._http = self._socket = None
+
+    def ask(self, method: str, path: str, body: bytes = b"", media_type: str = JSON_TYPE) -> Any:
+        """The JSON that a backend answers; None where it answers nothing."""
+        response = self.open(method, path, body, media_type)
+        data = self._read(response)
+        try:
+            return json.loads(data) if data else None
+        except (ValueError, RecursionError):
+            raise self._not_a_backend() from None
+
+    def open(self, method: str, path: str, body: bytes = b"", media_type: str = JSON_TYPE) -> http.client.HTTPResponse:
+        """The answer, not read yet, where it is one of success."""
+        reused = self._http is not None and self._http.sock is not None
+        try:
+            try:
+                response = self._send(method, path, body, media_type)
+            except (ConnectionError, ssl.SSLError):
+                if not reused or self.interrupt.is_set():
+                    raise
+                self.close()  # the backend had closed it while it was idle
+                response = self._send(method, path, body, media_type)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self.explained(error) from error
+        if response.status >= 300 or response.headers.get(PROTOCOL_HEADER) != str(PROTOCOL):
+            refused = self._refusal(response)
+            self.close()  # it may not have read the request to its end
+            raise refused
+        return response
+
+    def explained(self, error: Exception) -> Exception:
+        """What to raise where sending or receiving failed; closes the connection."""
+        self.close()
+        if self.interrupt.is_set():
+            return self._cancelled()
+        name = self.route.address.name
+        if isinstance(error, http.client.HTTPException) and not isinstance(
+            error, (http.client.RemoteDisconnected, http.client.IncompleteRead)
+        ):
+            return self._not_a_backend()
+        if isinstance(error, TimeoutError):
+            return ConnectionLost(f"The backend at {name} does not answer any more. Try again, or restart it.")
+        return ConnectionLost(f"The connection to {name} broke. Check the network and the backend, then try again.")
+
+    def _send(self, method: str, path: str, body: bytes, media_type: str) -> http.client.HTTPResponse:
+        if self._http is None or self._http.sock is None:
+            self._connect()
+        assert self._http is not None
+        headers = self.route.headers()
+        if method in ("POST", "PUT"):
+            headers |= {"Content-Type": media_type, "Content-Length": str(len(body))}
+        target = self.route.address.path + path
+        if self._proxy is not None and self.route.address.scheme == "http":
+            target = f"http://{self.route.address.name}{target}"
+            headers |= self._proxy.headers
+        try:  # from a file the body goes in blocks, each with a time of its own
+            self._http.request(method, target, io.BytesIO(body) if body else None, headers)
+        except ConnectionError:
+            with suppress(OSError, http.client.HTTPException):
+                return self._http.getresponse()  # it was refused before it was sent whole
+            raise
+        return self._http.getresponse()
+
+    def _connect(self) -> None:
+        self.close()
+        if self.interrupt.is_set():
+            raise self._cancelled()
+        route, address = self.route, self.route.address
+        self._proxy = route.proxy()
+        host, port = address.host, address.port
+        if self._proxy is not None:
+            host, port = self._proxy.host, self._proxy.port
+        seconds = min(route.timeout, CONNECT_SECONDS)
+        if address.scheme == "https":
+            made: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=seconds, context=route.context
+            )
+            if self._proxy is not None:
+                made.set_tunnel(address.host, address.port, self._proxy.headers)
+        else:
+            made = http.client.HTTPConnection(host, port, timeout=seconds)
+        try:
+            made.connect()
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
+            made.close()
+            raise (self._cancelled() if self.interrupt.is_set() else self._unreachable(error)) from error
+        made.sock.settimeout(route.timeout)
+        made.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._http, self._socket = made, made.sock
+        self.interrupt.add(made.sock)
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        """An answer that is no stream."""
+        try:
+            data = response.read(MOST_ANSWER)
+            left = response.read(1)
+            if not left and response.length:  # bytes that were announced and did not come
+                raise http.client.IncompleteRead(data, response.length)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self.explained(error) from error
+        if left:
+            raise self._not_a_backend()
+        return data
+
+    def _cancelled(self) -> Cancelled:
+        return Cancelled(f"What was asked of the backend at {self.route.address.name} was cancelled.")
+
+    def _not_a_backend(self) -> NotABackend:
+        self.close()
+        address = self.route.address
+        hint = "" if address.scheme == "https" else "; some backends need https:// before it"
+        return NotABackend(
+            f"What answers at {address.name} is no SDFSMIS backend. Correct the address and its port{hint}."
+        )
+
+    def _unreachable(self, error: Exception) -> BackendError:
+        """Why connecting failed."""
+        address, proxy = self.route.address, self._proxy
+        through = f" through the proxy {proxy.host}" if proxy else ""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return TlsRefused(
+                f"The certificate of {address.name} is not trusted ({error.verify_message}). Ask its keeper for the "
+                "certificate's file and name it as ca_file, or use the name that the certificate is made for."
+            )
+        if isinstance(error, ssl.SSLError):
+            return NotABackend(f"{address.name} does not speak TLS. Write http:// instead of https:// if it is yours.")
+        if isinstance(error, ConnectionRefusedError):
+            what = f"The proxy {proxy.host} refuses connections" if proxy else f"No backend runs at {address.name}"
+            return BackendRefused(f"{what}. Start it, or correct the address.")
+        if isinstance(error, (socket.gaierror, UnicodeError)):
+            host = proxy.host if proxy else address.host
+            return BackendNotFound(
+                f"There is no computer named {host} in this network. Correct the address, or connect to the network "
+                "that it belongs to."
+            )
+        if isinstance(error, TimeoutError):
+            return BackendNotFound(
+                f"{address.name} does not answer{through}. Correct the address, or ask whether a firewall is between."
+            )
+        return BackendNotFound(f"{address.name} cannot be reached{through} ({error}). Check the address and network.")
+
+    def _refusal(self, response: http.client.HTTPResponse) -> BackendError:
+        """What an answer that is no success says."""
+        status, headers, name = response.status, response.headers, self.route.address.name
+        try:
+            answer = json.loads(self._read(response))
+        except (ValueError, RecursionError):
+            answer = None
+        theirs = headers.get(PROTOCOL_HEADER)
+        if theirs is None:
+            return self._foreign(status, headers.get("Location"))
+        if theirs != str(PROTOCOL):
+            return version_mismatch(name, theirs)
+        fields = answer.get("error") if isinstance(answer, dict) else None
+        fields = fields if isinstance(fields, dict) else {}
+        wait = headers.get("Retry-After", "")
+        retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
+        return refusal(name, status, str(fields.get("code", "")), str(fields.get("message", "")), retry_after)
+
+    def _foreign(self, status: int, location: str | None) -> BackendError:
+        """What an answer means that no backend of ours gave: something else, or a proxy before it."""
+        name = self.route.address.name
+        if status == 407:
+            return BackendNotFound(
+                "The proxy asks for a name and password. Put them into the proxy's address in the environment, or add "
+                f"{self.route.address.host} to NO_PROXY."
+            )
+        if status in (502, 503, 504):
+            return BackendRefused(f"{name} is there, and the backend behind it is not ({status}). Start it.")
+        if location and 300 <= status < 400:
+            self.close()
+            return NotABackend(f"{name} sends on to {location!r:.80}. Give the address of the backend itself.")
+        return self._not_a_backend()

@@ -1,0 +1,400 @@
+"""A run on a backend: slices come one by one, what breaks is taken up where it broke, any thread may cancel it."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import random
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from SDFSMISLib.client.backend_error import (
+    BackendBusy,
+    BackendError,
+    BackendFailed,
+    ConnectionLost,
+    SlicesMissing,
+    refusal,
+)
+from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
+from SDFSMISLib.client.connection import Connection, Interrupt
+from SDFSMISLib.client.route import Route
+from SDFSMISLib.client.upload import OnProgress, Shipment, send, shipment_of
+from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.protocol import (
+    PROTOCOL,
+    WireError,
+    query_fields,
+    read_record,
+    support_fields,
+    unpack_probability,
+)
+from SDFSMISLib.stack import SliceStack, needed_slices
+from SDFSMISLib.support import SupportSlice
+
+__all__ = ["Phase", "RemoteRun", "RunState", "SliceRecord"]
+
+Phase = Literal["not begun", "connecting", "sending", "waiting", "computing", "reconnecting", "finished"]
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds before trying again; doubled each time
+MOST_IN_VAIN = 5  # streams that end without anything new before it is given up
+
+
+@dataclass(frozen=True, eq=False)
+class SliceRecord:
+    """One finished slice of one label.
+
+    Attributes:
+        label: label value. index: which slice of the stack.
+        probability: uint8 (rows, columns), native, 255 meaning 1.
+        certainty: 0 to 1.
+        finished, total: slices done so far, this one included, and slices in all (labels counted one by one).
+    """
+
+    label: int
+    index: int
+    probability: np.ndarray
+    certainty: float
+    finished: int
+    total: int
+
+
+@dataclass
+class RunState:
+    """What a run has received, for going on with it later. It holds plain types only, as JSON does:
+    ``RunState(**json.loads(json.dumps(dataclasses.asdict(state))))`` is the same.
+
+    Attributes:
+        request: stands for what was asked; a run that asks for something else does not go on from here.
+        weights_sha256: the model that it came from; empty before the first answer.
+        total: slices in all; 0 before the first answer.
+        finished: label, index, box, data and certainty of each slice.
+        lanes, found: what the backend wants back, as it came.
+    """
+
+    request: str
+    weights_sha256: str = ""
+    total: int = 0
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    lanes: list[dict[str, Any]] = field(default_factory=list)
+    found: list[dict[str, Any]] | None = None
+
+    def records(self, shape: tuple[int, int]) -> Iterator[SliceRecord]:
+        """The finished slices in the order in which they came, of the stack's ``native_shape``."""
+        for number, fields in enumerate(self.finished, 1):
+            yield _record(fields, shape, number, self.total)
+
+
+@dataclass(eq=False)
+class RemoteRun:
+    """A run on a backend; made by ``Client.segment``, it begins when it is iterated over.
+
+    ``for record in run`` gives each finished slice once. Leaving its ``with`` block, or :meth:`cancel` from any thread,
+    closes the connection, and the backend stops.
+
+    Attributes:
+        phase: what goes on, for showing; any thread may look.
+        ahead: other runs that take turns with this one.
+        warnings: what a user should know about the fit of support and query, one sentence each.
+        version, model, weights_sha256, device: of the backend, once it has begun.
+        seconds: ``total``, ``waiting`` and ``computing``, once it has ended.
+    """
+
+    route: Route
+    stack: SliceStack
+    pieces: Sequence[SupportSlice]
+    labels: Sequence[int]
+    slices: Sequence[int] | None
+    strategy: str
+    region: str
+    threshold: float
+    on_upload: OnProgress | None
+    cancelled: Callable[[], bool] | None
+    patience: float
+    resume: RunState | None = None
+    phase: Phase = field(default="not begun", init=False)
+    ahead: int = field(default=0, init=False)
+    warnings: list[str] = field(default_factory=list, init=False)
+    version: str = field(default="", init=False)
+    model: str = field(default="", init=False)
+    weights_sha256: str = field(default="", init=False)
+    device: str = field(default="", init=False)
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._interrupt = Interrupt()
+        self._records = self._run()
+        self._wanted = self.stack.wanted(self.slices)
+        asked = self._asked()
+        if self.resume is not None and self.resume.request != asked:
+            raise InputError("The state is of a run with other slices or options; begin this one without it.")
+        self._state = self._copy(self.resume) if self.resume is not None else RunState(asked)
+        self._got = {(one["label"], one["index"]) for one in self._state.finished}
+        self._got_lanes = {(one["label"], one["start"], one["index"]) for one in self._state.lanes}
+        self._trouble = _Trouble(self.patience)
+
+    def __iter__(self) -> Iterator[SliceRecord]:
+        return self._records
+
+    def __enter__(self) -> RemoteRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+        self._records.close()
+
+    def cancel(self) -> None:
+        """Close the connection at once; who iterates gets `Cancelled`. Harmless for a run that has ended."""
+        self._interrupt.set()
+
+    @property
+    def state(self) -> RunState:
+        """What has come so far; a copy. Hand it to ``Client.segment(resume=...)`` to go on from there."""
+        return self._copy(self._state)
+
+    @staticmethod
+    def _copy(state: RunState) -> RunState:
+        return replace(state, finished=list(state.finished), lanes=list(state.lanes))
+
+    def _asked(self) -> str:
+        """Stands for all that has a part in the result."""
+        fields = query_fields(self.stack, {}) | {"support": [piece.digest() for piece in self.pieces]}
+        fields |= {"labels": list(self.labels), "wanted": self._wanted, "strategy": self.strategy}
+        fields |= {"region": self.region, "threshold": self.threshold}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def _run(self) -> Generator[SliceRecord, None, None]:
+        with Connection(self.route, self._interrupt) as connection:
+            self._ask()
+            self.phase = "connecting"
+            capabilities = self._accepted(ask_capabilities(connection))
+            self.phase = "sending"
+            shipment = shipment_of(self.stack, self._needed(), self.pieces, self._ask)
+            request = self._request(shipment)
+            while True:
+                try:
+                    self.phase = "sending"
+                    send(connection, shipment, capabilities.limits, self._on_upload, self.cancelled)
+                    yield from self._stream(connection, request, capabilities)
+                    break
+                except BackendError as error:
+                    connection.close()
+                    if not error.passing:
+                        raise
+                    self.phase = "reconnecting"
+                    self._pause(error)
+        self.phase = "finished"
+
+    def _ask(self) -> None:
+        if self.cancelled is not None and self.cancelled():
+            self.cancel()
+        if self._interrupt.is_set():
+            raise Cancelled("The run was cancelled.")
+
+    def _accepted(self, capabilities: Capabilities) -> Capabilities:
+        """Raise where the backend says beforehand that it does not take the run."""
+        for what, given, known in (
+            ("strategy", self.strategy, capabilities.strategies),
+            ("region", self.region, capabilities.regions),
+        ):
+            if given not in known:
+                raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(known)}.")
+        capabilities.limits.check(self.stack, len(self.pieces), len(self.labels))
+        return capabilities
+
+    def _needed(self) -> list[int]:
+        """The slices of the stack that the backend will read."""
+        here = [piece for piece in self.pieces if piece.scan == self.stack.scan and piece.axis == self.stack.axis]
+        starts: list[set[int]] = []  # for each label of which slices are to come, the painted ones that show it
+        for label in self.labels:
+            shown = {piece.index for piece in here if piece.mask(label).any()}
+            painted = shown | {piece.index for piece in here if piece.complete}
+            if not painted.issuperset(self._wanted):
+                starts.append(shown)
+        if not starts:
+            return []
+        painted_at_all = set().union(*starts) if all(starts) else set()
+        return needed_slices(self.strategy, self.stack.count, self._wanted, painted_at_all)
+
+    def _request(self, shipment: Shipment) -> dict[str, Any]:
+        """The request, without what has come already."""
+        return {
+            "protocol": PROTOCOL,
+            "query": query_fields(self.stack, shipment.query),
+            "support": [
+                support_fields(piece, self.labels, address)
+                for piece, address in zip(self.pieces, shipment.support, strict=True)
+            ],
+            "labels": list(self.labels),
+            "slices": None if self.slices is None else self._wanted,
+            "strategy": self.strategy,
+            "region": self.region,
+            "threshold": self.threshold,
+        }
+
+    def _on_upload(self, done: int, total: int) -> None:
+        self._trouble.over(done)
+        if self.on_upload is not None:
+            self.on_upload(done, total)
+
+    def _stream(
+        self, connection: Connection, request: Mapping[str, Any], capabilities: Capabilities
+    ) -> Generator[SliceRecord, None, None]:
+        """The slices of one connection, to the end of the run."""
+        finished = [_kept(fields, "label", "index", "box", "data") for fields in self._state.finished]
+        body = json.dumps({**request, "finished": finished, "lanes": self._state.lanes, "found": self._state.found})
+        capabilities.limits.check_body(len(body))
+        self.phase = "waiting"
+        response = connection.open("POST", "/segmentations", body.encode())
+        self._trouble.connected()
+        while True:
+            record = self._next_record(connection, response)
+            self._ask()
+            try:
+                if record["type"] == "end":
+                    self._end(record)
+                    return
+                fresh = self._take(record)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise BackendFailed(
+                    f"The backend at {self.route.address.name} sends what is not understood ({error}). Update the "
+                    "older of backend and program."
+                ) from error
+            if fresh is not None:
+                yield fresh
+
+    def _next_record(self, connection: Connection, response: http.client.HTTPResponse) -> dict[str, Any]:
+        rows, columns = self.stack.native_shape
+        longest = (1 << 16) + 2 * rows * columns * len(self.labels)
+        try:
+            line = response.readline(longest)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise connection.explained(error) from error
+        try:
+            return read_record(line)
+        except WireError as error:
+            raise connection.explained(http.client.IncompleteRead(line)) from error
+
+    def _take(self, record: Mapping[str, Any]) -> SliceRecord | None:
+        """Take a record in; the slice that is new by it. Records of kinds that are not known are left out."""
+        kind = record["type"]
+        if kind == "start":
+            self._start(record)
+        elif kind == "alive":
+            self.ahead = int(record["ahead"])
+            self.phase = "waiting" if self.ahead else "computing"
+        elif kind == "slice" and (record["label"], record["index"]) not in self._got:
+            return self._take_slice(record)
+        elif kind == "lane" and (record["label"], record["start"], record["index"]) not in self._got_lanes:
+            self._got_lanes.add((record["label"], record["start"], record["index"]))
+            self._state.lanes.append(_kept(record, "label", "start", "index", "box", "data"))
+            self._trouble.over()
+        elif kind == "found" and self._state.found is None:
+            self._state.found = [_kept(one, "label", "index", "box", "data") for one in record["starts"]]
+            self._trouble.over()
+        elif kind == "error":
+            raise refusal(self.route.address.name, 0, str(record["code"]), str(record["message"]))
+        return None
+
+    def _take_slice(self, record: Mapping[str, Any]) -> SliceRecord:
+        fields = _kept(record, "label", "index", "box", "data", "certainty")
+        fresh = _record(fields, self.stack.native_shape, len(self._state.finished) + 1, self._state.total)
+        self._got.add((fresh.label, fresh.index))
+        self._state.finished.append(fields)
+        self._trouble.over()
+        self.phase = "computing"
+        return fresh
+
+    def _start(self, record: Mapping[str, Any]) -> None:
+        state, weights = self._state, str(record["weights_sha256"])
+        if state.weights_sha256 not in ("", weights):
+            raise BackendFailed(
+                f"The backend at {self.route.address.name} has another model now than when the run began. Begin the "
+                "run again."
+            )
+        self.version, self.model, self.device = (str(record[name]) for name in ("version", "model", "device"))
+        self.warnings = [str(warning) for warning in record["warnings"]]
+        self.weights_sha256 = state.weights_sha256 = weights
+        state.total = int(record["total"])
+
+    def _end(self, record: Mapping[str, Any]) -> None:
+        self.seconds = {str(name): float(value) for name, value in record["seconds"].items()}
+        if not self.weights_sha256 or len(self._state.finished) != self._state.total:
+            raise BackendFailed(
+                f"The backend at {self.route.address.name} ended after {len(self._state.finished)} of "
+                f"{self._state.total} slices. Begin the run again; if that does not help, update the backend."
+            )
+
+    def _pause(self, error: BackendError) -> None:
+        """Wait until it makes sense to try again; raise where it does not."""
+        seconds = self._trouble.pause(error)
+        if seconds is None and isinstance(error, (BackendBusy, SlicesMissing)):
+            raise error
+        if seconds is None:
+            raise ConnectionLost(
+                f"The backend at {self.route.address.name} was lost and did not come back. What is finished is kept; "
+                "check the network and the backend, then go on."
+            ) from error
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._ask()
+            self._interrupt.wait(min(left, 0.25))
+        self._ask()
+
+
+class _Trouble:
+    """How long it goes on without anything new coming, not counting the time in which the backend answers."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._spent = 0.0
+        self._since: float | None = None
+        self._tries = 0
+        self._in_vain = 0
+        self._most_sent = 0
+
+    def pause(self, error: BackendError) -> float | None:
+        """Seconds to wait before trying again; None where patience has come to its end."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if isinstance(error, SlicesMissing):
+            self._in_vain += 1
+            return 0.0 if self._in_vain <= MOST_IN_VAIN else None
+        asked = error.retry_after if isinstance(error, BackendBusy) else None
+        growing = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._tries) * random.uniform(0.5, 1)  # clients come apart
+        seconds = max(growing, asked or 0)
+        self._tries = min(self._tries + 1, 16)
+        spent = self._spent + now - self._since
+        return None if self._in_vain > MOST_IN_VAIN or spent + seconds > self._patience else seconds
+
+    def connected(self) -> None:
+        """The backend has taken the run on."""
+        self._in_vain += 1
+        if self._since is not None:
+            self._spent += time.monotonic() - self._since
+            self._since = None
+
+    def over(self, sent: int | None = None) -> None:
+        """Something new has come; or, given their number, more slices than ever were sent."""
+        if sent is not None and sent <= self._most_sent:
+            return
+        self._most_sent = max(self._most_sent, sent or 0)
+        self._spent, self._since, self._tries = 0.0, None, 0
+        self._in_vain = self._in_vain if sent is not None else 0
+
+
+def _kept(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: fields[name] for name in names}
+
+
+def _record(fields: Mapping[str, Any], shape: tuple[int, int], finished: int, total: int) -> SliceRecord:
+    probability = unpack_probability(fields, shape)
+    label, index, certainty = int(fields["label"]), int(fields["index"]), float(fields["certainty"])
+    return SliceRecord(label, index, probability, certainty, finished, total)

@@ -1,0 +1,127 @@
+"""A backend for tests: the real application on a real socket, in this process, around any pipeline."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import uvicorn
+from small_scans import BrightPipeline, ball_scan, painted_on
+
+from SDFSMISLib import Segmenter, SupportSet, Volume
+from SDFSMISLib.client import Client
+from SDFSMISLib.protocol import content_address, pack_array, query_fields, support_fields, support_image_for_wire
+from SDFSMISLib.server.app import make_app
+from SDFSMISLib.server.engine import Engine
+from SDFSMISLib.server.limits import Limits
+from SDFSMISLib.server.store import MemoryStore
+from SDFSMISLib.stack import SliceStack
+
+
+@dataclass
+class Backend:
+    """A running one."""
+
+    port: int
+    engine: Engine
+    store: MemoryStore
+    token: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, token: str | None = None) -> Client:
+        return Client(self.url, token or self.token, timeout=20)
+
+    def ask(
+        self, method: str, path: str, body: bytes | Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers (lower case) and body of the answer; a body that is no bytes is sent as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        given = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        if body is not None and not isinstance(body, bytes):
+            body, given["Content-Type"] = json.dumps(body).encode(), "application/json"
+        connection.request(method, path, body, given | (headers or {}))
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, answer
+
+    def put(self, array: np.ndarray, **headers: str) -> str:
+        """Send a slice; its address."""
+        address = content_address(array)
+        status, _, answer = self.ask("PUT", f"/slices/{address}", pack_array(array), headers)
+        assert status in (200, 201), answer
+        return address
+
+
+@contextmanager
+def running(
+    pipeline: Any = None, limits: Limits | None = None, tokens: Sequence[str] = (), segmenter: Segmenter | None = None
+) -> Iterator[Backend]:
+    """A backend around a pipeline (None: one that finds what is bright), stopped behind the block."""
+    engine = Engine(segmenter or Segmenter(pipeline or BrightPipeline(), "bright"), limits or Limits())
+    store = MemoryStore(engine.limits.store_bytes, engine.limits.store_seconds)
+    config = uvicorn.Config(make_app(engine, store, tokens), port=0, log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Backend(port, engine, store, tokens[0] if tokens else None)
+    finally:
+        server.should_exit = True
+        engine.scheduler.stop()
+        thread.join(20)
+        assert not thread.is_alive(), "the backend does not end"
+
+
+def until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for something that happens in another thread or process."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scan, its painted slices and the whole truth."""
+
+    scan: Volume
+    support: SupportSet
+    truth: Volume
+
+    @property
+    def stack(self) -> SliceStack:
+        return SliceStack.of(self.scan, 0)
+
+
+def task(shape: tuple[int, int, int] = (12, 40, 40), painted: Sequence[int] | None = None, seed: int = 0) -> Task:
+    """A ball in a body with a little noise, another for each seed; painted in its middle."""
+    scan, truth = ball_scan(shape)
+    noise = np.random.default_rng(seed).integers(-3, 4, shape)
+    scan = Volume((scan.voxels + noise).astype(np.int16), scan.geometry)
+    middle = [shape[0] // 2] if painted is None else painted
+    return Task(scan, SupportSet.from_labelmap(scan, painted_on(truth, *middle), 1, axis=0), truth)
+
+
+def request_of(backend: Backend, asked: Task, **changes: Any) -> dict[str, Any]:
+    """The request that the task makes, all its slices sent."""
+    stack = asked.stack
+    addresses = {index: backend.put(asked.scan.slice(0, index)) for index in range(stack.count)}
+    support = []
+    for piece in asked.support.slices:
+        address = backend.put(support_image_for_wire(piece, asked.scan.slice(0, piece.index)))
+        support.append(support_fields(piece, [1], address))
+    request = {"protocol": 1, "query": query_fields(stack, addresses), "support": support, "labels": [1]}
+    return {**request, **changes}

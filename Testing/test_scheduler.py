@@ -1,0 +1,140 @@
+"""Turns on the device: fair by batches, bounded, and not held by who is slow, gone, broken or done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+
+import pytest
+from serving import until
+
+from SDFSMISLib.server.scheduler import ClientStalled, QueueFull, Scheduler, Stopping, Ticket
+
+
+class Runs:
+    """Makes tickets whose batches are handed to the test one by one."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.ends: dict[str, BaseException | None] = {}
+        self.gate = threading.Semaphore(0)
+        self.closed: list[str] = []
+
+    def ticket(self, name: str, batches: int, is_gated: bool = False, fails_at: int = -1, size: int = 0) -> Ticket[str]:
+        def steps() -> Generator[list[str], None, None]:
+            try:
+                for number in range(batches):
+                    if is_gated:
+                        self.gate.acquire()
+                    if number == fails_at:
+                        raise ValueError(name)
+                    self.order.append(name)
+                    yield [name]
+            finally:
+                self.closed.append(name)
+
+        def emit(items: list[str]) -> None:
+            ticket.backlog += size
+
+        ticket: Ticket[str] = Ticket(steps(), emit, lambda error: self.ends.__setitem__(name, error))
+        return ticket
+
+
+@pytest.fixture
+def runs() -> Runs:
+    return Runs()
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler[str]]:
+    made: Scheduler[str] = Scheduler(3, most_backlog=10, most_stall=0.05)
+    yield made
+    made.stop()
+    made.join(5)
+
+
+def test_a_small_run_does_not_wait_for_the_end_of_a_large_one(runs: Runs, scheduler: Scheduler[str]) -> None:
+    scheduler.submit(runs.ticket("large", 20, is_gated=True))
+    scheduler.submit(runs.ticket("small", 2))
+    for _ in range(20):
+        runs.gate.release()
+    until(lambda: set(runs.ends) == {"large", "small"})
+    assert runs.order.index("small") <= 1 and "".join(name[0] for name in runs.order[:5]) in ("lslsl", "slsll", "lsls")
+
+
+def test_a_run_that_fails_gets_its_error_and_the_next_one_works(runs: Runs, scheduler: Scheduler[str]) -> None:
+    scheduler.submit(runs.ticket("bad", 3, fails_at=1))
+    scheduler.submit(runs.ticket("good", 3))
+    until(lambda: set(runs.ends) == {"bad", "good"})
+    assert isinstance(runs.ends["bad"], ValueError) and runs.ends["good"] is None
+    assert runs.order.count("good") == 3 and scheduler.running == 0
+
+
+def test_a_cancelled_run_ends_behind_the_batch_it_is_at(runs: Runs, scheduler: Scheduler[str]) -> None:
+    ticket = runs.ticket("one", 100, is_gated=True)
+    scheduler.submit(ticket)
+    runs.gate.release()
+    until(lambda: runs.order == ["one"])
+    scheduler.cancel(ticket)
+    runs.gate.release()
+    until(lambda: runs.ends == {"one": None})
+    assert len(runs.order) <= 2 and runs.closed == ["one"]
+    scheduler.cancel(ticket)
+
+
+def test_one_run_too_many_is_told_when_to_come_again(runs: Runs, scheduler: Scheduler[str]) -> None:
+    for name in "abc":
+        scheduler.submit(runs.ticket(name, 1, is_gated=True))
+    with pytest.raises(QueueFull) as full:
+        scheduler.submit(runs.ticket("d", 1), retry_after=7)
+    assert full.value.retry_after == 7
+    for _ in range(3):
+        runs.gate.release()
+    until(lambda: len(runs.ends) == 3)
+    scheduler.submit(runs.ticket("d", 1))
+    until(lambda: "d" in runs.ends)
+
+
+def test_a_run_whose_client_is_slow_takes_no_turns_until_it_has_taken_some(runs: Runs) -> None:
+    scheduler: Scheduler[str] = Scheduler(3, most_backlog=10, most_stall=60)
+    slow = runs.ticket("slow", 5, size=11)
+    scheduler.submit(slow)
+    scheduler.submit(runs.ticket("other", 9))
+    until(lambda: "other" in runs.ends)
+    assert runs.order.count("slow") == 1
+    for _ in range(5):
+        scheduler.took(slow, 11)
+        until(lambda: slow.backlog > 0 or "slow" in runs.ends)
+    assert runs.order.count("slow") == 5
+    scheduler.stop()
+    scheduler.join(5)
+
+
+def test_a_run_whose_client_takes_nothing_for_long_fails(runs: Runs, scheduler: Scheduler[str]) -> None:
+    scheduler.submit(runs.ticket("gone", 5, size=11))
+    until(lambda: "gone" in runs.ends)
+    assert isinstance(runs.ends["gone"], ClientStalled) and runs.closed == ["gone"]
+
+
+def test_a_stopping_scheduler_lets_runs_end_within_the_grace_and_takes_no_more(runs: Runs) -> None:
+    scheduler: Scheduler[str] = Scheduler(3, 10, 60)
+    scheduler.submit(runs.ticket("quick", 3, is_gated=True))
+    scheduler.stop(grace=30)
+    with pytest.raises(Stopping):
+        scheduler.submit(runs.ticket("late", 1))
+    for _ in range(3):
+        runs.gate.release()
+    scheduler.join(5)
+    assert runs.ends == {"quick": None} and not scheduler.is_alive
+
+
+def test_what_is_not_done_after_the_grace_is_told_so(runs: Runs) -> None:
+    scheduler: Scheduler[str] = Scheduler(3, 10, 60)
+    scheduler.submit(runs.ticket("long", 1000, is_gated=True))
+    scheduler.submit(runs.ticket("waiting", 1000, is_gated=True))
+    scheduler.stop(grace=0.0)
+    until(lambda: scheduler._ended)
+    runs.gate.release()
+    scheduler.join(5)
+    assert {name: type(error) for name, error in runs.ends.items()} == {"long": Stopping, "waiting": Stopping}
+    assert len(runs.order) <= 1

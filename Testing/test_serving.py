@@ -1,0 +1,228 @@
+"""The backend as a process: how it starts, what it says, how it ends, and that a run outlives its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from serving import Task, task, until
+
+from SDFSMISLib import Segmenter, SupportSet, Volume
+from SDFSMISLib.cli import main
+from SDFSMISLib.client import Client
+from SDFSMISLib.client.backend_error import BackendFailed, TokenRefused
+from SDFSMISLib.client.backend_process import start_backend
+from SDFSMISLib.inference.remote import RemoteSegmenter
+from SDFSMISLib.inference.segmentation import Segmentation
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKEN = "a-token-of-more-than-16-letters"
+HARDLY = {"SDFSMIS_TOKEN": TOKEN}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Process:
+    """`sdfsmis serve` in a process of its own, ready to be asked."""
+
+    def __init__(self, *options: object, **environment: str) -> None:
+        command = [sys.executable, "-m", "SDFSMISLib.cli", "serve", *map(str, options)]
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.log()
+        self.url = json.loads(line)["url"]
+
+    def log(self) -> str:
+        """All of standard error; waits for the end."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., Process]]:
+    made: list[Process] = []
+
+    def start(*options: object, **environment: str) -> Process:
+        made.append(Process(*options, **environment))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.end()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def noisy_task(depth: int = 24) -> Task:
+    """Enough for a stream that can be cut: two labels, two painted slices, so that lanes meet."""
+    made = task((depth, 56, 48), painted=(depth // 3, 2 * depth // 3))
+    noise = np.random.default_rng(1).normal(0, 12, made.scan.voxels.shape)
+    scan = Volume((made.scan.voxels + noise).astype(np.int16), made.scan.geometry)
+    labels = made.truth.voxels.copy()
+    labels[:, :24] *= 2
+    painted = np.zeros_like(labels)
+    for index in (depth // 3, 2 * depth // 3):
+        painted[index] = labels[index]
+    support = SupportSet.from_labelmap(scan, Volume(painted, scan.geometry), None, axis=0)
+    return Task(scan, support, Volume(labels, scan.geometry))
+
+
+def assert_same(one: Segmentation, other: Segmentation) -> None:
+    np.testing.assert_array_equal(one.labelmap.voxels, other.labelmap.voxels)
+    assert set(one.probabilities) == set(other.probabilities)
+    for label, probability in one.probabilities.items():
+        np.testing.assert_array_equal(probability, other.probabilities[label])
+        np.testing.assert_array_equal(one.certainty[label], other.certainty[label])
+    assert (one.axis, one.painted, one.warnings) == (other.axis, other.painted, other.warnings)
+
+
+def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap(started: Callable[..., Process]) -> None:
+    """And the same as without a backend, to the bit."""
+    asked, port = noisy_task(), free_port()
+    local = Segmenter.from_pretrained("built-in", "cpu").segment(asked.scan, asked.support)
+    first = started("--port", port, **HARDLY)
+    remote = RemoteSegmenter(Client(first.url, TOKEN))
+    whole = remote.segment(asked.scan, asked.support)
+    assert_same(whole, local)
+
+    seen: list[int] = []
+
+    def on_slice(result: Any) -> None:
+        seen.append(result.finished)
+        if result.finished == 11:
+            first.process.kill()  # SIGKILL: nothing is tidied up
+            threading.Thread(target=started, args=("--port", port), kwargs=HARDLY, daemon=True).start()
+
+    resumed = RemoteSegmenter(Client(first.url, TOKEN)).segment(asked.scan, asked.support, on_slice=on_slice)
+    assert_same(resumed, local)
+    assert seen == list(range(1, len(seen) + 1)), "no slice came twice"
+
+
+def test_a_backend_of_another_program_ends_with_it(tmp_path: Path) -> None:
+    """The program starts one, tells its address, and is killed."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from SDFSMISLib.client.backend_process import start_backend\n"
+        "backend = start_backend()\n"
+        "print(backend.url, backend.token, flush=True)\n"
+        "input()\n"
+    )
+    parent = subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    url, token = parent.stdout.readline().split()
+    assert Client(url, token).capabilities().models[0].name == "built-in"
+    parent.kill()
+    parent.communicate()
+    port = int(url.rpartition(":")[2])
+    until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) != 0)
+
+
+def test_a_started_backend_has_a_token_of_its_own_and_hands_its_log_on() -> None:
+    lines: list[str] = []
+    with start_backend(on_log=lines.append) as backend:
+        assert len(backend.token) >= 16 and backend.client().capabilities().strategies
+        with pytest.raises(TokenRefused):
+            Client(backend.url).capabilities()
+        asked = task((6, 40, 40))
+        with backend.client().segment(asked.stack, asked.support) as run:
+            assert len(list(run)) == 5
+        assert backend.poll() is None
+    assert backend.poll() is not None
+    assert any("run done" in line for line in lines) and not any(backend.token in line for line in lines)
+
+
+def test_a_backend_that_cannot_start_says_why() -> None:
+    with pytest.raises(BackendFailed, match="no-such-model"):
+        start_backend(model="no-such-model")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send to another process")
+def test_told_to_stop_it_ends_cleanly_and_the_client_can_go_on_elsewhere(started: Callable[..., Process]) -> None:
+    asked = noisy_task(60)
+    first = started("--port", 0, **HARDLY)
+    with Client(first.url, TOKEN).segment(asked.stack, asked.support, patience=0.5) as run:
+        next(iter(run))
+        first.process.send_signal(signal.SIGINT)
+        with pytest.raises(Exception, match="stopped or restarted|lost"):
+            list(run)
+        state = run.state
+    assert first.process.wait(20) == 0
+    second = started("--port", 0, **HARDLY)
+    with Client(second.url, TOKEN).segment(asked.stack, asked.support, resume=state) as run:
+        rest = {(one.label, one.index) for one in run}
+    before = {(one["label"], one["index"]) for one in state.finished}
+    assert not rest & before and len(rest) + len(before) == state.total
+
+
+def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callable[..., Process]) -> None:
+    process = started("--host", "0.0.0.0", "--port", 0)
+    port = int(process.url.rpartition(":")[2])
+    with pytest.raises(TokenRefused):
+        Client(f"127.0.0.1:{port}").capabilities()
+    process.process.send_signal(signal.SIGTERM)
+    log = process.log()
+    token = next(line.rpartition(" ")[2] for line in log.splitlines() if line.startswith("Token"))
+    assert len(token) >= 24 and log.count(token) == 1 and "in the clear" in log
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--port", "{taken}"], "name another --port"),
+        (["--host", "no.such.host.invalid"], "name another --port"),
+        (["--token", "short"], "16 or more"),
+        (["--token", "with a blank in the middle"], "16 or more"),
+        (["--token-file", "{folder}/none"], "cannot be read"),
+        (["--token-file", "{folder}/empty"], "has no token"),
+        (["--token-file", "{folder}/twice"], "twice"),
+        (["--token-file", "{folder}/good", "--token", TOKEN], "one of the two"),
+        (["--tls-cert", "{folder}/good"], "belong together"),
+        (["--tls-cert", "{folder}/none", "--tls-key", "{folder}/good"], "no file"),
+        (["--tls-cert", "{folder}/good", "--tls-key", "{folder}/good"], "PEM"),
+        (["--port", "70000"], "65535"),
+        (["--model", "{folder}/none"], "none"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_a_bad_option_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    for name, text in (("empty", "# none\n"), ("twice", f"{TOKEN}\n{TOKEN}\n"), ("good", f"{TOKEN}\n")):
+        (tmp_path / name).write_text(text)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        filled = [one.format(taken=taken.getsockname()[1], folder=tmp_path) for one in options]
+        default = [] if "--port" in options else ["--port", "0"]
+        code = main(["serve", *default, *filled])
+    err = capsys.readouterr().err
+    assert code == 2 and said in err and len(err.strip().splitlines()) == 1, err
