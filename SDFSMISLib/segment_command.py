@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from enum import Enum
@@ -12,6 +13,8 @@ import typer
 from typer.core import TyperCommand
 
 __all__ = ["EXAMPLES", "ManyValues", "command_line", "segment"]
+
+SECRET, HIDDEN = "--token", "***"  # an option whose value is not kept anywhere
 
 EXAMPLES = """Examples, each on one line:
 
@@ -29,7 +32,12 @@ Painted today, used next month:
   sdfsmis segment --support ct.nrrd --mask painted.nrrd --output liver.seg.nrrd
     --save-support-set liver.safetensors
 
-  sdfsmis segment --support-set liver.safetensors --query next.nrrd --output next/"""
+  sdfsmis segment --support-set liver.safetensors --query next.nrrd --output next/
+
+A cohort, by four processes; where it was stopped, the same command goes on:
+
+  sdfsmis segment --support-set liver.safetensors --query scans/ --output results/
+    --jobs 4 --skip-existing"""
 
 
 class ManyValues(TyperCommand):
@@ -90,6 +98,11 @@ class Region(str, Enum):
     full = "full"
 
 
+class Engine(str, Enum):
+    process = "process"
+    ray = "ray"
+
+
 class Component(str, Enum):
     volume = "volume"
     slice = "slice"
@@ -106,6 +119,14 @@ def _result(text: str, metavar: str | None = None, name: str | None = None) -> A
 
 def _run(text: str, metavar: str | None = None) -> Any:
     return _option("How it is segmented", text, metavar)
+
+
+def _many(text: str, metavar: str | None = None, name: str | None = None) -> Any:
+    return _option("Many scans", text, metavar, name)
+
+
+def _server(text: str, metavar: str | None = None) -> Any:
+    return _option("On a server", text, metavar)
 
 
 def _clean(text: str, metavar: str | None = None, name: str | None = None) -> Any:
@@ -131,10 +152,15 @@ AXIS = _painted(
     "Axis that slices are counted along, in array order (slices, height, width): 0 is the file's third. auto: the one "
     "on which single slices are painted, else the one whose two in-plane spacings are most alike."
 )
-QUERY = _result("Scans to segment. Default: the other slices of --support.", "SCAN ...")
+QUERY = _result(
+    "Scans to segment: files, DICOM folders, folders of them, and lists: .txt with a path on each line, .csv with a "
+    "column scan; paths in a list are relative to it. Default: the other slices of --support.",
+    "SCAN ...",
+)
 OUTPUT = _result(
     "The labelmap: .nii.gz, .nii, .seg.nrrd (with segment names, for 3D Slicer), .nrrd or .mha. Or a folder, which "
-    "gets <name>_seg.nii.gz for each scan. Volumes in ml come beside it in <name>_volumes.csv.",
+    "gets <name>_seg.nii.gz for each scan, in its sub-folder where several scans have the same name. Volumes in ml "
+    "come beside it in <name>_volumes.csv; of several scans those and more also in cohort.csv.",
     "FILE_OR_DIR",
 )
 PROBABILITIES = _result(
@@ -142,8 +168,17 @@ PROBABILITIES = _result(
     "scans name a folder.",
     "FILE",
 )
-SKIP = _result("Pass over scans whose result is there.", name="--skip-existing")
 DRY_RUN = _result("Check everything, say what would be done and how long it takes, write nothing.", name="--dry-run")
+SKIP = _many("Pass over scans whose result is there: a run that was stopped goes on.", name="--skip-existing")
+JOBS = _many(
+    "How many scans at a time, each in a process that loads the model. Default: 1; with ray one for each GPU of the "
+    "cluster, or for each node without GPUs.",
+    "N",
+)
+ENGINE = _many(
+    "process: on this machine. ray: on the Ray cluster that RAY_ADDRESS names, or that was started here; all its nodes "
+    "find scans, model and results under the same paths, and have sdfsmis."
+)
 STRATEGY = _run(
     "propagate: outwards from the painted slices, each finished slice helping the next. independent: each slice alone "
     "against the painted ones, as in the paper."
@@ -152,6 +187,9 @@ THRESHOLD = _run("Probability above which a voxel belongs to the structure, betw
 REGION = _run("auto: look at a square around the structure. full: at whole slices, as in the paper.")
 MODEL = _run("Weights: built-in, a pipeline folder (sdfsmis convert makes one), or a model hub's id.", "M")
 DEVICE = _run("auto (the GPU where there is one), cpu, cuda or cuda:N.", "D")
+SERVER = _server("Segment on a backend (sdfsmis serve) instead of here; slices that it needs are sent to it.", "URL")
+TOKEN = _server("What the server asks for. Default: the variable SDFSMIS_TOKEN.", "T")
+CERTIFICATE = _server("Trust this certificate (PEM), such as a server's self-signed one.", "FILE")
 KEEP_LARGEST = _clean(
     "Keep the largest connected piece of each label: of the volume (what the option means alone), or of each slice."
 )
@@ -172,13 +210,18 @@ def segment(
     query: Annotated[list[Path] | None, QUERY] = None,
     output: Annotated[str, OUTPUT],
     probabilities: Annotated[str | None, PROBABILITIES] = None,
-    skip_existing: Annotated[bool, SKIP] = False,
     dry_run: Annotated[bool, DRY_RUN] = False,
+    skip_existing: Annotated[bool, SKIP] = False,
+    jobs: Annotated[int | None, JOBS] = None,
+    engine: Annotated[Engine, ENGINE] = Engine.process,
     strategy: Annotated[Strategy, STRATEGY] = Strategy.propagate,
     threshold: Annotated[float, THRESHOLD] = 0.5,
     region: Annotated[Region, REGION] = Region.auto,
     model: Annotated[str, MODEL] = "built-in",
     device: Annotated[str, DEVICE] = "auto",
+    server: Annotated[str | None, SERVER] = None,
+    token: Annotated[str | None, TOKEN] = None,
+    server_certificate: Annotated[Path | None, CERTIFICATE] = None,
     keep_largest: Annotated[Component, KEEP_LARGEST] = Component.off,
     smooth: Annotated[float, SMOOTH] = 0.0,
     fill_holes: Annotated[bool, FILL_HOLES] = False,
@@ -186,7 +229,9 @@ def segment(
     """Segment a scan, or several, by painted slices.
 
     Painted slices come out as painted. The result has the mask's label values and names, and tells how it was made.
+    Of several scans one that fails does not stop the others; they are listed at the end, and the exit code is 1.
     """
+    from SDFSMISLib.client.backend_process import TOKEN_VARIABLE
     from SDFSMISLib.segment_run import SegmentRequest, run_segment
 
     request = SegmentRequest(
@@ -205,15 +250,28 @@ def segment(
         region=region.value,
         model=model,
         device=device,
+        server=server,
+        token=token or (os.environ.get(TOKEN_VARIABLE) if server else None),
+        server_certificate=server_certificate,
         keep_largest=keep_largest.value,
         smooth_mm=smooth,
         fill_holes=fill_holes,
-        skip_existing=skip_existing,
         dry_run=dry_run,
+        skip_existing=skip_existing,
+        jobs=jobs,
+        engine=engine.value,
     )
-    run_segment(request, command_line(ctx))
+    if not run_segment(request, command_line(ctx)):
+        raise typer.Exit(1)
 
 
 def command_line(ctx: typer.Context) -> str:
-    """The whole command line, as a shell takes it."""
-    return shlex.join(["sdfsmis", *ctx.obj])
+    """The whole command line, as a shell takes it, to be kept with the results; without a token."""
+    words = ["sdfsmis"]
+    for word in ctx.obj:
+        if words[-1] == SECRET:
+            word = HIDDEN
+        elif word.startswith(f"{SECRET}="):
+            word = f"{SECRET}={HIDDEN}"
+        words.append(word)
+    return shlex.join(words)

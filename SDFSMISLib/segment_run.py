@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import typer
 
+from SDFSMISLib.cohort_list import find_scans, is_cohort
 from SDFSMISLib.console import duration, progress, say, waiting
-from SDFSMISLib.errors import InputError
-from SDFSMISLib.imagefile import written_extension
+from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.inference.cohort import Finished, run_cohort
+from SDFSMISLib.inference.cohort_table import CohortTable
+from SDFSMISLib.inference.postprocess import Postprocessing
+from SDFSMISLib.inference.scan_job import Backend, ScanJob, ScanOptions, ScanOutcome, ScanWorker, failed
 from SDFSMISLib.labelmap import label_values
+from SDFSMISLib.result_files import check_outputs, is_folder, plan_results, same_file
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.volume import Volume, read_labelmap
 
-if TYPE_CHECKING:
-    from SDFSMISLib.inference import Segmentation, Segmenter
-
 __all__ = ["SegmentRequest", "run_segment"]
 
-FOLDER_EXTENSION = ".nii.gz"  # of results that go into a folder
-PROVENANCE_MARK = b'"sdfsmis_version"'  # in each JSON file that comes beside a result
-SCAN_EXTENSIONS = (".nii.gz", ".seg.nrrd")  # of two parts, so that Path.stem would leave one
+TABLE = "cohort.csv"
 
 
 @dataclass(frozen=True)
@@ -46,150 +48,217 @@ class SegmentRequest:
     region: Literal["auto", "full"] = "auto"
     model: str = "built-in"
     device: str = "auto"
+    server: str | None = None
+    token: str | None = None
+    server_certificate: Path | None = None
     keep_largest: Literal["off", "slice", "volume"] = "off"
     smooth_mm: float = 0.0
     fill_holes: bool = False
-    skip_existing: bool = False
     dry_run: bool = False
+    skip_existing: bool = False
+    jobs: int | None = None
+    engine: Literal["process", "ray"] = "process"
+
+    def options(self, support: SupportSet, clean_up: Postprocessing, command: str) -> ScanOptions:
+        """What all scans of the run have in common."""
+        return ScanOptions(
+            support=support,
+            labels=self.labels or support.labels,
+            strategy=self.strategy,
+            region=self.region,
+            threshold=self.threshold,
+            postprocessing=clean_up,
+            model=self.model,
+            device=self.device,
+            command=command,
+            backend=self.backend,
+        )
 
     @property
-    def settings(self) -> dict[str, object]:
-        """What a result depends on beside its inputs, for its provenance."""
-        return {
-            "strategy": self.strategy,
-            "region": self.region,
-            "threshold": self.threshold,
-            "smooth": f"{self.smooth_mm:g} mm",
-            "keep-largest": self.keep_largest,
-            "fill-holes": "on" if self.fill_holes else "off",
-        }
+    def backend(self) -> Backend | None:
+        """Where to segment, if not here."""
+        if self.server is None:
+            return None
+        certificate = None if self.server_certificate is None else str(self.server_certificate)
+        return Backend(self.server, self.token, certificate)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A scan to segment, its result, and the file that its probabilities are named after."""
-
-    query: Path
-    labelmap: Path
-    probabilities: Path | None
-
-    def probability_files(self, labels: Sequence[int]) -> dict[int, Path]:
-        """The file of each label; a single label has the file that was named, several have their number in it."""
-        if self.probabilities is None:
-            return {}
-        if len(labels) == 1:
-            return {labels[0]: self.probabilities}
-        extension = written_extension(self.probabilities)
-        stem = self.probabilities.name[: -len(extension)]
-        return {label: self.probabilities.with_name(f"{stem}_label{label}{extension}") for label in labels}
-
-
-def run_segment(request: SegmentRequest, command: str) -> None:
+def run_segment(request: SegmentRequest, command: str) -> bool:
     """Does what the request asks for; ``command``, the command line, goes into the provenance.
 
-    All that can be checked is checked before the long work. Of several scans one that cannot be read is said and passed
-    over, and the run fails at its end. Raises :class:`InputError` for bad input, with nothing half-written.
+    All that can be checked is checked before the long work. In a cohort (several scans, or a folder or a list of them)
+    a scan that fails is said and passed over. Returns whether every scan has its result. Raises :class:`InputError`
+    for bad input, with nothing half-written.
     """
-    from SDFSMISLib.inference.postprocess import Postprocessing
-
     _check_options(request)
-    Postprocessing(request.smooth_mm, request.fill_holes, request.keep_largest)
-    jobs = _jobs(request)
-    for path in [*_inputs(request), *(job.query for job in jobs)]:
+    clean_up = Postprocessing(request.smooth_mm, request.fill_holes, request.keep_largest)
+    for path in _inputs(request):
         if not path.exists():
             raise InputError(f"There is no file or folder {path}.")
-    if request.skip_existing:
-        jobs = _not_done(jobs)
-        if not jobs:
-            return
+    every, cohort = _jobs(request)
+    table = None
+    if cohort and is_folder(request.output) and not request.dry_run:
+        table = CohortTable(Path(request.output) / TABLE, every)
+    jobs = _not_done(every, table) if request.skip_existing else every
+    if not jobs:
+        return True
     support, scan = _support(request)
-    labels = request.labels or support.labels
-    _check_outputs(request, jobs, labels)
-    say(_described(support, labels))
-    first = scan if scan is not None and _same_file(jobs[0].query, request.support) else None
-    if first is None and len(jobs) == 1:
-        first = Volume.read(jobs[0].query)  # a bad scan is known before the model is loaded
+    options = request.options(support, clean_up, command)
+    others = [path for path in (request.save_support_set, table.path if table else None) if path is not None]
+    check_outputs(jobs, options.labels, [*_inputs(request), *request.queries], others)
+    say(_described(support, options.labels))
+    early: dict[Path, Volume] = {}
+    if scan is not None and same_file(jobs[0].query, request.support):
+        early[jobs[0].query] = scan
+    elif not cohort:
+        early[jobs[0].query] = Volume.read(jobs[0].query)  # a bad scan is known before the model is loaded
     del scan
-    with waiting(f"Loading the model {request.model}"):
-        from .inference import Segmenter
-
-        segmenter = Segmenter.from_pretrained(request.model, request.device)
-        seconds = segmenter.seconds_per_slice()
-    if request.save_support_set is not None and not request.dry_run:
-        support.save(request.save_support_set)
-        typer.echo(f"Wrote the support set {request.save_support_set}")
-    failed: list[str] = []
-    for number, job in enumerate(jobs):
-        try:
-            query = first if number == 0 and first is not None else Volume.read(job.query)
-        except InputError as error:
-            if len(jobs) == 1:
-                raise
-            say(f"Error: {error}")
-            failed.append(job.query.name)
-            continue
-        _run_job(request, segmenter, support, job, query, labels, seconds, command)
-        first = None
-        del query  # two scans at once would take twice the memory
-    if failed:
-        raise InputError(
-            f"{len(failed)} of {len(jobs)} scans could not be read and have no result: {', '.join(failed)}."
-        )
+    failures = _report(request, jobs, _finished(request, options, jobs, early, cohort), options.labels, table)
+    _tell_failures(failures, len(jobs))
+    return not failures
 
 
-def _run_job(
-    request: SegmentRequest,
-    segmenter: Segmenter,
-    support: SupportSet,
-    job: _Job,
-    query: Volume,
-    labels: Sequence[int],
-    seconds: float,
-    command: str,
-) -> None:
-    from SDFSMISLib.inference.output import provenance, write_segmentation
-    from SDFSMISLib.inference.postprocess import Postprocessing
-    from SDFSMISLib.inference.segmenter import slice_axis
-    from SDFSMISLib.model.digest import weights_digest
-
-    scan_hash = query.content_hash()
-    axis = slice_axis(query, support, scan_hash)
-    painted = {piece.index for piece in support.slices if piece.scan == scan_hash and piece.axis == axis}
-    slices = query.slice_count(axis) - len(painted)
-    passes = 2 if request.strategy == "propagate" and not painted else 1  # one to find the structure
-    say(
-        f"{job.query.name}: {slices} {query.geometry.plane(axis)} slices of axis {axis}, {len(labels)} "
-        f"label{'s' * (len(labels) > 1)}: about {duration(passes * slices * len(labels) * seconds)} on "
-        f"{segmenter.pipeline.device}."
-    )
-    if request.dry_run:
-        typer.echo(f"{job.query} -> {job.labelmap}")
+def _finished(
+    request: SegmentRequest, options: ScanOptions, jobs: list[ScanJob], early: dict[Path, Volume], cohort: bool
+) -> Generator[Finished[ScanOutcome], None, None]:
+    """The scans as they are finished: one after the other in this process, or by several workers."""
+    workers = min(request.jobs or 1, len(jobs))
+    if request.dry_run or (request.engine == "process" and workers == 1):
+        yield from run_cohort(jobs, lambda place, of: _Here(request, options, early, cohort))
         return
-    with progress(job.query.name, slices * len(labels)) as advance:
-        segmentation = segmenter.segment(
-            query,
-            support,
-            request.strategy,
-            axis=axis,
-            labels=labels,
-            region=request.region,
-            threshold=request.threshold,
-            postprocessing=Postprocessing(request.smooth_mm, request.fill_holes, request.keep_largest),
-            on_slice=lambda result: advance(result.finished, result.total),
+    early.clear()  # the workers read for themselves
+    _save_support(request, options.support)
+    where = "on Ray" if request.engine == "ray" else f"by {workers} processes"
+    say(f"{len(jobs)} scan{'s' * (len(jobs) > 1)} {where}.")
+    absolute, began = [job.absolute() for job in jobs], time.monotonic()
+    make, gpus = options.absolute().worker, request.device != "cpu"
+    with closing(run_cohort(absolute, make, request.engine, request.jobs, gpus=gpus)) as run:
+        for done in range(len(jobs)):
+            left = (time.monotonic() - began) * (len(jobs) - done) / done if done else None
+            text = "scans" if left is None else f"scans, about {duration(left)} left"
+            with progress(text, len(jobs)) as advance:  # one bar for each scan: nothing is printed beside a bar
+                advance(done)
+                finished = next(run)
+            yield finished
+
+
+class _Here:
+    """Segments scans in this process: says what is to be expected of each, and shows a bar over its slices."""
+
+    def __init__(
+        self, request: SegmentRequest, options: ScanOptions, early: dict[Path, Volume], cohort: bool
+    ) -> None:
+        """
+        Args:
+            early: scans that were read already; they are taken out, since two at once would take twice the memory.
+            cohort: whether a scan that fails is an outcome, and no exception.
+        """
+        self.request = request
+        self.early = early
+        self.cohort = cohort
+        with waiting(f"Asking {request.server}" if request.server else f"Loading the model {request.model}"):
+            self.worker = ScanWorker(options)
+            self.seconds = self.worker.segmenter.seconds_per_slice()
+        if not request.dry_run:
+            _save_support(request, options.support)
+
+    def __call__(self, job: ScanJob, cancel: Callable[[], bool]) -> ScanOutcome:
+        try:
+            return self._outcome(job)
+        except Cancelled:
+            raise
+        except Exception as error:
+            if not self.cohort:
+                raise
+            return failed(error)
+
+    def _outcome(self, job: ScanJob) -> ScanOutcome:
+        query = self.early.pop(job.query, None) or Volume.read(job.query)
+        slices = self._expect(job, query)
+        if self.request.dry_run:
+            typer.echo(f"{job.query} -> {job.labelmap}")
+            return ScanOutcome()
+        with progress(job.query.name, slices) as advance:
+            return self.worker.segment(job, query, on_slice=lambda result: advance(result.finished, result.total))
+
+    def _expect(self, job: ScanJob, query: Volume) -> int:
+        """Says how much there is to do; the number of slices, of all labels."""
+        options, segmenter = self.worker.options, self.worker.segmenter
+        support, count = options.support, len(options.labels)
+        scan_hash = query.content_hash()
+        axis = support.axis_on(query, scan_hash)
+        painted = {piece.index for piece in support.slices if piece.scan == scan_hash and piece.axis == axis}
+        slices = query.slice_count(axis) - len(painted)
+        passes = 2 if options.strategy == "propagate" and not painted else 1  # one to find the structure
+        expected = "" if self.seconds is None else f"about {duration(passes * slices * count * self.seconds)} "
+        say(
+            f"{job.query.name}: {slices} {query.geometry.plane(axis)} slices of axis {axis}, {count} "
+            f"label{'s' * (count > 1)}: {expected}on {segmenter.device}."
         )
-    for warning in segmentation.warnings:
-        say(f"Warning: {warning}")
-    weights = weights_digest(segmenter.pipeline)
-    metadata = provenance(
-        segmentation, support, model=segmenter.name, weights=weights, settings=request.settings, command=command
+        return slices * count
+
+
+def _report(
+    request: SegmentRequest,
+    jobs: list[ScanJob],
+    run: Generator[Finished[ScanOutcome], None, None],
+    labels: Sequence[int],
+    table: CohortTable | None,
+) -> list[tuple[ScanJob, ScanOutcome]]:
+    """Tells of each finished scan, and keeps it in the table; those that failed."""
+    failures = []
+    trouble = ""
+    with closing(run):
+        for finished in run:
+            job, outcome = jobs[finished.number], finished.result or ScanOutcome(error=finished.error)
+            for warning in outcome.warnings:
+                say(f"Warning: {warning}")
+            if outcome.error:
+                failures.append((job, outcome))
+                say(f"Failed: {job.query}: {outcome.error}")
+            elif not request.dry_run:
+                _tell(job, outcome, labels)
+            if table is not None:
+                table.add(job, outcome)
+                trouble = _written(table, trouble)
+    if trouble:
+        raise InputError(trouble)
+    return failures
+
+
+def _written(table: CohortTable, trouble: str) -> str:
+    """Writes the table; why not, "" where it is written. The run goes on: the place may be free next time."""
+    try:
+        table.write()
+        return ""
+    except InputError as error:
+        if not trouble:
+            say(f"Warning: {error}")
+        return str(error)
+
+
+def _tell(job: ScanJob, outcome: ScanOutcome, labels: Sequence[int]) -> None:
+    volumes = ", ".join(
+        f"{_label(result.label, result.name)} {result.volume_ml:{'.0f' if result.volume_ml >= 100 else '.3g'}} ml"
+        for result in outcome.labels
     )
-    files = job.probability_files(labels)
-    volumes = write_segmentation(segmentation, job.labelmap, metadata, files)
-    typer.echo(
-        f"{job.query} -> {job.labelmap} ({_volumes(segmentation)}; {duration(segmentation.seconds)}; {volumes.name})"
-    )
-    for label, path in files.items():
+    typer.echo(f"{job.query} -> {job.labelmap} ({volumes}; {duration(outcome.seconds)}; {job.volumes.name})")
+    for label, path in job.probability_files(labels).items():
         typer.echo(f"  probabilities of label {label}: {path}")
+
+
+def _tell_failures(failures: list[tuple[ScanJob, ScanOutcome]], count: int) -> None:
+    """The list at the end; the tracebacks of defects go into a file, for a report."""
+    if not failures:
+        return
+    say(f"{len(failures)} of {count} scans failed:")
+    for job, outcome in failures:
+        typer.echo(f"  {job.query}: {outcome.error}", err=True)
+    details = [f"{job.query}\n{outcome.details}" for job, outcome in failures if outcome.details]
+    if details:
+        with tempfile.NamedTemporaryFile("w", prefix="sdfsmis-", suffix=".log", delete=False, encoding="utf-8") as log:
+            log.write("\n".join(details))
+        say(f"Details in {log.name}.")
 
 
 def _check_options(request: SegmentRequest) -> None:
@@ -209,80 +278,54 @@ def _check_options(request: SegmentRequest) -> None:
         raise InputError(
             f"The threshold {request.threshold:g} was given; a probability between 0 and 1 is accepted, 0.5 by default."
         )
+    if request.server is not None and (request.model != "built-in" or request.device != "auto"):
+        raise InputError("--model and --device are those of the server; leave them out, or leave --server out.")
+    if request.server is None and (request.token is not None or request.server_certificate is not None):
+        raise InputError("--token and --server-certificate belong to a server; name it with --server.")
+    if request.jobs is not None and request.jobs < 1:
+        raise InputError(f"--jobs {request.jobs} was given; 1 or more scans at a time are accepted.")
+    if request.engine == "ray":
+        from SDFSMISLib.inference import ray_cohort  # noqa: F401  (says so where Ray is not installed)
+
+        if request.device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"Ray gives each worker its GPU; use auto, cuda or cpu in place of {request.device}.")
 
 
-def _jobs(request: SegmentRequest) -> list[_Job]:
-    """Where each scan's result goes."""
-    queries = request.queries or ((request.support,) if request.support is not None else ())
-    into_folder = _is_folder(request.output)
-    if len(queries) > 1 and not into_folder:
-        raise InputError(f"{len(queries)} scans cannot go into one file {request.output}; name a folder as --output.")
-    into_probability_folder = request.probabilities is not None and _is_folder(request.probabilities)
-    if len(queries) > 1 and request.probabilities is not None and not into_probability_folder:
-        raise InputError(
-            f"The probabilities of {len(queries)} scans cannot go into one file {request.probabilities}; name a folder."
-        )
-    jobs = []
-    for query in queries:
-        name = _scan_name(query)
-        labelmap = Path(request.output)
-        if into_folder:
-            labelmap /= f"{name}_seg{FOLDER_EXTENSION}"
-        probabilities = Path(request.probabilities) if request.probabilities is not None else None
-        if probabilities is not None and into_probability_folder:
-            probabilities /= f"{name}_probability{FOLDER_EXTENSION}"
-        for path in (labelmap, *([probabilities] if probabilities else ())):
-            written_extension(path)
-        jobs.append(_Job(query, labelmap, probabilities))
-    return jobs
+def _jobs(request: SegmentRequest) -> tuple[list[ScanJob], bool]:
+    """All scans with the places of their results, and whether they are a cohort."""
+    named = request.queries or ((request.support,) if request.support is not None else ())
+    scans = find_scans(named, leave_out=request.mask)
+    many = [path for path in named if is_cohort(path, scans)]
+    for folder in many:
+        if same_file(folder, Path(request.output)):
+            raise InputError(
+                f"The results would go among the scans in {folder}, and be taken for scans next time; name another "
+                "folder as --output."
+            )
+    return plan_results(scans, request.output, request.probabilities), bool(many) or len(scans) > 1
 
 
-def _is_folder(output: str) -> bool:
-    """Whether an output means a folder: one that is there, a slash at the end, or a name without an extension."""
-    return output.endswith(("/", os.sep)) or Path(output).is_dir() or not Path(output).suffix
-
-
-def _not_done(jobs: list[_Job]) -> list[_Job]:
+def _not_done(jobs: list[ScanJob], table: CohortTable | None) -> list[ScanJob]:
     """The jobs that have no result yet; a labelmap appears last and whole, so one that is there is finished."""
-    missing = [job for job in jobs if not job.labelmap.exists()]
-    if len(missing) < len(jobs):
-        say(f"{len(jobs) - len(missing)} of {len(jobs)} results exist and are skipped.")
-    return missing
+    done = [job for job in jobs if job.labelmap.exists()]
+    if done:
+        say(f"{len(done)} of {len(jobs)} results exist and are skipped.")
+    if done and table is not None:
+        for job in done:
+            table.keep(job)
+        table.write()
+    return [job for job in jobs if job not in done]
+
+
+def _save_support(request: SegmentRequest, support: SupportSet) -> None:
+    if request.save_support_set is not None:
+        support.save(request.save_support_set)
+        typer.echo(f"Wrote the support set {request.save_support_set}")
 
 
 def _inputs(request: SegmentRequest) -> list[Path]:
     given = (request.support, request.mask, request.support_set)
     return [path for path in given if path is not None]
-
-
-def _check_outputs(request: SegmentRequest, jobs: list[_Job], labels: Sequence[int]) -> None:
-    """Refuses results that cannot be written, would replace what is read, or would replace each other."""
-    from SDFSMISLib.inference.output import check_writable, written_files
-
-    inputs = [*_inputs(request), *(job.query for job in jobs)]
-    outputs = [request.save_support_set] if request.save_support_set is not None else []
-    for job in jobs:
-        outputs += written_files(job.labelmap, list(job.probability_files(labels).values()))
-    seen: set[Path] = set()
-    for output in outputs:
-        for path in inputs:
-            if _same_file(output, path):
-                raise InputError(f"{output} would replace an input of this run; give the result another name.")
-        if (place := output.resolve()) in seen:
-            raise InputError(f"Two results of this run would both be written to {output}; give them different names.")
-        seen.add(place)
-    for output in outputs:
-        check_writable(output)
-        if output.suffix == ".json" and output.exists() and PROVENANCE_MARK not in output.read_bytes():
-            raise InputError(f"{output} exists and is of another program; give the result another name.")
-
-
-def _same_file(one: Path, other: Path | None) -> bool:
-    if other is None:
-        return False
-    if one.exists() and other.exists():
-        return one.samefile(other)
-    return one.resolve() == other.resolve()
 
 
 def _support(request: SegmentRequest) -> tuple[SupportSet, Volume | None]:
@@ -309,15 +352,6 @@ def _support(request: SegmentRequest) -> tuple[SupportSet, Volume | None]:
     return support, scan
 
 
-def _scan_name(path: Path) -> str:
-    """The name of a scan's file or folder without its extension."""
-    name = path.resolve().name
-    for extension in SCAN_EXTENSIONS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return name if path.is_dir() else Path(name).stem
-
-
 def _described(support: SupportSet, labels: Sequence[int]) -> str:
     """One line: which slices are the support, of which labels."""
     places: dict[tuple[int, str], list[int]] = {}
@@ -328,14 +362,6 @@ def _described(support: SupportSet, labels: Sequence[int]) -> str:
         for (axis, plane), indices in places.items()
     )
     return f"Support: {where}; {', '.join(_label(label, support.names.get(label, '')) for label in labels)}."
-
-
-def _volumes(segmentation: Segmentation) -> str:
-    names = segmentation.labelmap.segment_names
-    return ", ".join(
-        f"{_label(label, names.get(label, ''))} {volume:{'.0f' if volume >= 100 else '.3g'}} ml"
-        for label, volume in segmentation.volumes_ml().items()
-    )
 
 
 def _label(label: int, name: str) -> str:

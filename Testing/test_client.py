@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from small_backend import Fault, Proxy, SmallBackend, answer, closed_port, listening
 
-from SDFSMISLib import remote_run
-from SDFSMISLib.client import Client
+from SDFSMISLib.client import Client, remote_run
 from SDFSMISLib.client.backend_error import (
     BackendBusy,
     BackendError,

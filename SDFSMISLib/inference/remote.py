@@ -31,6 +31,15 @@ class RemoteSegmenter:
         self.client = client
         self.patience = patience
 
+    def checked(self) -> RemoteSegmenter:
+        """Itself, after asking the backend what it is; so that one that is not there is known early.
+
+        Raises:
+            BackendError: as `capabilities`.
+        """
+        assert self.capabilities
+        return self
+
     @cached_property
     def capabilities(self) -> Capabilities:
         """What the backend says of itself; asked once.
@@ -55,8 +64,8 @@ class RemoteSegmenter:
         """Where it is computed, for people."""
         return f"{self.capabilities.device_name} of {self.client.host}"
 
-    def seconds_per_slice(self) -> float:
-        """What one slice of one label costs there, as the backend has measured it."""
+    def seconds_per_slice(self) -> float | None:
+        """What one slice of one label costs there, as the backend has measured it; None where it has not."""
         return self.capabilities.seconds_per_slice
 
     def segment(

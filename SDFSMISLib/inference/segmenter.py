@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.run import BATCH_SIZE, Finished, Options, Run, Strategy
 from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
 from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.model.loading import BUILT_IN, load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.stack import SliceStack
@@ -52,6 +54,16 @@ class Segmenter:
             InputError: where the model or the device is not there, or the weights are damaged.
         """
         return cls(load_pipeline(name_or_dir, device), str(name_or_dir))
+
+    @cached_property
+    def weights(self) -> str:
+        """The digest of the weights, sha256 (hex)."""
+        return weights_digest(self.pipeline)
+
+    @property
+    def device(self) -> str:
+        """Where it computes: `cpu`, `cuda:0`."""
+        return str(self.pipeline.device)
 
     @torch.no_grad()
     def segment(
@@ -159,7 +171,3 @@ class Segmenter:
 def _ask(cancel: Callable[[], bool] | None) -> None:
     if cancel is not None and cancel():
         raise Cancelled("The segmentation was cancelled.")
-
-
-def slice_axis(query: Volume, support: SupportSet, scan_hash: str) -> int:
-    return support.axis_on(query, scan_hash)

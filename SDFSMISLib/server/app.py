@@ -122,11 +122,12 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
     @app.get("/capabilities", response_model=Capabilities, summary="What it can do, and what a slice costs")
     async def capabilities() -> Capabilities:
+        segmenter = engine.segmenter
         limits = {name: getattr(engine.limits, name) for name in AcceptedLimits.model_fields}
         return Capabilities(
             version=__version__,
             protocol=PROTOCOL,
-            models=[Model(name=engine.segmenter.name, weights_sha256=engine.weights, resolution=engine.resolution)],
+            models=[Model(name=segmenter.name, weights_sha256=segmenter.weights, resolution=engine.resolution)],
             device=Device(name=engine.device_name, kind=engine.device_kind),
             seconds_per_slice=engine.seconds_per_slice,
             strategies=list(STRATEGIES),

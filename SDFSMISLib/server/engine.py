@@ -9,7 +9,6 @@ import torch
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmenter import Segmenter
-from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.scheduler import Scheduler
 from SDFSMISLib.stack import SliceStack
@@ -26,7 +25,6 @@ class Engine:
     def __init__(self, segmenter: Segmenter, limits: Limits, on_lost: Callable[[], None] = lambda: None) -> None:
         self.segmenter = segmenter
         self.limits = limits
-        self.weights = weights_digest(segmenter.pipeline)
         self.seconds_per_slice = segmenter.seconds_per_slice()
         self.latents = LatentCache(limits.latent_bytes)
         self.lost: str | None = None

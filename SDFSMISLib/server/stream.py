@@ -101,7 +101,7 @@ class ResultStream:
                 "protocol": PROTOCOL,
                 "version": __version__,
                 "model": self._engine.segmenter.name,
-                "weights_sha256": self._engine.weights,
+                "weights_sha256": self._engine.segmenter.weights,
                 "device": self._engine.device_name,
                 "total": self._run.total,
                 "warnings": unlikeness(self._run.scan, self._run.pieces),

@@ -1,0 +1,130 @@
+"""`cohort.csv`: what came of each scan of a cohort, one row for each label, beside the results."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.inference.scan_job import LabelResult, ScanJob, ScanOutcome
+
+__all__ = ["COLUMNS", "CohortTable"]
+
+COLUMNS = (
+    "scan",  # its path, so that the table can be named as a list of scans
+    "result",  # the labelmap, relative to the table
+    "status",  # done or failed
+    "label",
+    "name",
+    "volume_ml",
+    "voxels",
+    "certainty_mean",  # of the slices, 0 to 1
+    "certainty_min",
+    "seconds",  # of the whole scan
+    "error",
+)
+
+Row = dict[str, str]
+
+
+class CohortTable:
+    """The rows of finished scans, in the order of the run's scans; written whole each time, so that a run that is
+    killed leaves a table of all that is done.
+
+    Rows that an earlier run left for results of other scans stay, behind those of this run.
+    """
+
+    def __init__(self, path: Path, jobs: Sequence[ScanJob]) -> None:
+        """
+        Args:
+            path: of the table, which may be there.
+            jobs: all scans of the run, in order.
+
+        Raises:
+            InputError: for a file that is there and is not such a table.
+        """
+        self.path = path
+        self._order = [self._result(job) for job in jobs]
+        self._earlier = _read(path)
+        self._rows: dict[str, list[Row]] = {}
+
+    def keep(self, job: ScanJob) -> None:
+        """A scan that is passed over since its result is there: its earlier rows, else what its table of volumes
+        says."""
+        result = self._result(job)
+        rows = self._earlier.get(result, [])
+        if not rows or any(row["status"] != "done" for row in rows):
+            rows = _volumes(job.volumes) or [{}]
+        self._rows[result] = [{**row, **self._start(job, "done")} for row in rows]
+
+    def add(self, job: ScanJob, outcome: ScanOutcome) -> None:
+        """What came of a scan."""
+        if outcome.error:
+            self._rows[self._result(job)] = [{**self._start(job, "failed"), "error": outcome.error}]
+        else:
+            start = {**self._start(job, "done"), "seconds": f"{outcome.seconds:.1f}"}
+            self._rows[self._result(job)] = [{**start, **_fields(result)} for result in outcome.labels]
+
+    def write(self) -> None:
+        """Raises :class:`InputError` where the file cannot be written; the earlier one stays then."""
+        others = [result for result in self._earlier if result not in self._order]
+        with atomic_output(self.path, self.path.suffix) as temporary:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+                writer.writeheader()
+                for result in self._order:
+                    writer.writerows(self._rows.get(result, []))
+                for result in others:
+                    writer.writerows(self._earlier[result])
+
+    def _result(self, job: ScanJob) -> str:
+        return Path(os.path.relpath(job.labelmap, self.path.parent)).as_posix()
+
+    def _start(self, job: ScanJob, status: str) -> Row:
+        return {"scan": os.path.abspath(job.query), "result": self._result(job), "status": status}
+
+
+def _fields(result: LabelResult) -> Row:
+    return {
+        "label": str(result.label),
+        "name": result.name,
+        "volume_ml": f"{result.volume_ml:.6g}",
+        "voxels": str(result.voxels),
+        "certainty_mean": _share(result.certainty_mean),
+        "certainty_min": _share(result.certainty_min),
+    }
+
+
+def _share(number: float) -> str:
+    return "" if math.isnan(number) else f"{number:.4f}"
+
+
+def _read(path: Path) -> dict[str, list[Row]]:
+    """The rows of a table by result; none where there is no file."""
+    if not path.exists():
+        return {}
+    rows: dict[str, list[Row]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise InputError(f"{path} exists and is of another program; name another folder as --output.")
+            for row in reader:
+                rows.setdefault(row["result"], []).append({column: row[column] for column in COLUMNS})
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"Cannot read {path} ({error}); remove it, or name another folder as --output.") from error
+    return rows
+
+
+def _volumes(path: Path) -> list[Row]:
+    """The rows of a scan's own table; none where it cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    return [{column: row[column] for column in COLUMNS if column in row} for row in rows]

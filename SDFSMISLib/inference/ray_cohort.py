@@ -1,0 +1,185 @@
+"""Cohort runs on a Ray cluster: the nodes share a file system, and each has this package."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.inference.cohort import Finished, MakeWork, answer
+
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    from SDFSMISLib.ray_cluster import connected, nodes
+except ImportError as error:
+    raise InputError('The engine ray needs Ray, which is not here; run: pip install "sdfsmis[ray]"') from error
+
+__all__ = ["Share", "run_on_ray", "share"]
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+TRIES = 3  # of a job whose worker is lost
+FALSE_STARTS = 3  # workers one after the other that are lost before they can take a job
+NOTICE = 60.0  # seconds without a worker after which the user is told
+PATIENCE = 60.0  # seconds that a worker has for stopping; it asks whether to after each batch of slices
+
+
+def run_on_ray(
+    jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int | None, gpus: bool
+) -> Iterator[Finished[Result]]:
+    """See `run_cohort`. A job whose worker is lost, with its node for example, goes to another one; a worker comes in
+    the place of the lost one where the cluster has room."""
+    with connected():
+        mine = share(nodes(), workers, gpus)
+        yield from _Workers(jobs, make_work, mine).run()
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many workers a run has, and what of a node each of them takes."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+
+def share(nodes: Sequence[tuple[int, int]], workers: int | None, gpus: bool) -> Share:
+    """What suits a cluster.
+
+    Args:
+        nodes: processors and GPUs of each.
+        workers: how many are wanted; None = one for each GPU, or for each node without GPUs.
+        gpus: whether a worker is to have a GPU, where there are any.
+    """
+    total = sum(gpu for _, gpu in nodes)
+    if gpus and total:
+        return Share(min(workers or total, total), min(cpu // gpu for cpu, gpu in nodes if gpu), 1)
+    wanted = workers or max(1, sum(cpu > 0 for cpu, _ in nodes))
+    most = max((cpu for cpu, _ in nodes), default=0)
+    fits = (each for each in range(most, 1, -1) if sum(cpu // each for cpu, _ in nodes) >= wanted)
+    return Share(wanted, next(fits, 1), 0)
+
+
+class _Actor:
+    """A worker: it does one job after the other, and stops where it is told to meanwhile."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self.work: Any = None
+
+    def start(self, make_work: MakeWork[Any, Any]) -> tuple[None, Exception | None]:
+        self.work, error = answer(lambda: make_work(0, 1))  # Ray sees to its share of the machine
+        return None, error
+
+    def do(self, job: Any) -> tuple[Any, Exception | None]:
+        return answer(lambda: self.work(job, self.stopped.is_set))
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+class _Workers(Generic[Job, Result]):
+    """The workers of a run, and what each is at."""
+
+    def __init__(self, jobs: Sequence[Job], make_work: MakeWork[Job, Result], mine: Share) -> None:
+        self.jobs = jobs
+        self.share = mine
+        self.make_work = ray.put(make_work)
+        self.new_actor: Any = ray.remote(_Actor).options(
+            num_cpus=mine.cpus,
+            num_gpus=mine.gpus,
+            max_concurrency=2,  # it is told to stop while it works
+            scheduling_strategy="SPREAD",
+        )
+        self.waiting = deque(range(len(jobs)))
+        self.busy: dict[Any, tuple[Any, int | None]] = {}  # what is awaited -> worker, job; None while it starts
+        self.tries: Counter[int] = Counter()
+        self.false_starts = 0
+
+    def run(self) -> Iterator[Finished[Result]]:
+        try:
+            for _ in range(min(self.share.workers, len(self.jobs))):
+                self._start()
+            while self.waiting or any(number is not None for _, number in self.busy.values()):
+                yield from self._heard()
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
+        actor = self.new_actor.remote()
+        self.busy[actor.start.remote(self.make_work)] = actor, None
+
+    def _heard(self) -> Iterator[Finished[Result]]:
+        done, _ = ray.wait(list(self.busy), num_returns=1, timeout=NOTICE)
+        if not done:
+            self._notice()
+            return
+        actor, number = self.busy.pop(done[0])
+        try:
+            result, error = ray.get(done[0])
+        except RayTaskError:
+            raise  # a defect
+        except RayError as lost:
+            yield from self._lost(actor, number, lost)
+            return
+        if error is not None:
+            raise error
+        self.false_starts = 0
+        if self.waiting:
+            following = self.waiting.popleft()
+            self.busy[actor.do.remote(self.jobs[following])] = actor, following
+        else:
+            ray.kill(actor)  # others may need its room
+        if number is not None:
+            yield Finished(number, result)
+
+    def _lost(self, actor: Any, number: int | None, lost: RayError) -> Iterator[Finished[Result]]:
+        """Another worker in its place; its job is tried again, behind all others, or has failed."""
+        said = " ".join(str(lost).split()).split(". ")
+        why = next((sentence for sentence in said if "because" in sentence), said[0])
+        with suppress(RayError):
+            ray.kill(actor)  # one that only cannot be reached
+        if number is None:
+            self.false_starts += 1
+            if self.false_starts == FALSE_STARTS:
+                raise InputError(
+                    f"{FALSE_STARTS} Ray workers were lost while they started ({why}); does each node of the cluster "
+                    "have this version of sdfsmis, and memory for the model?"
+                )
+        else:
+            self.tries[number] += 1
+            if self.tries[number] < TRIES:
+                self.waiting.append(number)
+                warnings.warn(f"A Ray worker was lost ({why}); its scan is tried again.", stacklevel=2)
+        self._start()
+        if number is not None and self.tries[number] == TRIES:
+            yield Finished(number, None, f"The Ray worker that worked on it was lost {TRIES} times ({why}).")
+
+    def _notice(self) -> None:
+        """Tells that nobody works, after a while in which nothing came."""
+        if all(number is None for _, number in self.busy.values()):
+            gpus = f" and {self.share.gpus} GPU" if self.share.gpus else ""
+            warnings.warn(
+                f"No Ray worker has started yet; each needs {self.share.cpus} processors{gpus} of one node. It is "
+                "waited for.",
+                stacklevel=2,
+            )
+
+    def _stop(self) -> None:
+        """Tells who works to stop, waits for them, and ends all."""
+        with suppress(RayError):
+            working = {ref: actor for ref, (actor, number) in self.busy.items() if number is not None}
+            for actor in working.values():
+                actor.stop.remote()
+            if working:
+                ray.wait(list(working), num_returns=len(working), timeout=PATIENCE)
+            for actor, _ in self.busy.values():
+                ray.kill(actor)
