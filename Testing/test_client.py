@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from certificates import self_signed
 from small_backend import Fault, Proxy, SmallBackend, answer, closed_port, listening
 
 from SDFSMISLib.client import Client, remote_run
@@ -752,17 +751,7 @@ def test_a_proxy_of_another_kind_is_refused_in_a_sentence(monkeypatch, proxy: st
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate that signs itself, with its key behind it in one file."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    both, key = folder / "backend.pem", folder / "key.pem"
-    names = "subjectAltName=IP:127.0.0.1,DNS:backend.example"
-    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    made += ["-subj", "/CN=backend", "-addext", names, "-keyout", str(key), "-out", str(both)]
-    subprocess.run([openssl, *made], check=True, capture_output=True)
-    both.write_text(both.read_text() + key.read_text())
-    return both
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 def server_context(certificate: Path) -> ssl.SSLContext:

@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from certificates import self_signed
 from serving import Task, task, until
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.cli import main
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.backend_error import BackendFailed, TokenRefused
+from SDFSMISLib.client.backend_error import BackendFailed, TlsRefused, TokenRefused
 from SDFSMISLib.client.backend_process import start_backend
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-of-more-than-16-letters"
-HARDLY = {"SDFSMIS_TOKEN": TOKEN}
+KNOWN = {"SDFSMIS_TOKEN": TOKEN}
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +111,7 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap(start
     """And the same as without a backend, to the bit."""
     asked, port = noisy_task(), free_port()
     local = Segmenter.from_pretrained("built-in", "cpu").segment(asked.scan, asked.support)
-    first = started("--port", port, **HARDLY)
+    first = started("--port", port, **KNOWN)
     remote = RemoteSegmenter(Client(first.url, TOKEN))
     whole = remote.segment(asked.scan, asked.support)
     assert_same(whole, local)
@@ -121,7 +122,7 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap(start
         seen.append(result.finished)
         if result.finished == 11:
             first.process.kill()  # SIGKILL: nothing is tidied up
-            threading.Thread(target=started, args=("--port", port), kwargs=HARDLY, daemon=True).start()
+            threading.Thread(target=started, args=("--port", port), kwargs=KNOWN, daemon=True).start()
 
     resumed = RemoteSegmenter(Client(first.url, TOKEN)).segment(asked.scan, asked.support, on_slice=on_slice)
     assert_same(resumed, local)
@@ -170,7 +171,7 @@ def test_a_backend_that_cannot_start_says_why() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send to another process")
 def test_told_to_stop_it_ends_cleanly_and_the_client_can_go_on_elsewhere(started: Callable[..., Process]) -> None:
     asked = noisy_task(60)
-    first = started("--port", 0, **HARDLY)
+    first = started("--port", 0, **KNOWN)
     with Client(first.url, TOKEN).segment(asked.stack, asked.support, patience=0.5) as run:
         next(iter(run))
         first.process.send_signal(signal.SIGINT)
@@ -178,7 +179,7 @@ def test_told_to_stop_it_ends_cleanly_and_the_client_can_go_on_elsewhere(started
             list(run)
         state = run.state
     assert first.process.wait(20) == 0
-    second = started("--port", 0, **HARDLY)
+    second = started("--port", 0, **KNOWN)
     with Client(second.url, TOKEN).segment(asked.stack, asked.support, resume=state) as run:
         rest = {(one.label, one.index) for one in run}
     before = {(one["label"], one["index"]) for one in state.finished}
@@ -194,6 +195,15 @@ def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callab
     log = process.log()
     token = next(line.rpartition(" ")[2] for line in log.splitlines() if line.startswith("Token"))
     assert len(token) >= 24 and log.count(token) == 1 and "in the clear" in log
+
+
+def test_with_a_certificate_it_speaks_tls_to_who_trusts_it(started: Callable[..., Process], tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path)
+    process = started("--port", 0, "--tls-cert", certificate, "--tls-key", certificate, **KNOWN)
+    assert process.url.startswith("https://")
+    assert Client(process.url, TOKEN, ca_file=str(certificate)).capabilities().strategies
+    with pytest.raises(TlsRefused):
+        Client(process.url, TOKEN).capabilities()
 
 
 @pytest.mark.parametrize(
