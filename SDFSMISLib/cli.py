@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from SDFSMISLib import __version__
+from SDFSMISLib.client import BackendError
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.memory import keep_freed_memory
-from SDFSMISLib.segment_command import EXAMPLES, ManyValues, command_line, segment
+from SDFSMISLib.segment_command import EXAMPLES, Engine, ManyValues, command_line, segment
 
 __all__ = ["main"]
 
@@ -193,12 +194,9 @@ def train(
     typer.echo(f"Wrote the pipeline folder {folder}")
 
 
-class Engine(str, Enum):
-    process = "process"
-    ray = "ray"
-
-
-@app.command(epilog="Example:\n\n  sdfsmis serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file tokens")
+@app.command(
+    epilog="Example:\n\n  sdfsmis serve --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --token-file tokens"
+)
 def serve(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="127.0.0.1: this computer only. Another one needs a token.")
@@ -208,8 +206,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="T",
-            help="What clients must know. Default: the variable SDFSMIS_TOKEN, where others of this computer do not see "
-            "it; else none on 127.0.0.1, and elsewhere one that is made and told.",
+            help="What clients must know. Default: the variable SDFSMIS_TOKEN, where others of this computer do not "
+            "see it; else none on 127.0.0.1, and elsewhere one that is made and told.",
         ),
     ] = None,
     token_file: Annotated[
@@ -220,18 +218,36 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
     model: Annotated[str, typer.Option(metavar="M", help="Weights, as in segment.")] = "built-in",
     device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="process: one, on this computer. ray: replicas on the Ray cluster that RAY_ADDRESS names, or that was "
+            "started here, else on this computer; as many as are needed, each with a GPU, or one processor. All nodes "
+            "have sdfsmis, and find model and certificate under the same paths. /metrics counts for the replica that "
+            "happens to answer. Slices that do not fit into Ray's object store it may write to its spill folder."
+        ),
+    ] = Engine.process,
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="End with the program that holds standard input open.")
     ] = False,
 ) -> None:
     """Segment for other programs, 3D Slicer among them: a backend on this computer, or for others.
 
-    Scans stay in memory, for an hour at most, and are neither logged nor written. The page /docs explains the interface.
+    Scans stay in memory, for an hour at most, and are neither logged nor written. The page /docs explains the routes.
     """
     from SDFSMISLib.server import ServeSettings, run_server
 
     settings = ServeSettings(
-        host, port, token, token_file, tls_cert, tls_key, model, device, until_stdin_closes=until_stdin_closes
+        host,
+        port,
+        token,
+        token_file,
+        tls_cert,
+        tls_key,
+        model,
+        device,
+        engine=engine.value,
+        until_stdin_closes=until_stdin_closes,
     )
     code = run_server(settings)
     if code:
@@ -355,6 +371,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         say(f"Error: {error}")
         return 2
+    except BackendError as error:
+        say(f"Failed: {error}")
+        return 1
     except (KeyboardInterrupt, typer.Abort, Cancelled):
         code = INTERRUPTED
     except Exception as error:

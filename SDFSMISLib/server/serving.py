@@ -1,61 +1,28 @@
-"""The process of a backend: its address, its tokens, its start and its end."""
+"""The process of a backend: its start and its end."""
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import signal
 import socket
-import ssl
-import sys
-import threading
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from SDFSMISLib import __version__
-from SDFSMISLib.console import say, waiting
-from SDFSMISLib.errors import InputError
-from SDFSMISLib.server.access import check_token, read_tokens
-from SDFSMISLib.server.app import make_app
-from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.limits import Limits
+from SDFSMISLib.console import waiting
+from SDFSMISLib.server.entrance import Entrance, when_stdin_closes
 from SDFSMISLib.server.logs import log_to_stderr
+from SDFSMISLib.server.settings import ServeSettings
 from SDFSMISLib.server.store import MemoryStore
 
-TOKEN_VARIABLE = "SDFSMIS_TOKEN"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+if TYPE_CHECKING:
+    from SDFSMISLib.server.engine import Engine
+
+__all__ = ["ServeSettings", "run_server"]
+
 GRACE_SECONDS = 10.0  # that runs have to end in when the backend is told to stop
 CLOSING_SECONDS = 5  # and their streams after that
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """The options of `sdfsmis serve`; see its help."""
-
-    host: str = "127.0.0.1"
-    port: int = 7861
-    token: str | None = None
-    token_file: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    model: str = "built-in"
-    device: str = "auto"
-    until_stdin_closes: bool = False
-    limits: Limits = Limits()
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this computer reaches the backend."""
-        return self.host in LOOPBACK
-
-    @property
-    def scheme(self) -> str:
-        return "https" if self.tls_cert is not None else "http"
 
 
 def run_server(settings: ServeSettings) -> int:
@@ -64,17 +31,18 @@ def run_server(settings: ServeSettings) -> int:
     When the backend is ready one line of JSON with its address goes to standard output; all else to standard error.
 
     Raises:
-        InputError: where the address is taken, a file is missing, the model cannot be loaded.
+        InputError: where the address is taken, a file is missing, the model cannot be loaded, or Ray is not there.
     """
-    _check_tls(settings)
-    tokens = _tokens(settings)
-    listening = _bound(settings.host, settings.port)
-    if not settings.is_loopback:
-        tokens = tokens or [_made_token()]
-        _warn_of_the_open(settings)
+    if settings.engine == "ray":
+        from SDFSMISLib.server.ray_serving import run_ray_server
+
+        return run_ray_server(settings)
+    entrance = Entrance.of(settings)
     log_to_stderr()
     with waiting(f"Loading the model {settings.model}"):
         from SDFSMISLib.inference.segmenter import Segmenter
+        from SDFSMISLib.server.app import make_app
+        from SDFSMISLib.server.engine import Engine
 
         segmenter = Segmenter.from_pretrained(settings.model, settings.device)
         process: list[_Process] = []
@@ -84,7 +52,7 @@ def run_server(settings: ServeSettings) -> int:
         settings.limits.store_seconds,
         lambda owner, address: engine.latents.forget(f"{owner} {address}"),
     )
-    server = _Process(settings, make_app(engine, store, tokens), engine, listening)
+    server = _Process(settings, make_app(engine, store, entrance.tokens), engine, entrance)
     process.append(server)
     server.run_until_stopped()
     return 1 if engine.lost is not None else 0
@@ -93,7 +61,7 @@ def run_server(settings: ServeSettings) -> int:
 class _Process(uvicorn.Server):
     """uvicorn, with an end that runs hear of."""
 
-    def __init__(self, settings: ServeSettings, app: ASGIApp, engine: Engine, listening: socket.socket) -> None:
+    def __init__(self, settings: ServeSettings, app: ASGIApp, engine: Engine, entrance: Entrance) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -107,23 +75,18 @@ class _Process(uvicorn.Server):
         )
         self._settings = settings
         self._engine = engine
-        self._listening = listening
+        self._entrance = entrance
 
     def run_until_stopped(self) -> None:
         if self._settings.until_stdin_closes:
-            threading.Thread(target=self._watch_stdin, name="parent", daemon=True).start()
-        self.run(sockets=[self._listening])
+            when_stdin_closes(lambda: self.stop(0.0))
+        self.run(sockets=[self._entrance.listening])
         self._engine.scheduler.stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        address = _address(self._settings, self._listening)
-        seconds = self._engine.seconds_per_slice
-        say(
-            f"SDFSMIS {__version__} at {address}, {self._engine.segmenter.name} on {self._engine.device_name}, about "
-            f"{seconds:.2g} s a slice. Ctrl+C stops it."
-        )
-        print(json.dumps({"url": address, "version": __version__}), flush=True)
+        model = f"{self._engine.segmenter.name} on {self._engine.device_name}"
+        self._entrance.tell_open(model, self._engine.seconds_per_slice)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Being told to stop is not a failure: unlike uvicorn's, this does not raise the signal again in the end."""
@@ -135,72 +98,3 @@ class _Process(uvicorn.Server):
         """Stop from another thread."""
         self._engine.scheduler.stop(grace)
         self.should_exit = True
-
-    def _watch_stdin(self) -> None:
-        """Ends the backend with the program that started it, however that ended."""
-        while sys.stdin.buffer.read(1 << 10):
-            pass
-        self.stop(0.0)
-
-
-def _tokens(settings: ServeSettings) -> list[str]:
-    """The tokens that are given."""
-    if settings.token_file is not None:
-        if settings.token is not None:
-            raise InputError("Both --token and --token-file were given; give one of the two.")
-        return read_tokens(settings.token_file)
-    token = settings.token or os.environ.get(TOKEN_VARIABLE)
-    if not token:
-        return []
-    check_token(token)
-    return [token]
-
-
-def _made_token() -> str:
-    token = secrets.token_urlsafe(24)
-    say(f"Token, told once: {token}")
-    return token
-
-
-def _warn_of_the_open(settings: ServeSettings) -> None:
-    if settings.tls_cert is None:
-        say(
-            f"Warning: {settings.host} can be reached from other computers, and without --tls-cert and --tls-key scans "
-            "and the token travel in the clear."
-        )
-
-
-def _check_tls(settings: ServeSettings) -> None:
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        raise InputError("--tls-cert and --tls-key belong together; give both, or neither.")
-    if settings.tls_cert is None or settings.tls_key is None:
-        return
-    for path in (settings.tls_cert, settings.tls_key):
-        if not path.is_file():
-            raise InputError(f"There is no file {path}.")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key)
-    except (ssl.SSLError, OSError) as error:
-        raise InputError(
-            f"{settings.tls_cert} and {settings.tls_key} are no certificate and its key ({error}); give PEM files."
-        ) from error
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, so that one that is taken is known before the model is loaded."""
-    try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, number)
-        if os.name != "nt":  # there it would let two servers have one address
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-    except (OSError, OverflowError) as error:
-        raise InputError(
-            f"Cannot serve at {host}, port {port} ({error}); name another --port (0 takes a free one) or --host."
-        ) from error
-    return listening
-
-
-def _address(settings: ServeSettings, listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
