@@ -389,6 +389,17 @@ def test_a_full_queue_says_when_to_come_again(gated: tuple[Backend, Gated]) -> N
         raw.close()
 
 
+def test_runs_do_not_hold_more_memory_than_is_accepted() -> None:
+    asked = task()
+    with running(limits=Limits(held_bytes=asked.scan.voxels.nbytes + 100)) as backend:
+        request = request_of(backend, asked)
+        assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
+        assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
+        larger = request_of(backend, task((14, 40, 40)))
+        status, _, answer = backend.ask("POST", "/segmentations", larger)
+        assert (status, json.loads(answer)["error"]["code"]) == (503, "queue_full")
+
+
 def test_a_small_request_is_not_stuck_behind_a_large_one(gated: tuple[Backend, Gated]) -> None:
     backend, pipeline = gated
     large = begun(backend, request_of(backend, task((200, 24, 24), painted=(100,))))

@@ -52,7 +52,7 @@ from SDFSMISLib.server.schema import (
 )
 from SDFSMISLib.server.segmentations import run_of
 from SDFSMISLib.server.store import Store
-from SDFSMISLib.server.stream import ResultStream
+from SDFSMISLib.server.stream import ResultResponse, ResultStream
 
 MOST_ITEM_BYTES = 8  # of a pixel of any type
 EXPIRE_SECONDS = 30.0
@@ -210,10 +210,9 @@ def _add_segmentation_route(app: FastAPI, engine: Engine, store: Store, metrics:
         },
         summary="Segment; a stream of finished slices",
     )
-    async def segment(wanted: SegmentationRequest, request: Request) -> StreamingResponse:
-        run = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
-        stream = ResultStream(engine, run, metrics)
-        return StreamingResponse(stream.lines(), media_type=RECORDS_TYPE, headers={"Cache-Control": "no-store"})
+    async def segment(wanted: SegmentationRequest, request: Request) -> ResultResponse:
+        run, held = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
+        return ResultResponse(ResultStream(engine, run, held, metrics))
 
 
 def _add_page(app: FastAPI) -> None:

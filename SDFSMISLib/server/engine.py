@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmenter import Segmenter
 from SDFSMISLib.server.limits import Limits
-from SDFSMISLib.server.scheduler import Scheduler
+from SDFSMISLib.server.scheduler import QueueFull, Scheduler
 from SDFSMISLib.stack import SliceStack
 from SDFSMISLib.support import SupportSet
 
@@ -30,6 +31,8 @@ class Engine:
         self.lost: str | None = None
         """what the device failed by"""
         self._on_lost = on_lost
+        self._held = 0
+        self._lock = threading.Lock()
         self.scheduler: Scheduler[Result] = Scheduler(
             limits.queue, limits.backlog_bytes, limits.stall_seconds, torch.no_grad
         )
@@ -62,6 +65,22 @@ class Engine:
         return self.segmenter.run(
             scan, support, options, slices=slices, labels=labels, latents=self.latents, finished=finished
         )
+
+    def hold(self, size: int, retry_after: int) -> None:
+        """Count the bytes of a run's slices, until `release`.
+
+        Raises:
+            QueueFull: where the runs that take turns would hold too much.
+        """
+        with self._lock:
+            if self._held + size > self.limits.held_bytes:
+                raise QueueFull(retry_after)
+            self._held += size
+
+    def release(self, size: int) -> None:
+        """The run that held these bytes has ended."""
+        with self._lock:
+            self._held -= size
 
     def is_lost_by(self, error: BaseException) -> bool:
         """Whether an error is one after which CUDA refuses all until the process ends; the engine is lost then."""

@@ -18,6 +18,8 @@ class Limits:
     body_bytes: of one request.
     store_bytes: of all slices that are kept, as they are in memory; those unused for longest go first.
     store_seconds: a slice that was not used for so long goes.
+    held_bytes: of the slices of all runs that take turns, which stay whatever becomes of the store; a run that would
+        exceed them is told to come again.
     latent_bytes: of the encoded slices that are kept for the next run.
     queue: runs that take turns; another one is told to come again.
     backlog_bytes: results of a run that wait for its client; a run with more waits, and does not hold the device.
@@ -32,6 +34,7 @@ class Limits:
     body_bytes: int = 128 * MIB
     store_bytes: int = 2048 * MIB
     store_seconds: float = 3600.0
+    held_bytes: int = 4096 * MIB
     latent_bytes: int = 256 * MIB
     queue: int = 32
     backlog_bytes: int = 64 * MIB

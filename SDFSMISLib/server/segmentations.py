@@ -19,8 +19,8 @@ from SDFSMISLib.server.store import MissingSlices, Store
 from SDFSMISLib.support import SupportSet
 
 
-def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engine) -> Run:
-    """The run that a request asks for. It holds on to its slices, whatever becomes of the store.
+def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engine) -> tuple[Run, int]:
+    """The run that a request asks for, and the bytes of its slices, which it holds on to whatever the store does.
 
     Raises:
         Refused: where slices are missing, the request is too large, or of another protocol.
@@ -62,7 +62,7 @@ def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engin
     lacking = [index for index in run.needed() if index not in sent]
     if lacking:
         raise InputError(f"Slice {lacking[0]} is needed for those that are wanted, and the query does not name it.")
-    return run
+    return run, sum(array.nbytes for array in arrays.values())
 
 
 def _check_size(request: SegmentationRequest, limits: Limits) -> None:

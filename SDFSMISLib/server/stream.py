@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
@@ -16,11 +18,11 @@ from SDFSMISLib.inference.collecting import unlikeness
 from SDFSMISLib.inference.networks import is_out_of_memory
 from SDFSMISLib.inference.run import FoundResult, LaneResult, Result, Run
 from SDFSMISLib.inference.segmentation import SliceResult
-from SDFSMISLib.protocol import PROTOCOL, pack_probability, write_record
+from SDFSMISLib.protocol import PROTOCOL, RECORDS_TYPE, pack_probability, write_record
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.logs import LOGGER, event
 from SDFSMISLib.server.metrics import Metrics
-from SDFSMISLib.server.scheduler import ClientStalled, Stopping, Ticket
+from SDFSMISLib.server.scheduler import ClientStalled, QueueFull, Stopping, Ticket
 
 ALIVE_SECONDS = 5.0  # of silence, after which a sign of life is sent
 LONGEST_RETRY = 60
@@ -42,48 +44,59 @@ class ResultStream:
 
     To be made in the event loop's thread.
 
+    Args:
+        held: bytes of the run's slices.
+
     Raises:
         QueueFull: where too many runs take turns.
         Stopping: where the backend is about to end.
     """
 
-    def __init__(self, engine: Engine, run: Run, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, run: Run, held: int, metrics: Metrics) -> None:
         self._engine = engine
         self._run = run
+        self._held = held
         self._metrics = metrics
         self._name = uuid.uuid4().hex[:8]
         self._began = time.monotonic()
         self._first: float | None = None
+        self._outcome = "cancelled"
         self._done_before = run.done
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[_Batch | _End] = asyncio.Queue()
         self._ticket: Ticket[Result] = Ticket(run.steps(), self._emit, self._close)
         left = (run.total - run.done) * engine.seconds_per_slice
-        engine.scheduler.submit(self._ticket, retry_after=max(1, min(round(left), LONGEST_RETRY)))
+        retry_after = max(1, min(round(left), LONGEST_RETRY))
+        engine.hold(held, retry_after)
+        try:
+            engine.scheduler.submit(self._ticket, retry_after)
+        except (QueueFull, Stopping):
+            engine.release(held)
+            raise
         event("run started", run=self._name, slices=run.total - run.done, strategy=run.options.strategy)
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The records, each a line of bytes; ending it before its end cancels the run."""
-        outcome = "cancelled"
-        try:
-            yield self._start()
-            while True:
-                try:
-                    arrived = await asyncio.wait_for(self._arrived.get(), ALIVE_SECONDS)
-                except asyncio.TimeoutError:
-                    yield write_record({"type": "alive", "ahead": max(self._engine.scheduler.running - 1, 0)})
-                    continue
-                if isinstance(arrived, _End):
-                    outcome = "done" if arrived.error is None else "failed"
-                    yield self._end() if arrived.error is None else self._failure(arrived.error)
-                    return
-                if self._first is None:
-                    self._first = time.monotonic() - self._began
-                yield await run_in_threadpool(_records, arrived.results)
-                self._engine.scheduler.took(self._ticket, arrived.size)
-        finally:
-            self._engine.scheduler.cancel(self._ticket)
-            self._told(outcome)
+        """The records, each a line of bytes."""
+        yield self._start()
+        while True:
+            try:
+                arrived = await asyncio.wait_for(self._arrived.get(), ALIVE_SECONDS)
+            except asyncio.TimeoutError:
+                yield write_record({"type": "alive", "ahead": max(self._engine.scheduler.running - 1, 0)})
+                continue
+            if isinstance(arrived, _End):
+                self._outcome = "done" if arrived.error is None else "failed"
+                yield self._end() if arrived.error is None else self._failure(arrived.error)
+                return
+            if self._first is None:
+                self._first = time.monotonic() - self._began
+            yield await run_in_threadpool(_records, arrived.results)
+            self._engine.scheduler.took(self._ticket, arrived.size)
+
+    def leave(self) -> None:
+        """Nobody takes the records any more; the run ends, if it has not."""
+        self._engine.scheduler.cancel(self._ticket)
+        self._told(self._outcome)
 
     def _emit(self, results: list[Result]) -> None:
         size = sum(_size(result) for result in results)
@@ -91,6 +104,7 @@ class ResultStream:
         self._loop.call_soon_threadsafe(self._arrived.put_nowait, _Batch(results, size))
 
     def _close(self, error: BaseException | None) -> None:
+        self._engine.release(self._held)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, _End(error))
 
@@ -150,6 +164,20 @@ class ResultStream:
             computing=self._ticket.computing,
             first=self._first,
         )
+
+
+class ResultResponse(StreamingResponse):
+    """The answer that streams a run's results. Whatever ends it ends the run, even before it has begun."""
+
+    def __init__(self, results: ResultStream) -> None:
+        super().__init__(results.lines(), media_type=RECORDS_TYPE, headers={"Cache-Control": "no-store"})
+        self._results = results
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._results.leave()
 
 
 def _records(results: Sequence[Result]) -> bytes:
