@@ -155,8 +155,13 @@ def _listed(path: Path) -> list[Path]:
 
 def _lines(text: str) -> list[tuple[int, str]]:
     """Line number, from 1, and path."""
-    lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    lines = ((number, _unquoted(line.strip())) for number, line in enumerate(text.splitlines(), start=1))
     return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def _unquoted(text: str) -> str:
+    """A path without the quotes that some programs copy it in."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def _cells(path: Path, text: str) -> list[tuple[int, str]]:

@@ -190,10 +190,9 @@ class _Here:
         painted = {piece.index for piece in support.slices if piece.scan == scan_hash and piece.axis == axis}
         slices = query.slice_count(axis) - len(painted)
         passes = 2 if options.strategy == "propagate" and not painted else 1  # one to find the structure
-        expected = "" if self.seconds is None else f"about {duration(passes * slices * count * self.seconds)} "
         say(
             f"{job.query.name}: {slices} {query.geometry.plane(axis)} slices of axis {axis}, {count} "
-            f"label{'s' * (count > 1)}: {expected}on {segmenter.device}."
+            f"label{'s' * (count > 1)}: about {duration(passes * slices * count * self.seconds)} on {segmenter.device}."
         )
         return slices * count
 
@@ -280,6 +279,8 @@ def _check_options(request: SegmentRequest) -> None:
         )
     if request.server is not None and (request.model != "built-in" or request.device != "auto"):
         raise InputError("--model and --device are those of the server; leave them out, or leave --server out.")
+    if request.backend is not None:
+        request.backend.client()  # says what is wrong with the address, the token or the certificate
     if request.server is None and (request.token is not None or request.server_certificate is not None):
         raise InputError("--token and --server-certificate belong to a server; name it with --server.")
     if request.jobs is not None and request.jobs < 1:

@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import small_backend
 from certificates import self_signed
 from small_backend import Fault, Proxy, SmallBackend, answer, closed_port, listening
 
@@ -451,9 +453,48 @@ def test_many_cuts_in_a_row_lose_nothing(url: str, backend: SmallBackend) -> Non
 
 def test_a_backend_that_breaks_without_anything_new_is_given_up(url: str, backend: SmallBackend) -> None:
     backend.faults.extend(Fault(after=2) for _ in range(20))
-    with pytest.raises(ConnectionLost, match="What is finished is kept"):
+    with pytest.raises(ConnectionLost, match="lost and did not come back"):
         collected(Client(url).segment(STACK, SUPPORT))
     assert len(backend.asked) == remote_run.MOST_IN_VAIN + 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"type": "start", "total": 1},
+        {"type": "slice", "index": -1},
+        {"type": "slice", "index": 5000},
+        {"type": "slice", "label": 9},
+        {"type": "lane", "start": 70},
+        {"type": "lane", "label": 9},
+    ],
+)
+def test_what_was_not_asked_for_is_not_taken(
+    url: str, backend: SmallBackend, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any]
+) -> None:
+    right = small_backend.records
+
+    def wrong(asked: dict[str, Any], backend: SmallBackend) -> Iterator[dict[str, Any]]:
+        for record in right(asked, backend):
+            yield {**record, **told} if record["type"] == told["type"] else record
+
+    monkeypatch.setattr(small_backend, "records", wrong)
+    with pytest.raises(BackendFailed, match="not understood"):
+        collected(Client(url).segment(STACK, SUPPORT))
+
+
+def test_an_end_before_all_slices_have_come_is_a_failure(
+    url: str, backend: SmallBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = small_backend.records
+
+    def short(asked: dict[str, Any], backend: SmallBackend) -> Iterator[dict[str, Any]]:
+        told = list(right(asked, backend))
+        yield from (told[place] for place in (0, 1, 2, 3, -1))
+
+    monkeypatch.setattr(small_backend, "records", short)
+    with pytest.raises(BackendFailed, match="ended after"):
+        collected(Client(url).segment(STACK, SUPPORT))
 
 
 def test_slices_that_the_backend_has_lost_are_sent_again(url: str, backend: SmallBackend) -> None:
@@ -714,7 +755,7 @@ def test_this_computer_is_never_asked_through_a_proxy(url: str, monkeypatch, var
 
 def test_names_without_a_proxy_are_asked_directly(monkeypatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://localhost:{closed_port()}")
-    with pytest.raises(BackendRefused, match="The proxy localhost refuses connections"):
+    with pytest.raises(BackendRefused, match="localhost:[0-9]+, which the environment names, refuses"):
         Client("nowhere.invalid:7861").capabilities()
     monkeypatch.setenv("no_proxy", "nowhere.invalid")
     with pytest.raises(BackendNotFound, match="no computer named nowhere.invalid"):

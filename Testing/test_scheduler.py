@@ -70,6 +70,28 @@ def test_a_run_that_fails_gets_its_error_and_the_next_one_works(runs: Runs, sche
     assert runs.order.count("good") == 3 and scheduler.running == 0
 
 
+def test_what_goes_wrong_at_the_end_of_a_run_is_not_the_end_of_the_others(
+    runs: Runs, scheduler: Scheduler[str]
+) -> None:
+    def steps() -> Generator[list[str], None, None]:
+        try:
+            yield ["one"]
+            yield ["two"]
+        finally:
+            raise ValueError("in the end")
+
+    def close(error: BaseException | None) -> None:
+        runs.ends["bad"] = error
+        raise RuntimeError("the event loop is closed")
+
+    ticket: Ticket[str] = Ticket(steps(), lambda items: scheduler.cancel(ticket), close)
+    scheduler.submit(ticket)
+    until(lambda: "bad" in runs.ends)
+    assert isinstance(runs.ends["bad"], ValueError) and scheduler.is_alive
+    scheduler.submit(runs.ticket("good", 2))
+    until(lambda: "good" in runs.ends)
+
+
 def test_a_cancelled_run_ends_behind_the_batch_it_is_at(runs: Runs, scheduler: Scheduler[str]) -> None:
     ticket = runs.ticket("one", 100, is_gated=True)
     scheduler.submit(ticket)

@@ -237,6 +237,11 @@ BAD_FIELDS = [
     ("region", "middle", 422, "invalid_request"),
     ("threshold", 1, 422, "invalid_request"),
     ("threshold", 1e999, 422, "invalid_request"),
+    ("support", [0] * 100_000, 422, "invalid_request"),
+    ("finished", [0] * 100_000, 422, "invalid_request"),
+    ("finished", [{"label": 1, "index": 12, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
+    ("finished", [{"label": 2, "index": 0, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
+    ("finished", [{"label": 1, "index": 0, "box": [0, 0, 0, 0], "data": ""}] * 13, 413, "too_large"),
     ("finished", [{"label": 1, "index": 0, "box": [0, 0, 50, 50], "data": ""}], 422, "invalid_input"),
     ("finished", [{"label": 1, "index": 0, "box": [0, 0, 2, 2], "data": "AAAA"}], 422, "invalid_input"),
     ("found", [{"label": 1, "index": 0, "box": [0, 0, 0, 0]}], 422, "invalid_request"),
@@ -287,7 +292,7 @@ def test_a_bad_request_is_refused(backend: Backend, method: str, path: str, body
 
 
 def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() -> None:
-    with running(limits=Limits(body_bytes=1000)) as backend:
+    with running(limits=Limits(body_bytes=1000, slice_pixels=100)) as backend:
         status, _, answer = backend.ask("PUT", f"/slices/{SHA}", bytes(2000))
         assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large")
         for path in ("/segmentations", "/slices/missing", f"/slices/{SHA}"):
@@ -298,6 +303,23 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() -> None
             response = connection.getresponse()
             assert (response.status, json.loads(response.read())["error"]["code"]) == (413, "too_large")
             connection.close()
+
+
+def test_many_labels_on_many_slices_are_refused_before_they_take_memory(
+    backend: Backend, good_request: dict[str, Any]
+) -> None:
+    with running(limits=Limits(masked_pixels=40 * 40 * 20)) as small:
+        asked = request_of(small, task())
+        asked["support"][0]["complete"] = True
+        asked["labels"] = list(range(1, 21))
+        status, _, answer = small.ask("POST", "/segmentations", asked)
+        assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large")
+
+
+def test_a_proxy_before_a_backend_without_a_token_is_refused(backend: Backend) -> None:
+    for name in ("Forwarded", "X-Forwarded-For", "X-Real-IP"):
+        status, _, answer = backend.ask("GET", "/capabilities", headers={name: "203.0.113.7"})
+        assert (status, json.loads(answer)["error"]["code"]) == (403, "origin_refused")
 
 
 def test_pages_of_others_and_foreign_names_of_this_computer_are_refused(backend: Backend) -> None:
@@ -391,7 +413,7 @@ def test_a_full_queue_says_when_to_come_again(gated: tuple[Backend, Gated]) -> N
 
 def test_runs_do_not_hold_more_memory_than_is_accepted() -> None:
     asked = task()
-    with running(limits=Limits(held_bytes=asked.scan.voxels.nbytes + 100)) as backend:
+    with running(limits=Limits(held_bytes=asked.scan.voxels.nbytes + 6400)) as backend:
         request = request_of(backend, asked)
         assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
         assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"

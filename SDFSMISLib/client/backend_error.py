@@ -19,8 +19,12 @@ __all__ = [
     "TokenRefused",
     "VersionMismatch",
     "refusal",
+    "shown",
     "version_mismatch",
 ]
+
+
+LONGEST_TEXT = 500  # characters of what a backend says
 
 
 class BackendError(RuntimeError):
@@ -103,6 +107,12 @@ def version_mismatch(name: str, theirs: object) -> VersionMismatch:
     )
 
 
+def shown(text: object) -> str:
+    """What a backend says as it may be shown: a line of printable characters, cut where it is long."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)[:4096]).split())
+    return line if len(line) <= LONGEST_TEXT else f"{line[:LONGEST_TEXT]} …"
+
+
 def refusal(name: str, status: int, code: str, message: str, retry_after: float | None = None) -> BackendError:
     """The error for what a backend answers instead of success.
 
@@ -111,7 +121,10 @@ def refusal(name: str, status: int, code: str, message: str, retry_after: float 
         status: of HTTP; 0 where it came as a record of a stream.
         code, message: of the backend's error.
     """
+    message = shown(message)
     said = f": {message}" if message else "."
+    if status in (404, 405):
+        return NotABackend(f"There is no backend under the address {name}; give it as http://computer:7861.")
     if code == "token_missing":
         return TokenRefused(f"The backend at {name} asks for a token. Enter the one that it was started with.")
     if code == "token_wrong" or status == 401:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from SDFSMISLib.client.backend_error import NotABackend, ScanTooLarge, version_mismatch
+from SDFSMISLib.client.backend_error import NotABackend, ScanTooLarge, shown, version_mismatch
 from SDFSMISLib.client.connection import Connection
 from SDFSMISLib.protocol import PROTOCOL
 from SDFSMISLib.stack import SliceStack
@@ -107,19 +108,21 @@ def ask_capabilities(connection: Connection) -> Capabilities:
             raise version_mismatch(name, answer.get("protocol"))
         try:
             return _capabilities(answer)
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, OverflowError):
             pass
     raise NotABackend(f"What answers at {name} does not say what a backend says. Correct the address, or update it.")
 
 
 def _capabilities(answer: dict[str, Any]) -> Capabilities:
     limits = answer["limits"]
+    if not answer["models"] or not math.isfinite(answer["seconds_per_slice"]):
+        raise ValueError("no model, or a time that is none")
     return Capabilities(
-        version=str(answer["version"]),
+        version=shown(answer["version"]),
         models=tuple(
-            Model(str(one["name"]), str(one["weights_sha256"]), int(one["resolution"])) for one in answer["models"]
+            Model(shown(one["name"]), shown(one["weights_sha256"]), int(one["resolution"])) for one in answer["models"]
         ),
-        device_name=str(answer["device"]["name"]),
+        device_name=shown(answer["device"]["name"]),
         device_kind=str(answer["device"]["kind"]),
         seconds_per_slice=float(answer["seconds_per_slice"]),
         strategies=tuple(map(str, answer["strategies"])),

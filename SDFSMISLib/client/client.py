@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from SDFSMISLib.client.backend_error import BackendError
 from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
 from SDFSMISLib.client.connection import Connection, Interrupt
 from SDFSMISLib.client.remote_run import RemoteRun, RunState
@@ -111,6 +112,7 @@ class Client:
         threshold: float = 0.5,
         on_upload: OnProgress | None = None,
         cancel: Callable[[], bool] | None = None,
+        on_trouble: Callable[[BackendError], None] | None = None,
         patience: float = 60.0,
         resume: RunState | None = None,
     ) -> RemoteRun:
@@ -127,6 +129,7 @@ class Client:
             on_upload: called with the number of slices that are on the backend, and the number of all.
             cancel: asked at every sign of life of the backend, every five seconds at least; True stops the run.
                 :meth:`RemoteRun.cancel` stops it at once.
+            on_trouble: called with what is wrong, before it is waited and tried again.
             patience: seconds to go on trying where nothing new comes because the backend is not there, or busy.
             resume: state of an earlier run with the same arguments; what it has received does not come again.
 
@@ -155,6 +158,7 @@ class Client:
             threshold,
             on_upload,
             cancel,
+            on_trouble,
             patience,
             resume,
         )

@@ -228,8 +228,12 @@ class Connection:
         if isinstance(error, ssl.SSLError):
             return NotABackend(f"{address.name} does not speak TLS. Write http:// instead of https:// if it is yours.")
         if isinstance(error, ConnectionRefusedError):
-            what = f"The proxy {proxy.host} refuses connections" if proxy else f"No backend runs at {address.name}"
-            return BackendRefused(f"{what}. Start it, or correct the address.")
+            if proxy:
+                return BackendRefused(
+                    f"The proxy {proxy.host}:{proxy.port}, which the environment names, refuses connections. Start "
+                    f"it, or name {address.host} in the variable NO_PROXY."
+                )
+            return BackendRefused(f"No backend runs at {address.name}. Start it, or correct the address.")
         if isinstance(error, (socket.gaierror, UnicodeError)):
             host = proxy.host if proxy else address.host
             return BackendNotFound(

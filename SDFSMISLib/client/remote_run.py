@@ -21,6 +21,7 @@ from SDFSMISLib.client.backend_error import (
     ConnectionLost,
     SlicesMissing,
     refusal,
+    shown,
 )
 from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
 from SDFSMISLib.client.connection import Connection, Interrupt
@@ -41,7 +42,9 @@ from SDFSMISLib.support import SupportSlice
 __all__ = ["Phase", "RemoteRun", "RunState", "SliceRecord"]
 
 Phase = Literal["not begun", "connecting", "sending", "waiting", "computing", "reconnecting", "finished"]
+BUSY_SHARE = 15  # times its patience that a run waits for a backend that is there and says when to come again
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds before trying again; doubled each time
+MOST_WARNINGS = 20
 MOST_IN_VAIN = 5  # streams that end without anything new before it is given up
 
 
@@ -115,6 +118,7 @@ class RemoteRun:
     threshold: float
     on_upload: OnProgress | None
     cancelled: Callable[[], bool] | None
+    on_trouble: Callable[[BackendError], None] | None
     patience: float
     resume: RunState | None = None
     phase: Phase = field(default="not begun", init=False)
@@ -135,6 +139,8 @@ class RemoteRun:
             raise InputError("The state is of a run with other slices or options; begin this one without it.")
         self._state = self._copy(self.resume) if self.resume is not None else RunState(asked)
         self._got = {(one["label"], one["index"]) for one in self._state.finished}
+        self._painted = {label: self._painted_of(label) for label in self.labels}
+        self._expected = self._to_come()
         self._got_lanes = {(one["label"], one["start"], one["index"]) for one in self._state.lanes}
         self._trouble = _Trouble(self.patience)
 
@@ -209,19 +215,24 @@ class RemoteRun:
         capabilities.limits.check(self.stack, len(self.pieces), len(self.labels))
         return capabilities
 
+    def _painted_of(self, label: int) -> dict[int, bool]:
+        """The slices of the stack that are painted, or said to be without the label; whether they show it."""
+        here = (piece for piece in self.pieces if piece.scan == self.stack.scan and piece.axis == self.stack.axis)
+        known = ((piece.index, bool(piece.mask(label).any()), piece.complete) for piece in here)
+        return {index: shows for index, shows, complete in known if shows or complete}
+
+    def _to_come(self) -> set[tuple[int, int]]:
+        """Label and index of all slices that the run gives."""
+        return {(label, index) for label in self.labels for index in self._wanted if index not in self._painted[label]}
+
     def _needed(self) -> list[int]:
         """The slices of the stack that the backend will read."""
-        here = [piece for piece in self.pieces if piece.scan == self.stack.scan and piece.axis == self.stack.axis]
-        starts: list[set[int]] = []  # for each label of which slices are to come, the painted ones that show it
-        for label in self.labels:
-            shown = {piece.index for piece in here if piece.mask(label).any()}
-            painted = shown | {piece.index for piece in here if piece.complete}
-            if not painted.issuperset(self._wanted):
-                starts.append(shown)
-        if not starts:
+        open_labels = {label for label, _ in self._expected}
+        if not open_labels:
             return []
-        painted_at_all = set().union(*starts) if all(starts) else set()
-        return needed_slices(self.strategy, self.stack.count, self._wanted, painted_at_all)
+        starts = [{index for index, shows in self._painted[label].items() if shows} for label in open_labels]
+        painted = set().union(*starts) if all(starts) else set()
+        return needed_slices(self.strategy, self.stack.count, self._wanted, painted)
 
     def _request(self, shipment: Shipment) -> dict[str, Any]:
         """The request, without what has come already."""
@@ -262,7 +273,7 @@ class RemoteRun:
                     self._end(record)
                     return
                 fresh = self._take(record)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise BackendFailed(
                     f"The backend at {self.route.address.name} sends what is not understood ({error}). Update the "
                     "older of backend and program."
@@ -292,18 +303,35 @@ class RemoteRun:
             self.phase = "waiting" if self.ahead else "computing"
         elif kind == "slice" and (record["label"], record["index"]) not in self._got:
             return self._take_slice(record)
-        elif kind == "lane" and (record["label"], record["start"], record["index"]) not in self._got_lanes:
-            self._got_lanes.add((record["label"], record["start"], record["index"]))
-            self._state.lanes.append(_kept(record, "label", "start", "index", "box", "data"))
-            self._trouble.over()
+        elif kind == "lane":
+            self._take_lane(record)
         elif kind == "found" and self._state.found is None:
-            self._state.found = [_kept(one, "label", "index", "box", "data") for one in record["starts"]]
+            starts = [_kept(one, "label", "index", "box", "data") for one in record["starts"]]
+            if len(starts) > len(self.labels) or not all(self._is_of_run(one) for one in starts):
+                raise ValueError("starts that were not asked for")
+            self._state.found = starts
             self._trouble.over()
         elif kind == "error":
             raise refusal(self.route.address.name, 0, str(record["code"]), str(record["message"]))
         return None
 
+    def _is_of_run(self, record: Mapping[str, Any]) -> bool:
+        return record["label"] in self.labels and 0 <= record["index"] < self.stack.count
+
+    def _take_lane(self, record: Mapping[str, Any]) -> None:
+        """Keep what a lane has answered, for going on later; at most two come to a slice, one from either side."""
+        place = (record["label"], record["start"], record["index"])
+        most = 2 * len(self.labels) * self.stack.count
+        if not self._is_of_run(record) or not 0 <= record["start"] < self.stack.count or len(self._got_lanes) > most:
+            raise ValueError("a lane that was not asked for")
+        if place not in self._got_lanes:
+            self._got_lanes.add(place)
+            self._state.lanes.append(_kept(record, "label", "start", "index", "box", "data"))
+            self._trouble.over()
+
     def _take_slice(self, record: Mapping[str, Any]) -> SliceRecord:
+        if (record["label"], record["index"]) not in self._expected:
+            raise ValueError(f"slice {record['index']!s:.20} of label {record['label']!s:.20}, which was not asked for")
         fields = _kept(record, "label", "index", "box", "data", "certainty")
         fresh = _record(fields, self.stack.native_shape, len(self._state.finished) + 1, self._state.total)
         self._got.add((fresh.label, fresh.index))
@@ -320,13 +348,15 @@ class RemoteRun:
                 "run again."
             )
         self.version, self.model, self.device = (str(record[name]) for name in ("version", "model", "device"))
-        self.warnings = [str(warning) for warning in record["warnings"]]
+        self.warnings = [shown(warning) for warning in record["warnings"][:MOST_WARNINGS]]
         self.weights_sha256 = state.weights_sha256 = weights
         state.total = int(record["total"])
+        if state.total != len(self._expected):
+            raise ValueError(f"{state.total} slices in place of {len(self._expected)}")
 
     def _end(self, record: Mapping[str, Any]) -> None:
         self.seconds = {str(name): float(value) for name, value in record["seconds"].items()}
-        if not self.weights_sha256 or len(self._state.finished) != self._state.total:
+        if not self.weights_sha256 or self._got != self._expected:
             raise BackendFailed(
                 f"The backend at {self.route.address.name} ended after {len(self._state.finished)} of "
                 f"{self._state.total} slices. Begin the run again; if that does not help, update the backend."
@@ -339,9 +369,11 @@ class RemoteRun:
             raise error
         if seconds is None:
             raise ConnectionLost(
-                f"The backend at {self.route.address.name} was lost and did not come back. What is finished is kept; "
-                "check the network and the backend, then go on."
+                f"The backend at {self.route.address.name} was lost and did not come back. Check the network and the "
+                "backend, then try again."
             ) from error
+        if self.on_trouble is not None and seconds:
+            self.on_trouble(error)
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._ask()
@@ -359,6 +391,7 @@ class _Trouble:
         self._tries = 0
         self._in_vain = 0
         self._most_sent = 0
+        self._ordered = 0.0
 
     def pause(self, error: BackendError) -> float | None:
         """Seconds to wait before trying again; None where patience has come to its end."""
@@ -368,8 +401,12 @@ class _Trouble:
             self._in_vain += 1
             return 0.0 if self._in_vain <= MOST_IN_VAIN else None
         asked = error.retry_after if isinstance(error, BackendBusy) else None
-        growing = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._tries) * random.uniform(0.5, 1)  # clients come apart
-        seconds = max(growing, asked or 0)
+        if asked is not None:  # the backend is there, and says when: that takes no patience, within bounds
+            self._ordered += asked
+            self._since += asked
+            late = random.uniform(0, 1)  # clients come apart
+            return asked + late if self._ordered <= BUSY_SHARE * self._patience else None
+        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._tries) * random.uniform(0.5, 1)  # clients come apart
         self._tries = min(self._tries + 1, 16)
         spent = self._spent + now - self._since
         return None if self._in_vain > MOST_IN_VAIN or spent + seconds > self._patience else seconds
@@ -386,7 +423,7 @@ class _Trouble:
         if sent is not None and sent <= self._most_sent:
             return
         self._most_sent = max(self._most_sent, sent or 0)
-        self._spent, self._since, self._tries = 0.0, None, 0
+        self._spent, self._since, self._tries, self._ordered = 0.0, None, 0, 0.0
         self._in_vain = self._in_vain if sent is not None else 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal
 
-from SDFSMISLib.client import Client
+from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.inference.collecting import Collection
 from SDFSMISLib.inference.postprocess import Postprocessing
@@ -22,14 +22,18 @@ class RemoteSegmenter:
     Only slices that the backend needs are sent, each once. A connection that breaks is taken up again.
     """
 
-    def __init__(self, client: Client, patience: float = 60.0) -> None:
+    def __init__(
+        self, client: Client, patience: float = 60.0, on_trouble: Callable[[BackendError], None] | None = None
+    ) -> None:
         """
         Args:
             client: of the backend; nothing is asked of it here.
-            patience: seconds to go on trying where the backend is not there, or busy.
+            patience: seconds to go on trying where the backend is not there.
+            on_trouble: called with what is wrong, before it is waited and tried again.
         """
         self.client = client
         self.patience = patience
+        self.on_trouble = on_trouble
 
     def checked(self) -> RemoteSegmenter:
         """Itself, after asking the backend what it is; so that one that is not there is known early.
@@ -64,8 +68,8 @@ class RemoteSegmenter:
         """Where it is computed, for people."""
         return f"{self.capabilities.device_name} of {self.client.host}"
 
-    def seconds_per_slice(self) -> float | None:
-        """What one slice of one label costs there, as the backend has measured it; None where it has not."""
+    def seconds_per_slice(self) -> float:
+        """What one slice of one label costs there, as the backend has measured it."""
         return self.capabilities.seconds_per_slice
 
     def segment(
@@ -111,6 +115,7 @@ class RemoteSegmenter:
             threshold=threshold,
             on_upload=on_upload,
             cancel=cancel,
+            on_trouble=self.on_trouble,
             patience=self.patience,
         )
         with run:

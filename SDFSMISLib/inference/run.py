@@ -160,6 +160,7 @@ class Run:
         self._wanted_set = set(self.wanted)
         self._networks = Networks(pipeline, options.batch_size, latents)
         self._finished = finished or Finished()
+        self._images: dict[int, np.ndarray] = {}
         self._labels = {label: self._label(label, pieces) for label, pieces in support.items()}
         self.total = sum(len(self._open(label)) for label in self._labels)
         self._known = set(self._finished.slices)
@@ -185,10 +186,16 @@ class Run:
 
     def _label(self, label: int, pieces: Sequence[SupportSlice]) -> _Label:
         here = [piece for piece in pieces if piece.scan == self.scan.scan and piece.axis == self.scan.axis]
-        painted = {piece.index: Shot.of(piece, label) for piece in here}
-        used = _evenly(here if any(shot.mask.any() for shot in painted.values()) else pieces)
+        used = _evenly(here if any(piece.mask(label).any() for piece in here) else pieces)
         self.pieces += used
-        return _Label(painted, [Shot.of(piece, label) for piece in used])
+        shots = {id(piece): Shot.of(piece, label, self._image(piece)) for piece in [*here, *used]}
+        return _Label({piece.index: shots[id(piece)] for piece in here}, [shots[id(piece)] for piece in used])
+
+    def _image(self, piece: SupportSlice) -> np.ndarray:
+        """The canonical image of a painted slice, one for all its labels."""
+        if id(piece) not in self._images:
+            self._images[id(piece)] = piece.canonical_image()
+        return self._images[id(piece)]
 
     def _open(self, label: int) -> list[int]:
         return [index for index in self.wanted if index not in self._labels[label].painted]

@@ -106,6 +106,14 @@ class Backend:
     token: str | None = None
     ca_file: str | None = None
 
+    def client(self) -> Client:
+        """Its client, which sends nothing yet.
+
+        Raises:
+            InputError: for what is no address, no token or no certificate.
+        """
+        return Client(self.url, self.token, ca_file=self.ca_file)
+
 
 @dataclass(frozen=True, eq=False)
 class ScanOptions:
@@ -156,7 +164,7 @@ class ScanOptions:
             from SDFSMISLib.inference.remote import RemoteSegmenter
 
             there = self.backend
-            return RemoteSegmenter(Client(there.url, there.token, ca_file=there.ca_file)).checked()
+            return RemoteSegmenter(there.client(), on_trouble=_tell_trouble).checked()
         from SDFSMISLib.inference.segmenter import Segmenter
 
         return Segmenter.from_pretrained(self.model, self.device)
@@ -250,6 +258,10 @@ class ScanWorker:
         )
         write_segmentation(segmentation, job.labelmap, metadata, job.probability_files(asked.labels))
         return ScanOutcome(_results(segmentation), segmentation.seconds, tuple(segmentation.warnings))
+
+
+def _tell_trouble(error: BackendError) -> None:
+    warnings.warn(f"{str(error).partition('. ')[0].rstrip('.')}; it is tried again.", stacklevel=2)
 
 
 def failed(error: Exception) -> ScanOutcome:

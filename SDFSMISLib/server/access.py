@@ -16,6 +16,7 @@ from SDFSMISLib.server.failures import Refused
 
 OPEN_PATHS = ("/healthz", "/openapi.json", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")  # what proxies tell of whom they speak for
 SHORTEST_TOKEN = 16
 
 
@@ -26,7 +27,7 @@ def read_tokens(path: Path) -> list[str]:
         InputError: where the file cannot be read, has no token, one that is too short, or one twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"The token file {path} cannot be read ({error}); give a text file with a token per line."
@@ -36,17 +37,17 @@ def read_tokens(path: Path) -> list[str]:
         raise InputError(f"The token file {path} has no token; write one per line.")
     if len(set(tokens)) < len(tokens):
         raise InputError(f"The token file {path} has the same token twice; give each user one of their own.")
-    for token in tokens:
-        check_token(token)
+    for number, token in enumerate(tokens, 1):
+        check_token(token, f"Token {number} of {path}")
     return tokens
 
 
-def check_token(token: str) -> None:
-    """Raise `InputError` for a token that is too short, or that a header cannot carry."""
+def check_token(token: str, what: str) -> None:
+    """Raise `InputError` for a token, named to people by `what`, that is too short or that a header cannot carry."""
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise InputError(
-            f"A token of {len(token)} characters was given; {SHORTEST_TOKEN} or more printable ASCII characters, none "
-            "of them a blank, are needed."
+            f"{what} has {len(token)} characters; {SHORTEST_TOKEN} or more printable ASCII characters, none of them a "
+            "blank, are needed."
         )
 
 
@@ -59,13 +60,14 @@ class Access:
 
     Args:
         tokens: that are accepted; none = no token is needed.
-        most_body: bytes of a request's body.
+        most_body: bytes of a request's body. most_slice: where it is a slice.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Iterable[str], most_body: int) -> None:
+    def __init__(self, app: ASGIApp, tokens: Iterable[str], most_body: int, most_slice: int) -> None:
         self._app = app
         self._tokens = tuple(tokens)
         self._most_body = most_body
+        self._most_slice = most_slice
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,17 +83,25 @@ class Access:
         try:
             self._check_origin(scope, headers)
             scope.setdefault("state", {})["owner"] = "" if scope["path"] in OPEN_PATHS else self._owner(headers)
-            self._check_length(headers)
+            most = self._most_slice if scope["method"] == "PUT" else self._most_body
+            self._check_length(headers, most)
         except Refused as refused:
             await refused.answer()(scope, receive, sending)
             return
-        await self._app(scope, self._counted(receive), sending)
+        await self._app(scope, self._counted(receive, most), sending)
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         host = headers.get("host", "")
         origin = headers.get("origin")
         if origin is not None and origin != f"{scope['scheme']}://{host}":
             raise Refused(403, "origin_refused", f"Pages of {origin} may not use this backend.")
+        if not self._tokens and any(name in headers for name in FORWARDED):
+            raise Refused(
+                403,
+                "origin_refused",
+                "This backend runs without a token, for this computer only, and a proxy passes others on to it; start "
+                "it with a token.",
+            )
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if not self._tokens and name and name.lower() not in LOOPBACK_NAMES:
             raise Refused(
@@ -125,15 +135,15 @@ class Access:
             return ""
         return hashlib.sha256(self._tokens[equal.index(True)].encode()).hexdigest()[:16]
 
-    def _check_length(self, headers: Headers) -> None:
+    def _check_length(self, headers: Headers, most: int) -> None:
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._most_body:
-            raise self._too_large()
+        if length.isdigit() and int(length) > most:
+            raise self._too_large(most)
 
-    def _too_large(self) -> Refused:
-        return Refused(413, "too_large", f"A request of more than {self._most_body} bytes came; send less at a time.")
+    def _too_large(self, most: int) -> Refused:
+        return Refused(413, "too_large", f"A request of more than {most} bytes came; send less at a time.")
 
-    def _counted(self, receive: Receive) -> Receive:
+    def _counted(self, receive: Receive, most: int) -> Receive:
         """`receive`, with the body counted: a length need not be declared, or true."""
         read = 0
 
@@ -141,8 +151,8 @@ class Access:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._most_body:
-                raise self._too_large()
+            if read > most:
+                raise self._too_large(most)
             return message
 
         return counting

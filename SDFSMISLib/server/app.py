@@ -54,15 +54,17 @@ from SDFSMISLib.server.segmentations import run_of
 from SDFSMISLib.server.store import Store
 from SDFSMISLib.server.stream import ResultResponse, ResultStream
 
-MOST_ITEM_BYTES = 8  # of a pixel of any type
 EXPIRE_SECONDS = 30.0
+HEADER_BYTES = 1 << 10  # of a packed array, at most
+TOGETHER = 2  # requests that are made into runs at a time: each may take some memory, and unpacks what it holds
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 MOST_PLACES = 3  # of a bad request that its answer names
 
 DESCRIPTION = """Paint one structure on one slice of a scan, get it on the others.
 
 1. `POST /slices/missing`: which slices are not here yet? 2. `PUT /slices/{sha256}`: send those.
 3. `POST /segmentations`: a stream of finished slices. Slices stay in memory for a while, so that a correction sends
-nothing again. SDFSMISLib/client.py does all this with numpy and the standard library. Not a medical device."""
+nothing again. SDFSMISLib/client does all this with numpy and the standard library. Not a medical device."""
 
 SliceAddress = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="content address of the slice")]
 
@@ -98,7 +100,8 @@ def make_app(engine: Engine, store: Store, tokens: Sequence[str] = ()) -> ASGIAp
     _add_segmentation_route(app, engine, store, metrics)
     _add_page(app)
     _add_failures(app)
-    return _Counting(Access(app, tokens, engine.limits.body_bytes), metrics)
+    limits = engine.limits
+    return _Counting(Access(app, tokens, limits.body_bytes, limits.slice_bytes + HEADER_BYTES), metrics)
 
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -182,7 +185,7 @@ def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metri
 def _checked_slice(body: bytes, address: str, engine: Engine) -> np.ndarray:
     """The slice of a request's body; raises `Refused` where it is none, is too large, or another one."""
     limits = engine.limits
-    most = min(MOST_ITEM_BYTES * limits.slice_pixels, limits.store_bytes)
+    most = min(limits.slice_bytes, limits.store_bytes)
     try:
         array = unpack_array(body, most)
     except ArrayTooLarge as error:
@@ -201,6 +204,8 @@ def _checked_slice(body: bytes, address: str, engine: Engine) -> np.ndarray:
 
 
 def _add_segmentation_route(app: FastAPI, engine: Engine, store: Store, metrics: Metrics) -> None:
+    making = asyncio.Semaphore(TOGETHER)
+
     @app.post(
         "/segmentations",
         response_class=StreamingResponse,
@@ -211,7 +216,9 @@ def _add_segmentation_route(app: FastAPI, engine: Engine, store: Store, metrics:
         summary="Segment; a stream of finished slices",
     )
     async def segment(wanted: SegmentationRequest, request: Request) -> ResultResponse:
-        run, held = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
+        engine.scheduler.check()
+        async with making:
+            run, held = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
         return ResultResponse(ResultStream(engine, run, held, metrics))
 
 
@@ -272,8 +279,8 @@ def _add_failures(app: FastAPI) -> None:
         return Refused(error.status_code, code, f"{error.detail}; see /docs.", headers=error.headers).answer()
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        LOGGER.error("request failed route=%s", request.url.path, exc_info=error)
+    async def failed(_: Request, error: Exception) -> Response:
+        LOGGER.error("request failed", exc_info=error)
         return Refused(500, "failed", f"The backend failed ({type(error).__name__}); its log tells more.").answer()
 
 
@@ -297,7 +304,8 @@ class _Counting:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.requests.labels(scope["method"], route, str(message["status"])).inc()
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                self._metrics.requests.labels(method, route, str(message["status"])).inc()
             await send(message)
 
         async def received() -> Message:

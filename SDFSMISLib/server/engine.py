@@ -82,10 +82,12 @@ class Engine:
         with self._lock:
             self._held -= size
 
-    def is_lost_by(self, error: BaseException) -> bool:
-        """Whether an error is one after which CUDA refuses all until the process ends; the engine is lost then."""
-        lost = "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
-        if lost and self.lost is None:
+    def note(self, error: BaseException) -> None:
+        """Take notice of what a run failed by, in the device's thread."""
+        if self.is_lost_by(error) and self.lost is None:
             self.lost = str(error).partition("\n")[0]
             self._on_lost()
-        return lost
+
+    def is_lost_by(self, error: BaseException) -> bool:
+        """Whether an error is one after which CUDA refuses all until the process ends."""
+        return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"

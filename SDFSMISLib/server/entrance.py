@@ -21,12 +21,13 @@ from SDFSMISLib.server.settings import ServeSettings
 __all__ = ["Entrance", "when_stdin_closes"]
 
 TOKEN_VARIABLE = "SDFSMIS_TOKEN"
+BACKLOG = 2048  # connections that wait to be taken
 
 
 @dataclass(frozen=True, eq=False)
 class Entrance:
     """Attributes:
-    listening: a socket at the address; it does not listen yet.
+    listening: a socket at the address.
     port: of the address. url: all of it.
     tokens: that are accepted; none = none is needed.
     """
@@ -67,8 +68,12 @@ class Entrance:
 def when_stdin_closes(end: Callable[[], None]) -> None:
     """Calls `end`, from a thread, when the program ends that holds standard input open, however that ends."""
 
+    if sys.stdin is None or sys.stdin.closed:
+        raise InputError("There is no standard input that could close; leave --until-stdin-closes out.")
+    stdin = sys.stdin.fileno()
+
     def watch() -> None:
-        while sys.stdin.buffer.read(1 << 10):
+        while os.read(stdin, 1 << 10):  # not by sys.stdin, whose lock the thread would hold at the program's end
             pass
         end()
 
@@ -84,7 +89,7 @@ def _tokens(settings: ServeSettings) -> list[str]:
     token = settings.token or os.environ.get(TOKEN_VARIABLE)
     if not token:
         return []
-    check_token(token)
+    check_token(token, "The token" if settings.token else f"The token in the variable {TOKEN_VARIABLE}")
     return [token]
 
 
@@ -126,6 +131,7 @@ def _bound(host: str, port: int) -> socket.socket:
         if os.name != "nt":  # there it would let two servers have one address
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(BACKLOG)  # from now on nobody else can
     except (OSError, OverflowError) as error:
         raise InputError(
             f"Cannot serve at {host}, port {port} ({error}); name another --port (0 takes a free one) or --host."

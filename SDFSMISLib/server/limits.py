@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 1 << 20
+MOST_ITEM_BYTES = 8  # of a pixel of any type
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,8 @@ class Limits:
     slices: of one scan.
     shots: painted slices of one request.
     labels: of one request.
-    masked_pixels: pixels of all masks of one request together.
-    body_bytes: of one request.
+    masked_pixels: pixels of all painted slices of one request together, and of their masks, label by label.
+    body_bytes: of one request that is no slice.
     store_bytes: of all slices that are kept, as they are in memory; those unused for longest go first.
     store_seconds: a slice that was not used for so long goes.
     held_bytes: of the slices of all runs that take turns, which stay whatever becomes of the store; a run that would
@@ -31,7 +32,7 @@ class Limits:
     shots: int = 64
     labels: int = 64
     masked_pixels: int = 1 << 27
-    body_bytes: int = 128 * MIB
+    body_bytes: int = 48 * MIB
     store_bytes: int = 2048 * MIB
     store_seconds: float = 3600.0
     held_bytes: int = 4096 * MIB
@@ -39,3 +40,8 @@ class Limits:
     queue: int = 32
     backlog_bytes: int = 64 * MIB
     stall_seconds: float = 120.0
+
+    @property
+    def slice_bytes(self) -> int:
+        """Of the largest slice that is accepted, of any type, packed or not."""
+        return MOST_ITEM_BYTES * self.slice_pixels

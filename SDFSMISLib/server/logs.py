@@ -16,10 +16,10 @@ def event(name: str, **fields: object) -> None:
 
 
 def log_to_stderr() -> None:
-    """Show the log, and what uvicorn has to say beyond its greetings, on standard error."""
+    """Show the log, and uvicorn's errors, on standard error. Its warnings tell of each malformed request."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for logger, level in ((LOGGER, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+    for logger, level in ((LOGGER, logging.INFO), (logging.getLogger("uvicorn.error"), logging.ERROR)):
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False

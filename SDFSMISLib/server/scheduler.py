@@ -14,6 +14,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from SDFSMISLib.server.logs import LOGGER
+
 Item = TypeVar("Item")
 
 
@@ -101,18 +103,29 @@ class Scheduler(Generic[Item]):
             Stopping: where no more are taken.
         """
         with self._changed:
-            if self._stopping:
-                raise Stopping("The backend is stopping.")
-            if self.running >= self._most:
-                raise QueueFull(retry_after)
+            self.check(retry_after)
             self._waiting.append(ticket)
             self._changed.notify()
+
+    def check(self, retry_after: int = 5) -> None:
+        """Raise as `submit` would now."""
+        if self._stopping or not self._thread.is_alive():
+            raise Stopping("The backend is stopping.")
+        if self.running >= self._most:
+            raise QueueFull(retry_after)
 
     def cancel(self, ticket: Ticket[Item]) -> None:
         """End a run after the batch it is at; `close` is called without an error. Harmless for one that has ended."""
         with self._changed:
             ticket.cancelled = True
             self._changed.notify()
+
+    def gave(self, ticket: Ticket[Item], size: int) -> None:
+        """A batch gave `size` bytes of results, which wait for the client."""
+        with self._changed:
+            if ticket.backlog <= self._most_backlog < ticket.backlog + size:
+                ticket.taken = time.monotonic()  # it has not had more to take until now
+            ticket.backlog += size
 
     def took(self, ticket: Ticket[Item], size: int) -> None:
         """The client took `size` bytes of a run's results."""
@@ -165,7 +178,8 @@ class Scheduler(Generic[Item]):
 
     def _turn(self, ticket: Ticket[Item]) -> None:
         """One batch of a run, or its end."""
-        goes_on, error = False, None
+        goes_on = False
+        error: Exception | None = None
         try:
             goes_on = self._batch(ticket)
         except Exception as failure:  # one run's failure is not the others'
@@ -175,8 +189,18 @@ class Scheduler(Generic[Item]):
             if goes_on:
                 self._waiting.append(ticket)
         if not goes_on:
+            self._end_of(ticket, error)
+
+    def _end_of(self, ticket: Ticket[Item], error: Exception | None) -> None:
+        """Nothing that goes wrong here may end the thread that all runs need."""
+        try:
             ticket.steps.close()
+        except Exception as failure:
+            error = error or failure
+        try:
             ticket.close(error)
+        except Exception:
+            LOGGER.exception("end of a run failed")
 
     def _batch(self, ticket: Ticket[Item]) -> bool:
         """One batch of a run; whether more may follow."""

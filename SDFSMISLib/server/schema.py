@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
@@ -18,6 +18,11 @@ ScanName = Annotated[str, Field(max_length=256, description="content hash of the
 Shape = Annotated[tuple[Side, Side], Field(description="(rows, columns)")]
 Spacing = Annotated[tuple[Millimetres, Millimetres], Field(description="(row, column), mm")]
 Plane = Literal["axial", "coronal", "sagittal"]
+
+
+# Beyond these a request is refused before it is looked at: each element that is wrong takes time and memory. What the
+# backend accepts may be less, and is told by /capabilities.
+MOST_SLICES, MOST_PIECES, MOST_ANSWERS = 1 << 16, 1 << 10, 1 << 16
 
 
 class Strict(BaseModel):
@@ -53,7 +58,7 @@ class Query(Strict):
     orientation: Orientation
     plane: Plane
     window: Window
-    slices: list[tuple[Index, Address]]
+    slices: Annotated[list[tuple[Index, Address]], Field(max_length=MOST_SLICES), FailFast()]
 
 
 class Mask(Strict):
@@ -67,7 +72,7 @@ class Painted(Strict):
     """A painted slice, of the query's scan (same `scan` and `axis`) or of another."""
 
     slice: Address
-    masks: list[Mask]
+    masks: Annotated[list[Mask], Field(max_length=MOST_PIECES), FailFast()]
     shape: Shape
     axis: Axis
     index: Index
@@ -98,19 +103,22 @@ class SegmentationRequest(Strict):
 
     protocol: int
     query: Query
-    support: Annotated[list[Painted], Field(min_length=1)]
-    labels: Annotated[list[LabelValue], Field(min_length=1)]
-    slices: Annotated[list[Index] | None, Field(description="slices that are wanted; null = all of the scan")] = None
+    support: Annotated[list[Painted], Field(min_length=1, max_length=MOST_PIECES), FailFast()]
+    labels: Annotated[list[LabelValue], Field(min_length=1, max_length=MOST_PIECES), FailFast()]
+    slices: Annotated[
+        list[Index] | None,
+        Field(max_length=MOST_SLICES, description="slices that are wanted; null = all of the scan"),
+    ] = None
     strategy: Literal["propagate", "independent"] = "propagate"
     region: Literal["auto", "full"] = "auto"
     threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
-    finished: list[Answer] = []
-    lanes: list[LaneAnswer] = []
-    found: list[Answer] | None = None
+    finished: Annotated[list[Answer], Field(max_length=MOST_ANSWERS), FailFast()] = []
+    lanes: Annotated[list[LaneAnswer], Field(max_length=MOST_ANSWERS), FailFast()] = []
+    found: Annotated[list[Answer] | None, Field(max_length=MOST_PIECES)] = None
 
 
 class Addresses(BaseModel):
-    slices: Annotated[list[Address], Field(max_length=1 << 16)]
+    slices: Annotated[list[Address], Field(max_length=MOST_SLICES), FailFast()]
 
 
 class MissingAddresses(BaseModel):

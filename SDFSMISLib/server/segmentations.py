@@ -62,19 +62,26 @@ def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engin
     lacking = [index for index in run.needed() if index not in sent]
     if lacking:
         raise InputError(f"Slice {lacking[0]} is needed for those that are wanted, and the query does not name it.")
-    return run, sum(array.nbytes for array in arrays.values())
+    painted_bytes = sum(piece.labels.size * (1 + len(labels)) for piece in painted)
+    return run, sum(array.nbytes for array in arrays.values()) + painted_bytes
 
 
 def _check_size(request: SegmentationRequest, limits: Limits) -> None:
     query = request.query
     pixels = math.prod(query.shape)
-    masked = sum(math.prod(piece.shape) * (1 + len(piece.masks)) for piece in request.support)
+    # A piece that is complete is looked at for each label, also for those that are absent on it.
+    masked = sum(
+        math.prod(piece.shape) * (1 + max(len(piece.masks), len(request.labels) if piece.complete else 0))
+        for piece in request.support
+    )
+    answers = max(len(request.finished), len(request.lanes) // 2)  # a lane comes from either side
     for what, given, accepted in (
         ("pixels of a slice", pixels, limits.slice_pixels),
         ("slices", max(query.count, len(query.slices)), limits.slices),
         ("painted slices", len(request.support), limits.shots),
         ("labels", len(request.labels), limits.labels),
-        ("pixels of all masks", masked, limits.masked_pixels),
+        ("pixels of all painted slices and their masks", masked, limits.masked_pixels),
+        ("slices that have come before", answers, len(request.labels) * query.count),
     ):
         if given > accepted:
             raise Refused(413, "too_large", f"{given} {what} were given; {accepted} are accepted.")
@@ -90,6 +97,11 @@ def _check_slices(sent: dict[int, str], arrays: dict[str, np.ndarray], count: in
 
 def _finished(request: SegmentationRequest, shape: tuple[int, int]) -> Finished:
     """What has come of this run before."""
+    for answer in (*request.finished, *request.lanes, *(request.found or ())):
+        if answer.index >= request.query.count or answer.label not in request.labels:
+            raise InputError(
+                f"Slice {answer.index} of label {answer.label} is said to have come before; it was not asked for."
+            )
     slices = {(answer.label, answer.index): answer.model_dump() for answer in request.finished}
     lanes = {(answer.label, answer.start, answer.index): answer.model_dump() for answer in request.lanes}
     return Finished(PackedAnswers(shape, slices), PackedAnswers(shape, lanes), _found(request.found, shape))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["ServeSettings", "run_server"]
 
 GRACE_SECONDS = 10.0  # that runs have to end in when the backend is told to stop
+MOST_CONNECTIONS = 1024  # open at once
 CLOSING_SECONDS = 5  # and their streams after that
 
 
@@ -68,6 +69,7 @@ class _Process(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                limit_concurrency=MOST_CONNECTIONS,
                 ssl_certfile=settings.tls_cert,
                 ssl_keyfile=settings.tls_key,
                 timeout_graceful_shutdown=int(GRACE_SECONDS) + CLOSING_SECONDS,

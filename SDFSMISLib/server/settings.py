@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
 from SDFSMISLib.server.limits import Limits
 
 __all__ = ["ServeSettings"]
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,12 @@ class ServeSettings:
     @property
     def is_loopback(self) -> bool:
         """Whether only this computer reaches the backend."""
-        return self.host in LOOPBACK
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def scheme(self) -> str:

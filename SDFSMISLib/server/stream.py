@@ -100,11 +100,13 @@ class ResultStream:
 
     def _emit(self, results: list[Result]) -> None:
         size = sum(_size(result) for result in results)
-        self._ticket.backlog += size
+        self._engine.scheduler.gave(self._ticket, size)
         self._loop.call_soon_threadsafe(self._arrived.put_nowait, _Batch(results, size))
 
     def _close(self, error: BaseException | None) -> None:
         self._engine.release(self._held)
+        if error is not None:
+            self._engine.note(error)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, _End(error))
 
