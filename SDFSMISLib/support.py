@@ -20,7 +20,7 @@ from SDFSMISLib.intensity import IntensityWindow
 from SDFSMISLib.labelmap import integer_labels, label_values
 from SDFSMISLib.volume import Volume, match_labelmap
 
-__all__ = ["SupportSet", "SupportSlice"]
+__all__ = ["SupportSet", "SupportSlice", "painted_axis"]
 
 FORMAT, VERSION = "sdfsmis-support-set", 1
 EXTENSION = ".safetensors"
@@ -157,7 +157,7 @@ class SupportSet:
         kept = np.zeros(1 << 16, dtype=np.uint16)  # label value -> itself where it is wanted, else 0
         kept[wanted] = wanted
         planes = _painted_planes(matched.voxels, kept > 0)
-        chosen = _auto_axis(scan, planes) if axis == "auto" else axis
+        chosen = painted_axis(scan, planes) if axis == "auto" else axis
         count = scan.slice_count(chosen)
         painted = np.flatnonzero(planes[chosen]).tolist()
         indices = painted if slices is None else sorted({int(index) for index in slices})
@@ -299,7 +299,7 @@ def _painted_planes(voxels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray,
     return planes
 
 
-def _auto_axis(scan: Volume, planes: tuple[np.ndarray, ...]) -> int:
+def painted_axis(scan: Volume, planes: tuple[np.ndarray, ...]) -> int:
     """The axis on which single slices are painted, else the geometry's default (see ``SupportSet.from_labelmap``)."""
     runs = [_longest_run(painted) for painted in planes]
     shortest, following = sorted(runs)[:2]

@@ -29,7 +29,7 @@ LAZY_NAMES = sorted(set(SDFSMISLib.__all__) - {"__version__"})
 COMMANDS = {"bench", "cli", "console", "demo", "doctor", "segment_command", "segment_run"}
 FILES_OF_COMMANDS = {"cohort_list", "ray_cluster", "result_files"}
 SLICER_ROOMS = sorted(
-    {path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - FILES_OF_COMMANDS - {"__init__"} | {"client"}
+    {path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - FILES_OF_COMMANDS - {"__init__"} | {"client", "scene"}
 )
 
 

@@ -1,0 +1,180 @@
+"""Painting: what is painted in chosen segments of the scene, and the support set that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.scene.frame import Frame
+from SDFSMISLib.scene.piece import Piece, box_around
+from SDFSMISLib.scene.scan import Scan
+from SDFSMISLib.scene.segment import read_segment, read_within, segment_of
+from SDFSMISLib.scene.slice_record import PAINTED_TAG, SliceRecord
+from SDFSMISLib.support import SupportSet, painted_axis
+from SDFSMISLib.volume import Volume
+
+__all__ = ["Painting", "read_painting", "with_corrections"]
+
+
+@dataclass(frozen=True, eq=False)
+class Painting:
+    """What is painted in some segments, on a volume's grid. It holds copies: any thread may use it.
+
+    Attributes:
+        geometry: the volume's grid.
+        labels: label values from 1, uint8 or uint16, in the order in which the segments were named.
+        names: of the segments, by label value.
+        notes: what a user should know, one sentence each.
+        corrected: slices along ``axis`` that were corrected by hand after a run; a label that is absent there is truly
+            absent.
+        corrected_axis: along which they are counted; None where there are none.
+    """
+
+    geometry: Geometry
+    labels: Piece
+    names: dict[int, str]
+    notes: tuple[str, ...] = ()
+    corrected: tuple[int, ...] = ()
+    corrected_axis: int | None = None
+
+    @property
+    def axis(self) -> int:
+        """The array axis on which single slices are painted, as :meth:`.support.SupportSet.from_labelmap` finds it."""
+        if self.corrected_axis is not None:
+            return self.corrected_axis
+        grid = Volume(np.broadcast_to(np.uint8(0), self.geometry.shape), self.geometry)
+        return painted_axis(grid, tuple(self._planes(axis) for axis in range(3)))
+
+    def slices(self, axis: int, label: int | None = None) -> tuple[int, ...]:
+        """The painted slices along an array axis, sorted; of one label, or of any."""
+        return tuple(np.flatnonzero(self._planes(axis, label)).tolist())
+
+    def mask(self, label: int) -> Piece:
+        """Where a label is painted, bool."""
+        return Piece(self.labels.start, self.labels.voxels == label)
+
+    def labelmap(self) -> Volume:
+        """All of it as a labelmap of the volume's whole grid."""
+        voxels = self.labels.cut((0, 0, 0), self.geometry.shape)
+        return Volume(voxels, self.geometry, segment_names=dict(self.names))
+
+    def support(
+        self, scan: Scan, slices: Sequence[int] | None = None, axis: int | Literal["auto"] = "auto"
+    ) -> SupportSet:
+        """The support set of the painted slices; it takes a third of a second on 512 × 512 × 300, in any thread.
+
+        It is what :meth:`.support.SupportSet.from_labelmap` makes of the same data: ``slices``, along ``axis``, are
+        those to take, None for all; slices that were corrected by hand belong to them in any case, and ``axis`` is
+        theirs.
+
+        Raises:
+            InputError: where nothing is painted in one of the segments, on the named slices if some are.
+        """
+        along = self.axis if axis == "auto" or self.corrected else axis
+        named = None if slices is None else sorted({*slices, *self.corrected})
+        for label, name in self.names.items():
+            painted = self.slices(along, label)
+            if not painted or (named is not None and not set(named) & set(painted)):
+                where = "" if not painted else f" on slice {', '.join(map(str, named or ()))}"
+                raise InputError(f"Nothing is painted in the segment {name}{where}; paint it on at least one slice.")
+        taken = sorted({*self.slices(along), *self.corrected}) if named is None else named
+        support = SupportSet.from_labelmap(scan, self.labelmap(), sorted(self.names), taken, along)
+        return SupportSet(
+            tuple(
+                replace(piece, complete=named is not None or piece.index in self.corrected) for piece in support.slices
+            ),
+            support.names,
+        )
+
+    def _planes(self, axis: int, label: int | None = None) -> np.ndarray:
+        """Bool for each slice of the volume: whether something is painted on it."""
+        planes = np.zeros(self.geometry.shape[axis], dtype=bool)
+        voxels = self.labels.voxels if label is None else self.labels.voxels == label
+        planes[self.labels.start[axis] : self.labels.stop[axis]] = voxels.any(
+            axis=tuple(other for other in range(3) if other != axis)
+        )
+        return planes
+
+
+def read_painting(volume_node: Any, segmentation_node: Any, segment_ids: Sequence[str]) -> Painting:
+    """What is painted in segments of one segmentation, on a volume's grid; label values are 1, 2, ... in their order.
+
+    Transforms are followed: a segment counts where views show it on the volume. It takes milliseconds where the
+    segmentation has the volume's lattice. Where segments overlap, the one on the later layer of the segmentation
+    wins, with a note.
+
+    Raises:
+        SegmentGone: where a segment is not there.
+        InputError: where no segment is named, one is no labelmap or lies outside the volume, or a transform that is not
+            linear lies between.
+    """
+    if not segment_ids:
+        raise InputError("No segment was chosen; choose the one that is painted.")
+    frame, segmentation = Frame.of(volume_node, segmentation_node), segmentation_node.GetSegmentation()
+    names, masks, notes = {}, {}, []
+    for label, segment_id in enumerate(segment_ids, 1):
+        names[label] = segment_of(segmentation_node, segment_id).GetName()
+        masks[label], note = read_segment(segmentation_node, segment_id, frame)
+        notes += [note] if note else []
+    start, stop = box_around(*masks.values())
+    labels = Piece(start, np.zeros(np.subtract(stop, start), dtype=np.uint8 if len(names) < 256 else np.uint16))
+    overlap = 0
+    for label in sorted(masks, key=lambda label: segmentation.GetLayerIndex(segment_ids[label - 1])):
+        mask = masks[label].cut(start, stop)
+        overlap += int(np.count_nonzero(labels.voxels[mask]))
+        labels.voxels[mask] = label
+    if overlap:
+        notes.append(f"Segments overlap in {overlap} voxels; there the one on the later layer counts.")
+    return Painting(frame.geometry, labels, names, tuple(notes))
+
+
+def with_corrections(
+    painting: Painting, volume_node: Any, segmentation_node: Any, results: Mapping[int, str]
+) -> Painting:
+    """A painting, with the slices of a run's results that a user has corrected by hand in place of what it has there.
+
+    A slice that was corrected in one result is taken as it stands in all of them: who corrects it has looked at it.
+    A slice that was painted anew, or for the first time, in the painted segment itself since the run began is taken
+    from there.
+
+    Args:
+        segmentation_node: which holds the results.
+        results: segment IDs of the results, by label of the painting. Those that are gone, or were not written by a
+            run, count for nothing.
+    """
+    frame, found = Frame.of(volume_node, segmentation_node), dict[int, Piece]()
+    axes, corrected, painted = set[int](), set[int](), set[int]()
+    for label, segment_id in results.items():
+        segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
+        record = SliceRecord.on(segment) if segment is not None else None
+        if record is not None and label in painting.names:
+            found[label] = read_within(segmentation_node, segment_id, frame)
+            axes.add(record.axis)
+            corrected |= record.changed(found[label])
+            before = SliceRecord.on(segment, PAINTED_TAG) or SliceRecord(record.axis)
+            mask = painting.mask(label)
+            painted |= before.changed(mask) & mask.slices(record.axis).keys()
+    corrected -= painted
+    if len(axes) != 1 or not corrected:
+        return painting
+    (axis,) = axes
+    labels = _replaced(painting.labels, found, axis, corrected)
+    return replace(painting, labels=labels, corrected=tuple(sorted(corrected)), corrected_axis=axis)
+
+
+def _replaced(labels: Piece, found: Mapping[int, Piece], axis: int, slices: set[int]) -> Piece:
+    """Labels that hold other pieces, by label, on some slices along an array axis."""
+    start, stop = box_around(labels, *found.values())
+    merged = Piece(start, labels.cut(start, stop))
+    inside = [index - start[axis] for index in slices if start[axis] <= index < stop[axis]]
+    along = np.moveaxis(merged.voxels, axis, 0)
+    along[inside] = np.where(np.isin(along[inside], list(found)), 0, along[inside])
+    for label, piece in found.items():
+        mask = np.moveaxis(piece.cut(start, stop), axis, 0)[inside]
+        along[inside] = np.where(mask, label, along[inside])
+    return merged

@@ -1,0 +1,183 @@
+"""What a run says of each voxel: its probabilities, kept packed, and the labels that follow from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.scene.piece import Index, Piece, box_around
+from SDFSMISLib.scene.probabilities import Box, Probabilities
+from SDFSMISLib.support import SupportSet
+
+__all__ = ["LabelmapOf", "RunLabels"]
+
+LabelmapOf = Callable[[Mapping[int, np.ndarray], float, tuple[float, float, float], int], np.ndarray]
+"""From probabilities by label, uint8 (slices, height, width), the threshold, the spacing (x, y, z) in mm and the axis
+to the labelmap, of the same shape; ``Postprocessing.labelmap`` of ``inference/postprocess.py`` is one."""
+
+
+class RunLabels:
+    """The slices of a run that have come in, and the labels of their voxels.
+
+    A voxel gets the most probable of the labels that are above the threshold; painted slices are as they were painted.
+
+    Attributes:
+        certainty: by label, of each slice of the volume, 0 to 1; NaN where none was computed.
+        painted: by label and index, bool (rows, columns).
+        labelmap_of, reach_mm: see :meth:`.result_writer.ResultWriter.set_cleaning`.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        content_hash: str,
+        axis: int,
+        support: SupportSet,
+        labels: Collection[int],
+        threshold: float,
+    ) -> None:
+        """
+        Args:
+            geometry, content_hash: of the scan; slices of the support that lie on it, along the axis, are the painted
+                ones.
+        """
+        self.threshold = threshold
+        self.labelmap_of: LabelmapOf | None = None
+        self.reach_mm = 0.0
+        self._geometry, self._axis = geometry, axis
+        self._rows, self._columns = (other for other in range(3) if other != axis)
+        self.certainty = {label: np.full(geometry.shape[axis], np.nan) for label in labels}
+        self.painted = {
+            label: {
+                piece.index: piece.mask(label)
+                for piece in (support.for_label(label) if label in support.labels else ())
+                if piece.scan == content_hash and piece.axis == axis
+            }
+            for label in labels
+        }
+        self._probabilities = {label: Probabilities(geometry.slice_shape(axis)) for label in sorted(labels)}
+        for label, masks in self.painted.items():
+            for index, mask in masks.items():
+                self._probabilities[label].put(index, mask.view(np.uint8) * np.uint8(255))
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a voxel belongs to a structure, 0 to below 1; others raise :class:`InputError`."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, threshold: float) -> None:
+        if not 0 <= threshold < 1:
+            raise InputError(f"The threshold {threshold} was given; a probability from 0 to below 1 is accepted.")
+        self._threshold = threshold
+
+    def put(self, label: int, index: int, probability: np.ndarray, certainty: float) -> list[int]:
+        """Keeps a slice; the labels that may change on it by that.
+
+        Raises ValueError for an array of another shape or type.
+        """
+        if index in self.painted[label]:
+            return []
+        self._probabilities[label].put(index, probability)
+        self.certainty[label][index] = certainty
+        return [other for other, kept in self._probabilities.items() if index in kept]
+
+    def known(self, label: int) -> set[int]:
+        """The slices that have come in, and painted ones."""
+        return set(self._probabilities[label])
+
+    def computed(self, label: int) -> set[int]:
+        """The slices that have come in, without painted ones."""
+        return self.known(label) - self.painted[label].keys()
+
+    def labels(self, indices: Sequence[int]) -> Piece:
+        """Label values, uint16, of some slices; slices in between are empty."""
+        box = self._box(indices)
+        if box is None:
+            return Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint16))
+        first = min(indices)
+        labels = np.zeros((max(indices) - first + 1, box[1] - box[0], box[3] - box[2]), dtype=np.uint16)
+        limit = math.floor(self.threshold * 255 + 1e-9)  # byte > limit is the same as byte / 255 > threshold
+        for index in indices:
+            best = np.full(labels.shape[1:], limit, dtype=np.uint8)
+            for label, kept in self._probabilities.items():
+                probability = kept.region(index, box)
+                labels[index - first][probability > best] = label
+                np.maximum(best, probability, out=best)
+        self._restore_painted(labels, indices, first, box)
+        start = self._corner(first, box[0], box[2])
+        return Piece(start, np.moveaxis(labels, 0, self._axis))
+
+    def cleaned_labels(self, indices: Sequence[int], by_hand: Collection[int], held: Mapping[int, Piece]) -> Piece:
+        """As :meth:`labels`, out of :attr:`labelmap_of` where that is set; it sees all slices.
+
+        Args:
+            by_hand: slices that were changed by hand; there what the results hold is taken as certain.
+            held: what the results hold, bool, by label.
+        """
+        if self.labelmap_of is None:
+            return self.labels(indices)
+        every = sorted({*by_hand, *(index for kept in self._probabilities.values() for index in kept)})
+        start, stop = self._box_with_reach(every, held)
+        probabilities = {label: self._stack(label, start, stop, by_hand, held) for label in self._probabilities}
+        labels = self.labelmap_of(probabilities, self.threshold, self._geometry.spacing, self._axis).astype(np.uint16)
+        along, first = np.moveaxis(labels, self._axis, 0), start[self._axis]
+        along[[number for number in range(len(along)) if first + number not in indices]] = 0
+        rows, columns = self._rows, self._columns
+        box = start[rows], stop[rows], start[columns], stop[columns]
+        self._restore_painted(along, indices, first, box)
+        return Piece(start, labels)
+
+    def _box(self, indices: Sequence[int]) -> Box | None:
+        boxes = [box for kept in self._probabilities.values() if (box := kept.box(indices)) is not None]
+        if not boxes:
+            return None
+        return min(b[0] for b in boxes), max(b[1] for b in boxes), min(b[2] for b in boxes), max(b[3] for b in boxes)
+
+    def _box_with_reach(self, indices: Sequence[int], held: Mapping[int, Piece]) -> tuple[Index, Index]:
+        """The box around all slices, and as far around as something may be found, within the grid."""
+        top, bottom, left, right = self._box(indices) or (0, 1, 0, 1)
+        low, high = box_around(*held.values())
+        if high != (0, 0, 0):
+            top, bottom = min(top, low[self._rows]), max(bottom, high[self._rows])
+            left, right = min(left, low[self._columns]), max(right, high[self._columns])
+        first, last = (indices[0], indices[-1]) if indices else (0, 0)
+        start, stop = self._corner(first, top, left), self._corner(last + 1, bottom, right)
+        margin = [math.ceil(self.reach_mm / self._geometry.axis_spacing(axis)) + 1 for axis in range(3)]
+        begin = np.maximum(np.subtract(start, margin), 0).tolist()
+        end = np.minimum(np.add(stop, margin), self._geometry.shape).tolist()
+        return (begin[0], begin[1], begin[2]), (end[0], end[1], end[2])
+
+    def _stack(
+        self, label: int, start: Index, stop: Index, by_hand: Collection[int], held: Mapping[int, Piece]
+    ) -> np.ndarray:
+        """Probabilities, uint8 (slices, height, width), of a box."""
+        voxels = np.zeros(np.subtract(stop, start), dtype=np.uint8)
+        along, first = np.moveaxis(voxels, self._axis, 0), start[self._axis]
+        box = start[self._rows], stop[self._rows], start[self._columns], stop[self._columns]
+        for index in self._probabilities[label]:
+            along[index - first] = self._probabilities[label].region(index, box)
+        if by_hand:
+            mask = np.moveaxis(held.get(label, Piece.nothing()).cut(start, stop), self._axis, 0)
+            inside = [index - first for index in by_hand]
+            along[inside] = mask[inside] * np.uint8(255)
+        return voxels
+
+    def _restore_painted(self, along: np.ndarray, indices: Sequence[int], first: int, box: Box) -> None:
+        """Makes painted slices what was painted, in labels (slices, rows, columns) of a box; ``first`` is the first
+        slice's index."""
+        for label, masks in self.painted.items():
+            for index in masks.keys() & set(indices):
+                plane, mask = along[index - first], masks[index][box[0] : box[1], box[2] : box[3]]
+                plane[(plane == label) & ~mask] = 0
+                plane[mask] = label
+
+    def _corner(self, along: int, row: int, column: int) -> Index:
+        """The array index of a place in a slice."""
+        corner = [row, column]
+        corner.insert(self._axis, along)
+        return corner[0], corner[1], corner[2]

@@ -1,0 +1,134 @@
+"""Scans: volume nodes as `Volume`, copied once for as long as they do not change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.intensity import IntensityWindow, finite_range
+from SDFSMISLib.scene.frame import volume_geometry
+from SDFSMISLib.volume import Volume
+
+__all__ = ["Scan", "Scans"]
+
+STEP_BYTES = 1 << 24  # that are copied at once: some 20 ms where all of the memory is new
+
+
+@dataclass(eq=False)
+class Scan(Volume):
+    """A volume of the scene, in its own frame. What is computed of all its voxels is computed once.
+
+    The voxels are a copy, so any thread may read them, and compute window and content hash, which take 70 and 90 ms for
+    512 × 512 × 300 voxels.
+
+    Attributes:
+        name: the node's.
+        notes: what a user should know about the copy, one sentence each.
+    """
+
+    name: str = ""
+    notes: tuple[str, ...] = ()
+    _windows: dict[str, IntensityWindow] = field(default_factory=dict, repr=False)
+    _hash: str = field(default="", repr=False)
+
+    def window(self, method: Literal["robust", "minmax"] = "robust") -> IntensityWindow:
+        """As :meth:`.volume.Volume.window`."""
+        if method not in self._windows:
+            self._windows[method] = super().window(method)
+        return self._windows[method]
+
+    def content_hash(self) -> str:
+        """As :meth:`.volume.Volume.content_hash`."""
+        if not self._hash:
+            self._hash = super().content_hash()
+        return self._hash
+
+
+class Scans:
+    """The scans that were asked for. A volume is copied again only after its voxels or its grid have changed."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[tuple[float, ...], Scan]] = {}
+
+    def of(self, volume_node: Any) -> Scan:
+        """The scan of a vtkMRMLVolumeNode; the very same object as long as the node does not change.
+
+        Types are those of :meth:`.volume.Volume.read`: 64-bit floats become 32-bit, NaN and infinities the nearest
+        finite values, with a note. Of several values per voxel the first is taken, with a note. Transforms above the
+        node do not count. Raises :class:`InputError` for a node without an image or with an impossible grid.
+        """
+        for _ in self.copying(volume_node):
+            pass
+        return self._kept[volume_node.GetID()][1]
+
+    def copying(self, volume_node: Any) -> Iterator[float]:
+        """Copies in steps of milliseconds, after which :meth:`of` answers at once; yields the share that is done.
+
+        Where the node changes in between, it begins anew.
+        """
+        while self._kept.get(volume_node.GetID(), (None,))[0] != (stamp := _stamp(volume_node)):
+            scan, finite = _empty_scan(volume_node), True
+            planes = max(1, STEP_BYTES // max(1, scan.voxels[0].nbytes))
+            for first in range(0, len(scan.voxels), planes):
+                block = scan.voxels[first : first + planes]
+                with np.errstate(over="ignore"):
+                    block[...] = _voxels(volume_node)[first : first + planes]
+                finite = finite and (block.dtype.kind != "f" or bool(np.isfinite([block.min(), block.max()]).all()))
+                yield min(1.0, (first + planes) / len(scan.voxels))
+                if _stamp(volume_node) != stamp:
+                    break
+            else:
+                if not finite:
+                    scan.notes += (_make_finite(scan.voxels, scan.name),)
+                self._kept[volume_node.GetID()] = stamp, scan
+
+    def forget(self) -> None:
+        """Lets go of all copies; for when the scene is closed."""
+        self._kept.clear()
+
+
+def _stamp(volume_node: Any) -> tuple[float, ...]:
+    """What changes with voxels or grid. Times of modification are counted through the program, none comes twice."""
+    from vtkmodules.vtkCommonMath import vtkMatrix4x4
+
+    image, matrix = volume_node.GetImageData(), vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    cells = [matrix.GetElement(row, column) for row in range(3) for column in range(4)]
+    return (image.GetMTime() if image is not None else 0, *cells)
+
+
+def _empty_scan(volume_node: Any) -> Scan:
+    """A scan whose voxels are still to be filled in."""
+    name, geometry = volume_node.GetName(), volume_geometry(volume_node)
+    scalars = volume_node.GetImageData().GetPointData().GetScalars()
+    if scalars is None:
+        raise InputError(f"The volume {name} holds no grey values; load it again, or choose another one.")
+    dtype, count = _voxels(volume_node).dtype, scalars.GetNumberOfComponents()
+    scan = Scan(np.empty(geometry.shape, np.float32 if dtype == np.float64 else dtype), geometry, name=name)
+    if count > 1:
+        scan.notes = (f"The volume {name} has {count} values per voxel (colour or vectors); the first is used.",)
+    return scan
+
+
+def _voxels(volume_node: Any) -> np.ndarray:
+    """A view ``(slices, height, width)`` of a node's voxels, of several values the first."""
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+
+    image = volume_node.GetImageData()
+    values = vtk_to_numpy(image.GetPointData().GetScalars())
+    values = values if values.ndim == 1 else values[:, 0]
+    return values.reshape(image.GetDimensions()[::-1])
+
+
+def _make_finite(voxels: np.ndarray, name: str) -> str:
+    """Replaces NaN and infinities in place, as reading a file does; what is to be said of it."""
+    low, high = finite_range(voxels)
+    count = 0
+    for plane in voxels:
+        count += plane.size - int(np.count_nonzero(np.isfinite(plane)))
+        np.nan_to_num(plane, copy=False, nan=low, posinf=high, neginf=low)
+    return f"The volume {name} holds {count} voxels of NaN or infinity, now set to {low:g} or {high:g}."
