@@ -187,12 +187,13 @@ def test_told_to_stop_it_ends_cleanly_and_the_client_can_go_on_elsewhere(started
 
 
 def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callable[..., Process]) -> None:
-    process = started("--host", "0.0.0.0", "--port", 0)
+    process = started("--host", "0.0.0.0", "--port", 0, "--until-stdin-closes")
     port = int(process.url.rpartition(":")[2])
     with pytest.raises(TokenRefused):
         Client(f"127.0.0.1:{port}").capabilities()
     process.process.send_signal(signal.SIGTERM)
     log = process.log()
+    assert process.process.wait(20) == 0
     token = next(line.rpartition(" ")[2] for line in log.splitlines() if line.startswith("Token"))
     assert len(token) >= 24 and log.count(token) == 1 and "in the clear" in log
 
