@@ -25,7 +25,7 @@ from SDFSMISLib.geometry import SliceOrientation
 from SDFSMISLib.intensity import IntensityWindow
 from SDFSMISLib.labelmap import label_values
 from SDFSMISLib.stack import SliceStack
-from SDFSMISLib.support import SupportSlice
+from SDFSMISLib.support import SupportSlice, piece_fields
 
 __all__ = [
     "ARRAY_TYPE",
@@ -348,15 +348,7 @@ def support_fields(piece: SupportSlice, labels: Collection[int], address: str) -
             if label in labels
         ],
         "shape": list(piece.labels.shape),
-        "axis": piece.axis,
-        "index": piece.index,
-        "spacing": list(piece.spacing),
-        "thickness": piece.thickness,
-        "orientation": asdict(piece.orientation),
-        "window": asdict(piece.window),
-        "scan": piece.scan,
-        "plane": piece.plane,
-        "complete": piece.complete,
+        **piece_fields(piece),
     }
 
 

@@ -20,7 +20,7 @@ from SDFSMISLib.intensity import IntensityWindow
 from SDFSMISLib.labelmap import integer_labels, label_values
 from SDFSMISLib.volume import Volume, match_labelmap
 
-__all__ = ["SupportSet", "SupportSlice", "painted_axis"]
+__all__ = ["SupportSet", "SupportSlice", "painted_axis", "piece_fields"]
 
 FORMAT, VERSION = "sdfsmis-support-set", 1
 EXTENSION = ".safetensors"
@@ -64,7 +64,7 @@ class SupportSlice:
 
     def digest(self) -> str:
         """16 hexadecimal digits that stand for this slice in a result's provenance."""
-        digest = hashlib.sha256(json.dumps(_fields(self), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(piece_fields(self), sort_keys=True).encode())
         for array in (self.image, self.labels):
             digest.update(f"{array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -201,7 +201,7 @@ class SupportSet:
             tensors[f"{number}.image"] = np.ascontiguousarray(piece.image)
             tensors[f"{number}.labels"] = np.ascontiguousarray(piece.labels)
         names = {str(label): name for label, name in self.names.items()}
-        content = {"names": names, "slices": [_fields(piece) for piece in self.slices]}
+        content = {"names": names, "slices": [piece_fields(piece) for piece in self.slices]}
         metadata = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
         with atomic_output(path, path.suffix or EXTENSION) as temporary:
             temporary.write_bytes(save(tensors, metadata))  # save_file makes a file that only its owner can read
@@ -237,7 +237,7 @@ class SupportSet:
             raise InputError(f"The support set {path} is damaged ({error}); save it again.") from error
 
 
-def _fields(piece: SupportSlice) -> dict[str, Any]:
+def piece_fields(piece: SupportSlice) -> dict[str, Any]:
     """What a slice holds beside its arrays, for JSON."""
     return {
         "axis": piece.axis,

@@ -130,7 +130,8 @@ class Client:
             cancel: asked at every sign of life of the backend, every five seconds at least; True stops the run.
                 :meth:`RemoteRun.cancel` stops it at once.
             on_trouble: called with what is wrong, before it is waited and tried again.
-            patience: seconds to go on trying where nothing new comes because the backend is not there, or busy.
+            patience: seconds to go on trying where nothing new comes because the backend is not there; for one that is
+                busy, and says when to come again, fifteen times as long.
             resume: state of an earlier run with the same arguments; what it has received does not come again.
 
         Raises (here):
