@@ -18,6 +18,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import SliceOrientation
 from SDFSMISLib.intensity import IntensityWindow
 from SDFSMISLib.labelmap import integer_labels, label_values
+from SDFSMISLib.tensor_file import read_tensors, write_tensors
 from SDFSMISLib.volume import Volume, match_labelmap
 
 __all__ = ["SupportSet", "SupportSlice", "painted_axis", "piece_fields"]
@@ -193,8 +194,6 @@ class SupportSet:
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Writes all into one safetensors file, whole or not at all; returns the path."""
-        from safetensors.numpy import save
-
         path = Path(path)
         tensors = {}
         for number, piece in enumerate(self.slices):
@@ -204,36 +203,33 @@ class SupportSet:
         content = {"names": names, "slices": [piece_fields(piece) for piece in self.slices]}
         metadata = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
         with atomic_output(path, path.suffix or EXTENSION) as temporary:
-            temporary.write_bytes(save(tensors, metadata))  # save_file makes a file that only its owner can read
+            temporary.write_bytes(write_tensors(tensors, metadata))
         return path
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SupportSet:
         """Reads what :meth:`save` wrote; raises :class:`InputError` for a missing, damaged, foreign or newer file."""
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
         if not path.is_file():
             raise InputError(f"There is no support set {path}.")
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise InputError(f"{path} is not a support set; give a file that was saved as one.")
-                if metadata.get("version") != str(VERSION):
-                    raise InputError(
-                        f"{path} is a support set of version {metadata.get('version')}, and this program reads version "
-                        f"{VERSION}; install a program as new as the one that saved it."
-                    )
-                content = json.loads(metadata["content"])
-                pieces = tuple(
-                    _slice(entry, file.get_tensor(f"{number}.image"), file.get_tensor(f"{number}.labels"))
-                    for number, entry in enumerate(content["slices"])
+            tensors, metadata = read_tensors(path)
+            if metadata.get("format") != FORMAT:
+                raise InputError(f"{path} is not a support set; give a file that was saved as one.")
+            if metadata.get("version") != str(VERSION):
+                raise InputError(
+                    f"{path} is a support set of version {metadata.get('version')}, and this program reads version "
+                    f"{VERSION}; install a program as new as the one that saved it."
                 )
+            content = json.loads(metadata["content"])
+            pieces = tuple(
+                _slice(entry, tensors[f"{number}.image"], tensors[f"{number}.labels"])
+                for number, entry in enumerate(content["slices"])
+            )
             return cls(pieces, {int(label): str(name) for label, name in content["names"].items()})
         except InputError:
             raise
-        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise InputError(f"The support set {path} is damaged ({error}); save it again.") from error
 
 
