@@ -28,7 +28,7 @@ environment: $(VENV)/.runtime $(VENV)/.testing
 
 lint: $(VENV)/.testing
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --no-logo
+	PYTHONPATH=SDFSMIS $(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 bench: $(VENV)/.runtime

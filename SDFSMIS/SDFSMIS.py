@@ -1,0 +1,155 @@
+"""SDFSMIS in 3D Slicer: paint a structure on one slice, and get it on every other slice, here and in other scans."""
+# ruff: noqa: N802 - the names are Slicer's
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.ScriptedLoadableModule import (
+    ScriptedLoadableModule,
+    ScriptedLoadableModuleLogic,
+    ScriptedLoadableModuleTest,
+    ScriptedLoadableModuleWidget,
+)
+from slicer.util import VTKObservationMixin
+
+HERE = Path(__file__).resolve().parent
+
+
+def _find_packages() -> None:
+    """The panel lies beside this file; the library beside it where installed, in the folder above in a checkout."""
+    installed = (HERE / "SDFSMISLib").is_dir()
+    for folder in (HERE,) if installed else (HERE, HERE.parent):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+
+
+_find_packages()
+
+from SDFSMISPanel.panel_logic import PanelLogic  # noqa: E402 - found only now
+from SDFSMISPanel.parameter import Parameter  # noqa: E402
+from SDFSMISPanel.settings import Settings  # noqa: E402
+from SDFSMISPanel.widget import Panel  # noqa: E402
+
+
+class SDFSMIS(ScriptedLoadableModule):
+    """The module as Slicer lists it. Its icon is found by its name."""
+
+    def __init__(self, parent: Any) -> None:
+        ScriptedLoadableModule.__init__(self, parent)
+        parent.title = _("SDFSMIS")
+        parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        parent.dependencies = ["Segmentations"]
+        parent.contributors = ["SDFSMIS contributors"]
+        parent.helpText = _(
+            "Paint a structure on one slice and press Segment: it is found on every other slice, of this scan and of "
+            "other scans. Paint a slice that came out wrong and press Segment again: it serves as one more example. "
+            "What computes is this computer, or a server that you name; nothing is sent anywhere before you agree."
+        )
+        parent.acknowledgementText = _(
+            "Built on SD-FSMIS (arXiv 2604.03134): Stable Diffusion adapted to few-shot segmentation in medicine. "
+            "Not a medical device: check every result before you use it."
+        )
+        slicer.app.connect("startupCompleted()", _register_sample_data)
+
+
+def _register_sample_data() -> None:
+    from SDFSMISPanel.sample_data import register_sample_data
+
+    register_sample_data()
+
+
+class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """Slicer's life cycle of the panel; what is in the panel is :class:`SDFSMISPanel.widget.Panel`."""
+
+    def __init__(self, parent: Any = None) -> None:
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic: Any = None
+        self.panel: Any = None
+
+    def setup(self) -> None:
+        ScriptedLoadableModuleWidget.setup(self)
+        root = slicer.util.loadUI(self.resourcePath("UI/SDFSMIS.ui"))
+        self.layout.addWidget(root)
+        self.ui = slicer.util.childWidgetVariables(root)
+        root.setMRMLScene(slicer.mrmlScene)
+        self.logic, settings = SDFSMISLogic(), Settings()
+        self.panel = Panel(root, self.ui, self.logic.make_panel_logic(settings), settings)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
+        self.initializeParameterNode()
+
+    def cleanup(self) -> None:
+        """The application ends, or the module is reloaded."""
+        self.removeObservers()
+        if self.panel is not None:
+            self.panel.close()
+
+    def enter(self) -> None:
+        self.initializeParameterNode()
+        self.panel.enter()
+
+    def exit(self) -> None:
+        self.panel.exit()
+
+    def onSceneStartClose(self, _caller: Any, _event: Any) -> None:
+        self.panel.close_scene()
+
+    def onSceneEndClose(self, _caller: Any, _event: Any) -> None:
+        if self.parent.isEntered:
+            self.enter()  # the new scene has no nodes of ours yet
+
+    def onSceneEndImport(self, caller: Any, event: Any) -> None:
+        self.onSceneEndClose(caller, event)
+
+    def initializeParameterNode(self) -> None:
+        """Takes over what the scene says of the panel; a scene that says nothing gets a node that does."""
+        self.setParameterNode(self.logic.getParameterNode())
+
+    def setParameterNode(self, parameter: Parameter | None) -> None:
+        self.panel.restore(parameter)
+
+    def onReload(self) -> None:
+        """Reads the panel's own files anew as well."""
+        for name in [name for name in sys.modules if name.partition(".")[0] == "SDFSMISPanel"]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+
+class SDFSMISLogic(ScriptedLoadableModuleLogic):
+    """Gives the widget what it works on."""
+
+    def getParameterNode(self) -> Parameter:
+        # The constructor comes from Slicer's decorator, which mypy does not see.
+        return Parameter(ScriptedLoadableModuleLogic.getParameterNode(self))  # type: ignore[call-arg]
+
+    def make_panel_logic(self, settings: Settings) -> PanelLogic:
+        """The logic of one panel, which closes it."""
+        from SDFSMISPanel.logic import make_logic
+
+        return make_logic(settings)
+
+
+class SDFSMISTest(ScriptedLoadableModuleTest):
+    """Slicer's self-test: run by Reload and Test, and by slicer.testing."""
+
+    def setUp(self) -> None:
+        slicer.mrmlScene.Clear()
+
+    def runTest(self) -> None:
+        self.setUp()
+        self.test_parameters_are_kept_in_the_scene()
+
+    def test_parameters_are_kept_in_the_scene(self) -> None:
+        """What the panel is set to is written into the scene, and read from it again."""
+        logic = SDFSMISLogic()
+        logic.getParameterNode().threshold = 0.25
+        self.assertEqual(logic.getParameterNode().threshold, 0.25)

@@ -1,0 +1,141 @@
+"""Step 1, Backend: where it is computed, and whether that works."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from SDFSMISPanel.control import Control
+from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, BackendView, PanelLogic
+from SDFSMISPanel.pictures import dot
+from SDFSMISPanel.settings import Settings
+
+__all__ = ["BackendSection"]
+
+LOG = logging.getLogger("SDFSMIS")
+DEVICES = ("auto", "cpu", "cuda")  # as the .ui lists them
+COLORS = {"good": (0.2, 0.65, 0.3), "unknown": (0.6, 0.6, 0.6), "busy": (0.25, 0.5, 0.9), "bad": (0.85, 0.25, 0.2)}
+
+
+class BackendSection:
+    """Shows :class:`.panel_logic.BackendView`; what the user chooses is kept in the settings."""
+
+    def __init__(self, ui: Any, logic: PanelLogic, settings: Settings) -> None:
+        self._ui, self._logic, self._settings = ui, logic, settings
+        self._shown: BackendView | None = None
+        self._hosts: tuple[str, ...] = ()
+        self._dots = {state: dot(color) for state, color in COLORS.items()}
+        self._install, self._remove = Control(ui.installButton), Control(ui.removeInstallationButton)
+        self._test = Control(ui.testBackendButton)
+        logic.choose_backend(settings.choice())
+        self._connect()
+
+    def show(self) -> None:
+        view = self._logic.backend
+        if view is self._shown:
+            return
+        before, self._shown = self._shown, view
+        started = view.progress is not None and (before is None or before.progress is None)
+        if started or view.state == "bad" and (before is None or before.state != "bad"):
+            self._ui.backendCollapsibleButton.collapsed = False  # something is to be seen here
+        self._show_hosts(view)
+        self._show_choice(view.choice)
+        self._show_state(view)
+
+    def choice(self) -> BackendChoice:
+        """What the controls say."""
+        ui = self._ui
+        return BackendChoice(
+            kind=BackendKind.SERVER if ui.serverRadioButton.checked else BackendKind.LOCAL,
+            url=ui.serverComboBox.currentText.strip(),
+            token=ui.tokenLineEdit.text.strip(),
+            certificate=ui.certificateLineEdit.text.strip(),
+            python=ui.pythonLineEdit.text.strip(),
+            device=DEVICES[ui.deviceComboBox.currentIndex],
+            model=ui.modelLineEdit.text.strip() or BackendChoice.model,
+            pip_options=ui.pipOptionsLineEdit.text.strip(),
+        )
+
+    # -- what the user does
+
+    def _connect(self) -> None:
+        ui = self._ui
+        ui.localRadioButton.connect("toggled(bool)", self._choose_kind)
+        ui.serverComboBox.connect("activated(int)", self._choose_host)
+        ui.serverComboBox.lineEdit().connect("editingFinished()", self._choose)
+        ui.deviceComboBox.connect("activated(int)", self._choose_host)
+        for name in ("token", "certificate", "python", "model", "pipOptions"):
+            getattr(ui, f"{name}LineEdit").connect("editingFinished()", self._choose)
+        ui.testBackendButton.connect("clicked()", self._logic.test_backend)
+        ui.installButton.connect("clicked()", self._logic.install)
+        ui.removeInstallationButton.connect("clicked()", self._logic.remove_installation)
+        ui.cancelInstallationButton.connect("clicked()", self._logic.cancel_installation)
+
+    def _choose_kind(self, _local: bool) -> None:
+        self._choose()
+
+    def _choose_host(self, _number: int) -> None:
+        self._choose()
+
+    def _choose(self) -> None:
+        choice = self.choice()
+        if choice == self._logic.backend.choice:
+            return
+        LOG.info("Backend chosen: %s", replace(choice, token="(given)" if choice.token else ""))
+        self._settings.keep_choice(choice)
+        self._logic.choose_backend(choice)
+
+    # -- what is shown
+
+    def _show_hosts(self, view: BackendView) -> None:
+        if view.hosts == self._hosts:
+            return
+        self._hosts, box = view.hosts, self._ui.serverComboBox
+        typed = box.currentText
+        box.blockSignals(True)
+        box.clear()
+        box.addItems(list(view.hosts))
+        box.setEditText(typed)
+        box.blockSignals(False)
+
+    def _show_choice(self, choice: BackendChoice) -> None:
+        ui, server = self._ui, choice.kind is BackendKind.SERVER
+        ui.localRadioButton.blockSignals(True)  # the only one that is listened to; each of the two changes the other
+        ui.serverRadioButton.checked, ui.localRadioButton.checked = server, not server
+        ui.localRadioButton.blockSignals(False)
+        ui.deviceComboBox.currentIndex = DEVICES.index(choice.device) if choice.device in DEVICES else 0
+        box = ui.serverComboBox
+        if not box.lineEdit().focus and box.currentText != choice.url:
+            box.setEditText(choice.url)
+        texts = (
+            (ui.tokenLineEdit, choice.token),
+            (ui.certificateLineEdit, choice.certificate),
+            (ui.pythonLineEdit, choice.python),
+            (ui.modelLineEdit, "" if choice.model == BackendChoice.model else choice.model),
+            (ui.pipOptionsLineEdit, choice.pip_options),
+        )
+        for field, text in texts:
+            if not field.focus and field.text != text:  # what is being typed stays
+                field.text = text
+
+    def _show_state(self, view: BackendView) -> None:
+        ui, server = self._ui, view.choice.kind is BackendKind.SERVER
+        ui.backendCollapsibleButton.text = _("1. Backend: a server") if server else _("1. Backend: this computer")
+        ui.serverFrame.visible = ui.serverAdvancedFrame.visible = server
+        ui.localAdvancedFrame.visible = not server
+        ui.backendStateLabel.setPixmap(self._dots.get(view.state, self._dots["unknown"]))
+        ui.backendStatusLabel.text = view.status
+        installing = view.progress is not None
+        ui.installationProgressBar.visible = ui.cancelInstallationButton.visible = installing
+        if view.progress is not None:
+            ui.installationProgressBar.value = round(100 * view.progress)
+        own = not server and not view.choice.python
+        ui.installButton.visible = ui.removeInstallationButton.visible = own
+        ui.installButton.text = _("Install again...") if view.can_remove else _("Install...")
+        wait = _("Wait until what goes on has ended.") if view.state == "busy" else ""
+        self._install.allow("" if view.can_install else wait or _("Nothing has to be installed."))
+        self._remove.allow("" if view.can_remove else wait or _("Nothing was installed."))
+        self._test.allow(wait or (_("Type the address of the server first.") if server and not view.choice.url else ""))

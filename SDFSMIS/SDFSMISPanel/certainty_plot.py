@@ -1,0 +1,147 @@
+"""The plot of certainty: one curve for each structure, over the slices of a scan; a click goes to a slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import qt
+from slicer.i18n import tr as _
+
+from SDFSMISPanel.panel_logic import ResultView
+
+__all__ = ["CertaintyPlot", "Scale", "columns_of"]
+
+GREY, PAINTED, BY_HAND, SHOWN = (128, 128, 128), (70, 160, 90), (230, 140, 30), (60, 120, 220)
+LEFT, RIGHT, TOP, BOTTOM = 62, 8, 8, 30  # pixels around the curves
+MARK = 4  # pixels, half the side of a mark
+
+
+class Scale:
+    """Where slices and certainties lie in a picture of so many pixels."""
+
+    def __init__(self, width: int, height: int, count: int) -> None:
+        self.left, self.right = LEFT, max(LEFT + 1, width - RIGHT)
+        self.top, self.bottom = TOP, max(TOP + 1, height - BOTTOM)
+        self._last = max(1, count - 1)
+
+    def x(self, index: float) -> int:
+        """Column of a slice."""
+        return round(self.left + (self.right - self.left) * index / self._last)
+
+    def y(self, certainty: float) -> int:
+        """Row of a certainty, 0 to 1."""
+        return round(self.bottom - (self.bottom - self.top) * min(max(certainty, 0.0), 1.0))
+
+    def slice_at(self, x: int) -> int:
+        """The slice that lies nearest to a column."""
+        share = (x - self.left) / (self.right - self.left)
+        return round(min(max(share, 0.0), 1.0) * self._last)
+
+
+def columns_of(certainty: np.ndarray, scale: Scale) -> list[tuple[int, int]]:
+    """Points (column, row) of a curve; of slices that share a column the least certain one. NaN slices are left out."""
+    least: dict[int, float] = {}
+    for index in np.flatnonzero(~np.isnan(certainty)):
+        column = scale.x(int(index))
+        least[column] = min(least.get(column, 1.0), float(certainty[index]))
+    return [(column, scale.y(value)) for column, value in sorted(least.items())]
+
+
+class CertaintyPlot(qt.QObject):
+    """Draws into a QLabel, and watches it for clicks and for a change of its size.
+
+    Args:
+        on_slice: called with the slice that was clicked on.
+    """
+
+    def __init__(self, label: Any, on_slice: Callable[[int], None]) -> None:
+        qt.QObject.__init__(self)
+        self._label, self._on_slice = label, on_slice
+        self._results: tuple[ResultView, ...] = ()
+        self._index: int | None = None
+        label.installEventFilter(self)
+
+    def show(self, results: tuple[ResultView, ...], index: int | None) -> None:
+        """The curves of these structures, and the slice that a view shows."""
+        self._results, self._index = results, index
+        self._draw()
+
+    def close(self) -> None:
+        """Watches the label no more."""
+        self._label.removeEventFilter(self)
+
+    def eventFilter(self, _watched: Any, event: Any) -> bool:  # noqa: N802 - Qt's name
+        if event.type() == qt.QEvent.MouseButtonRelease and self._results:
+            self._on_slice(self._scale().slice_at(event.pos().x()))
+            return True
+        if event.type() == qt.QEvent.Resize:
+            self._draw()
+        return False
+
+    def _scale(self) -> Scale:
+        count = max((len(result.certainty) for result in self._results), default=1)
+        return Scale(self._label.width, self._label.height, count)
+
+    def _draw(self) -> None:
+        width, height = max(1, self._label.width), max(1, self._label.height)
+        picture = qt.QPixmap(width, height)
+        picture.fill(qt.QColor(0, 0, 0, 0))
+        painter = qt.QPainter()
+        painter.begin(picture)
+        painter.setRenderHint(qt.QPainter.Antialiasing, True)
+        scale = self._scale()
+        self._draw_axes(painter, scale)
+        for result in self._results:
+            _draw_curve(painter, scale, result)
+        self._draw_marks(painter, scale)
+        painter.end()
+        self._label.setPixmap(picture)
+
+    def _draw_axes(self, painter: Any, scale: Scale) -> None:
+        painter.setPen(_pen(GREY))
+        painter.drawLine(scale.left, scale.bottom, scale.right, scale.bottom)
+        painter.drawLine(scale.left, scale.top, scale.left, scale.bottom)
+        painter.drawText(0, scale.top + 8, _("certain"))
+        painter.drawText(0, scale.bottom, _("uncertain"))
+        count = max((len(result.certainty) for result in self._results), default=0)
+        if count:
+            painter.drawText(scale.left, scale.bottom + 24, "0")
+            last = str(count - 1)
+            painter.drawText(scale.right - 8 * len(last), scale.bottom + 24, last)
+            painter.drawText((scale.left + scale.right) // 2 - 20, scale.bottom + 24, _("slice"))
+
+    def _draw_marks(self, painter: Any, scale: Scale) -> None:
+        """Under the axis: what was painted, what was corrected; across: the slice that is shown."""
+        place = scale.bottom + 2 + MARK
+        for color, indices in (
+            (PAINTED, _union(result.painted for result in self._results)),
+            (BY_HAND, _union(result.by_hand for result in self._results)),
+        ):
+            for index in indices:
+                painter.fillRect(scale.x(index) - MARK // 2, place - MARK, MARK, 2 * MARK, qt.QColor(*color))
+        if self._index is not None:
+            painter.setPen(_pen(SHOWN))
+            painter.drawLine(scale.x(self._index), scale.top, scale.x(self._index), scale.bottom)
+
+
+def _draw_curve(painter: Any, scale: Scale, result: ResultView) -> None:
+    painter.setPen(_pen(tuple(round(255 * part) for part in result.color), 2))
+    points = columns_of(result.certainty, scale)
+    gap = scale.x(1) - scale.x(0) + 1  # farther apart than neighbours: slices between them were not computed
+    for (x, y), (next_x, next_y) in zip(points, points[1:], strict=False):
+        if next_x - x <= gap:
+            painter.drawLine(x, y, next_x, next_y)
+    for x, y in points if len(points) == 1 else ():
+        painter.drawLine(x - 1, y, x + 1, y)
+
+
+def _pen(color: Sequence[int], width: int = 1) -> Any:
+    pen = qt.QPen(qt.QColor(*color))
+    pen.setWidth(width)
+    return pen
+
+
+def _union(groups: Any) -> list[int]:
+    return sorted({index for group in groups for index in group})

@@ -1,0 +1,332 @@
+"""Environment: a Python environment of our own in a folder, with what the backend on this computer needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.errors import InputError
+from SDFSMISPanel.base_python import BasePython, ask_python
+from SDFSMISPanel.command import clean, run_command
+
+__all__ = ["Environment", "EnvironmentState"]
+
+MARKER = "made-by-sdfsmis.txt"
+STAMP = "sdfsmis-installed.json"
+LIBRARY = "SDFSMISLib"
+COPIED = {".py", ".json", ".safetensors", ".yaml"}
+TRIAL = "import ssl, ctypes, sqlite3, zlib"
+WHAT_IT_IS = (
+    "This folder is the Python environment of SDFSMIS, made by its panel in 3D Slicer.\n"
+    "The panel removes it with all that is in it; keep nothing of your own here.\n"
+)
+
+
+class EnvironmentState(str, Enum):
+    """How far an environment is.
+
+    ``ABSENT``: nothing of ours is there. ``INCOMPLETE``: an installation was cut off, or the Python that it was made of
+    has gone. ``OUTDATED``: it is of another version of the panel. ``READY``: it can be used.
+    """
+
+    ABSENT = "absent"
+    INCOMPLETE = "incomplete"
+    OUTDATED = "outdated"
+    READY = "ready"
+
+
+class Environment:
+    """The environment in a folder. Making one of this class changes nothing; one thread at a time may change it.
+
+    Attributes:
+        folder, library, requirements: as given.
+        environments: as given, without what belongs to the Python that runs here.
+    """
+
+    def __init__(
+        self, folder: Path, library: Path, requirements: Path, environments: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        """
+        Args:
+            folder: where it is, or will be; outside the extension's folder, which an update replaces.
+            library: the folder ``SDFSMISLib`` that the panel itself was loaded from.
+            requirements: file of the packages that the backend needs.
+            environments: name -> environment variables that its Python may start with; the first that works is used.
+                In Slicer: those that Slicer was started with, then Slicer's own.
+        """
+        self.folder, self.library, self.requirements = Path(folder), Path(library), Path(requirements)
+        self.environments = {name: clean(variables) for name, variables in environments.items()}
+        self._digests: tuple[str, str] | None = None
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> EnvironmentState:
+        """How far it is; takes milliseconds, after a tenth of a second for the first time."""
+        if not self.is_there:
+            return EnvironmentState.ABSENT
+        stamp = self._stamp()
+        if stamp is None:
+            return EnvironmentState.INCOMPLETE
+        same = (stamp["requirements"], stamp["library"]) == self._wanted()
+        return EnvironmentState.READY if same else EnvironmentState.OUTDATED
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder is one of ours, whole or not."""
+        return (self.folder / MARKER).is_file()
+
+    @property
+    def needs_packages(self) -> bool:
+        """Whether more has to be installed than a newer copy of the library."""
+        stamp = self._stamp()
+        return stamp is None or stamp["requirements"] != self._wanted()[0]
+
+    @property
+    def python(self) -> Path:
+        """Path of its Python."""
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def site_packages(self) -> Path:
+        """The folder of its packages.
+
+        Raises:
+            InputError: where the environment has none.
+        """
+        if os.name == "nt":
+            return self.folder / "Lib" / "site-packages"
+        found = sorted(self.folder.glob("lib/python3.*/site-packages"))
+        if not found:
+            raise InputError(f"There is no Python environment in {self.folder}; install it.")
+        return found[0]
+
+    def environment_variables(self) -> dict[str, str]:
+        """The variables that its Python starts with: of those handed in, the ones that worked."""
+        return dict(self.environments[self.variables_name])
+
+    @property
+    def variables_name(self) -> str:
+        """The name of :meth:`environment_variables`."""
+        name = (self._stamp() or {}).get("environment")
+        return name if name in self.environments else next(iter(self.environments))
+
+    def size(self) -> int:
+        """Bytes of its files; looks at each of them, which takes a second."""
+        total = 0
+        for place, _, names in os.walk(self.folder):
+            for name in names:
+                with suppress(OSError):
+                    total += os.lstat(os.path.join(place, name)).st_size
+        return total
+
+    # -- changes -------------------------------------------------------------------------------------------------------
+
+    def make(self, python: str, cancel: Callable[[], bool], on_line: Callable[[str], None]) -> str:
+        """Make it anew, with pip and nothing else; it stays incomplete until :meth:`finish`.
+
+        Args:
+            python: path of the Python that it is made of.
+            cancel: asked while programs run.
+            on_line: called with what they write.
+
+        Returns:
+            the name of the environment variables that its Python starts with.
+
+        Raises:
+            InputError: where the folder holds something else or cannot be written, or Python cannot do it.
+            Cancelled: where ``cancel`` said so.
+        """
+        base = ask_python(python, self.environments, cancel)
+        if self.is_there:
+            self.remove()
+        try:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise InputError(f"{self.folder} holds something that SDFSMIS has not made; name another folder.")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / MARKER).write_text(WHAT_IT_IS, encoding="utf-8")
+            self._make_frame(base, cancel, on_line)
+        except OSError as error:
+            raise InputError(_not_written(self.folder, error)) from error
+        name = self._starting_variables(cancel)
+        self._add_pip(base, name, cancel, on_line)
+        return name
+
+    def copy_library(self) -> None:
+        """Copy the panel's library into it, in place of an older one.
+
+        Raises:
+            InputError: where the copy cannot be written.
+        """
+        place = self.site_packages / LIBRARY
+        new, old = place.with_name(f"{LIBRARY}.new"), place.with_name(f"{LIBRARY}.old")
+        try:
+            for rest in (new, old):
+                if rest.exists():
+                    shutil.rmtree(rest)
+            for path in _library_files(self.library):
+                target = new / path.relative_to(self.library)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            if place.exists():
+                os.replace(place, old)
+            os.replace(new, place)
+            shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            raise InputError(_not_written(place, error)) from error
+
+    def finish(self, name: str) -> None:
+        """Note that all is there.
+
+        Args:
+            name: of the environment variables that its Python starts with.
+
+        Raises:
+            InputError: where its Python does not start, or the note cannot be written.
+        """
+        requirements, library = self._wanted()
+        stamp = {
+            "requirements": requirements,
+            "library": library,
+            "environment": name,
+            "standard_library": self._standard_library(name),
+        }
+        with atomic_output(self.folder / STAMP, ".json") as path:
+            path.write_text(json.dumps(stamp), encoding="utf-8")
+
+    def unfinish(self) -> None:
+        """Note that it is being changed: until :meth:`finish` it counts as incomplete.
+
+        Raises:
+            InputError: where that cannot be noted.
+        """
+        try:
+            (self.folder / STAMP).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(_not_written(self.folder, error)) from error
+
+    def remove(self) -> str:
+        """Delete it; a folder that is not ours is left alone.
+
+        Returns:
+            what was done, in a sentence.
+
+        Raises:
+            InputError: where the folder is not ours, or something in it cannot be deleted.
+        """
+        if not self.folder.exists():
+            return f"There is nothing to remove in {self.folder}."
+        if not self.is_there:
+            raise InputError(f"{self.folder} was not made by SDFSMIS and is left as it is; delete it yourself.")
+        size = self.size()
+        self.unfinish()
+        try:
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != MARKER:
+                    path.unlink()
+            (self.folder / MARKER).unlink()  # the last: what is left until then can be removed again
+            self.folder.rmdir()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(
+                f"{error.filename or self.folder} cannot be removed ({reason}); end the programs that use it, and "
+                "remove it again."
+            ) from error
+        return f"Removed {self.folder} ({size / 1e9:.1f} GB)."
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _make_frame(self, base: BasePython, cancel: Callable[[], bool], on_line: Callable[[str], None]) -> None:
+        """The environment without pip."""
+        words = [base.command, "-m", "venv", "--without-pip", str(self.folder)]
+        done = run_command(words, base.variables, cancel=cancel, on_line=on_line)
+        if done.status != 0 or not (self.folder / "pyvenv.cfg").is_file():
+            raise InputError(_no_venv(base, done.lines))
+        inside = "Lib" if os.name == "nt" else f"lib/python{base.version[0]}.{base.version[1]}"
+        base.complete(self.folder, self.folder / inside / "site-packages")
+
+    def _starting_variables(self, cancel: Callable[[], bool]) -> str:
+        """The name of the first environment variables with which its Python starts and has what pip needs."""
+        said = ""
+        for name, variables in self.environments.items():
+            done = run_command([str(self.python), "-c", TRIAL], variables, cancel=cancel)
+            if done.status == 0:
+                return name
+            said = done.lines[-1].strip() if done.lines else f"exit status {done.status}"
+        raise InputError(
+            f"The Python in {self.folder} does not start ({said}); name another Python 3.10, 3.11 or 3.12 of this "
+            "computer to make the environment of."
+        )
+
+    def _add_pip(self, base: BasePython, name: str, cancel: Callable[[], bool], on_line: Callable[[str], None]) -> None:
+        python = str(self.python)
+        own = [python, "-m", "ensurepip", "--default-pip"], self.environments[name]
+        # For a Python that came without a pip to give away:
+        of_base = [base.command, "-m", "pip", "--python", python, "install", "pip"], base.variables
+        lines: tuple[str, ...] = ()
+        for words, variables in (own, of_base):
+            done = run_command(words, variables, cancel=cancel, on_line=on_line)
+            if done.status == 0:
+                return
+            lines = lines or done.lines
+        raise InputError(_no_venv(base, lines))
+
+    def _standard_library(self, name: str) -> str:
+        """A file of its standard library, which goes when the Python that it was made of is removed."""
+        done = run_command([str(self.python), "-c", "import os; print(os.__file__)"], self.environments[name])
+        if done.status != 0 or not done.lines:
+            raise InputError(f"The Python in {self.folder} does not start any more; install it again.")
+        return done.lines[-1]
+
+    def _stamp(self) -> dict[str, Any] | None:
+        """What :meth:`finish` noted; None where it did not, or what it noted is no longer true."""
+        with suppress(OSError, ValueError):
+            stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
+            known = {"requirements", "library", "environment", "standard_library"}
+            if isinstance(stamp, dict) and known <= stamp.keys() and self.is_there and self.python.is_file():
+                return stamp if Path(str(stamp["standard_library"])).is_file() else None
+        return None
+
+    def _wanted(self) -> tuple[str, str]:
+        """Digests of the requirements and of the library, as the panel has them."""
+        if self._digests is None:
+            requirements = hashlib.sha256()
+            for line in self.requirements.read_text(encoding="utf-8").splitlines():
+                if line.strip() and not line.startswith("#"):
+                    requirements.update(line.strip().encode() + b"\n")
+            library = hashlib.sha256()
+            for path in _library_files(self.library):
+                library.update(path.relative_to(self.library).as_posix().encode() + b"\0")
+                library.update(hashlib.sha256(path.read_bytes()).digest())
+            self._digests = requirements.hexdigest(), library.hexdigest()
+        return self._digests
+
+
+def _library_files(library: Path) -> Iterator[Path]:
+    """The files of the library that are copied, in a fixed order."""
+    for path in sorted(library.rglob("*")):
+        if path.suffix in COPIED and "__pycache__" not in path.parts and path.is_file():
+            yield path
+
+
+def _not_written(place: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{place} cannot be written ({reason}); free some space, or name a folder that you may write to."
+
+
+def _no_venv(base: BasePython, lines: tuple[str, ...]) -> str:
+    last = f" ({lines[-1].strip()})" if lines else ""
+    return (
+        f"{base.command} cannot make a Python environment{last}; name another Python 3.10, 3.11 or 3.12 that has the "
+        "modules venv and pip."
+    )

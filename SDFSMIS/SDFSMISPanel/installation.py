@@ -1,0 +1,294 @@
+"""Installation: the steps to an environment in which the backend runs; or another Python in its place."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.protocol import PROTOCOL
+from SDFSMISPanel.command import clean, run_command
+from SDFSMISPanel.environment import Environment, EnvironmentState
+from SDFSMISPanel.pip_failure import pip_failure
+from SDFSMISPanel.torch_build import TorchBuild
+
+__all__ = ["Adopted", "Installation", "Progress", "adopt"]
+
+KEPT_LINES = 400
+RAW_PROGRESS = (24, 1)  # the first pip that tells bytes as plain lines
+PIP_VARIABLES = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
+PASSING = ("memory", "disk here", "disk for temp")  # what the check finds short now need not be so later
+NEEDED = ("torch", "diffusers", "transformers", "fastapi", "uvicorn")
+VERSIONS = f"""
+import importlib.util, json, sys
+missing = [name for name in {NEEDED!r} if importlib.util.find_spec(name) is None]
+import SDFSMISLib
+from SDFSMISLib.protocol import PROTOCOL
+print(json.dumps([SDFSMISLib.__version__, PROTOCOL, missing]))
+"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an installation is.
+
+    Attributes:
+        share: of the whole, 0 to 1; it never goes back.
+        step, steps: the step that goes on, from 1, and how many there are.
+        text: what goes on, for people.
+    """
+
+    share: float
+    step: int
+    steps: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A Python that has SDFSMIS already: its path, the version, and the environment variables that it starts with."""
+
+    python: str
+    version: str
+    variables: Mapping[str, str]
+
+
+class Installation:
+    """Brings an environment up to date with the panel, in any thread; it can be run again after it failed."""
+
+    def __init__(
+        self, environment: Environment, python: str, build: TorchBuild, pip_options: Sequence[str] = ()
+    ) -> None:
+        """
+        Args:
+            environment: what is made, or brought up to date.
+            python: path of the Python that it is made of.
+            build: of PyTorch, for what is told of it.
+            pip_options: words that every installing call of pip gets: a mirror, a proxy, a certificate.
+        """
+        self._environment, self._python, self._build = environment, python, build
+        self._options = tuple(pip_options)
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._notes: list[str] = []
+
+    @property
+    def log(self) -> str:
+        """The last lines that the programs wrote."""
+        return "\n".join(list(self._lines))
+
+    def run(self, on_progress: Callable[[Progress], None], cancel: Callable[[], bool]) -> str:
+        """Do what is missing: all, or only what has changed.
+
+        Args:
+            on_progress: called in this thread, several times a second at most.
+            cancel: asked ten times a second; True ends the programs that run, and leaves an environment that is
+                incomplete and is made anew the next time. Downloads stay in pip's own store.
+
+        Returns:
+            what was done and what is to be known about it, in sentences.
+
+        Raises:
+            InputError: where it failed; with what to do.
+            Cancelled: where ``cancel`` said so.
+        """
+        self._notes = []
+        environment, state = self._environment, self._environment.state
+        if state is EnvironmentState.READY:
+            return f"SDFSMIS is installed in {environment.folder}."
+        whole = state is not EnvironmentState.OUTDATED
+        packages = whole or environment.needs_packages
+        steps = _Steps(on_progress, cancel, self._lines, self._build.download, (whole, packages))
+        if packages:
+            steps.begin("Checking the disk")
+            self._check_disk()
+        name = environment.variables_name
+        if whole:
+            steps.begin("Making the environment")
+            name = environment.make(self._python, cancel, steps.line)
+        elif packages:
+            environment.unfinish()
+        variables = dict(environment.environments[name]) | PIP_VARIABLES
+        if packages:
+            self._install_packages(variables, steps)
+        steps.begin("Copying SDFSMIS")
+        environment.copy_library()
+        steps.begin("Checking whether it works")
+        self._check(variables, steps)
+        environment.finish(name)
+        return " ".join([f"SDFSMIS is installed in {environment.folder}.", *self._notes])
+
+    def _check_disk(self) -> None:
+        """Raises where the disk is too small for what comes."""
+        folder = self._environment.folder
+        needs = {folder: self._build.disk}
+        temporary = Path(tempfile.gettempdir())
+        if _there(temporary).stat().st_dev != _there(folder).stat().st_dev:
+            needs[temporary] = self._build.download
+        for place, need in needs.items():
+            free = shutil.disk_usage(_there(place)).free
+            if free < need:
+                raise InputError(
+                    f"Installing needs about {need / 1e9:.1f} GB on the disk of {place}, where {free / 1e9:.1f} GB are "
+                    "free; free some space there, or name another folder."
+                )
+
+    def _install_packages(self, variables: Mapping[str, str], steps: _Steps) -> None:
+        requirements = self._environment.requirements
+        lines = requirements.read_text(encoding="utf-8").splitlines()
+        torch = next(line for line in lines if re.match(r"torch\b", line))
+        steps.begin("Installing PyTorch")  # by itself, so that its own share of the time is shown
+        self._pip([torch], variables, steps)
+        if self._build.said and not self._options:
+            self._notes.append(self._build.said)
+        steps.begin("Installing the other packages")
+        self._pip(["-r", str(requirements)], variables, steps)
+
+    def _pip(self, words: Sequence[str], variables: Mapping[str, str], steps: _Steps) -> None:
+        """Installs packages; raises InputError where pip does not."""
+        pip = [str(self._environment.python), "-m", "pip"]
+        said = "\n".join(run_command([*pip, "--version"], variables, cancel=steps.cancel).lines)
+        version = re.search(r"pip (\d+)\.(\d+)", said)
+        raw = version is not None and (int(version[1]), int(version[2])) >= RAW_PROGRESS
+        bar = ["--progress-bar", "raw" if raw else "off"]
+        command = [*pip, "install", "--only-binary", ":all:", *bar, *words, *self._options]
+        done = run_command(command, variables, cancel=steps.cancel, on_line=steps.line)
+        if done.status != 0:
+            raise InputError(pip_failure(done.lines))
+
+    def _check(self, variables: Mapping[str, str], steps: _Steps) -> None:
+        """Run the library's own check in the environment."""
+        environment = self._environment
+        command = [str(environment.python), "-m", "SDFSMISLib.cli", "doctor"]
+        folder = environment.folder
+        done = run_command(command, variables, folder=folder, cancel=steps.cancel, on_line=steps.line)
+        wrong = [line[1:].strip() for line in done.lines if line.startswith("!")]
+        wrong = [line for line in wrong if not line.startswith(PASSING)]
+        verdict = done.lines[-1] if done.lines else ""
+        if wrong or not verdict.startswith(("All good.", "To do:")):
+            found = " ".join((wrong[0] if wrong else verdict or f"exit status {done.status}").split())
+            raise InputError(
+                f"The packages are installed, but segmenting with them does not work ({found}); remove the environment "
+                "and install again, or name another Python that has SDFSMIS."
+            )
+        if verdict != "All good.":
+            self._notes.append(verdict)
+
+
+class _Steps:
+    """The steps of one run, and how far they are, taken from what pip says."""
+
+    WEIGHTS = {
+        "Checking the disk": 0.01,
+        "Making the environment": 0.06,
+        "Installing PyTorch": 0.45,
+        "Installing the other packages": 0.35,
+        "Copying SDFSMIS": 0.01,
+        "Checking whether it works": 0.12,
+    }
+
+    def __init__(
+        self,
+        on_progress: Callable[[Progress], None],
+        cancel: Callable[[], bool],
+        lines: deque[str],
+        download: int,
+        more: tuple[bool, bool],
+    ) -> None:
+        """``more``: whether the environment is made, and packages are installed, or only the library is copied."""
+        whole, packages = more
+        titles = list(self.WEIGHTS)
+        self._titles = titles if whole else [titles[0], *titles[2:]] if packages else titles[-2:]
+        self._all = sum(self.WEIGHTS[title] for title in self._titles)
+        self._on_progress, self.cancel, self._lines = on_progress, cancel, lines
+        self._download = download
+        self._at, self._file, self._received, self._share = -1, "", 0, 0.0
+
+    def begin(self, title: str) -> None:
+        """The next step begins."""
+        if self.cancel():
+            raise Cancelled("Installing was cancelled.")
+        self._at, self._received, self._file = self._titles.index(title), 0, ""
+        self._report(title, 0.0)
+
+    def line(self, line: str) -> None:
+        """A line that a program wrote."""
+        title = self._titles[self._at]
+        progress = re.fullmatch(r"Progress (\d+) of (\d+)", line.strip())
+        if progress is not None:
+            done, total = int(progress[1]), int(progress[2])
+            received = self._received + done
+            if done >= total:
+                self._received = received
+            amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"
+            self._report(f"{title}: downloading {self._file} ({amount})", received / self._download)
+            return
+        self._lines.append(line)
+        file = re.match(r"\s*(Downloading|Using cached) (\S+?)(?:\.whl\S*)?( \(.+\))?$", line)
+        if file is not None:
+            self._file = "-".join(file[2].rpartition("/")[2].split("-")[:2])
+            self._report(f"{title}: downloading {self._file}{file[3] or ''}", self._received / self._download)
+        elif line.strip():
+            self._report(f"{title}: {line.strip():.120}", self._received / self._download)
+
+    def _report(self, text: str, part: float) -> None:
+        """``part`` of the step that goes on is done, 0 to 1."""
+        before = sum(self.WEIGHTS[title] for title in self._titles[: self._at])
+        share = (before + self.WEIGHTS[self._titles[self._at]] * min(part, 1.0)) / self._all
+        self._share = max(self._share, share)
+        self._on_progress(Progress(self._share, self._at + 1, len(self._titles), text))
+
+
+def adopt(python: str, environments: Mapping[str, Mapping[str, str]], cancel: Callable[[], bool]) -> Adopted:
+    """Look whether another Python can run the backend.
+
+    Args:
+        python: its path.
+        environments: name -> environment variables that it may start with; the first that works is used.
+        cancel: asked while it runs, which takes a second.
+
+    Raises:
+        InputError: where it does not start, lacks packages, or has another version that does not fit.
+        Cancelled: where ``cancel`` said so.
+    """
+    said: tuple[str, ...] = ()
+    for given in environments.values():
+        variables = clean(given)
+        done = run_command([python, "-c", VERSIONS], variables, cancel=cancel)
+        said = said or done.lines
+        for line in reversed(done.lines) if done.status == 0 else ():
+            try:
+                version, protocol, missing = json.loads(line)
+            except ValueError:
+                continue
+            return _fitting(Adopted(python, version, variables), protocol, missing)
+    last = said[-1].strip() if said else "it said nothing"
+    raise InputError(
+        f"{python} cannot run the backend ({last}); install SDFSMIS in it, with pip install sdfsmis[serve]."
+    )
+
+
+def _fitting(adopted: Adopted, protocol: int, missing: Sequence[str]) -> Adopted:
+    """It, where this program can use it."""
+    if protocol != PROTOCOL:
+        older = protocol < PROTOCOL
+        raise InputError(
+            f"{adopted.python} has SDFSMIS {adopted.version}, which speaks protocol {protocol}, and this panel speaks "
+            f"protocol {PROTOCOL}; update {'SDFSMIS in that Python' if older else 'this panel'}."
+        )
+    if missing:
+        raise InputError(
+            f"{adopted.python} has SDFSMIS {adopted.version} without {', '.join(missing)}; install the rest, with pip "
+            "install sdfsmis[serve]."
+        )
+    return adopted
+
+
+def _there(path: Path) -> Path:
+    """It, or the nearest folder above it that is there."""
+    return next((place for place in (path, *path.parents) if place.exists()), path)

@@ -1,0 +1,337 @@
+"""The panel's logic: knows the scene and the backend's client, but no widget. Everything is on the main thread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.scene import EditingRules, ObliqueView, Scans, make_parallel
+from SDFSMISPanel.backend_access import BackendAccess, Remembered
+from SDFSMISPanel.local_computer import LocalComputer
+from SDFSMISPanel.panel_logic import (
+    BackendChoice,
+    BackendView,
+    Editor,
+    QueryMode,
+    Question,
+    ReviewView,
+    RunRequest,
+    RunView,
+    SupportView,
+)
+from SDFSMISPanel.panel_run import PanelRun, Target
+from SDFSMISPanel.query import wanted_slices
+from SDFSMISPanel.review import Review
+from SDFSMISPanel.run_job import RunOptions
+from SDFSMISPanel.slice_views import show_in_views, visible_slice
+from SDFSMISPanel.slicer_places import slicer_places
+from SDFSMISPanel.support_list import SupportList
+from SDFSMISPanel.support_plan import SupportPlan
+from SDFSMISPanel.support_saving import SupportSaving
+
+__all__ = ["Logic", "make_logic"]
+
+LOG = logging.getLogger("SDFSMIS")
+PARALLEL = "parallel"
+
+
+class Logic:
+    """Keeps :class:`.panel_logic.PanelLogic`; see there."""
+
+    def __init__(self, access: BackendAccess) -> None:
+        self._access, self._support, self._review = access, SupportList(), Review()
+        self._scans = Scans()
+        self._run: PanelRun | None = None
+        self._saving: SupportSaving | None = None
+        self._last_run = RunView()
+        self._question: Question | None = None
+        self._answered: Callable[[bool], None] | None = None
+        self._on_change: Callable[[], None] | None = None
+        self._shown: tuple[Any, ...] = ()
+
+    @property
+    def backend(self) -> BackendView:
+        return self._access.view
+
+    @property
+    def support(self) -> SupportView:
+        return self._support.view
+
+    @property
+    def run(self) -> RunView:
+        going = self._run or self._saving
+        return going.view if going is not None else self._last_run
+
+    @property
+    def review(self) -> ReviewView:
+        return self._review.view
+
+    @property
+    def question(self) -> Question | None:
+        return self._question or self._access.question
+
+    def observe(self, on_change: Callable[[], None] | None) -> None:
+        self._on_change = on_change
+
+    def step(self) -> bool:
+        more = self._access.step()
+        if self._run is not None:
+            more = self._run.step() or more
+            if self._run.over:
+                self._end_run()
+        elif self._saving is not None:
+            more = self._saving.step() or more
+            if self._saving.over:
+                self._last_run, self._saving = self._saving.view, None
+        elif self._review.is_open:
+            more = self._review.step() or more
+        if self._run is None and not self._review.view.working:
+            self._support.refresh(True)
+        self._tell()
+        return more
+
+    def answer(self, key: str, agreed: bool) -> None:
+        if self._question is not None and self._question.key == key:
+            answered, self._question, self._answered = self._answered, None, None
+            if answered is not None:
+                answered(agreed)
+        else:
+            self._access.answer(key, agreed)
+        self._tell()
+
+    # -- backend -------------------------------------------------------------------------------------------------------
+
+    def choose_backend(self, choice: BackendChoice) -> None:
+        self._access.choose(choice)
+        self._tell()
+
+    def test_backend(self) -> None:
+        self._access.test()
+        self._tell()
+
+    def install(self) -> None:
+        self._access.install()
+        self._tell()
+
+    def cancel_installation(self) -> None:
+        self._access.cancel_installation()
+        self._tell()
+
+    def remove_installation(self) -> None:
+        self._access.remove()
+        self._tell()
+
+    # -- support -------------------------------------------------------------------------------------------------------
+
+    def select(self, scan: Any | None, segmentation: Any | None) -> None:
+        self._support.select(scan, segmentation)
+        self._look_at_support()
+
+    def choose_segments(self, segment_ids: Sequence[str]) -> None:
+        self._support.choose_segments(segment_ids)
+        self._look_at_support()
+
+    def use_every_painted(self, every: bool) -> None:
+        self._support.use_every_painted(every)
+        self._look_at_support()
+
+    def use_slice(self, slice_node: Any) -> None:
+        try:
+            self._support.use_slice(slice_node)
+        except ObliqueView as error:
+            scan = self._support.scan
+            question = Question(PARALLEL, str(error), _("Turn the view"), _("Leave it"))
+            self._ask(question, lambda agreed: self._turn(slice_node, scan) if agreed else None)
+        except InputError as error:
+            self._say(str(error))
+        self._look_at_support()
+
+    def remove_support(self, keys: Sequence[str]) -> None:
+        self._support.remove(keys)
+        self._look_at_support()
+
+    def show_support(self, key: str) -> None:
+        place, scan = self._support.place(key), self._support.scan
+        if place is not None and scan is not None:
+            self._guarded(lambda: show_in_views(scan, *place))
+
+    def save_support(self, path: Path) -> None:
+        if not self.run.running:
+            self._guarded(lambda: self._save(path))
+        self._tell()
+
+    def load_support(self, path: Path) -> None:
+        self._guarded(lambda: self._support.load(path))
+        self._look_at_support()
+
+    # -- run -----------------------------------------------------------------------------------------------------------
+
+    def why_not(self, request: RunRequest) -> str:
+        if self.run.running:
+            return _("Something goes on; wait until it has ended, or cancel it.")
+        if self._support.view.problem:
+            return self._support.view.problem
+        try:
+            self._targets(request, self._support.plan())
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def start(self, request: RunRequest, editor: Editor) -> None:
+        if self.run.running:
+            return
+        self._access.before_run(lambda: self._begin(request, editor))
+        self._tell()
+
+    def cancel(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+        self._tell()
+
+    # -- review --------------------------------------------------------------------------------------------------------
+
+    def review_scan(self, number: int) -> None:
+        self._review.choose_scan(number)
+        self._tell()
+
+    def set_threshold(self, threshold: float) -> None:
+        self._review.set_threshold(threshold)
+        self._tell()
+
+    def set_cleaning(self, keep_largest: bool, smooth_mm: float) -> None:
+        self._review.set_cleaning(keep_largest, smooth_mm)
+        self._tell()
+
+    def go_to_least_certain(self) -> None:
+        self._review.least_certain()
+        self._tell()
+
+    def go_to_slice(self, index: int) -> None:
+        self._review.go_to(index)
+        self._tell()
+
+    def accept(self) -> None:
+        self._review.accept()
+        self._tell()
+
+    def discard(self) -> None:
+        self._review.discard()
+        self._tell()
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def close_scene(self) -> None:
+        if self._run is not None:
+            self._run.abandon()
+        self._run, self._saving, self._last_run = None, None, RunView()
+        self._question = self._answered = None
+        self._review.forget()
+        self._scans.forget()
+        self._support.forget_scene()
+        self._tell()
+
+    def close(self) -> None:
+        self._on_change = None
+        self.close_scene()
+        self._access.close()
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _begin(self, request: RunRequest, editor: Editor) -> None:
+        """Starts the run; what is wrong becomes the text of a run that has failed."""
+        try:
+            plan = self._support.plan()
+            targets = self._targets(request, plan)
+            if self._support.scan is not None and targets[0].painted is not None:
+                EditingRules.of(editor.node, self._support.scan)  # refused now, not after a minute
+        except InputError as error:
+            self._say(str(error))
+            return
+        painted = self._support.scan if plan.painting is not None else None
+        options = RunOptions(request.strategy, request.region, self._review.view.threshold or 0.01)
+        self._review.forget()
+        LOG.info("Run begins: %d scans, %s", len(targets), options)
+        self._run = PanelRun(plan, painted, targets, options, editor, self._access.source(), self._scans)
+
+    def _targets(self, request: RunRequest, plan: SupportPlan) -> list[Target]:
+        """The scans of a run; raises :class:`InputError` where there is nothing to do."""
+        targets, scan = [], self._support.scan
+        if request.mode is not QueryMode.NONE and scan is not None:
+            targets.append(self._own(request, plan, scan))
+        others = [node for node in request.others if node is not None and node is not scan]
+        targets += [Target(node, None, None, node.GetName()) for node in others]
+        if not targets:
+            raise InputError(_("No scan to segment is chosen; choose slices of this scan, or another scan."))
+        return targets
+
+    def _own(self, request: RunRequest, plan: SupportPlan, scan: Any) -> Target:
+        painted = self._support.segmentation
+        if plan.painting is None:  # in which direction it is sliced follows from the file
+            if request.mode is not QueryMode.ALL:
+                raise InputError(_("Nothing is painted on this scan; choose all of its slices."))
+            return Target(scan, painted, None, scan.GetName())
+        wanted, problem = wanted_slices(
+            request, plan.painting.geometry.shape[plan.axis], visible_slice(scan, plan.axis)
+        )
+        if problem:
+            raise InputError(problem)
+        done = [set(plan.used) & set(plan.painting.slices(plan.axis, label)) for label in plan.looks]
+        if all(set(wanted) <= slices for slices in done):
+            raise InputError(
+                _(
+                    "All wanted slices are painted already. Uncheck “Every painted slice” to use chosen ones only."
+                )
+            )
+        return Target(scan, painted, wanted, scan.GetName())
+
+    def _end_run(self) -> None:
+        run = self._run
+        assert run is not None
+        self._run, self._last_run = None, run.view
+        self._access.run_ended(run.error)
+        self._review.begin(run.targets, run.plan.looks)
+
+    def _look_at_support(self) -> None:
+        self._support.refresh(self._run is None)
+        self._tell()
+
+    def _save(self, path: Path) -> None:
+        plan = self._support.plan()
+        painted = self._support.scan if plan.painting is not None else None
+        self._saving = SupportSaving(plan, painted, self._scans, path)
+
+    def _turn(self, slice_node: Any, scan: Any) -> None:
+        if scan is self._support.scan and scan is not None:
+            self._guarded(lambda: make_parallel(slice_node, scan))
+            self.use_slice(slice_node)
+
+    def _ask(self, question: Question, answered: Callable[[bool], None]) -> None:
+        self._question, self._answered = question, answered
+
+    def _guarded(self, call: Callable[[], Any]) -> None:
+        """What is wrong is said in the panel."""
+        try:
+            call()
+        except (InputError, OSError) as error:
+            self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        self._last_run = RunView(text=text, failed=True)
+
+    def _tell(self) -> None:
+        """Calls who observes, if something that is shown has changed."""
+        shown = (self.backend, self.support, self.run, self.review, self.question)
+        if any(now is not before for now, before in zip(shown, self._shown or (None,) * 5, strict=True)):
+            self._shown = shown
+            if self._on_change is not None:
+                self._on_change()
+
+
+def make_logic(remembered: Remembered) -> Logic:
+    """The logic of a panel in a running Slicer."""
+    return Logic(BackendAccess(remembered, LocalComputer(slicer_places())))

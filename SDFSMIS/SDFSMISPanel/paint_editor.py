@@ -1,0 +1,75 @@
+"""Paint editor: Slicer's segment editor inside the panel, with the tools that paint one slice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+
+from SDFSMISPanel.panel_logic import Editor
+
+__all__ = ["PaintEditor"]
+
+EFFECTS = ("Paint", "Draw", "Erase", "Level tracing")  # those that change one slice; the others reach into the volume
+TAG = "SDFSMIS"
+UNDO_STATES = 10
+
+
+class PaintEditor:
+    """A qMRMLSegmentEditorWidget in a frame. Its editor node is not that of the Segment Editor module."""
+
+    def __init__(self, frame: Any) -> None:
+        self._scan: Any | None = None
+        self._segmentation: Any | None = None
+        self._node: Any | None = None
+        self._widget = slicer.qMRMLSegmentEditorWidget()
+        self._widget.segmentationNodeSelectorVisible = False
+        self._widget.sourceVolumeNodeSelectorVisible = False
+        self._widget.switchToSegmentationsButtonVisible = False
+        self._widget.setEffectNameOrder(list(EFFECTS))
+        self._widget.unorderedEffectsVisible = False
+        self._widget.undoEnabled = True
+        self._widget.setMaximumNumberOfUndoStates(UNDO_STATES)
+        self._take_node()  # before the scene, so that what the scene makes it select is kept in the node
+        self._widget.setMRMLScene(slicer.mrmlScene)
+        frame.layout().addWidget(self._widget)
+
+    def editor(self) -> Editor:
+        """What a run asks of the segment editor."""
+        return Editor(self._widget.mrmlSegmentEditorNode(), self._widget.saveStateForUndo)
+
+    def edit(self, scan: Any | None, segmentation: Any | None) -> None:
+        """What is painted on, and what holds the paint."""
+        self._scan, self._segmentation = scan, segmentation
+        self._widget.setSegmentationNode(segmentation)
+        self._widget.setSourceVolumeNode(scan)  # after the segmentation: Slicer wants it so
+
+    def enter(self) -> None:
+        """The panel is shown: its tools may catch keys and strokes."""
+        self._take_node()
+        self.edit(self._scan, self._segmentation)
+        self._widget.installKeyboardShortcuts()
+        self._widget.updateWidgetFromMRML()
+
+    def exit(self) -> None:
+        """The panel is hidden: no tool is active, and the views are free."""
+        self._widget.setActiveEffect(None)
+        self._widget.uninstallKeyboardShortcuts()
+        self._widget.removeViewObservations()
+
+    def close_scene(self) -> None:
+        """The scene is about to be closed, with the editor's node."""
+        self._node = None
+        self.edit(None, None)
+        self._widget.removeViewObservations()
+
+    def _take_node(self) -> None:
+        """The editor's node of the scene, made where there is none; a scene that was loaded brings its own."""
+        node = slicer.mrmlScene.GetSingletonNode(TAG, "vtkMRMLSegmentEditorNode")
+        if node is None:
+            node = slicer.vtkMRMLSegmentEditorNode()
+            node.SetSingletonTag(TAG)
+            node = slicer.mrmlScene.AddNode(node)
+        if node is not self._node:
+            self._node = node
+            self._widget.setMRMLSegmentEditorNode(node)

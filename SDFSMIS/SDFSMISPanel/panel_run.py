@@ -1,0 +1,333 @@
+"""Panel run: one press of Segment, from copying the scans to the last slice in the scene."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from SDFSMISLib.client import BackendError, RemoteRun
+from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, Scans, frame_of
+from SDFSMISPanel.background import Background, Ended
+from SDFSMISPanel.panel_logic import Editor, RunView
+from SDFSMISPanel.result_home import ResultHome
+from SDFSMISPanel.run_job import (
+    ClientSource,
+    Doing,
+    RunJob,
+    RunOptions,
+    ScanBegins,
+    ScanEnds,
+    Sent,
+    SliceCame,
+    Trouble,
+)
+from SDFSMISPanel.slice_views import visible_slice
+from SDFSMISPanel.support_plan import SupportPlan
+
+__all__ = ["PanelRun", "Target"]
+
+LOG = logging.getLogger("SDFSMIS")
+BUDGET = 0.02  # seconds of one step in which messages are taken
+WRITE_EVERY = 0.15  # seconds between two blocks that are written while slices come
+SURFACE_EVERY = 2.0  # seconds between two times that surfaces are made anew, at least
+SURFACE_SHARE = 10  # and as many times as long as it took
+
+
+@dataclass(eq=False)
+class Target:
+    """A scan of a run.
+
+    Attributes:
+        volume: its node.
+        painted: the segmentation in which it is painted; None = it is another scan.
+        wanted: its slices; None = all.
+        axis, writer: once its slices come.
+    """
+
+    volume: Any
+    painted: Any | None
+    wanted: Sequence[int] | None
+    name: str = ""
+    axis: int = 0
+    writer: ResultWriter | None = None
+    surface_time: float = 0.0
+    surface_cost: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class PanelRun:
+    """It goes on by :meth:`step`, on the main thread; the backend is talked to in a thread of its own.
+
+    Attributes:
+        plan: of the support.
+        view: what the panel shows.
+        targets: those whose writer is there have results.
+        over: whether nothing more comes. error: that the worker thread ended with.
+    """
+
+    def __init__(
+        self,
+        plan: SupportPlan,
+        painted: Any | None,
+        targets: Sequence[Target],
+        options: RunOptions,
+        editor: Editor,
+        source: ClientSource,
+        scans: Scans,
+    ) -> None:
+        """
+        Args:
+            painted: volume node of the scan that is painted; None = the support is from files.
+            source: of the backend's client.
+            scans: where copies are kept.
+        """
+        self.targets, self.over = list(targets), False
+        self.error: BaseException | None = None
+        self.view = RunView(True, _("Reading the scan…"))
+        self.plan, self._painted, self._options, self._editor = plan, painted, options, editor
+        self._source, self._scans = source, scans
+        self._copying = self._copy()
+        self._background: Background | None = None
+        self._remote: RemoteRun | None = None
+        self._doing, self._trouble = "", ""
+        self._finished, self._total, self._done_scans = 0, 0, 0
+        self._first_slice = self._last_write = 0.0
+        self._ended: Ended | None = None
+        self._cancelled = False
+        self._lost = ""
+        self._copies: dict[str, Scan] = {}
+
+    def cancel(self) -> None:
+        """Asks it to end; what has come stays."""
+        self._cancelled = True
+        if self._background is not None:
+            self._background.cancel.set()
+
+    def abandon(self) -> None:
+        """Ends it at once, without touching the scene: that is closed, or the panel is."""
+        self.cancel()
+        self._end("", False)
+
+    def step(self) -> bool:
+        """Does the next piece, of some 20 ms; whether there is more to do at once."""
+        if self.over:
+            return False
+        try:
+            return self._step()
+        except InputError as error:  # a scan that cannot be read
+            self.cancel()
+            self._end(str(error), True)
+        return False
+
+    # -- the pieces ----------------------------------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        if self._background is None:
+            return self._begin()
+        came = self._take_messages()
+        wrote = self._write_some()
+        if self._ended is not None and not self._pending():
+            self._finish()
+            return False
+        self._show()
+        return came or wrote
+
+    def _begin(self) -> bool:
+        """Copies the next piece of a scan; begins to segment when all are there."""
+        if self._cancelled:
+            self._end(_("Cancelled before anything was sent."), False)
+            return False
+        share = next(self._copying, None)
+        if share is not None:
+            self.view = RunView(True, _("Reading the scan…"))
+            return True
+        scans = [(self._copies[target.volume.GetID()], target.wanted) for target in self.targets]
+        painted = self._copies[self._painted.GetID()] if self._painted is not None else None
+        job = RunJob(self._source, self.plan, painted, scans, self._options)
+        self._doing = _("Connecting to the backend…")
+        self._background = Background("SDFSMIS run", job)
+        return False
+
+    def _copy(self) -> Iterator[float]:
+        nodes = [target.volume for target in self.targets]
+        for node in [*nodes, *([self._painted] if self._painted is not None else [])]:
+            yield from self._scans.copying(node)
+            self._copies[node.GetID()] = self._scans.of(node)
+
+    def _take_messages(self) -> bool:
+        """Takes what the worker has posted, for some milliseconds; whether more may be waiting."""
+        assert self._background is not None
+        until = time.perf_counter() + BUDGET
+        for message in self._background.messages():
+            self._take(message)
+            if time.perf_counter() > until:
+                return True
+        return False
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Doing):
+            self._doing = message.text
+        elif isinstance(message, Sent):
+            self._doing = _("Sending slices: {there} of {total}").format(there=message.there, total=message.total)
+        elif isinstance(message, Trouble):
+            self._trouble = message.text
+        elif isinstance(message, ScanBegins):
+            self._scan_begins(message)
+        elif isinstance(message, SliceCame):
+            self._slice_came(message)
+        elif isinstance(message, ScanEnds):
+            self.targets[message.number].notes += message.warnings
+            self._done_scans, self._finished, self._total = message.number + 1, 0, 0
+        elif isinstance(message, Ended):
+            self._ended, self.error = message, message.error
+
+    def _scan_begins(self, message: ScanBegins) -> None:
+        target = self.targets[message.number]
+        self._remote, target.axis = message.run, message.axis
+        scan = self._copies[target.volume.GetID()]
+        target.notes += scan.notes
+        try:
+            home = ResultHome.of(target.volume, target.painted, self.plan.looks, message.axis)
+            segmentation = home.made(target.volume)
+            if target.painted is not None and segmentation is not target.painted:
+                target.notes.append(
+                    _("The segmentation does not lie on the scan's voxels; results are in {name}.").format(
+                        name=segmentation.GetName()
+                    )
+                )
+            frame = frame_of(target.volume)
+            if frame is not None:
+                target.notes.append(_("Segmented: {frame}.").format(frame=frame))
+            target.writer = self._writer(target, segmentation, home, message, scan)
+        except InputError as error:
+            self._lose(target, str(error))
+
+    def _writer(
+        self, target: Target, segmentation: Any, home: ResultHome, message: ScanBegins, scan: Scan
+    ) -> ResultWriter:
+        edited = segmentation is target.painted
+        return ResultWriter(
+            target.volume,
+            segmentation,
+            scan,
+            message.support,
+            message.axis,
+            self.plan.looks,
+            into=home.results,
+            rules=EditingRules.of(self._editor.node, target.volume) if edited else None,
+            save_undo=self._editor.save_undo if edited else None,
+            threshold=self._options.threshold,
+        )
+
+    def _slice_came(self, message: SliceCame) -> None:
+        record, target = message.record, self.targets[message.number]
+        if self._finished == 0 and self._done_scans == 0:
+            self._first_slice = time.monotonic()
+        self._finished, self._total, self._trouble = record.finished, record.total, ""
+        if target.writer is not None:
+            target.writer.take(record.label, record.index, record.probability, record.certainty)
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _pending(self) -> bool:
+        return any(target.writer is not None and target.writer.pending for target in self.targets)
+
+    def _write_some(self) -> bool:
+        """Writes a block, if it is time; whether there is more to write at once."""
+        now = time.monotonic()
+        if self._ended is None and now - self._last_write < WRITE_EVERY:
+            return False
+        for target in self.targets:
+            if target.writer is not None and target.writer.pending:
+                self._write(target)
+                self._last_write = time.monotonic()
+                return self._ended is not None
+        return False
+
+    def _write(self, target: Target) -> None:
+        writer = target.writer
+        assert writer is not None
+        try:
+            writer.write_next(visible_slice(target.volume, target.axis) or 0)
+            now = time.monotonic()
+            if now - target.surface_time > max(SURFACE_EVERY, SURFACE_SHARE * target.surface_cost):
+                writer.update_surface()
+                target.surface_time, target.surface_cost = time.monotonic(), time.monotonic() - now
+        except InputError as error:
+            self._lose(target, str(error))
+
+    def _lose(self, target: Target, why: str) -> None:
+        """What a scan's results go into is not there any more."""
+        LOG.info("Results on %s cannot be written: %s", target.name, why)
+        target.writer = None
+        self._lost = why
+        if all(other.writer is None for other in self.targets[: self._done_scans + 1]):
+            self.cancel()
+
+    def _finish(self) -> None:
+        for target in self.targets:
+            if target.writer is not None:
+                try:
+                    target.writer.update_surface()
+                    if target.writer.scan_changed:
+                        target.notes.append(_("The scan has changed since; the results are of what was shown then."))
+                except InputError as error:
+                    self._lose(target, str(error))
+        assert self._ended is not None
+        text, failed = self._outcome(self._ended.error)
+        self._end(text, failed)
+
+    # -- words ---------------------------------------------------------------------------------------------------------
+
+    def _outcome(self, error: BaseException | None) -> tuple[str, bool]:
+        if self._lost:
+            return self._lost, True
+        if error is None:
+            return _("Finished. Look at the slices, correct where needed, then accept."), False
+        if isinstance(error, Cancelled):
+            return _("Cancelled. Slices that were finished can be accepted or discarded."), False
+        if isinstance(error, (BackendError, InputError)):
+            return str(error), True
+        LOG.error("The run failed", exc_info=error)
+        return _("The run failed ({kind}: {error}). The application's log says more; please report it.").format(
+            kind=type(error).__name__, error=error
+        ), True
+
+    def _end(self, text: str, failed: bool) -> None:
+        self.over = True
+        notes = dict.fromkeys(note for target in self.targets for note in target.notes)
+        self.view = RunView(False, text, None, None, failed, tuple(notes))
+        LOG.info("Run ended: %s", text)
+
+    def _show(self) -> None:
+        fraction = seconds = None
+        if self._total:
+            share = self._finished / self._total
+            fraction = (self._done_scans + share) / len(self.targets)
+            spent = time.monotonic() - self._first_slice
+            if 0 < fraction < 1 and self._finished > 1:
+                seconds = spent * (1 - fraction) / fraction
+        self.view = RunView(True, self._text(), fraction, seconds)
+
+    def _text(self) -> str:
+        if self._ended is not None:
+            return _("Writing the results…")
+        if self._trouble:
+            return _("Trying again: {trouble}").format(trouble=self._trouble)
+        run = self._remote
+        if run is not None and run.phase == "waiting" and run.ahead:
+            return _("Waiting for other runs on the backend ({count})…").format(count=run.ahead)
+        if not self._finished:
+            return self._doing or _("Segmenting…")
+        text = _("Slice {finished} of {total}").format(finished=self._finished, total=self._total)
+        if len(self.targets) > 1:
+            text = _("Scan {number} of {count}: {text}").format(
+                number=self._done_scans + 1, count=len(self.targets), text=text
+            )
+        return text

@@ -1,0 +1,131 @@
+"""Step 5, Review: what came out, how certain it is, and what to do with it."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from SDFSMISPanel.certainty_plot import BY_HAND, PAINTED, SHOWN, CertaintyPlot
+from SDFSMISPanel.control import Control
+from SDFSMISPanel.panel_logic import PanelLogic, ResultView, ReviewView
+from SDFSMISPanel.parameter import Parameter
+
+__all__ = ["ReviewSection"]
+
+
+class ReviewSection:
+    """Shows :class:`.panel_logic.ReviewView`."""
+
+    def __init__(self, ui: Any, logic: PanelLogic) -> None:
+        self._ui, self._logic = ui, logic
+        self._parameter: Parameter | None = None
+        self._shown: ReviewView | None = None
+        self._scans: tuple[str, ...] = ()
+        self._controls = [Control(one) for one in (ui.thresholdSlider, ui.smoothSpinBox, ui.keepLargestCheckBox)]
+        self._ends = [Control(ui.acceptButton), Control(ui.discardButton)]
+        self._least = Control(ui.leastCertainButton)
+        self._plot = CertaintyPlot(ui.certaintyPlotLabel, logic.go_to_slice)
+        ui.plotLegendLabel.text = _legend()
+        ui.reviewScanComboBox.connect("activated(int)", logic.review_scan)
+        ui.thresholdSlider.connect("valueChanged(double)", self._on_threshold)
+        ui.smoothSpinBox.connect("valueChanged(double)", self._on_smooth)
+        ui.keepLargestCheckBox.connect("toggled(bool)", self._on_keep_largest)
+        ui.leastCertainButton.connect("clicked()", self.go_to_least_certain)
+        ui.acceptButton.connect("clicked()", logic.accept)
+        ui.discardButton.connect("clicked()", logic.discard)
+
+    def restore(self, parameter: Parameter | None) -> None:
+        """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
+        self._parameter = parameter
+        if parameter is not None:
+            self._logic.set_threshold(parameter.threshold)
+            self._logic.set_cleaning(parameter.keep_largest, parameter.smooth_mm)
+
+    def close(self) -> None:
+        self._plot.close()
+
+    def go_to_least_certain(self) -> None:
+        if self._logic.review.results:
+            self._logic.go_to_least_certain()
+
+    def show(self) -> None:
+        view = self._logic.review
+        if view is self._shown:
+            return
+        before, self._shown, ui = self._shown, view, self._ui
+        some = bool(view.results)
+        ui.reviewFrame.visible, ui.reviewHintLabel.visible = some, not some
+        if some and (before is None or not before.results):
+            ui.reviewCollapsibleButton.collapsed = False
+        self._show_scans(view)
+        self._show_controls(view)
+        if some and (before is None or view.results != before.results or view.index != before.index):
+            self._plot.show(view.results, view.index)
+        ui.volumesLabel.text = "<br>".join(_volume(result) for result in view.results)
+        waits = _("A change is still being written.") if view.working else ""
+        text = view.problem or waits
+        ui.reviewProblemLabel.text, ui.reviewProblemLabel.visible = text, bool(text)
+
+    # -- what the user does
+
+    def _on_threshold(self, threshold: float) -> None:
+        if self._parameter is not None:
+            self._parameter.threshold = threshold
+        self._logic.set_threshold(threshold)
+
+    def _on_smooth(self, _mm: float) -> None:
+        self._clean()
+
+    def _on_keep_largest(self, _on: bool) -> None:
+        self._clean()
+
+    def _clean(self) -> None:
+        largest, smooth = bool(self._ui.keepLargestCheckBox.checked), float(self._ui.smoothSpinBox.value)
+        if self._parameter is not None:
+            self._parameter.keep_largest, self._parameter.smooth_mm = largest, smooth
+        self._logic.set_cleaning(largest, smooth)
+
+    # -- what is shown
+
+    def _show_scans(self, view: ReviewView) -> None:
+        ui, box = self._ui, self._ui.reviewScanComboBox
+        if view.scans != self._scans:
+            self._scans = view.scans
+            box.clear()
+            box.addItems(list(view.scans))
+        box.currentIndex = view.scan if view.scans else -1
+        box.visible = ui.reviewScanLabel.visible = len(view.scans) > 1
+
+    def _show_controls(self, view: ReviewView) -> None:
+        ui = self._ui
+        for control in self._controls:
+            control.allow(view.problem)
+        for widget, name, value in (
+            (ui.thresholdSlider, "value", view.threshold),
+            (ui.smoothSpinBox, "value", view.smooth_mm),
+            (ui.keepLargestCheckBox, "checked", view.keep_largest),
+        ):
+            if abs(getattr(widget, name) - value) > 1e-6:  # what the user drags at this moment stays where it is
+                widget.blockSignals(True)
+                setattr(widget, name, value)
+                widget.blockSignals(False)
+        self._least.allow("" if view.plane else _("No view shows slices of this scan."))
+        busy = _("Wait until the run has ended, or cancel it.") if self._logic.run.running else ""
+        for control in self._ends:
+            control.allow(busy)
+
+
+def _volume(result: ResultView) -> str:
+    amount = _("{ml:.1f} ml").format(ml=result.volume_ml) if result.volume_ml is not None else _("being counted")
+    return f"{_swatch([round(255 * part) for part in result.color])} {html.escape(result.name)}: {amount}"
+
+
+def _legend() -> str:
+    parts = ((PAINTED, _("painted")), (BY_HAND, _("corrected")), (SHOWN, _("shown now")))
+    return " &nbsp; ".join(f"{_swatch(color)} {text}" for color, text in parts)
+
+
+def _swatch(color: Any) -> str:
+    return '<span style="color: rgb({}, {}, {})">&#9632;</span>'.format(*color)

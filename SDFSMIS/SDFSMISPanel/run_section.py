@@ -1,0 +1,76 @@
+"""Step 4, Segment: the run, and how far it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from SDFSMISPanel.control import Control
+from SDFSMISPanel.panel_logic import Editor, PanelLogic, RunRequest, RunView
+
+__all__ = ["RunSection", "remaining"]
+
+LOG = logging.getLogger("SDFSMIS")
+
+
+class RunSection:
+    """Shows :class:`.panel_logic.RunView`; its button starts a run, and cancels the one that goes on."""
+
+    def __init__(
+        self, ui: Any, logic: PanelLogic, request: Callable[[], RunRequest], editor: Callable[[], Editor]
+    ) -> None:
+        self._ui, self._logic, self._request, self._editor = ui, logic, request, editor
+        self._run = Control(ui.runButton)
+        ui.runButton.connect("clicked()", self._on_button)
+
+    def start(self) -> None:
+        """Starts a run, where one can be started."""
+        request = self._request()
+        if self._logic.run.running or self._logic.why_not(request):
+            self.show()  # it may say so only since a moment ago
+            return
+        LOG.info("Run asked for: %s", request)
+        self._logic.start(request, self._editor())
+
+    def show(self) -> None:
+        ui, view = self._ui, self._logic.run
+        why_not = "" if view.running else self._logic.why_not(self._request())
+        ui.runButton.text = _("Cancel") if view.running else _("4. Segment")
+        self._run.allow(why_not)
+        if view.running:
+            ui.runButton.toolTip = _("Stop. Slices that are finished stay.")
+        self._show_progress(view)
+        text = _text(view) or why_not
+        ui.runLabel.text, ui.runLabel.visible = text, bool(text)
+        ui.runNotesLabel.text, ui.runNotesLabel.visible = "\n".join(view.notes), bool(view.notes)
+
+    def _show_progress(self, view: RunView) -> None:
+        bar = self._ui.runProgressBar
+        bar.visible = view.running
+        bar.maximum = 0 if view.fraction is None else 100  # 0 = it moves without an end
+        bar.value = round(100 * (view.fraction or 0))
+
+    def _on_button(self) -> None:
+        if self._logic.run.running:
+            LOG.info("Run cancelled by the user")
+            self._logic.cancel()
+        else:
+            self.start()
+
+
+def _text(view: RunView) -> str:
+    if view.running and view.seconds_left is not None:
+        return _("{text} {remaining} left.").format(text=view.text, remaining=remaining(view.seconds_left))
+    return view.text
+
+
+def remaining(seconds: float) -> str:
+    """How long that is, as a clinician says it."""
+    if seconds < 60:
+        return _("{n} s").format(n=max(1, round(seconds)))
+    if seconds < 3600:
+        return _("{n} min").format(n=round(seconds / 60))
+    return _("{hours} h {minutes} min").format(hours=int(seconds // 3600), minutes=int(seconds % 3600 // 60))

@@ -1,0 +1,75 @@
+"""Settings: what the panel remembers from one start of Slicer to the next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from SDFSMISPanel.panel_logic import BackendChoice, BackendKind
+
+__all__ = ["HISTORY", "Settings"]
+
+PREFIX = "SDFSMIS/"
+HISTORY = 10  # addresses of servers that are kept
+
+
+class Settings:
+    """What is kept in a QSettings, Slicer's own by default, as text under ``SDFSMIS/``."""
+
+    def __init__(self, store: Any = None) -> None:
+        import slicer
+
+        self._store = slicer.app.userSettings() if store is None else store
+
+    def choice(self) -> BackendChoice:
+        """The backend that was chosen last. Its token is not kept."""
+        kept = self._read("backend", {})
+        texts = set(asdict(BackendChoice())) - {"kind", "token"}
+        known = {name: str(value) for name, value in kept.items() if name in texts}
+        kinds = {kind.value: kind for kind in BackendKind}
+        return BackendChoice(kind=kinds.get(kept.get("kind", ""), BackendKind.LOCAL), **known)
+
+    def keep_choice(self, choice: BackendChoice) -> None:
+        kept = asdict(choice)
+        del kept["token"]
+        self._write("backend", {**kept, "kind": choice.kind.value})
+
+    def hosts(self) -> tuple[str, ...]:
+        """Addresses of servers that worked, the last one first."""
+        return self._texts("hosts")
+
+    def keep_host(self, url: str) -> None:
+        others = [known for known in self.hosts() if known != url]
+        self._write("hosts", [url, *others][:HISTORY])
+
+    def agreed_hosts(self) -> tuple[str, ...]:
+        """Hosts to which the user agreed that slices are sent."""
+        return self._texts("agreed")
+
+    def keep_agreed(self, hosts: Sequence[str]) -> None:
+        self._write("agreed", list(hosts))
+
+    def folder(self) -> str:
+        """Where a support set was saved or loaded last; "" = nowhere yet."""
+        return str(self._read("folder", ""))
+
+    def keep_folder(self, folder: str) -> None:
+        self._write("folder", folder)
+
+    def _texts(self, name: str) -> tuple[str, ...]:
+        return tuple(text for text in self._read(name, []) if isinstance(text, str))
+
+    def _read(self, name: str, default: Any) -> Any:
+        """What was written; the default where nothing was, or where somebody else wrote over it."""
+        text = self._store.value(PREFIX + name, "")
+        try:
+            found = json.loads(text) if text else default
+        except (TypeError, ValueError):
+            return default
+        return found if isinstance(found, type(default)) else default
+
+    def _write(self, name: str, value: Any) -> None:
+        # As JSON, since an INI file makes a list of one text a text, and a truth a word.
+        self._store.setValue(PREFIX + name, json.dumps(value))

@@ -1,0 +1,364 @@
+"""Support list: the painted slices of the scene and of files that the next run is shown, as the panel lists them."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from slicer.i18n import tr as _
+
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.scene import (
+    Painting,
+    SegmentLook,
+    painted_segments,
+    painting_stamp,
+    read_painting,
+    read_results,
+    shown_slice,
+    with_corrections,
+)
+from SDFSMISLib.support import SupportSet, SupportSlice
+from SDFSMISPanel.panel_logic import SegmentView, SupportEntry, SupportView
+from SDFSMISPanel.result_home import ResultHome
+from SDFSMISPanel.support_plan import LoadedSet, SupportPlan, join_structures
+from SDFSMISPanel.thumbnail import thumbnail
+
+__all__ = ["SupportList"]
+
+HERE, FILE = "here", "file"
+NO_COLOR = (1.0, 0.8, 0.2)
+BUDGET = 0.015  # seconds in which thumbnails are made at once
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What was read of the scene at some time."""
+
+    looks: Mapping[int, SegmentLook] = field(default_factory=dict)
+    painting: Painting | None = None
+    axis: int = 0
+    unpainted: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class SupportList:
+    """The support of the next run; everything is on the main thread.
+
+    Attributes:
+        scan, segmentation: the nodes that are painted; None = none is chosen.
+        view: what the panel shows, as of the last :meth:`refresh`.
+    """
+
+    def __init__(self) -> None:
+        self.scan: Any | None = None
+        self.segmentation: Any | None = None
+        self.view = SupportView()
+        self._chosen_segments: tuple[str, ...] | None = None
+        self._every = True
+        self._axis: int | None = None
+        self._chosen: set[int] = set()
+        self._excluded: dict[int, int] = {}
+        self._loaded: list[LoadedSet] = []
+        self._read = _Read()
+        self._stamp: Any = None
+        self._thumbnails: dict[str, tuple[Any, np.ndarray]] = {}
+        self._message = ""
+
+    # -- what the user chooses -----------------------------------------------------------------------------------------
+
+    def select(self, scan: Any | None, segmentation: Any | None) -> None:
+        """Other nodes; what was chosen on the old ones is forgotten, loaded sets stay."""
+        if scan is self.scan and segmentation is self.segmentation:
+            return
+        if segmentation is not self.segmentation:
+            self._chosen_segments = None
+        self.scan, self.segmentation = scan, segmentation
+        self._axis, self._chosen, self._excluded, self._message = None, set(), {}, ""
+        self._thumbnails.clear()
+        self._stamp = None
+
+    def choose_segments(self, segment_ids: Sequence[str]) -> None:
+        """The segments that take part; until it is called, all that are painted do."""
+        self._chosen_segments = tuple(segment_ids)
+        self._stamp = None
+
+    def use_every_painted(self, every: bool) -> None:
+        """Whether each painted slice is used, or only chosen ones."""
+        self._every = every
+        self._stamp = None
+
+    def use_slice(self, slice_node: Any) -> None:
+        """Chooses the slice that a view shows.
+
+        Raises:
+            InputError: where there is no scan, or the view shows none of its slices.
+            ObliqueView: where it lies across them.
+        """
+        if self.scan is None:
+            raise InputError(_("No scan is chosen; choose the one that is painted."))
+        shown = shown_slice(slice_node, self.scan)
+        if self._axis not in (None, shown.axis):
+            self._chosen.clear()
+        self._axis = shown.axis
+        self._chosen.add(shown.index)
+        self._excluded.pop(shown.index, None)
+        self._stamp = None
+
+    def remove(self, keys: Collection[str]) -> None:
+        """Takes slices out of the support. What is painted stays painted; a stroke on such a slice brings it back."""
+        corrected = set() if self._read.painting is None else set(self._read.painting.corrected)
+        self._message = ""
+        for key in keys:
+            where, first, *rest = key.split(":")
+            if where == HERE and int(first) in corrected:
+                self._message = _(
+                    "Slice {index} was corrected by hand in a result, so it stays; undo the correction to take it out."
+                ).format(index=first)
+            elif where == HERE:
+                self._chosen.discard(int(first))
+                self._excluded[int(first)] = self._digest(int(first))
+            else:
+                number, piece = int(first), int(rest[0])
+                one = self._loaded[number]
+                self._loaded[number] = replace(one, removed=one.removed | {piece})
+        self._loaded = [one for one in self._loaded if one.pieces]
+        self._stamp = None
+
+    def load(self, path: Path) -> None:
+        """Adds the slices of a file; raises :class:`InputError` for one that is none."""
+        self._loaded.append(LoadedSet(path.name, SupportSet.load(path)))
+        self._thumbnails = {key: made for key, made in self._thumbnails.items() if not key.startswith(FILE)}
+        self._stamp = None
+
+    def forget_scene(self) -> None:
+        """Lets go of the scene; loaded sets stay."""
+        self.select(None, None)
+        self._read = _Read()
+        self.refresh(True)
+
+    def place(self, key: str) -> tuple[int, int] | None:
+        """Axis and index of a slice of the scan; None for one from a file."""
+        where, first, *_rest = key.split(":")
+        return (self._read.axis, int(first)) if where == HERE else None
+
+    # -- what follows --------------------------------------------------------------------------------------------------
+
+    def refresh(self, results_count: bool) -> bool:
+        """Looks at the scene; whether the view has changed.
+
+        Args:
+            results_count: whether corrections in results are looked for; not while a run writes them.
+        """
+        stamp = self._stamp_now(results_count)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            self._read = self._read_scene(results_count)
+            view = self._view()
+            changed = view != self.view
+            self.view = view
+            return changed or bool(view.entries)
+        return self._make_thumbnails()
+
+    def plan(self) -> SupportPlan:
+        """The support as it is now; raises :class:`InputError` with the view's problem where there is none."""
+        self.refresh(True)
+        if self.view.problem:
+            raise InputError(self.view.problem)
+        looks, pieces = join_structures(self._read.looks, self._loaded)
+        painting, used = self._read.painting, self._used()
+        complete = frozenset({*self._chosen, *(painting.corrected if painting is not None else ())})
+        return SupportPlan(looks, painting if used else None, self._read.axis, used, complete, pieces)
+
+    # -- within --------------------------------------------------------------------------------------------------------
+
+    def _stamp_now(self, results_count: bool) -> Any:
+        segments: tuple[str, ...] = ()
+        if self.segmentation is not None:
+            counted = painted_segments(self.segmentation)
+            segments = tuple(one.segment_id for one in counted if results_count or not one.is_result)
+        painted = painting_stamp(self.scan, self.segmentation, segments) if segments and self.scan is not None else None
+        names = [(one.name, one.color) for one in self._painted()]
+        return (segments, painted, names, self._chosen_segments, self._every, self._axis, tuple(sorted(self._chosen)),
+                tuple(sorted(self._excluded)), tuple(self._loaded), self._message)  # fmt: skip
+
+    def _painted(self) -> list[Any]:
+        """The segments that are no results."""
+        if self.segmentation is None:
+            return []
+        return [one for one in painted_segments(self.segmentation) if not one.is_result]
+
+    def _read_scene(self, results_count: bool) -> _Read:
+        ids = [one.segment_id for one in self._painted() if self._takes_part(one.segment_id)]
+        if self.scan is None or self.segmentation is None or not ids:
+            return _Read()
+        try:
+            painting = read_painting(self.scan, self.segmentation, ids)
+        except InputError as error:
+            return _Read(problem=str(error))
+        axis = self._axis if self._axis is not None else painting.axis
+        names = {label: name for label, name in painting.names.items() if painting.slices(axis, label)}
+        missing = tuple(name for label, name in painting.names.items() if label not in names)
+        looks = {label: SegmentLook.of(self.segmentation, ids[label - 1]) for label in names}
+        painting = replace(painting, names=names)
+        if results_count:
+            home = ResultHome.of(self.scan, self.segmentation, looks, axis)
+            if home.results:
+                painting = with_corrections(painting, read_results(self.scan, home.segmentation, home.results))
+        return _Read(looks, painting if names else None, axis, missing)
+
+    def _takes_part(self, segment_id: str) -> bool:
+        return self._chosen_segments is None or segment_id in self._chosen_segments
+
+    def _used(self) -> tuple[int, ...]:
+        """The slices of the scan that are used."""
+        painting = self._read.painting
+        if painting is None:
+            return ()
+        self._excluded = {k: digest for k, digest in self._excluded.items() if digest == self._digest(k)}
+        used = set(painting.slices(self._read.axis)) - self._excluded.keys() if self._every else set[int]()
+        return tuple(sorted(used | self._chosen | set(painting.corrected)))
+
+    def _labels_on(self, index: int) -> np.ndarray:
+        """Label values (rows, columns) that are painted on a slice of the scan."""
+        painting, axis = self._read.painting, self._read.axis
+        assert painting is not None
+        start, stop = [0, 0, 0], list(painting.geometry.shape)
+        start[axis], stop[axis] = index, index + 1
+        cut = painting.labels.cut((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        return np.moveaxis(cut, axis, 0)[0]
+
+    def _digest(self, index: int) -> int:
+        return zlib.crc32(np.ascontiguousarray(self._labels_on(index)).data)
+
+    # -- the view ------------------------------------------------------------------------------------------------------
+
+    def _view(self) -> SupportView:
+        read, used = self._read, self._used()
+        looks, pieces = join_structures(read.looks, self._loaded)
+        entries = [self._entry_here(index) for index in used]
+        for number, one in enumerate(self._loaded):
+            entries += [self._entry_of_file(number, one, slot) for slot in one.pieces]
+        painting = read.painting
+        notes = (*(painting.notes if painting is not None else ()), *([self._message] if self._message else []))
+        return SupportView(self._segments(), tuple(entries), self._problem(looks, used, pieces), notes, self._every)
+
+    def _segments(self) -> tuple[SegmentView, ...]:
+        counts = {look.source: label for label, look in self._read.looks.items()}
+        painting = self._read.painting
+        views = []
+        for one in self._painted():
+            taken, count = self._takes_part(one.segment_id), None
+            if painting is not None and one.segment_id in counts:
+                count = len(painting.slices(self._read.axis, counts[one.segment_id]))
+            elif taken and not self._read.problem:
+                count = 0
+            views.append(SegmentView(one.segment_id, one.name, one.color, count, taken))
+        return tuple(views)
+
+    def _problem(self, looks: Mapping[int, SegmentLook], used: Sequence[int], pieces: Sequence[SupportSlice]) -> str:
+        """Why there is no support, and what to do."""
+        read = self._read
+        if read.problem:
+            return read.problem
+        shown = {label for piece in pieces for label in np.unique(piece.labels).tolist()}
+        if read.painting is not None:
+            shown |= {label for label in read.painting.names if set(read.painting.slices(read.axis, label)) & set(used)}
+        missing = [look.name for label, look in looks.items() if label not in shown]
+        names = {look.name.casefold() for look in looks.values()}
+        missing += [name for name in read.unpainted if name.casefold() not in names]
+        if missing:
+            return _("Nothing is painted in {names}; paint the structure on one slice, or uncheck the segment.").format(
+                names=", ".join(missing)
+            )
+        if looks:
+            return ""
+        if self.scan is None:
+            return _("Choose the scan, then paint the structure on one of its slices.")
+        return _("Paint the structure on one slice: add a segment, choose Paint, and paint it in a slice view.")
+
+    def _entry_here(self, index: int) -> SupportEntry:
+        read = self._read
+        painting, axis = read.painting, read.axis
+        assert painting is not None and self.scan is not None
+        labels, key = self._labels_on(index), f"{HERE}:{index}"
+        origin = "corrected" if index in painting.corrected else "chosen" if index in self._chosen else "painted"
+        made = self._thumbnails.get(key)
+        picture = made[1] if made is not None and made[0] == self._content(index) else None
+        names = tuple(name for label, name in painting.names.items() if (labels == label).any())
+        area = int(np.count_nonzero(labels)) * math.prod(painting.geometry.in_plane_spacing(axis)) / 100
+        return SupportEntry(
+            key, picture, index, painting.geometry.plane(axis), self.scan.GetName(), names, area, origin
+        )
+
+    def _entry_of_file(self, number: int, one: LoadedSet, slot: int) -> SupportEntry:
+        piece, key = one.pieces[slot], f"{FILE}:{number}:{slot}"
+        labels = [label for label in np.unique(piece.labels).tolist() if label]
+        made = self._thumbnails.get(key)
+        area = int(np.count_nonzero(piece.labels)) * math.prod(piece.spacing) / 100
+        return SupportEntry(
+            key,
+            made[1] if made is not None else None,
+            piece.index,
+            piece.plane,
+            one.name,
+            tuple(one.structure(label) for label in labels),
+            area,
+            "file",
+        )
+
+    # -- thumbnails ----------------------------------------------------------------------------------------------------
+
+    def _content(self, index: int) -> Any:
+        """What a thumbnail of a slice of the scan depends on."""
+        assert self.scan is not None
+        image = self.scan.GetImageData()
+        return self._digest(index), self._read.axis, image.GetMTime() if image is not None else 0
+
+    def _make_thumbnails(self) -> bool:
+        """Makes those that are missing, for a few milliseconds; whether there were any."""
+        until, entries = time.perf_counter() + BUDGET, list(self.view.entries)
+        missing = [number for number, entry in enumerate(entries) if entry.thumbnail is None]
+        for number in missing:
+            if time.perf_counter() > until:
+                break
+            entries[number] = replace(entries[number], thumbnail=self._thumbnail(entries[number].key))
+        self.view = replace(self.view, entries=tuple(entries))
+        return bool(missing)
+
+    def _thumbnail(self, key: str) -> np.ndarray:
+        where, first, *rest = key.split(":")
+        if where == HERE:
+            content, picture = self._content(int(first)), self._picture_here(int(first))
+        else:
+            content, picture = None, self._picture_of_file(self._loaded[int(first)].pieces[int(rest[0])])
+        self._thumbnails[key] = content, picture
+        return picture
+
+    def _picture_here(self, index: int) -> np.ndarray:
+        import slicer
+
+        painting, axis = self._read.painting, self._read.axis
+        assert painting is not None
+        voxels = slicer.util.arrayFromVolume(self.scan)
+        image = np.moveaxis(voxels if voxels.ndim == 3 else voxels[..., 0], axis, 0)[index]
+        geometry = painting.geometry
+        colors = {label: look.color or NO_COLOR for label, look in self._read.looks.items()}
+        return thumbnail(
+            image,
+            self._labels_on(index),
+            colors,
+            geometry.in_plane_spacing(axis),
+            geometry.slice_orientation(axis),
+            geometry.plane(axis),
+        )
+
+    def _picture_of_file(self, piece: SupportSlice) -> np.ndarray:
+        colors = {label: NO_COLOR for label in np.unique(piece.labels).tolist() if label}
+        return thumbnail(piece.image, piece.labels, colors, piece.spacing, piece.orientation, piece.plane, piece.window)

@@ -1,0 +1,99 @@
+"""Support plan: which painted slices make the support of a run. It holds copies: any thread may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from SDFSMISLib.scene import Painting, Scan, SegmentLook
+from SDFSMISLib.support import SupportSet, SupportSlice
+
+__all__ = ["LoadedSet", "SupportPlan", "join_structures"]
+
+FILE_SOURCE = "support set: "  # before the name of a structure that no segment of the scene shows
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedSet:
+    """A support set that was read from a file; slices that were removed from it are left out."""
+
+    name: str
+    support: SupportSet
+    removed: frozenset[int] = frozenset()
+
+    @property
+    def pieces(self) -> dict[int, SupportSlice]:
+        """The slices that are left, by number."""
+        return {number: piece for number, piece in enumerate(self.support.slices) if number not in self.removed}
+
+    def structure(self, label: int) -> str:
+        """The name of a label."""
+        return self.support.names.get(label) or f"Structure {label}"
+
+
+@dataclass(frozen=True, eq=False)
+class SupportPlan:
+    """What a run is shown.
+
+    Attributes:
+        looks: of each structure, by label value of the run.
+        painting: what is painted on the scan; None = nothing is.
+        axis: array axis along which it is sliced. used: the slices of it to take.
+        complete: those of them that say of each structure whether it is there.
+        loaded: slices from files, with the label values of the run.
+    """
+
+    looks: Mapping[int, SegmentLook]
+    painting: Painting | None
+    axis: int
+    used: tuple[int, ...]
+    complete: frozenset[int]
+    loaded: tuple[SupportSlice, ...]
+
+    def support(self, scan: Scan | None) -> SupportSet:
+        """The support set; it takes a third of a second for 512 × 512 × 300 voxels.
+
+        Args:
+            scan: that is painted; it is not looked at where nothing is painted.
+
+        Raises:
+            InputError: where one of the painted segments has nothing on the slices that are used.
+        """
+        pieces: tuple[SupportSlice, ...] = ()
+        if self.painting is not None and self.used and scan is not None:
+            made = self.painting.support(scan, self.used, self.axis)
+            pieces = tuple(replace(piece, complete=piece.index in self.complete) for piece in made.slices)
+        return SupportSet((*pieces, *self.loaded), {label: look.name for label, look in self.looks.items()})
+
+
+def join_structures(
+    painted: Mapping[int, SegmentLook], loaded: Sequence[LoadedSet]
+) -> tuple[dict[int, SegmentLook], tuple[SupportSlice, ...]]:
+    """The structures of painted segments and of loaded sets, by label value, and the loaded slices with these values.
+
+    A structure of a set is that of a segment where the names are the same, upper and lower case aside; where a single
+    segment is painted and a set shows a single structure without a name, they are the same, too.
+    """
+    looks = dict(painted)
+    pieces = []
+    for one in loaded:
+        values = np.zeros(1 << 16, dtype=np.uint16)
+        for label in one.support.labels:
+            values[label] = _label_of(one, label, looks)
+        pieces += [replace(piece, labels=values[piece.labels]) for piece in one.pieces.values()]
+    return looks, tuple(pieces)
+
+
+def _label_of(loaded: LoadedSet, label: int, looks: dict[int, SegmentLook]) -> int:
+    """The label value of a structure of a set; a new one is added to the looks."""
+    name = loaded.structure(label)
+    for value, look in looks.items():
+        if look.name.casefold() == name.casefold():
+            return value
+    if not loaded.support.names.get(label) and len(loaded.support.labels) == len(looks) == 1:
+        return next(iter(looks))
+    value = max(looks, default=0) + 1
+    looks[value] = SegmentLook(name, None, "", FILE_SOURCE + name)
+    return value

@@ -1,0 +1,199 @@
+"""Step 2, Support: what is painted, and so what is to be found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import slicer
+from slicer.i18n import tr as _
+
+from SDFSMISPanel.control import Control
+from SDFSMISPanel.paint_editor import PaintEditor
+from SDFSMISPanel.panel_logic import PanelLogic, SegmentView, SupportView
+from SDFSMISPanel.parameter import Parameter, keep_left_out, left_out
+from SDFSMISPanel.pictures import square
+from SDFSMISPanel.settings import Settings
+from SDFSMISPanel.support_slices import SupportSlices, fit_height
+
+__all__ = ["SupportSection"]
+
+
+class SupportSection:
+    """Shows :class:`.panel_logic.SupportView`: the scan, what is painted on it, and the segments that take part.
+
+    Args:
+        on_scan: called with the volume node, or None, when another scan is painted.
+    """
+
+    def __init__(
+        self, ui: Any, logic: PanelLogic, settings: Settings, paint: PaintEditor, on_scan: Callable[[Any], None]
+    ) -> None:
+        import qt
+
+        self._qt, self._ui, self._logic, self._paint, self._on_scan = qt, ui, logic, paint, on_scan
+        self._slices = SupportSlices(ui, logic, settings)
+        self._parameter: Parameter | None = None
+        self._shown: SupportView | None = None
+        self._segments: tuple[SegmentView, ...] | None = None
+        self._left_out: set[str] = set()
+        self._asked: list[str] | None = None  # what the logic was asked for; None = not yet, it has its own default
+        self._use_slice, self._every = Control(ui.useSliceButton), Control(ui.everyPaintedCheckBox)
+        ui.scanSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node)
+        ui.scanSelector.connect("nodeAdded(vtkMRMLNode*)", self._on_scan_added)
+        ui.segmentationSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node)
+        ui.segmentationSelector.connect("nodeAddedByUserAction(vtkMRMLNode*)", self._on_segmentation_added)
+        ui.segmentsList.connect("itemChanged(QListWidgetItem*)", self._on_segment)
+        ui.everyPaintedCheckBox.connect("toggled(bool)", self._on_every)
+        ui.useSliceButton.connect("clicked()", self._on_use_slice)
+
+    def restore(self, parameter: Parameter | None) -> None:
+        """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
+        self._parameter = None
+        if parameter is not None:
+            _choose(self._ui.scanSelector, parameter.scan or _scan_of_views())
+            _choose(self._ui.segmentationSelector, parameter.segmentation)
+            _choose(self._ui.viewSelector, None)
+            self._ui.everyPaintedCheckBox.checked = parameter.every_painted
+            self._parameter = parameter
+            self._select()
+            self._left_out = left_out(parameter)
+            self._choose_segments()
+
+    def close_scene(self) -> None:
+        """The scene is about to be closed: nothing of it is held."""
+        self._parameter = None
+        self._logic.select(None, None)
+
+    def show(self) -> None:
+        view = self._logic.support
+        if view is self._shown:
+            return
+        self._shown, ui = view, self._ui
+        self._show_segments(view.segments)
+        self._choose_segments()
+        self._slices.show(view.entries)
+        no_scan = "" if ui.scanSelector.currentNode() else _("Load a scan first.")
+        self._use_slice.allow(no_scan)
+        self._every.allow(no_scan)
+        if ui.everyPaintedCheckBox.checked != view.every_painted:
+            ui.everyPaintedCheckBox.blockSignals(True)
+            ui.everyPaintedCheckBox.checked = view.every_painted
+            ui.everyPaintedCheckBox.blockSignals(False)
+        hint = no_scan and _("Load a scan first: drop its files on this window, or take one of the Sample Data module.")
+        ui.paintHintLabel.text = hint or view.problem
+        ui.paintHintLabel.visible = bool(hint or view.problem)
+        ui.supportNotesLabel.text, ui.supportNotesLabel.visible = "\n".join(view.notes), bool(view.notes)
+
+    # -- what the user does
+
+    def _on_node(self, _node: Any) -> None:
+        self._select()
+
+    def _on_scan_added(self, scan: Any) -> None:
+        """The first scan that is loaded while the panel is open is taken."""
+        if self._parameter is not None and self._ui.scanSelector.currentNode() is None:
+            self._ui.scanSelector.setCurrentNode(scan)
+
+    def _select(self) -> None:
+        """Tells everybody what is painted on. Without a segmentation there is nothing to paint into: one is made."""
+        scan, selector = self._ui.scanSelector.currentNode(), self._ui.segmentationSelector
+        if self._parameter is not None and scan is not None and selector.currentNode() is None:
+            if not selector.nodeCount():
+                _fit(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode"), scan)
+            _choose(selector, None)
+        segmentation = selector.currentNode()
+        if self._parameter is not None:
+            if segmentation is not self._parameter.segmentation:  # IDs of segments are those of one segmentation
+                self._left_out, self._asked = set(), None
+                keep_left_out(self._parameter, ())
+            self._parameter.scan, self._parameter.segmentation = scan, segmentation
+        self._shown = None
+        self._paint.edit(scan, segmentation)
+        self._on_scan(scan)
+        self._logic.select(scan, segmentation)
+
+    def _on_segmentation_added(self, segmentation: Any) -> None:
+        scan = self._ui.scanSelector.currentNode()
+        if scan is not None:
+            _fit(segmentation, scan)
+
+    def _on_segment(self, _item: Any) -> None:
+        items, shown = self._ui.segmentsList, enumerate(self._segments or ())
+        unchecked = self._qt.Qt.Unchecked
+        self._left_out = {one.segment_id for number, one in shown if items.item(number).checkState() == unchecked}
+        if self._parameter is not None:
+            keep_left_out(self._parameter, self._left_out)
+        self._choose_segments(anew=True)
+
+    def _choose_segments(self, anew: bool = False) -> None:
+        """Asks for all segments but those that were left out; also for one that has been added since."""
+        if not (anew or self._left_out or self._asked is not None):
+            return
+        segments = self._logic.support.segments
+        wanted = [one.segment_id for one in segments if one.segment_id not in self._left_out]
+        if anew or wanted != self._asked:
+            self._asked = wanted
+            self._logic.choose_segments(wanted)
+
+    def _on_every(self, every: bool) -> None:
+        if self._parameter is not None:
+            self._parameter.every_painted = every
+        self._logic.use_every_painted(every)
+
+    def _on_use_slice(self) -> None:
+        view = self._ui.viewSelector.currentNode()
+        if view is not None:
+            self._logic.use_slice(view)
+
+    # -- what is shown
+
+    def _show_segments(self, segments: tuple[SegmentView, ...]) -> None:
+        if segments == self._segments:
+            return
+        qt, items = self._qt, self._ui.segmentsList
+        items.blockSignals(True)
+        if self._segments is None or len(segments) != len(self._segments):
+            items.clear()
+            items.addItems([segment.name for segment in segments])
+        for number, segment in enumerate(segments):
+            item = items.item(number)
+            item.setText(_painted(segment))
+            item.setIcon(qt.QIcon(square(segment.color)))
+            item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
+            item.setCheckState(qt.Qt.Checked if segment.chosen else qt.Qt.Unchecked)
+        items.blockSignals(False)
+        fit_height(items, len(segments), 4)
+        self._segments = segments
+        self._ui.segmentsList.visible = self._ui.segmentsLabel.visible = bool(segments)
+
+
+def _painted(segment: SegmentView) -> str:
+    if segment.slices is None:
+        return segment.name
+    if segment.slices == 0:
+        return _("{name} - not painted yet").format(name=segment.name)
+    if segment.slices == 1:
+        return _("{name} - painted on 1 slice").format(name=segment.name)
+    return _("{name} - painted on {n} slices").format(name=segment.name, n=segment.slices)
+
+
+def _choose(selector: Any, node: Any | None) -> None:
+    """Chooses a node; without one, the first there is, where none is chosen yet."""
+    if node is not None:
+        selector.setCurrentNode(node)
+    if selector.currentNode() is None and selector.nodeCount():
+        selector.setCurrentNodeIndex(0)
+
+
+def _scan_of_views() -> Any | None:
+    """The volume that the views show."""
+    active = slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID()
+    return slicer.mrmlScene.GetNodeByID(active) if active else None
+
+
+def _fit(segmentation: Any, scan: Any) -> None:
+    """Makes a new segmentation one of a scan: shown, on its grid, and under its transform."""
+    segmentation.CreateDefaultDisplayNodes()
+    segmentation.SetReferenceImageGeometryParameterFromVolumeNode(scan)
+    segmentation.SetAndObserveTransformNodeID(scan.GetTransformNodeID())

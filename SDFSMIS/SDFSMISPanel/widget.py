@@ -1,0 +1,111 @@
+"""The panel: its sections, and the timer that drives the logic. It knows the logic only as a PanelLogic."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import qt
+
+from SDFSMISPanel.backend_section import BackendSection
+from SDFSMISPanel.paint_editor import PaintEditor
+from SDFSMISPanel.panel_logic import PanelLogic
+from SDFSMISPanel.parameter import Parameter
+from SDFSMISPanel.query_section import QuerySection
+from SDFSMISPanel.question_section import QuestionSection
+from SDFSMISPanel.review_section import ReviewSection
+from SDFSMISPanel.run_section import RunSection
+from SDFSMISPanel.settings import Settings
+from SDFSMISPanel.shortcuts import Shortcuts
+from SDFSMISPanel.support_section import SupportSection
+
+__all__ = ["Panel"]
+
+BEAT = 50  # ms between two steps where nothing waits
+BUDGET = 0.02  # s of steps between two looks at the event loop
+SHOW_EVERY = 0.05  # s between two times that a change is shown
+
+
+class Panel:
+    """What the user sees and does, between Slicer's widget and the logic.
+
+    Args:
+        root: the widget that the .ui file made. ui: its parts by name.
+    """
+
+    def __init__(self, root: Any, ui: Any, logic: PanelLogic, settings: Settings) -> None:
+        self._logic, self._entered, self._stale, self._shown_at = logic, False, True, 0.0
+        self._timer = qt.QTimer()
+        self._timer.setInterval(BEAT)
+        self._timer.connect("timeout()", self._beat)
+        self._paint = PaintEditor(ui.editorFrame)
+        self._query = QuerySection(ui, logic, self._on_change)
+        self._run = RunSection(ui, logic, self._query.request, self._paint.editor)
+        self._review = ReviewSection(ui, logic)
+        self._support = SupportSection(ui, logic, settings, self._paint, self._query.leave_out)
+        backend, question = BackendSection(ui, logic, settings), QuestionSection(ui, logic)
+        self._sections = (question, backend, self._support, self._query, self._run, self._review)
+        self._shortcuts = Shortcuts(root, self._run.start, self._review.go_to_least_certain)
+        logic.observe(self._on_change)
+        self.show()
+
+    def show(self) -> None:
+        """Shows what the logic says now."""
+        self._stale, self._shown_at = False, time.monotonic()
+        for section in self._sections:
+            section.show()
+
+    def enter(self) -> None:
+        """The module is opened."""
+        self._entered = True
+        self._paint.enter()
+        self._timer.start()
+
+    def exit(self) -> None:
+        """The module is left; what goes on goes on."""
+        self._entered = False
+        self._paint.exit()
+
+    def restore(self, parameter: Parameter | None) -> None:
+        """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
+        for section in (self._support, self._query, self._review):
+            section.restore(parameter)
+        self.show()
+
+    def close_scene(self) -> None:
+        """The scene is about to be closed."""
+        self.restore(None)
+        self._paint.close_scene()
+        self._support.close_scene()
+        self._logic.close_scene()
+        self.show()
+
+    def close(self) -> None:
+        """The panel ends, with all that goes on."""
+        self._timer.stop()
+        self._logic.observe(None)
+        self._shortcuts.close()
+        self._review.close()
+        if self._entered:
+            self.exit()
+        self._logic.close()
+
+    def _on_change(self) -> None:
+        """Many changes in a row are shown once."""
+        self._stale = True
+        if not self._timer.active:
+            self._timer.start()
+
+    def _beat(self) -> None:
+        more, end = True, time.monotonic() + BUDGET
+        while more and time.monotonic() < end:
+            more = self._logic.step()
+        if self._stale and (not more or time.monotonic() - self._shown_at > SHOW_EVERY):
+            self.show()
+        self._timer.setInterval(0 if more else BEAT)
+        if not (more or self._entered or self._stale or self._goes_on()):
+            self._timer.stop()
+
+    def _goes_on(self) -> bool:
+        logic = self._logic
+        return logic.run.running or logic.review.working or logic.backend.state == "busy"

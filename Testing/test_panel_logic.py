@@ -1,0 +1,384 @@
+"""The panel's logic: from a painted slice to segments in the scene, on real nodes and with a real backend."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("slicer")
+pytest.importorskip("PySide6.QtWidgets", exc_type=ImportError)
+pytest.importorskip("fastapi")
+
+from slicer_standin import install
+
+install()
+
+from panel_examples import Kept, NoComputer, PaintedScene, dice, differ  # noqa: E402
+from SDFSMISLib.support import SupportSet  # noqa: E402
+from SDFSMISPanel.backend_access import BackendAccess  # noqa: E402
+from SDFSMISPanel.logic import Logic  # noqa: E402
+from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, QueryMode, RunRequest  # noqa: E402
+from serving import Backend, running, until  # noqa: E402
+from small_scans import BrightPipeline, ball_scan  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Backend]:
+    with running() as one:
+        yield one
+
+
+@pytest.fixture
+def panel(backend: Backend) -> Iterator[PaintedScene]:
+    made = PaintedScene(backend.url)
+    yield made
+    made.logic.close()
+
+
+def only(results: dict[str, str]) -> str:
+    (segment_id,) = results.values()
+    return segment_id
+
+
+# -- the main job ------------------------------------------------------------------------------------------------------
+
+
+def test_a_ball_painted_on_one_slice_is_found_on_all(panel: PaintedScene) -> None:
+    panel.run()
+    assert not panel.logic.run.failed, panel.logic.run.text
+    result = only(panel.results())
+    assert differ(panel.held(result), panel.answer()) == 0
+    assert (
+        differ(panel.held(panel.segment)[6], panel.truth[6]) == 0
+        and panel.held(panel.segment).sum() == panel.truth[6].sum()
+    )
+
+
+def test_the_result_takes_over_name_and_colour(panel: PaintedScene) -> None:
+    panel.segmentation.GetSegmentation().GetSegment(panel.segment).SetColor(0.2, 0.4, 0.6)
+    panel.run()
+    result = panel.segmentation.GetSegmentation().GetSegment(only(panel.results()))
+    assert result.GetName() == "ball (SDFSMIS)" and result.GetColor() == (0.2, 0.4, 0.6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_may_be_painted_in_any_direction(backend: Backend, axis: int) -> None:
+    painted = (6, 16, 22)[axis]
+    panel = PaintedScene(backend.url, axis=axis, painted=(painted,))
+    panel.run()
+    assert differ(panel.held(only(panel.results())), panel.answer()) == 0
+    panel.logic.close()
+
+
+def test_undo_takes_the_whole_run_back(panel: PaintedScene) -> None:
+    before = panel.held(panel.segment)
+    panel.run()
+    panel.undo()
+    assert not panel.results() and differ(panel.held(panel.segment), before) == 0
+
+
+def test_only_a_range_is_segmented(panel: PaintedScene) -> None:
+    panel.run(RunRequest(QueryMode.RANGE, 7, 8))
+    found = panel.held(only(panel.results())).any(axis=(1, 2))
+    assert np.flatnonzero(found).tolist() == [6, 7, 8]
+
+
+def test_outwards_counts_from_the_slice_that_is_shown(panel: PaintedScene) -> None:
+    panel.logic.step()
+    panel.logic.show_support(panel.logic.support.entries[0].key)
+    panel.run(RunRequest(QueryMode.OUTWARDS, reach=1))
+    found = panel.held(only(panel.results())).any(axis=(1, 2))
+    assert np.flatnonzero(found).tolist() == [5, 6, 7]
+
+
+def test_another_scan_gets_a_segmentation_of_its_own(panel: PaintedScene) -> None:
+    other, labelmap = ball_scan(shape=(10, 44, 36))
+    volume = panel.scene.scan(other, "MR")
+    panel.run(RunRequest(others=(volume,)))
+    nodes = panel.scene.node.GetNodesByClass("vtkMRMLSegmentationNode")
+    names = {nodes.GetItemAsObject(k).GetName(): nodes.GetItemAsObject(k) for k in range(nodes.GetNumberOfItems())}
+    found = names["MR (SDFSMIS)"]
+    result = only(panel.results(found))
+    assert dice(panel.held(result, found, volume), labelmap.voxels.astype(bool)) > 0.95
+    assert panel.logic.review.scans == ("CT", "MR")
+    panel.run(RunRequest(QueryMode.NONE, others=(volume,)))
+    assert list(panel.results(found).values()) == [result], "a second run goes on in the same segment"
+
+
+def test_several_segments_are_found_in_one_run(panel: PaintedScene) -> None:
+    second = panel.editor.segment("half")
+    upper = np.zeros_like(panel.truth)
+    upper[6, :10] = panel.truth[6, :10]
+    panel.editor.erase(panel.segment, upper)
+    panel.editor.paint(second, upper)
+    panel.run()
+    assert not panel.logic.run.failed, panel.logic.run.text
+    assert set(panel.results()) == {"ball (SDFSMIS)", "half (SDFSMIS)"}
+    found = [panel.held(one) for one in panel.results().values()]
+    assert not (found[0] & found[1]).any() and dice(found[0] | found[1], panel.truth) > 0.95
+
+
+# -- corrections -------------------------------------------------------------------------------------------------------
+
+
+def test_a_corrected_slice_is_support_of_the_next_run_and_stays(panel: PaintedScene) -> None:
+    panel.run()
+    result = only(panel.results())
+    wrong = np.zeros_like(panel.truth)
+    wrong[8, 5:9, 5:9] = True
+    panel.editor.paint(result, wrong)
+    panel.drive(lambda: any(entry.origin == "corrected" for entry in panel.logic.support.entries))
+    assert [(entry.index, entry.origin) for entry in panel.logic.support.entries] == [(6, "painted"), (8, "corrected")]
+    panel.run()
+    assert only(panel.results()) == result and differ(panel.held(result)[8], panel.answer()[8] | wrong[8]) == 0
+
+
+def test_the_least_certain_slice_is_gone_to(panel: PaintedScene) -> None:
+    panel.run()
+    panel.logic.go_to_least_certain()
+    review = panel.logic.review
+    certainty = review.results[0].certainty
+    assert review.index is not None and certainty[review.index] == np.nanmin(certainty)
+
+
+# -- review ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_threshold_acts_on_kept_probabilities(backend: Backend) -> None:
+    with running(BrightPipeline(answer=0.6)) as unsure:
+        panel = PaintedScene(unsure.url)
+        panel.run()
+        result = only(panel.results())
+        assert panel.held(result)[7].any()
+        panel.logic.set_threshold(0.8)
+        panel.rest()
+        assert not panel.held(result)[7].any() and differ(panel.held(result)[6], panel.truth[6]) == 0
+        panel.logic.set_threshold(0.3)
+        panel.rest()
+        assert panel.held(result)[7].any()
+        panel.logic.close()
+
+
+def test_the_volume_is_told_in_millilitres(panel: PaintedScene) -> None:
+    panel.run()
+    panel.rest()
+    assert panel.logic.review.results[0].volume_ml == pytest.approx(panel.answer().sum() * 2 / 1000)
+
+
+def test_the_largest_piece_is_kept_where_that_is_wanted(backend: Backend) -> None:
+    scan, _ = ball_scan()
+    voxels = scan.voxels.copy()
+    voxels[:, 27:29, 20:24] = 200  # bright, and apart from the ball
+    panel = PaintedScene(backend.url, scan=replace(scan, voxels=voxels))
+    panel.run()
+    result = only(panel.results())
+    assert panel.held(result)[7, 27:29, 20:24].any()
+    panel.logic.set_cleaning(True, 0.0)
+    panel.rest()
+    assert not panel.held(result)[:, 27:29, 20:24].any()
+    panel.logic.set_cleaning(False, 0.0)
+    panel.rest()
+    assert panel.held(result)[7, 27:29, 20:24].any()
+    panel.logic.close()
+
+
+def test_discard_takes_the_results_away_and_accept_keeps_them(panel: PaintedScene) -> None:
+    panel.run()
+    panel.logic.discard()
+    panel.drive(lambda: not panel.logic.review.results)
+    assert not panel.results()
+    panel.run()
+    panel.logic.accept()
+    panel.drive(lambda: not panel.logic.review.results)
+    assert differ(panel.held(only(panel.results())), panel.answer()) == 0
+
+
+def test_results_deleted_in_review_are_said_to_be_gone(panel: PaintedScene) -> None:
+    panel.run()
+    panel.segmentation.GetSegmentation().RemoveSegment(only(panel.results()))
+    panel.logic.set_threshold(0.4)
+    assert not panel.logic.review.results and "deleted" in panel.logic.review.problem
+    panel.run()
+    assert panel.results()
+
+
+# -- support -----------------------------------------------------------------------------------------------------------
+
+
+def test_painted_slices_are_listed_with_pictures(panel: PaintedScene) -> None:
+    panel.drive(lambda: all(entry.thumbnail is not None for entry in panel.logic.support.entries))
+    (entry,) = panel.logic.support.entries
+    assert (entry.index, entry.plane, entry.scan, entry.structures, entry.origin) == (
+        6,
+        "axial",
+        "CT",
+        ("ball",),
+        "painted",
+    )
+    assert entry.area_cm2 == pytest.approx(panel.truth[6].sum() / 100)
+    assert entry.thumbnail is not None and entry.thumbnail.shape == (64, 64, 3)
+    panel.paint(4)
+    panel.logic.step()
+    assert [one.index for one in panel.logic.support.entries] == [4, 6]
+
+
+def test_an_unpainted_slice_can_say_that_nothing_is_there(panel: PaintedScene) -> None:
+    panel.logic.step()
+    panel.view.JumpSliceByOffsetting(0, 0, 7.0)
+    panel.logic.use_slice(panel.view)
+    entry = next(one for one in panel.logic.support.entries if one.origin == "chosen")
+    assert entry.structures == () and entry.area_cm2 == 0
+
+
+def test_a_removed_slice_comes_back_with_the_next_stroke_on_it(panel: PaintedScene) -> None:
+    panel.paint(4)
+    panel.logic.step()
+    panel.logic.remove_support(["here:4"])
+    assert [one.index for one in panel.logic.support.entries] == [6]
+    panel.editor.paint(panel.segment, np.ones((1, 1, 1), dtype=bool), (4, 0, 0))
+    panel.logic.step()
+    assert [one.index for one in panel.logic.support.entries] == [4, 6]
+
+
+def test_without_a_painted_slice_the_panel_says_what_to_do(backend: Backend) -> None:
+    panel = PaintedScene(backend.url, painted=())
+    panel.logic.step()
+    assert "Nothing is painted in ball" in panel.logic.why_not(RunRequest())
+    panel.run()
+    assert panel.logic.run.failed and "Nothing is painted" in panel.logic.run.text and not panel.results()
+    panel.logic.close()
+
+
+def test_a_view_that_lies_across_is_turned_after_asking(panel: PaintedScene) -> None:
+    panel.logic.step()
+    matrix = panel.view.GetSliceToRAS()
+    matrix.SetElement(1, 2, 0.7)
+    matrix.SetElement(2, 2, 0.7)
+    panel.view.UpdateMatrices()
+    panel.logic.use_slice(panel.view)
+    question = panel.logic.question
+    assert question is not None and "lies across" in question.text
+    panel.logic.answer(question.key, True)
+    assert panel.logic.question is None
+    assert any(entry.origin == "chosen" for entry in panel.logic.support.entries)
+
+
+def test_a_saved_support_set_finds_the_structure_in_the_next_patient(panel: PaintedScene, tmp_path: Path) -> None:
+    path = tmp_path / "ball.safetensors"
+    panel.logic.step()
+    panel.logic.save_support(path)
+    panel.drive(lambda: not panel.logic.run.running)
+    assert not panel.logic.run.failed, panel.logic.run.text
+    assert SupportSet.load(path).names == {1: "ball"}
+    other, labelmap = ball_scan(shape=(10, 44, 36))
+    volume = panel.scene.scan(other, "MR")
+    segmentation = panel.scene.segmentation(volume, "Next")
+    panel.logic.close_scene()
+    panel.logic.select(volume, segmentation)
+    panel.logic.load_support(path)
+    assert [entry.origin for entry in panel.logic.support.entries] == ["file"]
+    panel.run()
+    assert not panel.logic.run.failed, panel.logic.run.text
+    found = panel.held(only(panel.results(segmentation)), segmentation, volume)
+    assert dice(found, labelmap.voxels.astype(bool)) > 0.95
+
+
+def test_a_file_that_is_no_support_set_is_refused_in_words(panel: PaintedScene, tmp_path: Path) -> None:
+    path = tmp_path / "letter.safetensors"
+    path.write_text("Dear colleague")
+    panel.logic.load_support(path)
+    assert panel.logic.run.failed and "letter.safetensors" in panel.logic.run.text
+
+
+# -- cancelling, losing ------------------------------------------------------------------------------------------------
+
+
+class SlowPipeline(BrightPipeline):
+    """Waits before each batch until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.begun = threading.Event()
+
+    def segment(self, *args: object, **named: object) -> object:
+        self.begun.set()
+        assert self.go_on.wait(20)
+        return super().segment(*args, **named)
+
+
+def test_a_cancelled_run_keeps_what_was_finished(panel: PaintedScene) -> None:
+    panel.start()
+    panel.drive(lambda: panel.logic.run.text != "")
+    panel.logic.cancel()
+    panel.drive(lambda: not panel.logic.run.running)
+    assert not panel.logic.run.failed and "Cancelled" in panel.logic.run.text
+    panel.run()
+    assert differ(panel.held(only(panel.results())), panel.answer()) == 0
+
+
+def test_closing_the_scene_ends_the_run(panel: PaintedScene, backend: Backend) -> None:
+    panel.start()
+    panel.drive(lambda: panel.logic.run.text != "Reading the scan…")
+    panel.logic.close_scene()
+    panel.scene.node.Clear(False)
+    for _ in range(5):
+        panel.logic.step()
+    assert not panel.logic.run.running and panel.logic.support.entries == ()
+    until(lambda: backend.engine.scheduler.running == 0)
+
+
+def test_a_segmentation_deleted_in_the_middle_ends_the_run_in_words(panel: PaintedScene) -> None:
+    panel.start()
+    panel.drive(lambda: bool(panel.results()))
+    panel.scene.node.RemoveNode(panel.segmentation)
+    panel.drive(lambda: not panel.logic.run.running)
+    assert panel.logic.run.failed and "segmentation was deleted" in panel.logic.run.text
+
+
+def test_a_backend_that_is_not_there_is_said_to_be_so(backend: Backend) -> None:
+    panel = PaintedScene("http://127.0.0.1:9")
+    panel.logic.test_backend()
+    panel.drive(lambda: panel.logic.backend.state != "busy")
+    assert panel.logic.backend.state == "bad" and "127.0.0.1:9" in panel.logic.backend.status
+    panel.logic.close()
+
+
+# -- consent -----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_to_another_computer_before_the_user_agrees() -> None:
+    kept = Kept()
+    access = BackendAccess(kept, NoComputer())
+    logic, begun = Logic(access), []
+    logic.choose_backend(BackendChoice(BackendKind.SERVER, "http://hospital.example:7861"))
+    access.before_run(lambda: begun.append("run"))
+    question = logic.question
+    assert question is not None and "hospital.example:7861" in question.text and "grey values" in question.text
+    logic.answer(question.key, False)
+    assert not begun and logic.question is None
+    access.before_run(lambda: begun.append("run"))
+    logic.answer(question.key, True)
+    assert begun == ["run"] and kept.agreed_hosts() == ("hospital.example:7861",)
+    access.before_run(lambda: begun.append("again"))
+    assert begun == ["run", "again"] and logic.question is None
+
+
+def test_another_host_is_asked_about_again() -> None:
+    access = BackendAccess(Kept(["hospital.example:7861"]), NoComputer())
+    access.choose(BackendChoice(BackendKind.SERVER, "http://other.example:7861"))
+    access.before_run(lambda: pytest.fail("it was sent"))
+    assert access.question is not None and "other.example" in access.question.text
+
+
+def test_on_this_computer_nothing_is_installed_before_the_user_agrees() -> None:
+    access = BackendAccess(Kept(), NoComputer())
+    access.test()
+    assert access.question is not None and "2 GB" in access.question.text
+    access.answer(access.question.key, False)
+    assert access.question is None
