@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from SDFSMISLib import cleaning
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference import postprocess
 from SDFSMISLib.inference.postprocess import (
     Postprocessing,
     fill_holes,
@@ -147,7 +147,7 @@ def test_smoothing_is_in_millimetres(monkeypatch: pytest.MonkeyPatch) -> None:
     probability = random_probabilities(3, (14, 20, 30))
     whole = ndimage.gaussian_filter(probability.astype(np.float32), (0.5, 2.0, 4.0), mode="nearest", truncate=3.0)
     for block in (1, 1 << 23):  # blocks that meet within the volume leave no seam
-        monkeypatch.setattr(postprocess, "BLOCK_VOXELS", block)
+        monkeypatch.setattr(cleaning, "BLOCK_VOXELS", block)
         smooth = smooth_probabilities(probability, 2.0, spacing)
         assert smooth.dtype == np.uint8
         assert np.abs(smooth - whole).max() <= 0.51

@@ -1,21 +1,36 @@
 """The MRML scene of 3D Slicer: painted slices out of it, results into it. No Qt; vtk and MRML are imported when used.
 
-All of it belongs on the main thread, but for what :class:`Scan` and :class:`Painting` offer, which are copies.
+All of it belongs on the main thread, but for what works on copies: what :class:`Scan` and :class:`Painting` offer,
+:func:`with_corrections`, and what :meth:`ResultWriter.cleaning` gives.
 """
 
 from __future__ import annotations
 
 from SDFSMISLib.scene.editing_rules import EditingRules
-from SDFSMISLib.scene.painting import Painting, read_painting, with_corrections
+from SDFSMISLib.scene.listed_segment import ListedSegment, painted_segments
+from SDFSMISLib.scene.painting import (
+    HeldResult,
+    Painting,
+    painting_stamp,
+    read_painting,
+    read_results,
+    with_corrections,
+)
+from SDFSMISLib.scene.result_place import ResultLost
 from SDFSMISLib.scene.result_segment import SegmentLook, find_result
 from SDFSMISLib.scene.result_segmentation import fits, make_segmentation
-from SDFSMISLib.scene.result_writer import ResultLost, ResultWriter
+from SDFSMISLib.scene.result_writer import ResultWriter
+from SDFSMISLib.scene.run_labels import Cleaned
 from SDFSMISLib.scene.scan import Scan, Scans
-from SDFSMISLib.scene.segment import SegmentGone
+from SDFSMISLib.scene.segment_labelmap import SegmentGone
+from SDFSMISLib.scene.sequence_frame import SequenceFrame, frame_of
 from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, make_parallel, show_slice, shown_slice
 
 __all__ = [
+    "Cleaned",
     "EditingRules",
+    "HeldResult",
+    "ListedSegment",
     "ObliqueView",
     "Painting",
     "ResultLost",
@@ -24,12 +39,17 @@ __all__ = [
     "Scans",
     "SegmentGone",
     "SegmentLook",
+    "SequenceFrame",
     "ShownSlice",
     "find_result",
     "fits",
+    "frame_of",
     "make_parallel",
     "make_segmentation",
+    "painted_segments",
+    "painting_stamp",
     "read_painting",
+    "read_results",
     "show_slice",
     "shown_slice",
     "with_corrections",

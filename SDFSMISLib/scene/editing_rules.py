@@ -12,7 +12,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene.frame import Frame
 from SDFSMISLib.scene.piece import Piece
 from SDFSMISLib.scene.scan import Scan
-from SDFSMISLib.scene.segment import read_within
+from SDFSMISLib.scene.segment import read_box
 
 __all__ = ["EditingRules"]
 
@@ -68,8 +68,7 @@ class EditingRules:
         if segments is not None:
             allowed[...] = not inside
             for segment_id in segments:
-                held = read_within(segmentation_node, segment_id, frame)
-                allowed[held.cut(piece.start, piece.stop)] = inside
+                allowed[read_box(segmentation_node, segment_id, frame, piece.start, piece.stop)] = inside
         if self.intensities is not None:
             box = tuple(slice(a, b) for a, b in zip(piece.start, piece.stop, strict=True))
             grey = scan.voxels[box]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,11 @@ class Piece:
         k, j, i = (first + side for first, side in zip(self.start, self.voxels.shape, strict=True))
         return k, j, i
 
+    def moved(self, shift: Index) -> Piece:
+        """The same voxels at another place ``(slices, height, width)`` of the grid; a view."""
+        k, j, i = (first + step for first, step in zip(self.start, shift, strict=True))
+        return Piece((k, j, i), self.voxels)
+
     def cut(self, start: Index, stop: Index) -> np.ndarray:
         """The voxels from ``start`` to before ``stop``, zeros included; a copy."""
         shape = tuple(last - first for first, last in zip(start, stop, strict=True))
@@ -50,6 +56,19 @@ class Piece:
             sides.append(slice(int(filled[0]), int(filled[-1]) + 1))
         k, j, i = (first + side.start for first, side in zip(self.start, sides, strict=True))
         return Piece((k, j, i), self.voxels[tuple(sides)])
+
+    def only(self, axis: int, indices: Collection[int]) -> Piece:
+        """The voxels of some slices along an array axis, without the zeros around them; a copy."""
+        inside = [index - self.start[axis] for index in indices if self.start[axis] <= index < self.stop[axis]]
+        if not inside:
+            return Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=self.voxels.dtype))
+        first, along = min(inside), np.moveaxis(self.voxels, axis, 0)
+        kept = np.zeros((max(inside) + 1 - first, *along.shape[1:]), dtype=along.dtype)
+        for number in inside:
+            kept[number - first] = along[number]
+        start = list(self.start)
+        start[axis] += first
+        return Piece((start[0], start[1], start[2]), np.moveaxis(kept, 0, axis)).trimmed()
 
     def slices(self, axis: int) -> dict[int, np.ndarray]:
         """By index along an array axis: the part ``(rows, columns)`` of each slice that is not all zero; views."""

@@ -30,6 +30,12 @@ class Probabilities:
     def __iter__(self) -> Iterator[int]:
         return iter(self._packed)
 
+    def copy(self) -> Probabilities:
+        """The same slices; what is put into one later is not in the other."""
+        made = Probabilities(self.shape)
+        made._packed = dict(self._packed)
+        return made
+
     def put(self, index: int, probability: np.ndarray) -> None:
         """Keeps a slice; raises ValueError for one of another shape or type."""
         if probability.shape != self.shape or probability.dtype != np.uint8:

@@ -9,22 +9,16 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.scene.frame import Frame
-from SDFSMISLib.scene.piece import Piece, box_around
-from SDFSMISLib.scene.segment import (
-    LABELMAP,
-    SURFACE,
-    add_to_segment,
-    labelmap_of,
-    on_lattice,
-    read_within,
-    replace_segment,
-    segment_of,
-)
+from SDFSMISLib.scene.piece import Piece
+from SDFSMISLib.scene.segment import on_lattice, read_within
+from SDFSMISLib.scene.segment_change import replace_segment, write_slices
+from SDFSMISLib.scene.segment_labelmap import LABELMAP, SURFACE, labelmap_of, segment_of
+from SDFSMISLib.scene.sequence_frame import SequenceFrame
 from SDFSMISLib.scene.slice_record import PAINTED_TAG, RECORD_TAG, SliceRecord, slice_digests, tag_of
 
-__all__ = ["ResultSegment", "SegmentLook", "find_result"]
+__all__ = ["SOURCE_TAG", "ResultSegment", "SegmentLook", "find_result", "is_result_of_frame"]
 
-SOURCE_TAG = "SDFSMIS.ResultOf"
+SOURCE_TAG, FRAME_TAG = "SDFSMIS.ResultOf", "SDFSMIS.Frame"
 
 
 @dataclass(frozen=True)
@@ -55,15 +49,21 @@ class SegmentLook:
 
 def find_result(volume_node: Any, segmentation_node: Any, source: str, axis: int) -> str | None:
     """ID of the segment that earlier runs on this volume, along this axis, wrote for a painted segment; None where
-    there is none."""
+    there is none. Of a sequence it is that of the frame which the volume shows."""
     frame, segmentation = Frame.of(volume_node, segmentation_node), segmentation_node.GetSegmentation()
+    shown = SequenceFrame.of(volume_node)
     for segment_id in reversed(segmentation.GetSegmentIDs()):
         segment = segmentation.GetSegment(segment_id)
         record = SliceRecord.on(segment)
         if record is not None and record.axis == axis and tag_of(segment, SOURCE_TAG) == source:
-            if on_lattice(segmentation_node, segment_id, frame):
+            if is_result_of_frame(segment, shown) and on_lattice(segmentation_node, segment_id, frame):
                 return segment_id
     return None
+
+
+def is_result_of_frame(segment: Any, frame: SequenceFrame | None) -> bool:
+    """Whether a result is that of a frame of a sequence; None = of a volume that is of no sequence."""
+    return tag_of(segment, FRAME_TAG) == ("" if frame is None else frame.key)
 
 
 @dataclass(eq=False)
@@ -85,14 +85,19 @@ class ResultSegment:
 
     def __post_init__(self) -> None:
         self._seen = -1
-        self._filled: set[int] = set()
         self._record = SliceRecord(self.axis)
+        self._voxels: dict[int, int] = {}
         self._made = False
         self._before = Piece.nothing(), {RECORD_TAG: "", PAINTED_TAG: ""}
 
     @classmethod
-    def make(cls, segmentation_node: Any, look: SegmentLook, frame: Frame, axis: int) -> ResultSegment:
-        """A new segment, alone in its labelmap, so that what is written never meets another segment."""
+    def make(
+        cls, segmentation_node: Any, look: SegmentLook, frame: Frame, axis: int, of_sequence: SequenceFrame | None
+    ) -> ResultSegment:
+        """A new segment, alone in its labelmap, so that what is written never meets another segment.
+
+        Its name says so where it is that of a frame of a sequence.
+        """
         import slicer
         from vtkmodules.vtkCommonCore import VTK_UNSIGNED_CHAR
 
@@ -100,12 +105,14 @@ class ResultSegment:
         image.SetExtent(0, -1, 0, -1, 0, -1)
         image.AllocateScalars(VTK_UNSIGNED_CHAR, 1)
         segment = slicer.vtkSegment()
-        segment.SetName(f"{look.name} (SDFSMIS)")
+        segment.SetName(f"{look.name} (SDFSMIS{', ' + of_sequence.text if of_sequence is not None else ''})")
         if look.color is not None:
             segment.SetColor(look.color)
         if look.terminology:
             segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), look.terminology)
         segment.SetTag(SOURCE_TAG, look.source)
+        if of_sequence is not None:
+            segment.SetTag(FRAME_TAG, of_sequence.key)
         segment.AddRepresentation(LABELMAP, image)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         logic.SetSegmentStatus(segment, logic.InProgress)
@@ -151,9 +158,14 @@ class ResultSegment:
         record = SliceRecord.on(self.segment)
         self._record = record if record is not None and record.axis == self.axis else SliceRecord(self.axis)
         self.by_hand = self._record.changed(content)
-        self._filled = set(content.slices(self.axis))
+        self._voxels = _voxels_by_slice(content, self.axis)
         self._seen = stamp
         return True
+
+    @property
+    def voxels(self) -> int:
+        """How many it holds, as of the last :meth:`refresh`; counted slice by slice, and only where it changes."""
+        return sum(self._voxels.values())
 
     def has_written(self, index: int) -> bool:
         """Whether a slice, not left empty, was written and is still known to be."""
@@ -171,11 +183,9 @@ class ResultSegment:
         if not changed:
             return
         self._remove_surface()
-        if changed & self._filled:
-            self._replace(changed, wanted)
-        elif digests.keys() & changed:
-            add_to_segment(self.segmentation_node, self.segment_id, self._only(changed, wanted), self.frame)
-        self._remember(changed, digests)
+        kept = wanted.only(self.axis, changed)
+        write_slices(self.segmentation_node, self.segment_id, self.frame, self.axis, changed, kept)
+        self._remember(changed, digests, kept)
 
     def restore(self) -> None:
         """Makes it what it was before the run: removes a segment that was made for it."""
@@ -194,27 +204,12 @@ class ResultSegment:
         found = slice_digests(self.content(), self.axis)
         return {index for index in indices if found.get(index) == digests.get(index)}
 
-    def _only(self, indices: set[int], wanted: Piece) -> Piece:
-        """The wanted voxels of some slices."""
-        kept = wanted.voxels.copy()
-        along, first = np.moveaxis(kept, self.axis, 0), wanted.start[self.axis]
-        along[[number for number in range(len(along)) if first + number not in indices]] = False
-        return Piece(wanted.start, kept).trimmed()
-
-    def _replace(self, indices: set[int], wanted: Piece) -> None:
-        content, wanted = self.content(), self._only(indices, wanted)
-        start, stop = box_around(content, wanted)
-        voxels = content.cut(start, stop)
-        along, first = np.moveaxis(voxels, self.axis, 0), start[self.axis]
-        along[[index - first for index in indices if first <= index < stop[self.axis]]] = False
-        voxels |= wanted.cut(start, stop)
-        replace_segment(self.segmentation_node, self.segment_id, Piece(start, voxels).trimmed(), self.frame)
-
-    def _remember(self, indices: set[int], digests: dict[int, str]) -> None:
+    def _remember(self, indices: set[int], digests: dict[int, str], written: Piece) -> None:
         for index in indices:
             self._record.digests.pop(index, None)
+            self._voxels.pop(index, None)
         self._record.digests |= {index: digests[index] for index in indices & digests.keys()}
-        self._filled = (self._filled - indices) | (indices & digests.keys())
+        self._voxels |= _voxels_by_slice(written, self.axis)
         self.by_hand -= indices
         self._record.put_on(self.segment)
         self._seen = labelmap_of(self.segmentation_node, self.segment_id).GetMTime()
@@ -224,3 +219,7 @@ class ResultSegment:
         if self.segment.GetRepresentation(SURFACE) is not None:
             self.segment.RemoveRepresentation(SURFACE)
             self.surface_due = True
+
+
+def _voxels_by_slice(piece: Piece, axis: int) -> dict[int, int]:
+    return {index: int(np.count_nonzero(mask)) for index, mask in piece.slices(axis).items()}

@@ -6,7 +6,8 @@ from typing import Any
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene.frame import Frame
-from SDFSMISLib.scene.segment import image_to_frame, lattice_shift, on_lattice
+from SDFSMISLib.scene.segment import on_lattice
+from SDFSMISLib.scene.segment_labelmap import image_to_frame, lattice_shift
 
 __all__ = ["fits", "make_segmentation"]
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.errors import InputError
+from SDFSMISLib.cleaning import Cleaning
 from SDFSMISLib.scene.editing_rules import EditingRules
-from SDFSMISLib.scene.frame import Frame
 from SDFSMISLib.scene.piece import Piece
-from SDFSMISLib.scene.result_segment import ResultSegment, SegmentLook
-from SDFSMISLib.scene.run_labels import LabelmapOf, RunLabels
+from SDFSMISLib.scene.result_place import ResultLost, ResultPlace
+from SDFSMISLib.scene.result_segment import ResultSegment, SegmentLook, is_result_of_frame
+from SDFSMISLib.scene.run_labels import Cleaned, RunLabels
 from SDFSMISLib.scene.scan import Scan
-from SDFSMISLib.scene.segment import SURFACE, read_within, remove_from_segment, segment_of
+from SDFSMISLib.scene.segment_change import clear_in_segment
+from SDFSMISLib.scene.segment_labelmap import SURFACE, segment_of
 from SDFSMISLib.support import SupportSet
 
-__all__ = ["ResultLost", "ResultWriter"]
+__all__ = ["ResultWriter"]
 
-BLOCK = 8  # slices that are written at once while a run goes on
-
-
-class ResultLost(InputError):
-    """What the results are written into is gone: deleted, undone, closed, or moved."""
+BLOCK, BLOCK_PIXELS = 8, 1 << 22  # slices that are written at once, and their pixels in all labels, at most
+STEP_VOXELS = 1 << 22  # that are taken from another segment at once
 
 
 class ResultWriter:
@@ -33,6 +31,13 @@ class ResultWriter:
     Nothing is written before the first of :meth:`write_next`, :meth:`write_all` and :meth:`finish`, which saves the
     state for undo first; so undo takes the whole run back. Until :meth:`accept` no other segment is touched. Painted
     slices come out as painted. A slice that a user changes in a result is not written again, in any of the results.
+
+    Each of :meth:`take`, :meth:`write_next`, the steps of :meth:`accepting` and :meth:`discarding`, and all that is
+    only asked takes some milliseconds; :meth:`write_all`, :meth:`finish`, :meth:`accept` and :meth:`discard` do all at
+    once.
+
+    Of a sequence, results are those of the frame that the scan is. Where another frame is shown meanwhile, which
+    :attr:`scan_changed` tells, they still are written into that frame's results.
 
     What reads or changes the scene, but for :meth:`discard`, raises :class:`ResultLost` when segmentation or volume are
     deleted, closed or moved, or all results were deleted or undone; what was written then stays as it is. A single
@@ -55,12 +60,12 @@ class ResultWriter:
     ) -> None:
         """
         Args:
-            scan: of the volume, as it was when the run began.
+            scan: of the volume, as it was when the run began. Its content hash is asked for, so it should be known.
             support: whose slices on this scan, along the axis, come out as painted.
             axis: array axis along which slices come.
             looks: of each label of the run, what its result takes over.
             into: IDs of results of earlier runs to go on in, by label; see :func:`.result_segment.find_result`. Other
-                labels get a segment of their own.
+                labels, and those whose result is that of another frame of a sequence, get a segment of their own.
             rules: where editing is allowed and what is overwritten; None = everywhere, nothing.
             save_undo: called once, before anything is changed.
             threshold: probability above which a voxel belongs to the structure, 0 to below 1.
@@ -69,16 +74,18 @@ class ResultWriter:
             InputError: for a threshold that is none, or a transform that is not linear between volume and segmentation.
             SegmentGone: where a segment of ``into`` is not there.
         """
-        self._volume_node, self._segmentation_node = volume_node, segmentation_node
+        self._place = ResultPlace(volume_node, segmentation_node, scan)
+        self._segmentation_node, self._frame = segmentation_node, self._place.frame
         self._scan, self._axis, self._rules = scan, axis, rules
-        self._frame = Frame.of(volume_node, segmentation_node)
         self._looks, self._into, self._save_undo = dict(looks), dict(into or {}), save_undo
-        for segment_id in self._into.values():
-            segment_of(segmentation_node, segment_id)
+        for label, segment_id in [*self._into.items()]:
+            if not is_result_of_frame(segment_of(segmentation_node, segment_id), scan.sequence_frame):
+                del self._into[label]
         self._labels = RunLabels(scan.geometry, scan.content_hash(), axis, support, looks, threshold)
         self._pending = {label: set(masks) for label, masks in self._labels.painted.items()}
         self._segments: dict[int, ResultSegment] = {}
-        self._begun = self._closed = False
+        self._unopened = list(self._looks)
+        self._begun = self._closed = self._surface_due = False
 
     # -- while the run goes on -----------------------------------------------------------------------------------------
 
@@ -93,37 +100,52 @@ class ResultWriter:
 
     @property
     def pending(self) -> int:
-        """How many slices, labels counted one by one, are still to be written."""
-        return sum(len(indices) for indices in self._pending.values())
+        """How many slices, labels counted one by one, are still to be written; 0 = there is nothing to do."""
+        return max(sum(len(indices) for indices in self._pending.values()), len(self._unopened) if self._begun else 0)
+
+    @property
+    def written(self) -> int:
+        """How many slices, labels counted one by one, have come in or are painted, and are written."""
+        return sum(len(self._labels.known(label) - indices) for label, indices in self._pending.items())
 
     def write_next(self, near: int = 0) -> int:
-        """Writes one block of neighbouring slices of one label; how many are still :attr:`pending`.
+        """Does one step: writes one block of neighbouring slices of one label; how many are still :attr:`pending`.
+
+        The first steps save the state for undo and make the segments, one each.
 
         Args:
             near: the slice that is looked at; those around it come first.
         """
+        began = self._begun
         self._look()
+        if not began:
+            return self.pending
         waiting = [(abs(index - near), index, label) for label in self._pending for index in self._pending[label]]
-        if waiting:
+        if self._unopened:
+            self._open(self._unopened[0])
+        elif waiting:
             _, nearest, label = min(waiting)
-            block = _block(self._pending[label], nearest)
+            pixels = math.prod(self._scan.geometry.slice_shape(self._axis)) * len(self._looks)
+            block = _block(self._pending[label], nearest, min(BLOCK, max(1, BLOCK_PIXELS // pixels)))
             self._write(label, block, self._labels.labels(block))
         return self.pending
 
     def write_all(self) -> None:
-        """Writes all that is to be written, each label at once."""
+        """Writes all that is to be written, each label at once, cleaned if that is wanted."""
+        self._look()
+        for label in [*self._unopened]:
+            self._open(label)
+        if self.cleaning_due:
+            self.take_cleaned(self.cleaning()())
         self._look()
         indices = sorted(set().union(*self._pending.values()))
         if indices:
-            held = {label: one.content() for label, one in self._segments.items()} if self._by_hand() else {}
-            labels = self._labels.cleaned_labels(indices, self._by_hand(), held)
+            labels = self._labels.labels(indices)
             for label in self._segments:
                 self._write(label, sorted(self._pending[label]), labels)
 
     def finish(self) -> None:
         """Ends the run: writes the rest, cleaned if that is wanted, and brings the surfaces up to date."""
-        if self._labels.labelmap_of is not None:
-            self._all_pending()
         self.write_all()
         self.update_surface()
 
@@ -131,6 +153,12 @@ class ResultWriter:
         """Makes the surfaces of the results anew where surfaces are shown; slow, as Slicer's surfaces are."""
         self._look()
         self._make_surfaces()
+
+    @property
+    def scan_changed(self) -> bool:
+        """Whether the volume does not show what the run began with any more: another frame of its sequence, or other
+        voxels."""
+        return self._place.scan_changed
 
     # -- review --------------------------------------------------------------------------------------------------------
 
@@ -140,25 +168,53 @@ class ResultWriter:
         return self._labels.threshold
 
     def set_threshold(self, threshold: float) -> None:
-        """Another threshold, 0 to below 1. Slices are :attr:`pending` then; :meth:`write_all` writes those that change.
+        """Another threshold, 0 to below 1. Slices are :attr:`pending` then, or :attr:`cleaning_due` is true.
 
         Raises:
             InputError: for a threshold that is none.
         """
-        self._labels.threshold = threshold
-        self._all_pending()
+        if threshold != self._labels.threshold:
+            self._labels.threshold = threshold
+            self._labels_changed()
 
-    def set_cleaning(self, labelmap_of: LabelmapOf | None, reach_mm: float = 0.0) -> None:
-        """What makes a labelmap of all probabilities, such as one that keeps the largest component.
+    def set_cleaning(self, cleaning: Cleaning | None) -> None:
+        """What is done to all slices together; None = nothing. :attr:`cleaning_due` is true then, or slices are
+        :attr:`pending`."""
+        wanted = cleaning or Cleaning()
+        if wanted != self._labels.cleaning:
+            self._labels.cleaning = wanted
+            self._labels_changed()
 
-        It has a part in what :meth:`write_all` and :meth:`finish` write.
+    @property
+    def cleaning_due(self) -> bool:
+        """Whether a cleaning is wanted that was not taken for what is known now; so it is all along a run.
 
-        Args:
-            labelmap_of: None = the threshold alone.
-            reach_mm: how far beyond all that is probable it may find something, as smoothing does.
+        Until it is taken, what was written stays, and slices that come in are written by the threshold alone.
         """
-        self._labels.labelmap_of, self._labels.reach_mm = labelmap_of, reach_mm
-        self._all_pending()
+        return self._labels.cleaning_due and not self._closed
+
+    def cleaning(self) -> Callable[[], Cleaned]:
+        """What cleans the slices as they are now, those that were changed by hand included.
+
+        It works on copies, so any thread may call it; it takes a tenth of a second to a second. What it gives is for
+        :meth:`take_cleaned`.
+        """
+        if self._begun:
+            self._look()
+        by_hand = self._by_hand()
+        held = {label: one.content().only(self._axis, by_hand) for label, one in self._segments.items() if by_hand}
+        return self._labels.cleaner(by_hand, held)
+
+    def take_cleaned(self, cleaned: Cleaned) -> bool:
+        """Takes what a cleaning gave: slices are :attr:`pending` then.
+
+        It is false, and nothing changes, where threshold, cleaning or slices are other ones by now, or the results were
+        accepted or discarded.
+        """
+        taken = not self._closed and self._labels.take_cleaned(cleaned)
+        if taken:
+            self._all_pending()
+        return taken
 
     @property
     def by_hand(self) -> tuple[int, ...]:
@@ -166,6 +222,10 @@ class ResultWriter:
         if self._begun:
             self._look()
         return tuple(sorted(self._by_hand()))
+
+    def painted(self, label: int) -> tuple[int, ...]:
+        """The slices of the volume on which a label was painted when the run began, sorted."""
+        return tuple(sorted(self._labels.painted[label]))
 
     def certainty(self, label: int) -> np.ndarray:
         """How sure each slice of the volume is, 0 to 1; NaN where none was computed."""
@@ -183,8 +243,9 @@ class ResultWriter:
 
     def volume_ml(self, label: int) -> float:
         """Volume of a result as it is in the scene, what was changed by hand included; 0 where it was deleted."""
-        self._look()
-        voxels = int(np.count_nonzero(self._segments[label].content().voxels)) if label in self._segments else 0
+        if self._begun:
+            self._look()
+        voxels = self._segments[label].voxels if label in self._segments else 0
         return voxels * math.prod(self._scan.geometry.spacing) / 1000
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -194,25 +255,49 @@ class ResultWriter:
 
         The painted segments give nothing away, so that they can be used again.
         """
-        self.write_all()
-        if self._rules is not None:
-            for segment_id in self._rules.overwritten(self._segmentation_node, self._own()):
-                for result in self._segments.values():
-                    self._take_from(segment_id, result.content())
+        for _ in self.accepting():
+            pass
+
+    def accepting(self) -> Iterator[float]:
+        """Accepts in steps of milliseconds, but for Slicer's surfaces; yields the share that is done.
+
+        What is still :attr:`cleaning_due` is cleaned in one step.
+        """
+        self._look()
+        if self.cleaning_due:
+            self.take_cleaned(self.cleaning()())
+        most = max(1, self.pending)
+        while left := self.write_next():
+            yield 0.5 * max(0.0, 1 - left / most)
+        others = self._rules.overwritten(self._segmentation_node, self._own()) if self._rules is not None else []
+        for number, segment_id in enumerate(others):
+            for result in [*self._segments.values()]:
+                for _ in self._taking_from(segment_id, result):
+                    yield 0.5 + 0.5 * number / len(others)
         self.update_surface()
         self._close()
+        yield 1.0
 
     def discard(self) -> None:
         """Ends the review: results that the run made are removed, those it went on in become what they were.
 
         It raises nothing: what is not there any more is left alone.
         """
-        if not self._closed and _is_present(self._segmentation_node):
-            for result in self._segments.values():
-                if result.is_there:
-                    result.restore()
-            self._make_surfaces()
+        for _ in self.discarding():
+            pass
+
+    def discarding(self) -> Iterator[float]:
+        """Discards in steps of milliseconds, but for Slicer's surfaces; yields the share that is done."""
+        was_closed = self._closed
         self._close()
+        if not was_closed:
+            for number, result in enumerate(self._segments.values(), 1):
+                if self._place.is_there and result.is_there:
+                    result.restore()
+                yield number / (len(self._segments) + 1)
+            if self._place.is_there:
+                self._make_surfaces()
+        yield 1.0
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -220,55 +305,52 @@ class ResultWriter:
         """What is true of the scene now: begins if it has not begun; raises where there is nothing to write into."""
         if self._closed:
             raise ResultLost("The results were accepted or discarded; begin another run.")
-        self._check_nodes()
+        self._place.check()
         if not self._begun:
-            self._begin()
-        self._segments = {label: one for label, one in self._segments.items() if one.is_there}
-        if not self._segments:
+            if self._save_undo is not None:
+                self._save_undo()
+            self._begun = True
+        there = {label: one for label, one in self._segments.items() if one.is_there}
+        if self._segments and not there:
             raise ResultLost("The results were deleted or undone; begin the run again to have them back.")
+        self._segments = there
         for label, one in self._segments.items():
             if one.refresh():  # by undo, what was written may be gone
                 self._pending[label] |= {k for k in self._labels.known(label) if not one.has_written(k)}
         by_hand = self._by_hand()
         for label, indices in self._pending.items():
-            indices -= (by_hand - self._labels.painted[label].keys()) if label in self._segments else set(indices)
+            is_written = label in self._segments or label in self._unopened
+            indices -= (by_hand - self._labels.painted[label].keys()) if is_written else set(indices)
+
+    def _open(self, label: int) -> None:
+        """Makes the segment of a label, or takes that of an earlier run."""
+        self._unopened.remove(label)
+        where, look = self._segmentation_node, self._looks[label]
+        if label in self._into:
+            segment = ResultSegment.take(where, self._into[label], self._frame, self._axis)
+        else:
+            segment = ResultSegment.make(where, look, self._frame, self._axis, self._scan.sequence_frame)
+        segment.note_painted(look.source)
+        self._segments[label] = segment
 
     def _make_surfaces(self) -> None:
         """Only where one is missing, though surfaces are shown."""
         segmentation, here = self._segmentation_node.GetSegmentation(), [*self._segments.values()]
-        if segmentation.ContainsRepresentation(SURFACE) or any(one.surface_due for one in here if one.is_there):
+        due = self._surface_due or any(one.surface_due for one in here if one.is_there)
+        if due or segmentation.ContainsRepresentation(SURFACE):
             segmentation.CreateRepresentation(SURFACE)
+            self._surface_due = False
             for one in here:
                 one.surface_due = False
 
-    def _check_nodes(self) -> None:
-        for node, what in ((self._segmentation_node, "segmentation"), (self._volume_node, "scan")):
-            if not _is_present(node):
-                raise ResultLost(f"The {what} was deleted, or the scene closed; results cannot be written any more.")
-        try:
-            moved = not self._frame.same(Frame.of(self._volume_node, self._segmentation_node))
-        except InputError:
-            moved = True
-        if moved:
-            raise ResultLost(
-                "The scan was changed, or moved against the segmentation, since the run began; begin the run again."
-            )
-
-    def _begin(self) -> None:
-        if self._save_undo is not None:
-            self._save_undo()
-        self._begun = True
-        where = self._segmentation_node
-        for label, look in self._looks.items():
-            if label in self._into:
-                self._segments[label] = ResultSegment.take(where, self._into[label], self._frame, self._axis)
-            else:
-                self._segments[label] = ResultSegment.make(where, look, self._frame, self._axis)
-            self._segments[label].note_painted(look.source)
+    def _labels_changed(self) -> None:
+        if self._labels.cleaning.is_off:
+            self._all_pending()
 
     def _all_pending(self) -> None:
-        for label, indices in self._pending.items():
-            indices |= self._labels.computed(label)
+        if not self._closed:
+            for label, indices in self._pending.items():
+                indices |= self._labels.computed(label)
 
     def _by_hand(self) -> set[int]:
         return set().union(*(one.by_hand for one in self._segments.values()))
@@ -293,12 +375,18 @@ class ResultWriter:
         along[[k - first for k in self._labels.painted[label] if first <= k < piece.stop[self._axis]]] = True
         return painted
 
-    def _take_from(self, segment_id: str, piece: Piece) -> None:
-        """Takes away from another segment what a result holds."""
-        other = read_within(self._segmentation_node, segment_id, self._frame)
-        both = Piece(piece.start, piece.voxels & other.cut(piece.start, piece.stop)).trimmed()
-        if both.voxels.size:
-            remove_from_segment(self._segmentation_node, segment_id, both, self._frame)
+    def _taking_from(self, segment_id: str, result: ResultSegment) -> Iterator[None]:
+        """Takes away from another segment what a result holds, some slices a step."""
+        if self._segmentation_node.GetSegmentation().GetSegment(segment_id) is None:
+            return
+        content = result.content()
+        thickness = max(1, STEP_VOXELS // max(1, math.prod(content.voxels.shape[1:])))
+        for first in range(0, len(content.voxels), thickness):
+            part = Piece(content.start, content.voxels[first : first + thickness]).moved((first, 0, 0))
+            shown = segment_of(self._segmentation_node, segment_id).GetRepresentation(SURFACE) is not None
+            if clear_in_segment(self._segmentation_node, segment_id, self._frame, part) and shown:
+                self._surface_due = True
+            yield
 
     def _close(self) -> None:
         self._closed = True
@@ -306,17 +394,12 @@ class ResultWriter:
             indices.clear()
 
 
-def _is_present(node: Any) -> bool:
-    """Whether a node is in a scene."""
-    return node.GetScene() is not None and bool(node.GetScene().IsNodePresent(node))
-
-
-def _block(pending: set[int], nearest: int) -> list[int]:
+def _block(pending: set[int], nearest: int, most: int) -> list[int]:
     """Neighbouring pending slices around one."""
     first = last = nearest
-    while last - first + 1 < BLOCK and ({first - 1, last + 1} & pending):
+    while last - first + 1 < most and ({first - 1, last + 1} & pending):
         if first - 1 in pending:
             first -= 1
-        if last + 1 in pending and last - first + 1 < BLOCK:
+        if last + 1 in pending and last - first + 1 < most:
             last += 1
     return list(range(first, last + 1))

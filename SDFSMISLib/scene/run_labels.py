@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from SDFSMISLib.cleaning import Cleaning
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import Geometry
 from SDFSMISLib.scene.piece import Index, Piece, box_around
 from SDFSMISLib.scene.probabilities import Box, Probabilities
 from SDFSMISLib.support import SupportSet
 
-__all__ = ["LabelmapOf", "RunLabels"]
+__all__ = ["Cleaned", "RunLabels"]
 
-LabelmapOf = Callable[[Mapping[int, np.ndarray], float, tuple[float, float, float], int], np.ndarray]
-"""From probabilities by label, uint8 (slices, height, width), the threshold, the spacing (x, y, z) in mm and the axis
-to the labelmap, of the same shape; ``Postprocessing.labelmap`` of ``inference/postprocess.py`` is one."""
+
+@dataclass(frozen=True, eq=False)
+class Cleaned:
+    """What a cleaning made of all slices of a run.
+
+    Attributes:
+        labels: label values, uint16, on the volume's grid.
+        state: of the run that it was made in; it counts for no other one.
+    """
+
+    labels: Piece
+    state: object
 
 
 class RunLabels:
@@ -28,7 +40,6 @@ class RunLabels:
     Attributes:
         certainty: by label, of each slice of the volume, 0 to 1; NaN where none was computed.
         painted: by label and index, bool (rows, columns).
-        labelmap_of, reach_mm: see :meth:`.result_writer.ResultWriter.set_cleaning`.
     """
 
     def __init__(
@@ -46,8 +57,8 @@ class RunLabels:
                 ones.
         """
         self.threshold = threshold
-        self.labelmap_of: LabelmapOf | None = None
-        self.reach_mm = 0.0
+        self._cleaning = Cleaning()
+        self._cleaned: Cleaned | None = None
         self._geometry, self._axis = geometry, axis
         self._rows, self._columns = (other for other in range(3) if other != axis)
         self.certainty = {label: np.full(geometry.shape[axis], np.nan) for label in labels}
@@ -73,7 +84,23 @@ class RunLabels:
     def threshold(self, threshold: float) -> None:
         if not 0 <= threshold < 1:
             raise InputError(f"The threshold {threshold} was given; a probability from 0 to below 1 is accepted.")
-        self._threshold = threshold
+        self._threshold, self._state = threshold, object()
+
+    @property
+    def cleaning(self) -> Cleaning:
+        """What is done to all slices together; where it is on, a :class:`Cleaned` says what the labels are."""
+        return self._cleaning
+
+    @cleaning.setter
+    def cleaning(self, cleaning: Cleaning) -> None:
+        self._cleaning, self._state = cleaning, object()
+        if cleaning.is_off:
+            self._cleaned = None
+
+    @property
+    def cleaning_due(self) -> bool:
+        """Whether a cleaning is on that was not taken for the slices, threshold and cleaning of now."""
+        return not self._cleaning.is_off and (self._cleaned is None or self._cleaned.state is not self._state)
 
     def put(self, label: int, index: int, probability: np.ndarray, certainty: float) -> list[int]:
         """Keeps a slice; the labels that may change on it by that.
@@ -82,6 +109,7 @@ class RunLabels:
         """
         if index in self.painted[label]:
             return []
+        self._state, self._cleaned = object(), None
         self._probabilities[label].put(index, probability)
         self.certainty[label][index] = certainty
         return [other for other, kept in self._probabilities.items() if index in kept]
@@ -95,7 +123,12 @@ class RunLabels:
         return self.known(label) - self.painted[label].keys()
 
     def labels(self, indices: Sequence[int]) -> Piece:
-        """Label values, uint16, of some slices; slices in between are empty."""
+        """Label values, uint16, of some slices; slices in between are empty.
+
+        They are those of the cleaning that was taken last, else those above the threshold.
+        """
+        if self._cleaned is not None:
+            return self._cleaned_labels(self._cleaned.labels, indices)
         box = self._box(indices)
         if box is None:
             return Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint16))
@@ -112,25 +145,41 @@ class RunLabels:
         start = self._corner(first, box[0], box[2])
         return Piece(start, np.moveaxis(labels, 0, self._axis))
 
-    def cleaned_labels(self, indices: Sequence[int], by_hand: Collection[int], held: Mapping[int, Piece]) -> Piece:
-        """As :meth:`labels`, out of :attr:`labelmap_of` where that is set; it sees all slices.
+    def cleaner(self, by_hand: Collection[int], held: Mapping[int, Piece]) -> Callable[[], Cleaned]:
+        """What cleans all slices as they are now; it may be called once in any thread.
 
         Args:
             by_hand: slices that were changed by hand; there what the results hold is taken as certain.
-            held: what the results hold, bool, by label.
+            held: what the results hold there, bool, by label.
         """
-        if self.labelmap_of is None:
-            return self.labels(indices)
+        kept = copy.copy(self)
+        kept._probabilities = {label: one.copy() for label, one in self._probabilities.items()}
+        return lambda: kept._clean(by_hand, held)
+
+    def take_cleaned(self, cleaned: Cleaned) -> bool:
+        """Makes the labels those of a cleaning; False where it was made of something else than there is now."""
+        if self._cleaning.is_off or cleaned.state is not self._state:
+            return False
+        self._cleaned = cleaned
+        return True
+
+    def _clean(self, by_hand: Collection[int], held: Mapping[int, Piece]) -> Cleaned:
         every = sorted({*by_hand, *(index for kept in self._probabilities.values() for index in kept)})
         start, stop = self._box_with_reach(every, held)
         probabilities = {label: self._stack(label, start, stop, by_hand, held) for label in self._probabilities}
-        labels = self.labelmap_of(probabilities, self.threshold, self._geometry.spacing, self._axis).astype(np.uint16)
-        along, first = np.moveaxis(labels, self._axis, 0), start[self._axis]
+        labels = self._cleaning.labelmap(probabilities, self.threshold, self._geometry.spacing)
+        return Cleaned(Piece(start, labels), self._state)
+
+    def _cleaned_labels(self, cleaned: Piece, indices: Sequence[int]) -> Piece:
+        """The part of some slices, painted ones as they were painted."""
+        start, stop, first = list(cleaned.start), list(cleaned.stop), min(indices)
+        start[self._axis], stop[self._axis] = first, max(indices) + 1
+        labels = cleaned.cut((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        along = np.moveaxis(labels, self._axis, 0)
         along[[number for number in range(len(along)) if first + number not in indices]] = 0
         rows, columns = self._rows, self._columns
-        box = start[rows], stop[rows], start[columns], stop[columns]
-        self._restore_painted(along, indices, first, box)
-        return Piece(start, labels)
+        self._restore_painted(along, indices, first, (start[rows], stop[rows], start[columns], stop[columns]))
+        return Piece((start[0], start[1], start[2]), labels)
 
     def _box(self, indices: Sequence[int]) -> Box | None:
         boxes = [box for kept in self._probabilities.values() if (box := kept.box(indices)) is not None]
@@ -147,7 +196,7 @@ class RunLabels:
             left, right = min(left, low[self._columns]), max(right, high[self._columns])
         first, last = (indices[0], indices[-1]) if indices else (0, 0)
         start, stop = self._corner(first, top, left), self._corner(last + 1, bottom, right)
-        margin = [math.ceil(self.reach_mm / self._geometry.axis_spacing(axis)) + 1 for axis in range(3)]
+        margin = [math.ceil(self._cleaning.reach_mm / self._geometry.axis_spacing(axis)) + 1 for axis in range(3)]
         begin = np.maximum(np.subtract(start, margin), 0).tolist()
         end = np.minimum(np.add(stop, margin), self._geometry.shape).tolist()
         return (begin[0], begin[1], begin[2]), (end[0], end[1], end[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,11 +12,12 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.intensity import IntensityWindow, finite_range
 from SDFSMISLib.scene.frame import volume_geometry
+from SDFSMISLib.scene.sequence_frame import SequenceFrame
 from SDFSMISLib.volume import Volume
 
-__all__ = ["Scan", "Scans"]
+__all__ = ["Scan", "Scans", "volume_stamp"]
 
-STEP_BYTES = 1 << 24  # that are copied at once: some 20 ms where all of the memory is new
+STEP_BYTES = 1 << 23  # that are copied at once: some 10 to 20 ms where all of the memory is new
 
 
 @dataclass(eq=False)
@@ -28,10 +30,14 @@ class Scan(Volume):
     Attributes:
         name: the node's.
         notes: what a user should know about the copy, one sentence each.
+        sequence_frame: the frame of a sequence that it is; None where it is of none.
+        stamp: what changes with the node's voxels or grid, as it was.
     """
 
     name: str = ""
     notes: tuple[str, ...] = ()
+    sequence_frame: SequenceFrame | None = None
+    stamp: tuple[float, ...] = field(default=(), repr=False)
     _windows: dict[str, IntensityWindow] = field(default_factory=dict, repr=False)
     _hash: str = field(default="", repr=False)
 
@@ -47,12 +53,19 @@ class Scan(Volume):
             self._hash = super().content_hash()
         return self._hash
 
+    def is_shown_by(self, volume_node: Any) -> bool:
+        """Whether a node shows what was copied: the same frame of a sequence, or the same voxels on the same grid."""
+        frame = SequenceFrame.of(volume_node)
+        if frame is None and self.sequence_frame is None:
+            return volume_stamp(volume_node) == self.stamp
+        return frame == self.sequence_frame
+
 
 class Scans:
     """The scans that were asked for. A volume is copied again only after its voxels or its grid have changed."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[tuple[float, ...], Scan]] = {}
+        self._kept: dict[str, Scan] = {}
 
     def of(self, volume_node: Any) -> Scan:
         """The scan of a vtkMRMLVolumeNode; the very same object as long as the node does not change.
@@ -63,35 +76,37 @@ class Scans:
         """
         for _ in self.copying(volume_node):
             pass
-        return self._kept[volume_node.GetID()][1]
+        return self._kept[volume_node.GetID()]
 
     def copying(self, volume_node: Any) -> Iterator[float]:
         """Copies in steps of milliseconds, after which :meth:`of` answers at once; yields the share that is done.
 
         Where the node changes in between, it begins anew.
         """
-        while self._kept.get(volume_node.GetID(), (None,))[0] != (stamp := _stamp(volume_node)):
+        while (kept := self._kept.get(volume_node.GetID())) is None or kept.stamp != volume_stamp(volume_node):
             scan, finite = _empty_scan(volume_node), True
-            planes = max(1, STEP_BYTES // max(1, scan.voxels[0].nbytes))
+            planes, low, high = max(1, STEP_BYTES // max(1, scan.voxels[0].nbytes)), math.inf, -math.inf
             for first in range(0, len(scan.voxels), planes):
                 block = scan.voxels[first : first + planes]
                 with np.errstate(over="ignore"):
                     block[...] = _voxels(volume_node)[first : first + planes]
-                finite = finite and (block.dtype.kind != "f" or bool(np.isfinite([block.min(), block.max()]).all()))
+                if block.dtype.kind == "f":
+                    finite = finite and bool(np.isfinite([block.min(), block.max()]).all())
+                    low, high = _range_with(low, high, block)
                 yield min(1.0, (first + planes) / len(scan.voxels))
-                if _stamp(volume_node) != stamp:
+                if volume_stamp(volume_node) != scan.stamp:
                     break
             else:
                 if not finite:
-                    scan.notes += (_make_finite(scan.voxels, scan.name),)
-                self._kept[volume_node.GetID()] = stamp, scan
+                    yield from _making_finite(scan, low, high, planes)
+                self._kept[volume_node.GetID()] = scan
 
     def forget(self) -> None:
         """Lets go of all copies; for when the scene is closed."""
         self._kept.clear()
 
 
-def _stamp(volume_node: Any) -> tuple[float, ...]:
+def volume_stamp(volume_node: Any) -> tuple[float, ...]:
     """What changes with voxels or grid. Times of modification are counted through the program, none comes twice."""
     from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
@@ -109,6 +124,7 @@ def _empty_scan(volume_node: Any) -> Scan:
         raise InputError(f"The volume {name} holds no grey values; load it again, or choose another one.")
     dtype, count = _voxels(volume_node).dtype, scalars.GetNumberOfComponents()
     scan = Scan(np.empty(geometry.shape, np.float32 if dtype == np.float64 else dtype), geometry, name=name)
+    scan.sequence_frame, scan.stamp = SequenceFrame.of(volume_node), volume_stamp(volume_node)
     if count > 1:
         scan.notes = (f"The volume {name} has {count} values per voxel (colour or vectors); the first is used.",)
     return scan
@@ -124,11 +140,24 @@ def _voxels(volume_node: Any) -> np.ndarray:
     return values.reshape(image.GetDimensions()[::-1])
 
 
-def _make_finite(voxels: np.ndarray, name: str) -> str:
-    """Replaces NaN and infinities in place, as reading a file does; what is to be said of it."""
-    low, high = finite_range(voxels)
+def _range_with(low: float, high: float, block: np.ndarray) -> tuple[float, float]:
+    """A range of finite values, made as wide as that of a block."""
+    try:
+        lowest, highest = finite_range(block)
+    except InputError:  # there is nothing finite in it, but maybe in another one
+        return low, high
+    return min(low, lowest), max(high, highest)
+
+
+def _making_finite(scan: Scan, low: float, high: float, planes: int) -> Iterator[float]:
+    """Replaces NaN and infinities in place, as reading a file does, some planes a step, and notes it."""
+    if low > high:
+        finite_range(scan.voxels)  # raises: nothing is finite
     count = 0
-    for plane in voxels:
-        count += plane.size - int(np.count_nonzero(np.isfinite(plane)))
-        np.nan_to_num(plane, copy=False, nan=low, posinf=high, neginf=low)
-    return f"The volume {name} holds {count} voxels of NaN or infinity, now set to {low:g} or {high:g}."
+    for first in range(0, len(scan.voxels), planes):
+        block = scan.voxels[first : first + planes]
+        count += block.size - int(np.count_nonzero(np.isfinite(block)))
+        np.nan_to_num(block, copy=False, nan=low, posinf=high, neginf=low)
+        yield 1.0
+    text = f"The volume {scan.name} holds {count} voxels of NaN or infinity, now set to {low:g} or {high:g}."
+    scan.notes += (text,)

@@ -1,0 +1,256 @@
+"""A run that breaks is taken up where it broke, and given up where that is in vain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+import small_backend
+from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, TWO_LABELS, collected, places
+from SDFSMISLib.client import Client, remote_run
+from SDFSMISLib.client.backend_error import (
+    BackendBusy,
+    BackendError,
+    BackendFailed,
+    ConnectionLost,
+    RequestRefused,
+    ScanTooLarge,
+    SlicesMissing,
+    VersionMismatch,
+)
+from SDFSMISLib.client.remote_run import RunState
+from SDFSMISLib.errors import InputError
+from small_backend import Fault, SmallBackend
+
+pytest_plugins = ["client_fixtures"]
+pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
+
+
+def half(line: bytes) -> bytes:
+    return line[: len(line) // 2]
+
+
+def flipped(line: bytes) -> bytes:
+    damaged = bytearray(line)
+    damaged[len(line) // 3] ^= 4
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("instead", [lambda line: b"", half, flipped], ids=["cut", "half", "damaged"])
+@pytest.mark.parametrize("support", [SUPPORT, OTHER_SCAN], ids=["here", "elsewhere"])
+def test_a_stream_that_breaks_at_any_record_is_taken_up_there(url, backend, support, instead) -> None:
+    before, slices = (2, 6) if support is SUPPORT else (3, 7)  # records before the first lane; slices to come
+    for after in range(before + 2 * slices + 2):
+        backend.asked.clear()
+        backend.faults.append(Fault(after=after, instead=instead))
+        run = Client(url).segment(STACK, support)
+        found = collected(run)
+        assert set(found) == places(1, without={(1, 2)} if support is SUPPORT else set())
+        assert [one.finished for one in found.values()] == list(range(1, len(found) + 1))
+        first, again = backend.asked
+        assert (first["finished"], first["lanes"], first["found"]) == ([], [], None)
+        assert {**again, "finished": [], "lanes": [], "found": None} == first
+        number = min(max(after - before, 0), 2 * slices)
+        assert (len(again["lanes"]), len(again["finished"])) == ((number + 1) // 2, number // 2)
+        assert (again["found"] is not None) is (support is OTHER_SCAN and after > 2)
+        state = run.state
+        assert [fields["index"] for fields in state.finished] == [index for _, index in found]
+        assert again["lanes"] == state.lanes[: len(again["lanes"])]
+        if again["found"] is not None:
+            assert again["found"] == state.found
+
+
+def test_many_cuts_in_a_row_lose_nothing(url: str, backend: SmallBackend) -> None:
+    backend.faults.extend(Fault(after=5) for _ in range(6))
+    assert set(collected(Client(url).segment(STACK, SUPPORT))) == places(1, without={(1, 2)})
+
+
+def test_a_backend_that_breaks_without_anything_new_is_given_up(url: str, backend: SmallBackend) -> None:
+    backend.faults.extend(Fault(after=2) for _ in range(20))
+    with pytest.raises(ConnectionLost, match="lost and did not come back"):
+        collected(Client(url).segment(STACK, SUPPORT))
+    assert len(backend.asked) == remote_run.MOST_IN_VAIN + 1
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"type": "start", "total": 1},
+        {"type": "slice", "index": -1},
+        {"type": "slice", "index": 5000},
+        {"type": "slice", "label": 9},
+        {"type": "lane", "start": 70},
+        {"type": "lane", "label": 9},
+    ],
+)
+def test_what_was_not_asked_for_is_not_taken(
+    url: str, backend: SmallBackend, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any]
+) -> None:
+    right = small_backend.records
+
+    def wrong(asked: dict[str, Any], backend: SmallBackend) -> Iterator[dict[str, Any]]:
+        for record in right(asked, backend):
+            yield {**record, **told} if record["type"] == told["type"] else record
+
+    monkeypatch.setattr(small_backend, "records", wrong)
+    with pytest.raises(BackendFailed, match="not understood"):
+        collected(Client(url).segment(STACK, SUPPORT))
+
+
+def test_an_end_before_all_slices_have_come_is_a_failure(
+    url: str, backend: SmallBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = small_backend.records
+
+    def short(asked: dict[str, Any], backend: SmallBackend) -> Iterator[dict[str, Any]]:
+        told = list(right(asked, backend))
+        yield from (told[place] for place in (0, 1, 2, 3, -1))
+
+    monkeypatch.setattr(small_backend, "records", short)
+    with pytest.raises(BackendFailed, match="ended after"):
+        collected(Client(url).segment(STACK, SUPPORT))
+
+
+def test_slices_that_the_backend_has_lost_are_sent_again(url: str, backend: SmallBackend) -> None:
+    backend.faults.extend([Fault(after=6), Fault(forget=True)])
+    assert set(collected(Client(url).segment(STACK, SUPPORT))) == places(1, without={(1, 2)})
+    assert sorted(backend.puts()) == sorted(2 * ADDRESSES)
+    assert len(backend.asked[2]["finished"]) == 2
+
+
+def test_a_backend_that_keeps_losing_slices_is_given_up(url: str, backend: SmallBackend) -> None:
+    backend.faults.extend(Fault(forget=True) for _ in range(20))
+    with pytest.raises(SlicesMissing, match="does not keep the slices"):
+        collected(Client(url).segment(STACK, SUPPORT))
+    assert len(backend.asked) == remote_run.MOST_IN_VAIN + 1
+
+
+@pytest.mark.parametrize("code", ["queue_full", "stopping"])
+def test_a_busy_backend_is_asked_again_when_it_said(url: str, backend: SmallBackend, code: str) -> None:
+    backend.faults.extend([Fault(status=503, code=code, retry_after=wait) for wait in ("0", "", "soon", "0")])
+    assert len(collected(Client(url).segment(STACK, SUPPORT))) == 6
+    assert len(backend.asked) == 5
+
+
+def test_a_backend_that_stays_busy_is_given_up_after_patience(url: str, backend: SmallBackend) -> None:
+    backend.faults.append(Fault(status=503, retry_after="3600"))
+    with pytest.raises(BackendBusy, match="busy with other runs"):
+        collected(Client(url).segment(STACK, SUPPORT, patience=5))
+    assert len(backend.asked) == 1
+
+
+@pytest.mark.parametrize("code", ["stopping", "stalled", "slices_missing"])
+def test_a_backend_that_stops_within_a_run_is_asked_again(url: str, backend: SmallBackend, code: str) -> None:
+    backend.faults.append(Fault(after=6, error=code))
+    assert len(collected(Client(url).segment(STACK, SUPPORT))) == 6
+    assert len(backend.asked[1]["finished"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        ("failed", BackendFailed, "failed: It is failed. Try again; where it fails again, its log says more"),
+        ("invalid_input", RequestRefused, "^It is invalid_input.$"),
+        ("out_of_memory", ScanTooLarge, "It is out_of_memory. Give fewer painted slices"),
+        ("a later code", BackendFailed, "It is a later code"),
+    ],
+)
+def test_what_fails_for_good_is_not_asked_again(url: str, backend, code: str, kind: type, words: str) -> None:
+    backend.faults.append(Fault(after=6, error=code))
+    run, count = Client(url).segment(STACK, SUPPORT), 0
+    with run, pytest.raises(kind, match=words):
+        for _ in run:
+            count += 1
+    assert count == 2 and len(backend.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (422, "invalid_input", RequestRefused),
+        (400, "bad_request", RequestRefused),
+        (403, "origin_refused", RequestRefused),
+        (413, "too_large", ScanTooLarge),
+        (426, "protocol_mismatch", VersionMismatch),
+        (500, "failed", BackendFailed),
+    ],
+)
+def test_a_request_that_is_refused_is_not_asked_again(url: str, backend, status: int, code: str, kind: type) -> None:
+    backend.faults.append(Fault(status=status, code=code))
+    with pytest.raises(kind, match=f"It is {code}."):
+        collected(Client(url).segment(STACK, SUPPORT))
+    assert len(backend.asked) == 1
+
+
+def test_a_silent_backend_is_left_and_asked_again(url: str, backend: SmallBackend) -> None:
+    backend.faults.append(Fault(after=6, silent=True))
+    assert len(collected(Client(url, timeout=0.5).segment(STACK, SUPPORT))) == 6
+    assert backend.left.wait(5)
+
+
+def test_a_backend_that_does_not_come_back_is_lost_and_the_state_goes_on_elsewhere(backend: SmallBackend) -> None:
+    backend.faults.append(Fault(after=6))
+    with backend.serve() as url:
+        run = Client(url).segment(STACK, SUPPORT, patience=0.2)
+        records = iter(run)
+        first = [next(records), next(records)]
+    with run, pytest.raises(ConnectionLost, match="did not come back") as lost:
+        next(records)
+    assert isinstance(lost.value.__cause__, BackendError)
+    kept = json.loads(json.dumps(asdict(run.state)))
+
+    state = RunState(**kept)
+    before = list(state.records(STACK.native_shape))
+    assert [(one.label, one.index, one.finished, one.total) for one in before] == [(1, 0, 1, 6), (1, 1, 2, 6)]
+    assert all(np.array_equal(one.probability, two.probability) for one, two in zip(first, before, strict=True))
+    with backend.serve() as url:
+        found = collected(Client(url).segment(STACK, SUPPORT, resume=state))
+    assert set(found) == places(1, without={(1, 0), (1, 1), (1, 2)})
+    assert [(one.finished, one.total) for one in found.values()] == [(3, 6), (4, 6), (5, 6), (6, 6)]
+    assert len(state.finished) == 2, "what was handed in is left as it is"
+
+
+def test_a_state_of_another_run_is_refused(url: str) -> None:
+    run = Client(url).segment(STACK, SUPPORT)
+    collected(run)
+    with pytest.raises(InputError, match="of a run with other slices or options"):
+        Client(url).segment(STACK, SUPPORT, threshold=0.3, resume=run.state)
+    with pytest.raises(InputError, match="of a run with other slices or options"):
+        Client(url).segment(STACK, TWO_LABELS, labels=[1], resume=run.state)
+    assert collected(Client(url).segment(STACK, SUPPORT, resume=run.state)) == {}
+
+
+def test_results_of_two_models_are_not_mixed(url: str, backend: SmallBackend) -> None:
+    backend.faults.append(Fault(after=6))
+    with Client(url).segment(STACK, SUPPORT) as run:
+        records = iter(run)
+        next(records)
+        next(records)
+        backend.weights = "w2"
+        with pytest.raises(BackendFailed, match="has another model now"):
+            next(records)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"total": 7}, {"total": None}, {"box": [0, 0, 99, 99]}, {"data": "?"}, {"type": 3}, {"type": None}],
+)
+def test_what_is_sent_whole_and_makes_no_sense_is_a_failure(url, backend, change, monkeypatch) -> None:
+    import small_backend
+
+    plain = small_backend.records
+
+    def changed(asked, backend):
+        for record in plain(asked, backend):
+            if change.keys() <= record.keys() and record["type"] in ("start", "slice"):
+                record |= change
+            yield {name: value for name, value in record.items() if name != "type" or value is not None}
+
+    monkeypatch.setattr(small_backend, "records", changed)
+    with pytest.raises(BackendFailed, match="sends what is not understood|ended after 6 of 7|ended after 0 of [06]"):
+        collected(Client(url).segment(STACK, SUPPORT))
