@@ -84,8 +84,10 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.StartImportEvent, self.onSceneStartImport)
         self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
-        self.initializeParameterNode()
+        if self.parent.isEntered:  # reloaded, and shown already; else Slicer enters it next
+            self.enter()
 
     def cleanup(self) -> None:
         """The application ends, or the module is reloaded."""
@@ -94,8 +96,8 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.close()
 
     def enter(self) -> None:
-        self.initializeParameterNode()
         self.panel.enter()
+        self.initializeParameterNode()
 
     def exit(self) -> None:
         self.panel.exit()
@@ -106,6 +108,9 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onSceneEndClose(self, _caller: Any, _event: Any) -> None:
         if self.parent.isEntered:
             self.enter()  # the new scene has no nodes of ours yet
+
+    def onSceneStartImport(self, _caller: Any, _event: Any) -> None:
+        self.setParameterNode(None)  # or what the selectors choose meanwhile would be written over what is loaded
 
     def onSceneEndImport(self, caller: Any, event: Any) -> None:
         self.onSceneEndClose(caller, event)

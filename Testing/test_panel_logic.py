@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -382,3 +383,25 @@ def test_on_this_computer_nothing_is_installed_before_the_user_agrees() -> None:
     assert access.question is not None and "2 GB" in access.question.text
     access.answer(access.question.key, False)
     assert access.question is None
+
+
+def test_undo_in_review_takes_a_second_run_back_and_nothing_writes_it_again(panel: PaintedScene) -> None:
+    panel.run(RunRequest(QueryMode.RANGE, 7, 8))
+    result = only(panel.results())
+    before = panel.held(result)
+    panel.run()
+    panel.rest()
+    assert differ(panel.held(result), panel.answer()) == 0
+    panel.undo()
+    for _ in range(10):
+        panel.logic.step()
+        time.sleep(0.05)
+    assert differ(panel.held(result), before) == 0 and not panel.logic.review.working
+
+
+def test_a_volume_deleted_in_the_middle_ends_the_run_in_words(panel: PaintedScene) -> None:
+    panel.start()
+    panel.drive(lambda: bool(panel.results()))
+    panel.scene.node.RemoveNode(panel.volume)
+    panel.drive(lambda: not panel.logic.run.running)
+    assert panel.logic.run.failed and "deleted" in panel.logic.run.text

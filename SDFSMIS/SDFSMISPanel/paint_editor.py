@@ -22,6 +22,7 @@ class PaintEditor:
         self._scan: Any | None = None
         self._segmentation: Any | None = None
         self._node: Any | None = None
+        self._has_keys = False
         self._widget = slicer.qMRMLSegmentEditorWidget()
         self._widget.segmentationNodeSelectorVisible = False
         self._widget.sourceVolumeNodeSelectorVisible = False
@@ -42,17 +43,21 @@ class PaintEditor:
         """What is painted on, and what holds the paint."""
         self._scan, self._segmentation = scan, segmentation
         self._widget.setSegmentationNode(segmentation)
-        self._widget.setSourceVolumeNode(scan)  # after the segmentation: Slicer wants it so
+        if segmentation is not None:
+            self._widget.setSourceVolumeNode(scan)  # after the segmentation, and never without one
 
     def enter(self) -> None:
-        """The panel is shown: its tools may catch keys and strokes."""
+        """The panel is shown, or another scene: its tools may catch keys and strokes."""
         self._take_node()
         self.edit(self._scan, self._segmentation)
-        self._widget.installKeyboardShortcuts()
         self._widget.updateWidgetFromMRML()
+        if not self._has_keys:
+            self._has_keys = True
+            self._widget.installKeyboardShortcuts()
 
     def exit(self) -> None:
         """The panel is hidden: no tool is active, and the views are free."""
+        self._has_keys = False
         self._widget.setActiveEffect(None)
         self._widget.uninstallKeyboardShortcuts()
         self._widget.removeViewObservations()

@@ -30,10 +30,16 @@ NO_COLOR = (0.5, 0.5, 0.5)
 
 @dataclass(eq=False)
 class _Reviewed:
-    """A scan with results."""
+    """A scan with results.
+
+    Attributes:
+        due: whether the user has changed something that is not written yet. Slices that are pending without it were
+            taken back by undo, and stay so.
+    """
 
     target: Target
     writer: ResultWriter
+    due: bool = False
     cleaning: Background | None = None
     surface_due: bool = False
 
@@ -50,6 +56,7 @@ class Review:
         self._scans: list[_Reviewed] = []
         self._looks: Mapping[int, SegmentLook] = {}
         self._ending: Iterator[Any] | None = None
+        self._accepted = False
         self._changed_at = self._looked_at = 0.0
         self._problem = ""
 
@@ -72,7 +79,7 @@ class Review:
         for one in self._scans:
             if one.cleaning is not None:
                 one.cleaning.cancel.set()
-        self._scans, self._ending, self._problem = [], None, ""
+        self._scans, self._ending, self._accepted, self._problem = [], None, False, ""
         kept = self.view
         self.view = ReviewView(threshold=kept.threshold, keep_largest=kept.keep_largest, smooth_mm=kept.smooth_mm)
 
@@ -115,8 +122,8 @@ class Review:
         self._look()
 
     def accept(self) -> None:
-        """The results stay."""
-        self._ending = self._steps(lambda writer: writer.accepting())
+        """The results stay, as soon as all that is wanted of them is written."""
+        self._accepted = True
 
     def discard(self) -> None:
         """The results become what they were before the run."""
@@ -129,6 +136,8 @@ class Review:
         if not self._scans:
             return False
         until, more = time.perf_counter() + BUDGET, False
+        if self._accepted and self._ending is None and not any(map(_is_working, self._scans)):
+            self._ending = self._steps(lambda writer: writer.accepting())
         if self._ending is not None:
             more = self._end(until)
         else:
@@ -149,15 +158,19 @@ class Review:
     def _work(self, one: _Reviewed, until: float) -> bool:
         """Cleans, writes what is due, and makes surfaces when it rests; whether there is more at once."""
         writer = one.writer
+        if not one.due:
+            return False
         self._clean(one)
         while writer.pending and not writer.cleaning_due:
             writer.write_next(visible_slice(one.target.volume, one.target.axis) or 0)
             one.surface_due = True
             if time.perf_counter() > until:
                 return True
+        one.due = writer.cleaning_due or one.surface_due
         if one.surface_due and not writer.cleaning_due and time.monotonic() - self._changed_at > REST:
             one.surface_due = False
             writer.update_surface()
+            one.due = False
         return False
 
     def _clean(self, one: _Reviewed) -> None:
@@ -192,6 +205,7 @@ class Review:
     def _change(self, change: Callable[[ResultWriter], None]) -> None:
         self._changed_at = time.monotonic()
         for one in self._scans:
+            one.due = True
             self._guarded(one, partial(change, one.writer))
         self._look()
 
@@ -241,7 +255,7 @@ class Review:
             results=results,
             plane=_plane(one.target),
             index=self._guarded(one, lambda: visible_slice(one.target.volume, one.target.axis)),
-            working=self._ending is not None or any(map(_is_working, self._scans)),
+            working=self._accepted or self._ending is not None or any(map(_is_working, self._scans)),
             problem=self._problem,
         )
 
@@ -252,7 +266,7 @@ class Review:
                 look.name,
                 one.target.name,
                 look.color or NO_COLOR,
-                None if writer.pending else writer.volume_ml(label),
+                None if _is_working(one) else writer.volume_ml(label),
                 writer.certainty(label),
                 writer.painted(label),
                 by_hand,
@@ -263,7 +277,7 @@ class Review:
 
 
 def _is_working(one: _Reviewed) -> bool:
-    return bool(one.writer.pending or one.writer.cleaning_due)
+    return one.due and bool(one.writer.pending or one.writer.cleaning_due)
 
 
 def _plane(target: Target) -> str:

@@ -11,8 +11,10 @@ from SDFSMISLib.scene import show_slice, shown_slice
 __all__ = ["show_in_views", "slice_nodes", "visible_slice"]
 
 
-def slice_nodes(scene: Any) -> Iterator[Any]:
-    """The vtkMRMLSliceNodes of the views that the layout shows."""
+def slice_nodes(scene: Any | None) -> Iterator[Any]:
+    """The vtkMRMLSliceNodes of the views that the layout shows; none where there is no scene."""
+    if scene is None:
+        return
     nodes = scene.GetNodesByClass("vtkMRMLSliceNode")
     for number in range(nodes.GetNumberOfItems()):
         node = nodes.GetItemAsObject(number)

@@ -6,7 +6,7 @@ import math
 import time
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,11 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import (
-    Painting,
-    SegmentLook,
-    painted_segments,
-    painting_stamp,
-    read_painting,
-    read_results,
-    shown_slice,
-    with_corrections,
-)
+from SDFSMISLib.scene import SegmentLook, painted_segments, painting_stamp, shown_slice
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISPanel.panel_logic import SegmentView, SupportEntry, SupportView
-from SDFSMISPanel.result_home import ResultHome
 from SDFSMISPanel.support_plan import LoadedSet, SupportPlan, join_structures
+from SDFSMISPanel.support_reading import SupportReader, SupportReading
 from SDFSMISPanel.thumbnail import thumbnail
 
 __all__ = ["SupportList"]
@@ -35,17 +26,7 @@ __all__ = ["SupportList"]
 HERE, FILE = "here", "file"
 NO_COLOR = (1.0, 0.8, 0.2)
 BUDGET = 0.015  # seconds in which thumbnails are made at once
-
-
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """What was read of the scene at some time."""
-
-    looks: Mapping[int, SegmentLook] = field(default_factory=dict)
-    painting: Painting | None = None
-    axis: int = 0
-    unpainted: tuple[str, ...] = ()
-    problem: str = ""
+CORRECTIONS_WAIT = 5.0  # seconds at most; a tenth of one is usual
 
 
 class SupportList:
@@ -66,7 +47,7 @@ class SupportList:
         self._chosen: set[int] = set()
         self._excluded: dict[int, int] = {}
         self._loaded: list[LoadedSet] = []
-        self._read = _Read()
+        self._reader = SupportReader()
         self._stamp: Any = None
         self._thumbnails: dict[str, tuple[Any, np.ndarray]] = {}
         self._message = ""
@@ -140,7 +121,6 @@ class SupportList:
     def forget_scene(self) -> None:
         """Lets go of the scene; loaded sets stay."""
         self.select(None, None)
-        self._read = _Read()
         self.refresh(True)
 
     def place(self, key: str) -> tuple[int, int] | None:
@@ -159,22 +139,28 @@ class SupportList:
         stamp = self._stamp_now(results_count)
         if stamp != self._stamp:
             self._stamp = stamp
-            self._read = self._read_scene(results_count)
-            view = self._view()
-            changed = view != self.view
-            self.view = view
-            return changed or bool(view.entries)
-        return self._make_thumbnails()
+            ids = [one.segment_id for one in self._painted() if self._takes_part(one.segment_id)]
+            self._reader.begin(self.scan, self.segmentation, ids, self._axis, results_count)
+        elif not self._reader.take():
+            return self._make_thumbnails()
+        self.view = self._view()
+        return True
 
     def plan(self) -> SupportPlan:
         """The support as it is now; raises :class:`InputError` with the view's problem where there is none."""
         self.refresh(True)
+        if self._reader.take(CORRECTIONS_WAIT):
+            self.view = self._view()
         if self.view.problem:
             raise InputError(self.view.problem)
         looks, pieces = join_structures(self._read.looks, self._loaded)
         painting, used = self._read.painting, self._used()
         complete = frozenset({*self._chosen, *(painting.corrected if painting is not None else ())})
         return SupportPlan(looks, painting if used else None, self._read.axis, used, complete, pieces)
+
+    @property
+    def _read(self) -> SupportReading:
+        return self._reader.reading
 
     # -- within --------------------------------------------------------------------------------------------------------
 
@@ -193,25 +179,6 @@ class SupportList:
         if self.segmentation is None:
             return []
         return [one for one in painted_segments(self.segmentation) if not one.is_result]
-
-    def _read_scene(self, results_count: bool) -> _Read:
-        ids = [one.segment_id for one in self._painted() if self._takes_part(one.segment_id)]
-        if self.scan is None or self.segmentation is None or not ids:
-            return _Read()
-        try:
-            painting = read_painting(self.scan, self.segmentation, ids)
-        except InputError as error:
-            return _Read(problem=str(error))
-        axis = self._axis if self._axis is not None else painting.axis
-        names = {label: name for label, name in painting.names.items() if painting.slices(axis, label)}
-        missing = tuple(name for label, name in painting.names.items() if label not in names)
-        looks = {label: SegmentLook.of(self.segmentation, ids[label - 1]) for label in names}
-        painting = replace(painting, names=names)
-        if results_count:
-            home = ResultHome.of(self.scan, self.segmentation, looks, axis)
-            if home.results:
-                painting = with_corrections(painting, read_results(self.scan, home.segmentation, home.results))
-        return _Read(looks, painting if names else None, axis, missing)
 
     def _takes_part(self, segment_id: str) -> bool:
         return self._chosen_segments is None or segment_id in self._chosen_segments
@@ -247,7 +214,13 @@ class SupportList:
             entries += [self._entry_of_file(number, one, slot) for slot in one.pieces]
         painting = read.painting
         notes = (*(painting.notes if painting is not None else ()), *([self._message] if self._message else []))
-        return SupportView(self._segments(), tuple(entries), self._problem(looks, used, pieces), notes, self._every)
+        problem = self._problem(looks, used, pieces)
+        return SupportView(self._segments(), tuple(entries), problem, notes, self._every, self._slice_count())
+
+    def _slice_count(self) -> int:
+        """Slices of the scan in the direction that was painted; 0 while nothing is."""
+        painting = self._read.painting
+        return painting.geometry.shape[self._read.axis] if painting is not None else 0
 
     def _segments(self) -> tuple[SegmentView, ...]:
         counts = {look.source: label for label, look in self._read.looks.items()}

@@ -34,7 +34,7 @@ class Panel:
     """
 
     def __init__(self, root: Any, ui: Any, logic: PanelLogic, settings: Settings) -> None:
-        self._logic, self._entered, self._stale, self._shown_at = logic, False, True, 0.0
+        self._root, self._logic, self._entered, self._stale, self._shown_at = root, logic, False, True, 0.0
         self._timer = qt.QTimer()
         self._timer.setInterval(BEAT)
         self._timer.connect("timeout()", self._beat)
@@ -56,15 +56,17 @@ class Panel:
             section.show()
 
     def enter(self) -> None:
-        """The module is opened."""
+        """The module is opened, or the scene is another one."""
         self._entered = True
         self._paint.enter()
         self._timer.start()
 
     def exit(self) -> None:
-        """The module is left; what goes on goes on."""
-        self._entered = False
-        self._paint.exit()
+        """The module is left: it changes nothing in the scene any more, but what goes on goes on."""
+        self.restore(None)
+        if self._entered:
+            self._entered = False
+            self._paint.exit()
 
     def restore(self, parameter: Parameter | None) -> None:
         """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
@@ -82,12 +84,12 @@ class Panel:
 
     def close(self) -> None:
         """The panel ends, with all that goes on."""
-        self._timer.stop()
         self._logic.observe(None)
         self._shortcuts.close()
         self._review.close()
-        if self._entered:
-            self.exit()
+        self.exit()
+        self._root.setMRMLScene(None)  # after a reload the old widgets live on, hidden
+        self._timer.stop()
         self._logic.close()
 
     def _on_change(self) -> None:
