@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from small_scans import BrightPipeline, ball_scan, painted_on
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.client import Client
@@ -23,6 +22,7 @@ from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.store import MemoryStore
 from SDFSMISLib.stack import SliceStack
+from small_scans import BrightPipeline, ball_scan, painted_on
 
 
 @dataclass

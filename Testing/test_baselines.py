@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_cases import ManifestMaker, boxes
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import BASELINES, Task, read_manifest
@@ -18,6 +17,7 @@ from SDFSMISLib.evaluation.growcut import _seeds, grow_from_seeds
 from SDFSMISLib.evaluation.metrics import dice
 from SDFSMISLib.evaluation.protocols import LabelledScan, cross_volume, load_case, same_volume
 from SDFSMISLib.volume import Geometry, Volume
+from small_cases import ManifestMaker, boxes
 
 IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 FLIPPED = (-1, 0, 0, 0, -1, 0, 0, 0, 1)  # columns toward the right, rows toward the front

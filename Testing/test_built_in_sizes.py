@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_hints import blobs
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size, folded, new_built_in, unfolded
 from SDFSMISLib.model.loading import load_pipeline
+from test_hints import blobs
 
 OTHER = Size(resolution=64, factor=8, channels=(16, 32), layers=2, neighbour=False)
 

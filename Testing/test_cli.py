@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from small_scans import BrightPipeline, ball_scan, painted_on
 
 import SDFSMISLib
 from SDFSMISLib import SupportSet, Volume, read_labelmap
@@ -30,6 +29,7 @@ from SDFSMISLib.inference import Segmenter, output
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, resolve_device
 from SDFSMISLib.segment_command import ManyValues
+from small_scans import BrightPipeline, ball_scan, painted_on
 
 MIDDLE = 5
 ROOT = Path(__file__).resolve().parent.parent

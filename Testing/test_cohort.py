@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from cohort_examples import (
     Work,
     make_bad_input,
@@ -25,8 +26,6 @@ from cohort_examples import (
     make_square,
     wait_until,
 )
-from small_scans import ball_scan, painted_on
-
 from SDFSMISLib import InputError, Volume, read_labelmap
 from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.cli import main
@@ -35,6 +34,7 @@ from SDFSMISLib.inference.cohort import Finished, run_cohort
 from SDFSMISLib.inference.cohort_table import COLUMNS, CohortTable
 from SDFSMISLib.inference.scan_job import LabelResult, ScanJob, ScanOptions, ScanOutcome, failed
 from SDFSMISLib.support import SupportSet
+from small_scans import ball_scan, painted_on
 
 TESTING = Path(__file__).resolve().parent
 kills_itself = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")

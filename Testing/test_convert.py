@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import golden
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+import golden
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.official import map_bytes, official_masks
 from SDFSMISLib.model import SDFSMISPipeline, convert

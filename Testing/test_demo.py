@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_scans import BrightPipeline, ball_scan
 
 from SDFSMISLib import InputError, Volume, read_labelmap
 from SDFSMISLib.cli import main
 from SDFSMISLib.demo import Head, read_head, run_demo
+from small_scans import BrightPipeline, ball_scan
 
 
 @pytest.fixture(autouse=True)

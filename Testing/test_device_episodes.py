@@ -7,7 +7,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from test_hints import blobs, disc
 
 from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.registration import carried
@@ -16,6 +15,7 @@ from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.flow import displacements
 from SDFSMISLib.training.rendering import Draws, blurred, contrasts, turned, with_contrast, with_errors
 from SDFSMISLib.training.volumes import TrainingVolume, synthetic_volumes
+from test_hints import blobs, disc
 
 KINDS = ["propagate", "independent", "cross"]
 CPU = torch.device("cpu")

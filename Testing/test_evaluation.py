@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_cases import COLUMN, CONE, THICK, ManifestMaker, boxes
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import (
@@ -29,6 +28,7 @@ from SDFSMISLib.evaluation import (
 from SDFSMISLib.evaluation.metrics import dice, score
 from SDFSMISLib.evaluation.protocols import cross_volume, field, load_case, painted_slices, same_volume
 from SDFSMISLib.volume import Geometry, Volume
+from small_cases import COLUMN, CONE, THICK, ManifestMaker, boxes
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 import numpy as np
-from small_scans import ball_scan, painted_on
 
 from SDFSMISLib.inference.finding import Found, find_structure
 from SDFSMISLib.inference.shots import Shot
 from SDFSMISLib.stack import SliceStack
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.volume import Geometry, Volume
+from small_scans import ball_scan, painted_on
 
 
 def shot_of(scan: Volume, labels: Volume, index: int) -> Shot:

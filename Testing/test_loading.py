@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers.utils.logging as diffusers_logging
-import golden
 import pytest
 import torch
 import transformers.utils.logging as transformers_logging
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+import golden
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model import SDFSMISPipeline, loading
 from SDFSMISLib.model.loading import load_pipeline, resolve_device

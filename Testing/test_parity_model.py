@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import golden
 import numpy as np
 import pytest
 import torch
 
+import golden
 from SDFSMISLib.inference.official import map_bytes, official_masks
 from SDFSMISLib.model import SDFSMISPipeline, SupportQueryUNet
 from SDFSMISLib.model.convert import image_encoder_for, processor_settings

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import golden
 import numpy as np
 import pytest
 import torch
 
+import golden
 from SDFSMISLib.inference.official import map_bytes, official_masks
 
 

@@ -6,10 +6,10 @@ import copy
 import json
 from functools import cache
 
-import golden
 import pytest
 import torch
 
+import golden
 from SDFSMISLib.model import SDFSMISPipeline
 from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
-from volume_examples import quick, seeds, volumes
 
 from SDFSMISLib import protocol
 from SDFSMISLib.errors import InputError
@@ -40,6 +39,7 @@ from SDFSMISLib.protocol import (
 from SDFSMISLib.stack import SliceStack
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.volume import Geometry, Volume
+from volume_examples import quick, seeds, volumes
 
 ENOUGH = 1 << 20
 

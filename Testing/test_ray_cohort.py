@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cohort_examples import NodeWork, make_bad_input, make_square, wait_until
-from small_scans import ball_scan, painted_on
 
+from cohort_examples import NodeWork, make_bad_input, make_square, wait_until
 from SDFSMISLib import InputError, read_labelmap
 from SDFSMISLib.cli import main
 from SDFSMISLib.inference.cohort import run_cohort
+from small_scans import ball_scan, painted_on
 
 pytest.importorskip("ray")
 

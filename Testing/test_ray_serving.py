@@ -26,10 +26,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
-from certificates import self_signed
-from serving import Task, task, until
-from small_scans import BrightPipeline
 
+from certificates import self_signed
 from SDFSMISLib import InputError, Segmenter
 from SDFSMISLib.cli import main
 from SDFSMISLib.client import Client
@@ -40,6 +38,8 @@ from SDFSMISLib.protocol import PROTOCOL_HEADER, content_address, pack_array
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.store import MissingSlices
+from serving import Task, task, until
+from small_scans import BrightPipeline
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_cases import COLUMN, CONE, ManifestMaker, boxes
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import Manifest, Task, copy_support, evaluate, read_manifest, write_report
+from small_cases import COLUMN, CONE, ManifestMaker, boxes
 
 
 @pytest.fixture

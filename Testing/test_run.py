@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from small_scans import BrightPipeline, ball_scan, painted_on
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.networks import LatentCache, Networks
@@ -15,6 +14,7 @@ from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmentation import SliceResult
 from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.stack import SliceStack
+from small_scans import BrightPipeline, ball_scan, painted_on
 
 
 @pytest.fixture(autouse=True)

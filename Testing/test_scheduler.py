@@ -6,9 +6,9 @@ import threading
 from collections.abc import Generator, Iterator
 
 import pytest
-from serving import until
 
 from SDFSMISLib.server.scheduler import ClientStalled, QueueFull, Scheduler, Stopping, Ticket
+from serving import until
 
 
 class Runs:

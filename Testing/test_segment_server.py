@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from serving import Backend, running
-from small_scans import BrightPipeline, ball_scan, painted_on
 
 from SDFSMISLib import Volume, read_labelmap
 from SDFSMISLib.cli import main
+from serving import Backend, running
+from small_scans import BrightPipeline, ball_scan, painted_on
 
 TOKEN = "a-token-of-more-than-16-letters"
 

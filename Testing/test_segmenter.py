@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_scans import BODY, ORGAN, BrightPipeline, ball_scan, painted_on
-from volume_examples import stored_otherwise
 
 from SDFSMISLib import InputError, Segmentation, Segmenter, SupportSet, Volume
 from SDFSMISLib.errors import Cancelled
@@ -22,6 +20,8 @@ from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.volume import Geometry
+from small_scans import BODY, ORGAN, BrightPipeline, ball_scan, painted_on
+from volume_examples import stored_otherwise
 
 MIDDLE = 5
 STRATEGIES = ("propagate", "independent")

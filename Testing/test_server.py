@@ -15,14 +15,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from serving import Backend, Task, request_of, running, task, until
-from small_scans import BrightPipeline
 
 from SDFSMISLib import Segmenter
 from SDFSMISLib.client import Client
 from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.protocol import content_address, encode_array, pack_array, read_record
 from SDFSMISLib.server.limits import Limits
+from serving import Backend, Task, request_of, running, task, until
+from small_scans import BrightPipeline
 
 TOKENS = ("first-token-of-16-letters", "second-token-of-16-letters")
 

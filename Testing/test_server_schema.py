@@ -10,6 +10,7 @@ import schemathesis
 from hypothesis import given, settings
 from schemathesis.checks import CHECKS
 from schemathesis.generation import GenerationMode
+
 from serving import Backend, running
 
 ROUTES = [

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from certificates import self_signed
-from serving import Task, task, until
 
+from certificates import self_signed
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.cli import main
 from SDFSMISLib.client import Client
@@ -26,6 +25,7 @@ from SDFSMISLib.client.backend_error import BackendFailed, TlsRefused, TokenRefu
 from SDFSMISLib.client.backend_process import start_backend
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
+from serving import Task, task, until
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-of-more-than-16-letters"

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from volume_examples import IDENTITY, plain, quick, seeds, stored_otherwise, volumes
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.volume import Geometry, Volume
+from volume_examples import IDENTITY, plain, quick, seeds, stored_otherwise, volumes
 
 SHAPE = (20, 30, 40)
 

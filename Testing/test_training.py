@@ -6,13 +6,13 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from training_examples import PLAIN, WEIGHTS, scan_volume, tiny_config, write_manifest
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.synthesis import synthetic_labels
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
+from training_examples import PLAIN, WEIGHTS, scan_volume, tiny_config, write_manifest
 
 PLAIN_CONFIG = TrainingConfig(cases="", output="")
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golden
 import numpy as np
 import pytest
 import torch
-from test_hints import blobs, disc
-from training_examples import scan_volume, write_manifest
 
+import golden
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
@@ -19,6 +17,8 @@ from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import PAPER_SHARE, EpisodeSampler
 from SDFSMISLib.training.trainer import train
 from SDFSMISLib.training.volumes import TrainingVolume
+from test_hints import blobs, disc
+from training_examples import scan_volume, write_manifest
 
 PAPER = TrainingConfig(cases="", output="", mix={"paper": 1.0})
 

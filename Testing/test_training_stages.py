@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from training_examples import tiny_config, tiny_settings, write_manifest
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size, new_built_in
@@ -29,6 +28,7 @@ from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import EpisodeLearner, folding
 from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
 from SDFSMISLib.training.volumes import synthetic_volumes
+from training_examples import tiny_config, tiny_settings, write_manifest
 
 SMALL = Size(resolution=32, channels=(16, 16))
 ONE_STAGE: dict[str, Any] = {"autoencoder_steps": 0, "average": 0.0, "half": False}

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from volume_examples import IDENTITY, canonical, geometries, plain, quick, seeds, stored_otherwise, volumes
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.volume import Geometry, IntensityWindow, SliceOrientation, Volume, match_labelmap
+from volume_examples import IDENTITY, canonical, geometries, plain, quick, seeds, stored_otherwise, volumes
 
 # -- geometry and orientation ------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from volume_examples import geometries, plain, quick, seeds, volumes
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.volume import Geometry, Volume, read_labelmap
+from volume_examples import geometries, plain, quick, seeds, volumes
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
 

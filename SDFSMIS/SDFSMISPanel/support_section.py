@@ -104,7 +104,7 @@ class SupportSection:
             _choose(selector, None)
         segmentation = selector.currentNode()
         if self._parameter is not None:
-            if segmentation is not self._parameter.segmentation:  # IDs of segments are those of one segmentation
+            if _id(segmentation) != _id(self._parameter.segmentation):  # segments have IDs of their segmentation only
                 self._left_out, self._asked = set(), None
                 keep_left_out(self._parameter, ())
             self._parameter.scan, self._parameter.segmentation = scan, segmentation
@@ -176,6 +176,10 @@ def _painted(segment: SegmentView) -> str:
     if segment.slices == 1:
         return _("{name} - painted on 1 slice").format(name=segment.name)
     return _("{name} - painted on {n} slices").format(name=segment.name, n=segment.slices)
+
+
+def _id(node: Any | None) -> str:
+    return node.GetID() if node is not None else ""
 
 
 def _choose(selector: Any, node: Any | None) -> None:

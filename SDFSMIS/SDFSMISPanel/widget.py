@@ -31,10 +31,13 @@ class Panel:
 
     Args:
         root: the widget that the .ui file made. ui: its parts by name.
+
+    Attributes:
+        logic: what it shows and asks.
     """
 
     def __init__(self, root: Any, ui: Any, logic: PanelLogic, settings: Settings) -> None:
-        self._root, self._logic, self._entered, self._stale, self._shown_at = root, logic, False, True, 0.0
+        self._root, self.logic, self._entered, self._stale, self._shown_at = root, logic, False, True, 0.0
         self._timer = qt.QTimer()
         self._timer.setInterval(BEAT)
         self._timer.connect("timeout()", self._beat)
@@ -79,18 +82,18 @@ class Panel:
         self.restore(None)
         self._paint.close_scene()
         self._support.close_scene()
-        self._logic.close_scene()
+        self.logic.close_scene()
         self.show()
 
     def close(self) -> None:
         """The panel ends, with all that goes on."""
-        self._logic.observe(None)
+        self.logic.observe(None)
         self._shortcuts.close()
         self._review.close()
         self.exit()
         self._root.setMRMLScene(None)  # after a reload the old widgets live on, hidden
         self._timer.stop()
-        self._logic.close()
+        self.logic.close()
 
     def _on_change(self) -> None:
         """Many changes in a row are shown once."""
@@ -101,7 +104,7 @@ class Panel:
     def _beat(self) -> None:
         more, end = True, time.monotonic() + BUDGET
         while more and time.monotonic() < end:
-            more = self._logic.step()
+            more = self.logic.step()
         if self._stale and (not more or time.monotonic() - self._shown_at > SHOW_EVERY):
             self.show()
         self._timer.setInterval(0 if more else BEAT)
@@ -109,5 +112,5 @@ class Panel:
             self._timer.stop()
 
     def _goes_on(self) -> bool:
-        logic = self._logic
+        logic = self.logic
         return logic.run.running or logic.review.working or logic.backend.state == "busy"

@@ -1,0 +1,51 @@
+"""Widgets of Slicer and CTK, made anew of Qt's own and of the real MRML scene. Their names are those of names.json."""
+
+from __future__ import annotations
+
+from slicer_standin.widgets import (
+    buttons,
+    checkable_node_combo_box,
+    collapsible_button,
+    collapsible_group_box,
+    combo_box,
+    mrml_widget,
+    node_combo_box,
+    path_line_edit,
+    range_slider,
+    range_widget,
+    segment_editor_effect,
+    segment_editor_widget,
+    segments_table_view,
+    slice_view,
+    slice_widget,
+    slider_widget,
+    sort_filter_proxy_model,
+)
+
+ALL = (
+    mrml_widget.qMRMLWidget,
+    mrml_widget.qSlicerWidget,
+    sort_filter_proxy_model.qMRMLSortFilterProxyModel,
+    node_combo_box.qMRMLNodeComboBox,
+    checkable_node_combo_box.qMRMLCheckableNodeComboBox,
+    segments_table_view.qMRMLSegmentsTableView,
+    segment_editor_effect.qSlicerSegmentEditorAbstractEffect,
+    segment_editor_widget.qMRMLSegmentEditorWidget,
+    slider_widget.ctkSliderWidget,
+    slider_widget.qMRMLSliderWidget,
+    range_slider.ctkDoubleRangeSlider,
+    range_widget.ctkRangeWidget,
+    range_widget.qMRMLRangeWidget,
+    path_line_edit.ctkPathLineEdit,
+    collapsible_button.ctkCollapsibleButton,
+    collapsible_group_box.ctkCollapsibleGroupBox,
+    combo_box.ctkComboBox,
+    buttons.ctkPushButton,
+    buttons.ctkMenuButton,
+    buttons.ctkSearchBox,
+    buttons.ctkFittedTextBrowser,
+    buttons.ctkExpandButton,
+    slice_view.qMRMLSliceView,
+    slice_widget.qMRMLSliceWidget,
+    slice_widget.qMRMLSliceControllerWidget,
+)
