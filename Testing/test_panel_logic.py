@@ -145,6 +145,7 @@ def test_the_least_certain_slice_is_gone_to(panel: PaintedScene) -> None:
     review = panel.logic.review
     certainty = review.results[0].certainty
     assert review.index is not None and certainty[review.index] == np.nanmin(certainty)
+    assert panel.editor.node.GetSelectedSegmentID() == only(panel.results()), "the next stroke corrects the result"
 
 
 # -- review ------------------------------------------------------------------------------------------------------------
@@ -340,6 +341,20 @@ def test_a_segmentation_deleted_in_the_middle_ends_the_run_in_words(panel: Paint
     panel.scene.node.RemoveNode(panel.segmentation)
     panel.drive(lambda: not panel.logic.run.running)
     assert panel.logic.run.failed and "segmentation was deleted" in panel.logic.run.text
+
+
+def test_a_defect_ends_the_run_in_words_and_does_not_come_again(
+    panel: PaintedScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from SDFSMISPanel import panel_run
+
+    monkeypatch.setattr(panel_run, "visible_slice", lambda volume, axis: 1 / 0)
+    panel.start()
+    panel.drive(lambda: not panel.logic.run.running)
+    assert panel.logic.run.failed and "ZeroDivisionError" in panel.logic.run.text
+    monkeypatch.undo()
+    panel.run()
+    assert not panel.logic.run.failed
 
 
 def test_a_backend_that_is_not_there_is_said_to_be_so(backend: Backend) -> None:

@@ -432,10 +432,12 @@ class TestModule:
 
         import slicer
 
-        before = set(vars(slicer)), slicer.util.infoDisplay, sys.excepthook
+        def now() -> tuple[Any, ...]:
+            return set(vars(slicer)), slicer.util.infoDisplay, sys.excepthook, sys.modules.get("qt")
+
+        before = now()
         install().uninstall()
-        assert (set(vars(slicer)), slicer.util.infoDisplay, sys.excepthook) == before
-        assert "qt" not in sys.modules
+        assert now() == before
 
 
 class TestDialogs:

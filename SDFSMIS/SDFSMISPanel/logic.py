@@ -46,6 +46,7 @@ class Logic:
     def __init__(self, access: BackendAccess) -> None:
         self._access, self._support, self._review = access, SupportList(), Review()
         self._scans = Scans()
+        self._editor: Editor | None = None
         self._run: PanelRun | None = None
         self._saving: SupportSaving | None = None
         self._last_run = RunView()
@@ -208,7 +209,11 @@ class Logic:
         self._tell()
 
     def go_to_least_certain(self) -> None:
-        self._review.least_certain()
+        segment_id = self._review.least_certain()
+        if segment_id is not None and self._editor is not None:  # what is painted now is meant to correct it
+            segmentation = self._editor.node.GetSegmentationNode()
+            if segmentation is not None and segmentation.GetSegmentation().GetSegment(segment_id) is not None:
+                self._editor.node.SetSelectedSegmentID(segment_id)
         self._tell()
 
     def go_to_slice(self, index: int) -> None:
@@ -228,7 +233,7 @@ class Logic:
     def close_scene(self) -> None:
         if self._run is not None:
             self._run.abandon()
-        self._run, self._saving, self._last_run = None, None, RunView()
+        self._run, self._saving, self._last_run, self._editor = None, None, RunView(), None
         self._question = self._answered = None
         self._review.forget()
         self._scans.forget()
@@ -255,6 +260,7 @@ class Logic:
         painted = self._support.scan if plan.painting is not None else None
         options = RunOptions(request.strategy, request.region, self._review.view.threshold or 0.01)
         self._review.forget()
+        self._editor = editor
         LOG.info("Run begins: %d scans, %s", len(targets), options)
         self._run = PanelRun(plan, painted, targets, options, editor, self._access.source(), self._scans)
 
@@ -283,9 +289,7 @@ class Logic:
         done = [set(plan.used) & set(plan.painting.slices(plan.axis, label)) for label in plan.looks]
         if all(set(wanted) <= slices for slices in done):
             raise InputError(
-                _(
-                    "All wanted slices are painted already. Uncheck “Every painted slice” to use chosen ones only."
-                )
+                _("All wanted slices are painted already. Uncheck “Every painted slice” to use chosen ones only.")
             )
         return Target(scan, painted, wanted, scan.GetName())
 

@@ -30,7 +30,7 @@ from SDFSMISPanel.run_job import (
 from SDFSMISPanel.slice_views import visible_slice
 from SDFSMISPanel.support_plan import SupportPlan
 
-__all__ = ["PanelRun", "Target"]
+__all__ = ["PanelRun", "Target", "unexpected"]
 
 LOG = logging.getLogger("SDFSMIS")
 BUDGET = 0.02  # seconds of one step in which messages are taken
@@ -59,6 +59,15 @@ class Target:
     surface_time: float = 0.0
     surface_cost: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+
+def unexpected(error: BaseException) -> str:
+    """What is said of a defect; the log gets all of it."""
+    LOG.error("A defect", exc_info=error)
+    text = _(
+        "Something went wrong that should not ({kind}: {error}). The application's log says more; please report it."
+    )
+    return text.format(kind=type(error).__name__, error=error)
 
 
 class PanelRun:
@@ -123,6 +132,9 @@ class PanelRun:
         except InputError as error:  # a scan that cannot be read
             self.cancel()
             self._end(str(error), True)
+        except Exception as error:  # it must not come again with every beat of the timer
+            self.cancel()
+            self._end(unexpected(error), True)
         return False
 
     # -- the pieces ----------------------------------------------------------------------------------------------------
@@ -294,10 +306,7 @@ class PanelRun:
             return _("Cancelled. Slices that were finished can be accepted or discarded."), False
         if isinstance(error, (BackendError, InputError)):
             return str(error), True
-        LOG.error("The run failed", exc_info=error)
-        return _("The run failed ({kind}: {error}). The application's log says more; please report it.").format(
-            kind=type(error).__name__, error=error
-        ), True
+        return unexpected(error), True
 
     def _end(self, text: str, failed: bool) -> None:
         self.over = True

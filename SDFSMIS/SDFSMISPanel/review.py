@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from slicer.i18n import tr as _
 
 from SDFSMISLib.cleaning import Cleaning
@@ -16,7 +17,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import ResultWriter, SegmentLook, make_parallel
 from SDFSMISPanel.background import Background, Ended
 from SDFSMISPanel.panel_logic import ResultView, ReviewView
-from SDFSMISPanel.panel_run import Target
+from SDFSMISPanel.panel_run import Target, unexpected
 from SDFSMISPanel.slice_views import show_in_views, slice_nodes, visible_slice
 
 __all__ = ["Review"]
@@ -102,8 +103,8 @@ class Review:
         self.view = replace(self.view, keep_largest=keep_largest, smooth_mm=max(0.0, smooth_mm))
         self._change(lambda writer: writer.set_cleaning(self._cleaning()))
 
-    def least_certain(self) -> tuple[Any, int] | None:
-        """The segmentation and slice where the results are least certain, after the views were made to show it."""
+    def least_certain(self) -> str | None:
+        """ID of the segment that is least certain of all in a scan, after the views were made to show where."""
         if not self._scans:
             return None
         one = self._scans[self.view.scan]
@@ -111,7 +112,8 @@ class Review:
         if index is None:
             return None
         self.go_to(index)
-        return one.target, index
+        lowest = min(self._looks, key=lambda label: np.nan_to_num(one.writer.certainty(label)[index], nan=np.inf))
+        return one.writer.segment_id(lowest)
 
     def go_to(self, index: int) -> None:
         """Makes the views show a slice; turns one into the slices where none lies in them."""
@@ -226,6 +228,12 @@ class Review:
             LOG.info("Results on %s: %s", one.target.name, error)
             self._problem = str(error)
             if one in self._scans and self._is_lost(one):
+                self._scans.remove(one)
+                self.view = replace(self.view, scan=0)
+            return None
+        except Exception as error:  # it must not come again with every beat of the timer
+            self._problem = unexpected(error)
+            if one in self._scans:
                 self._scans.remove(one)
                 self.view = replace(self.view, scan=0)
             return None

@@ -101,6 +101,25 @@ class qSlicerScriptedLoadableModule(QObject):
         return self.hidden
 
 
+class qSlicerModuleFactoryManager(QObject):
+    """Answers for its parent, the module manager; it loads nothing."""
+
+    modulesLoaded = Signal("QStringList")
+    moduleLoaded = Signal(str)
+    moduleAboutToBeUnloaded = Signal(str)
+    moduleUnloaded = Signal(str)
+
+    def isLoaded(self, name: str) -> bool:
+        return name in self.parent().modulesNames()
+
+    isRegistered = isLoaded
+
+    def loadedModuleNames(self) -> list[str]:
+        return self.parent().modulesNames()
+
+    registeredModuleNames = instantiatedModuleNames = loadedModuleNames
+
+
 class qSlicerModuleManager(QObject):
     moduleLoaded = Signal(str)
     moduleAboutToBeUnloaded = Signal(str)
@@ -110,6 +129,7 @@ class qSlicerModuleManager(QObject):
     def __init__(self) -> None:
         super().__init__()
         self._modules: dict[str, qSlicerScriptedLoadableModule] = {}
+        self._factory = qSlicerModuleFactoryManager(self)
 
     def add(self, module: qSlicerScriptedLoadableModule) -> None:
         self._modules[module.name] = module
@@ -129,10 +149,4 @@ class qSlicerModuleManager(QObject):
         return name in self._modules
 
     def factoryManager(self) -> Any:
-        return self
-
-    def isLoaded(self, name: str) -> bool:
-        return name in self._modules
-
-    def loadedModuleNames(self) -> list[str]:
-        return list(self._modules)
+        return self._factory

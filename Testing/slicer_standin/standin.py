@@ -23,6 +23,7 @@ from slicer_standin.dialogs import dialogs
 from slicer_standin.loaded_module import LoadedModule
 from slicer_standin.main_window import qSlicerMainWindow, qSlicerModuleSelectorToolBar
 from slicer_standin.module_manager import (
+    qSlicerModuleFactoryManager,
     qSlicerModuleManager,
     qSlicerScriptedLoadableModule,
     qSlicerScriptedLoadableModuleWidget,
@@ -156,6 +157,7 @@ class Standin:
 
         own = (qSlicerApplication, qSlicerLayoutManager, qSlicerModuleManager, qSlicerScriptedLoadableModule)
         own += (qSlicerScriptedLoadableModuleWidget, qSlicerMainWindow, qSlicerModuleSelectorToolBar)
+        own += (qSlicerModuleFactoryManager,)
         for native in (*widgets.ALL, *own):
             register(native)
         self._classes = [*widgets.ALL, *own]
