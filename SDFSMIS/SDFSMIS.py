@@ -92,14 +92,17 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.close()
 
     def enter(self) -> None:
-        self.panel.enter()
-        self.initializeParameterNode()
+        if self.panel is not None:  # it is missing where setup() has failed
+            self.panel.enter()
+            self.initializeParameterNode()
 
     def exit(self) -> None:
-        self.panel.exit()
+        if self.panel is not None:
+            self.panel.exit()
 
     def onSceneStartClose(self, _caller: Any, _event: Any) -> None:
-        self.panel.close_scene()
+        if self.panel is not None:
+            self.panel.close_scene()
 
     def onSceneEndClose(self, _caller: Any, _event: Any) -> None:
         if self.parent.isEntered:
@@ -112,7 +115,8 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(self.logic.getParameterNode())
 
     def setParameterNode(self, parameter: Parameter | None) -> None:
-        self.panel.restore(parameter)
+        if self.panel is not None:
+            self.panel.restore(parameter)
 
     def onReload(self) -> None:
         """Reads the panel's own files anew as well."""

@@ -55,16 +55,10 @@ class NoComputer:
     def has_changed(self) -> bool:
         return False
 
-    def needed(self) -> str:
-        return "2 GB"
-
-    def size(self) -> int:
-        return 0
-
     def client(self, choice: Any, say: Any, cancel: Any) -> Any:
         raise AssertionError("it was asked to start, though nothing is installed")
 
-    def install(self, options: Any, report: Any, cancel: Any) -> None:
+    def install(self, options: Any, again: bool, report: Any, cancel: Any) -> str:
         raise AssertionError("it was installed, though nobody agreed")
 
     def remove(self) -> str:

@@ -119,6 +119,62 @@ def test_the_backend_on_this_computer_is_set_under_advanced(shown: Shown) -> Non
     assert (choice.python, choice.pip_options) == ("/usr/bin/python3", "-q")
 
 
+def test_no_password_of_an_address_or_of_pip_is_written_to_the_settings_or_the_log(
+    shown: Shown, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "SDFSMIS")
+    ui = shown.ui
+    for options in ("--proxy http://dr:geheim@proxy:8080", "--proxy dr:geheim@proxy:8080"):
+        ui.pipOptionsLineEdit.text = options
+        ui.pipOptionsLineEdit.editingFinished()
+        assert shown.logic.asked("choose_backend")[-1][0].pip_options == options
+    ui.serverRadioButton.click()
+    ui.tokenLineEdit.text = "geheim"
+    for address in ("https://dr:geheim@gpu.example.org", "http://gpu.example.org:7861"):
+        ui.serverComboBox.setEditText(address)
+        ui.serverComboBox.lineEdit().editingFinished()
+        assert shown.logic.asked("choose_backend")[-1][0].url == address
+        assert "geheim" not in str(slicer.app.userSettings().value("SDFSMIS/backend"))
+    assert "geheim" not in caplog.text and "server gpu.example.org:7861" in caplog.text
+    assert (
+        "never written to disk" in ui.pipOptionsLineEdit.toolTip and "never written to disk" in ui.tokenLineEdit.toolTip
+    )
+
+
+@pytest.mark.parametrize("name", ["token", "certificate", "python", "model", "pipOptions"])
+def test_what_was_just_typed_counts_when_segment_is_asked_for(shown: Shown, name: str) -> None:
+    field = {"pipOptions": "pip_options"}.get(name, name)
+    getattr(shown.ui, f"{name}LineEdit").text = "by button"
+    shown.ui.runButton.click()
+    assert [call[0] for call in shown.logic.calls[-2:]] == ["choose_backend", "start"]
+    assert getattr(shown.logic.backend.choice, field) == "by button"
+    getattr(shown.ui, f"{name}LineEdit").text = "by key"
+    shown.panel._shortcuts._made[0].activated()
+    assert getattr(shown.logic.backend.choice, field) == "by key"
+    assert len(shown.logic.asked("start")) == 2
+
+
+@pytest.mark.parametrize(("button", "method"), [("testBackendButton", "test_backend"), ("installButton", "install")])
+def test_what_was_just_typed_counts_when_the_backend_is_tested_or_installed(
+    shown: Shown, button: str, method: str
+) -> None:
+    shown.ui.pipOptionsLineEdit.text = "--quiet"
+    getattr(shown.ui, button).click()
+    assert [call[0] for call in shown.logic.calls[-2:]] == ["choose_backend", method]
+    assert shown.logic.backend.choice.pip_options == "--quiet"
+
+
+def test_an_address_that_was_typed_makes_the_buttons_usable_before_the_field_is_left(shown: Shown) -> None:
+    shown.ui.serverRadioButton.click()
+    shown.settle()
+    assert not shown.ui.testBackendButton.enabled and "Type the address" in shown.ui.testBackendButton.toolTip
+    shown.ui.serverComboBox.setEditText("gpu.example.org")
+    assert shown.standin.process(5, until=lambda: shown.ui.testBackendButton.enabled)
+    shown.ui.serverComboBox.setEditText("other.example.org")
+    shown.ui.runButton.click()
+    assert shown.logic.backend.choice.url == "other.example.org"
+
+
 def test_an_empty_model_is_the_built_in_one(shown: Shown) -> None:
     assert shown.panel is not None and shown.logic.asked("choose_backend")[0][0].model == "built-in"
     assert shown.ui.modelLineEdit.text == ""
@@ -352,6 +408,25 @@ def test_a_range_is_asked_for(shown: Shown) -> None:
     assert (request.mode, request.first, request.last) == (QueryMode.RANGE, 20, 40)
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 40), (299, 299)])
+def test_a_range_is_the_same_when_the_panel_is_opened_again(shown: Shown, first: int, last: int) -> None:
+    shown.put(support=a_support())
+    shown.ui.queryModeComboBox.currentIndex = 1
+    shown.ui.rangeWidget.setValues(first, last)
+    shown.module.leave()
+    shown.module.open()
+    request = request_of(shown)
+    assert (request.first, request.last) == (first, last)
+
+
+def test_a_range_that_nobody_set_is_the_whole_of_the_next_scan_too(shown: Shown) -> None:
+    shown.put(support=replace(a_support(), slice_count=20))
+    shown.ui.queryModeComboBox.currentIndex = 1
+    shown.put(support=a_support())
+    request = request_of(shown)
+    assert (request.first, request.last) == (0, 299)
+
+
 def test_slices_around_the_one_shown_are_asked_for(shown: Shown) -> None:
     from SDFSMISPanel.panel_logic import QueryMode
 
@@ -403,12 +478,35 @@ def test_segment_becomes_cancel_while_a_run_goes_on(shown: Shown) -> None:
     shown.put(run=RunView(True, "12 of 300 slices.", 0.04, 130.0, notes=("The scan is long.",)))
     ui = shown.ui
     assert ui.runButton.text == "Cancel" and ui.runProgressBar.value == 4 and shown.seen("runProgressBar")
-    assert ui.runLabel.text == "12 of 300 slices. 2 min left." and ui.runNotesLabel.text == "The scan is long."
+    assert ui.runLabel.text == "12 of 300 slices, about 2 min left" and ui.runNotesLabel.text == "The scan is long."
     ui.runButton.click()
     assert shown.logic.asked("cancel") == [()] and shown.logic.asked("start") == []
     shown.put(run=RunView(False, "All 300 slices are done."))
     assert ui.runButton.text == "4. Segment" and not shown.seen("runProgressBar")
     assert ui.runLabel.text == "All 300 slices are done."
+
+
+@pytest.mark.parametrize("text", ["Slice 19 of 36", "Writing the results…", "Sending."])
+def test_the_remaining_time_is_set_apart_from_what_goes_on(shown: Shown, text: str) -> None:
+    from SDFSMISPanel.panel_logic import RunView
+
+    shown.put(run=RunView(True, text, 0.5, 2.0))
+    assert shown.ui.runLabel.text == text.rstrip(".…") + ", about 2 s left"
+
+
+def test_what_cannot_be_cancelled_leaves_segment_where_it_is_and_says_why(shown: Shown) -> None:
+    from SDFSMISPanel.panel_logic import RunView
+
+    shown.put(support=a_support(), review=a_review())
+    shown.put(run=RunView(True, "Saving the support…", can_cancel=False))
+    ui = shown.ui
+    assert ui.runButton.text == "4. Segment" and not ui.runButton.enabled
+    assert ui.runButton.toolTip == ui.acceptButton.toolTip == "Wait until this has ended: Saving the support…"
+    shown.panel._shortcuts._made[0].activated()
+    assert shown.logic.asked("cancel") == shown.logic.asked("start") == []
+    shown.put(run=RunView(False, "The support was saved."))
+    assert ui.runButton.enabled and "Find the structures" in ui.runButton.toolTip
+    assert ui.acceptButton.enabled and "Keep the results" in ui.acceptButton.toolTip
 
 
 def test_a_run_whose_length_is_not_known_yet_moves_its_bar(shown: Shown) -> None:
@@ -593,6 +691,45 @@ def test_the_end_of_the_panel_leaves_no_observer_and_no_timer(shown: Shown) -> N
     assert shown.logic.stepped == steps
 
 
+def test_the_editor_of_a_panel_that_was_reloaded_holds_nothing_of_the_scene(shown: Shown) -> None:
+    shown.scan()
+    editor = shown.ui.editorFrame.findChild("qMRMLSegmentEditorWidget")
+    editor.setActiveEffectByName("Paint")
+    shown.widget.onReload()
+    assert editor.mrmlSegmentEditorNode() is None and editor.mrmlScene() is None and editor.activeEffect() is None
+    anew = slicer.modules.SDFSMISWidget.ui.editorFrame.findChild("qMRMLSegmentEditorWidget")
+    assert anew.mrmlSegmentEditorNode().GetScene() is slicer.mrmlScene
+    shown.standin.close_scene()
+
+
+def test_a_defect_of_the_logic_is_logged_once_and_the_panel_goes_on(
+    shown: Shown, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[int] = []
+
+    def step() -> bool:
+        beats.append(1)
+        raise RuntimeError(f"beat {len(beats)}")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(shown.logic, "step", step)
+        shown.logic.show(question=None, support=a_support())
+        assert shown.standin.process(5, until=lambda: len(beats) >= 3)
+        assert shown.panel._timer.interval > 0 and shown.ui.supportList.count == 3
+    assert [record.message for record in caplog.records if record.exc_info] == ["A defect in the panel; it goes on"]
+    shown.settle()
+
+
+def test_without_a_panel_slicers_life_cycle_goes_on(shown: Shown) -> None:
+    unmade = type(shown.widget)(shown.module.parent)  # as it is left by a setup() that failed
+    assert unmade.panel is None
+    for event in (unmade.onSceneStartImport, unmade.onSceneStartClose, unmade.onSceneEndClose):
+        event(None, None)
+    unmade.enter()
+    unmade.exit()
+    unmade.cleanup()
+
+
 def test_what_the_panel_is_set_to_comes_back_with_the_scene(shown: Shown) -> None:
     from SDFSMISPanel.panel_logic import QueryMode
 
@@ -641,6 +778,37 @@ def test_the_editor_paints_what_is_selected_with_tools_for_one_slice(shown: Show
     shown.module.leave()
     assert editor.activeEffect() is None
     shown.module.open()
+
+
+def test_a_stroke_takes_no_voxels_from_other_segments_unless_the_user_wants_it(shown: Shown) -> None:
+    shown.scan()
+    editor = shown.ui.editorFrame.findChild("qMRMLSegmentEditorWidget")
+    assert editor.maskingSectionVisible
+    node = editor.mrmlSegmentEditorNode()
+    assert node.GetOverwriteMode() == node.OverwriteNone
+    node.SetOverwriteMode(node.OverwriteVisibleSegments)
+    shown.module.leave()
+    shown.module.open()
+    assert node.GetOverwriteMode() == node.OverwriteVisibleSegments
+    shown.standin.close_scene()
+    assert editor.mrmlSegmentEditorNode().GetOverwriteMode() == node.OverwriteNone
+
+
+def test_the_overwrite_mode_of_a_scene_that_is_loaded_stays(shown: Shown) -> None:
+    scene = slicer.mrmlScene
+    scene.RegisterNodeClass(slicer.vtkMRMLSegmentEditorNode())
+    editor = shown.ui.editorFrame.findChild("qMRMLSegmentEditorWidget")
+    node = editor.mrmlSegmentEditorNode()
+    node.SetOverwriteMode(node.OverwriteAllSegments)
+    scene.SetSaveToXMLString(1)
+    scene.Commit()
+    text = scene.GetSceneXMLString()
+    shown.standin.close_scene()
+    scene.SetLoadFromXMLString(1)
+    scene.SetSceneXMLString(text)
+    scene.Import()
+    scene.SetLoadFromXMLString(0)
+    assert editor.mrmlSegmentEditorNode().GetOverwriteMode() == node.OverwriteAllSegments
 
 
 def test_nothing_is_made_in_the_scene_while_the_panel_is_hidden(shown: Shown) -> None:
@@ -718,6 +886,17 @@ def test_keys_segment_and_go_to_the_least_certain_slice(shown: Shown) -> None:
     for shortcut in shown.panel._shortcuts._made:
         shortcut.activated()
     assert len(shown.logic.asked("start")) == 2 and shown.logic.asked("go_to_least_certain") == [()]
+
+
+@pytest.mark.parametrize(
+    "kept", ['{"kind": [], "url": "gpu"}', '{"kind": {}, "url": ["x"], "model": ""}', '{"device": 7}']
+)
+def test_broken_values_in_the_settings_do_not_keep_the_panel_from_opening(shown: Shown, kept: str) -> None:
+    slicer.app.userSettings().setValue("SDFSMIS/backend", kept)
+    shown.widget.onReload()
+    choice = slicer.modules.SDFSMISWidget.panel.logic.backend.choice
+    assert (choice.kind.value, choice.model, choice.device) == ("local", "built-in", "auto")
+    assert choice.url == ("gpu" if "gpu" in kept else "")
 
 
 def test_what_somebody_else_wrote_into_the_settings_does_no_harm(standin: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 from slicer.i18n import tr as _
 
-from SDFSMISLib.client import BackendError, Capabilities, Client
+from SDFSMISLib.client import BackendError, Capabilities, Client, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISPanel.background import Background, Cancel, Ended
 from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, BackendView, Question
@@ -53,33 +54,40 @@ class Computer(Protocol):
     def has_changed(self) -> bool:
         """Whether the status may be another one than when it was asked for last."""
 
-    def needed(self) -> str:
-        """How much is downloaded, in words."""
-
-    def size(self) -> int:
-        """Bytes of the environment on the disk."""
-
     def client(self, choice: BackendChoice, say: Callable[[str], None], cancel: Cancel) -> Client:
         """A client of it, which is started where it does not run; in any thread, and it takes a while."""
 
-    def install(self, options: Sequence[str], report: Callable[[float, str], None], cancel: Cancel) -> str:
+    def install(self, options: Sequence[str], again: bool, report: Callable[[float, str], None], cancel: Cancel) -> str:
         """Makes the environment; in any thread, and it takes minutes. ``report`` gets the share and what goes on.
+
+        Args:
+            options: words for pip.
+            again: whether packages are installed although nothing is missing.
 
         Returns what was done, and what is to be known of it, in sentences.
         """
 
     def remove(self) -> str:
-        """Removes the environment; what was done, in words."""
+        """Removes the environment; in any thread. What was done, in words."""
 
     def stop(self) -> None:
         """Ends the backend, if it runs."""
 
 
 @dataclass(frozen=True)
-class _Installed:
-    """An installation is there; what it says."""
+class _Done:
+    """An installation or a removal is done; what it says."""
 
     text: str
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What came out when the backend was used or changed the last time; ``works`` is None where that says nothing."""
+
+    choice: BackendChoice
+    text: str
+    works: bool | None
 
 
 class BackendAccess:
@@ -96,34 +104,49 @@ class BackendAccess:
         self.question: Question | None = None
         self._then: Callable[[], None] | None = None
         self._testing: Background | None = None
-        self._installing: Background | None = None
+        self._changing: Background | None = None
         self._progress: float | None = None
         self._doing = ""
-        self._installed = ""
-        self._tried: tuple[BackendChoice, str, bool | None] | None = None
+        self._run_choice: BackendChoice | None = None
+        self._tried: _Tried | None = None
         self.view = BackendView(self._choice, "", "unknown")
         self._look()
 
     # -- what the user does --------------------------------------------------------------------------------------------
 
     def choose(self, choice: BackendChoice) -> None:
-        """Another backend; a test of the old one counts for nothing."""
+        """Another backend; what waits for the old one, and a test of it, count for nothing."""
         if choice == self._choice:
             return
         if self._testing is not None:
             self._testing.cancel.set()
             self._testing = None
-        if self.question is not None and self.question.key == CONSENT:
-            self.question = self._then = None
+        self.forget_waiting()
         self._choice = choice
         self._look()
 
     def test(self) -> None:
         """Tries whether it works, after what has to be asked first."""
-        self.before_run(self._begin_test)
+        if self._run_choice is None and self._testing is None:
+            self.before_run(self._begin_test)
+
+    def problem(self) -> str:
+        """Why it cannot be used, and what to do; "" where it can, as far as that is known."""
+        if self._changing is not None and self._choice.kind is BackendKind.LOCAL:
+            return _("SDFSMIS is being installed or removed; wait until that has ended.")
+        try:
+            if self._choice.kind is BackendKind.SERVER:
+                self._client()
+        except InputError as error:
+            return str(error)
+        return ""
 
     def before_run(self, then: Callable[[], None]) -> None:
         """Calls it as soon as nothing needs to be asked, or installed, any more; never where the user declines."""
+        problem = self.problem()
+        if problem:
+            self.fails(problem)
+            return
         question = self._what_to_ask()
         if question is None:
             then()
@@ -131,18 +154,23 @@ class BackendAccess:
             self.question, self._then = question, then
         self._look()
 
+    def forget_waiting(self) -> None:
+        """What waits for an answer or an installation does not go on."""
+        self._then = None
+        if self.question is not None and self.question.key in (CONSENT, INSTALL):
+            self.question = None
+
     def install(self) -> None:
         """Asks whether to install."""
-        if self._installing is None:
+        if self._changing is None and self._run_choice is None:
             self.question, self._then = self._install_question(), None
 
     def remove(self) -> None:
         """Asks whether to remove what was installed."""
-        text = _(
-            "Remove the Python environment of SDFSMIS from {folder} ({size})? Segmenting on this computer needs it."
-        )
-        folder, size = self._computer.folder, _size(self._computer.size())
-        self.question = Question(REMOVE, text.format(folder=folder, size=size), _("Remove"), _("Keep it"))
+        if self._changing is None and self._run_choice is None:
+            text = _("Remove the Python environment of SDFSMIS, {folder}? Segmenting on this computer needs it.")
+            text = text.format(folder=self._computer.folder)
+            self.question, self._then = Question(REMOVE, text, _("Remove"), _("Keep it")), None
 
     def answer(self, key: str, agreed: bool) -> None:
         """The answer to :attr:`question`."""
@@ -156,35 +184,53 @@ class BackendAccess:
         elif agreed and key == INSTALL:
             self._begin_installation(then)
         elif agreed and key == REMOVE:
-            self._computer.stop()
-            self._note(self._guarded(self._computer.remove), None)
+            computer = self._computer
+            self._doing = _("Removing the environment…")
+            self._changing = Background("SDFSMIS removal", lambda post, cancel: post(_Done(_removed(computer))))
         self._look()
 
     def cancel_installation(self) -> None:
         """Downloads that have come are used the next time."""
-        if self._installing is not None:
-            self._installing.cancel.set()
+        if self._changing is not None:
+            self._changing.cancel.set()
 
     # -- for a run -----------------------------------------------------------------------------------------------------
 
     def source(self) -> ClientSource:
-        """What gives a client in the worker thread; it holds what was chosen now."""
+        """What gives a client in the worker thread; it holds what was chosen now.
+
+        Raises:
+            InputError: for an address, a token or a certificate that is none.
+        """
         choice, computer = self._choice, self._computer
         if choice.kind is BackendKind.SERVER:
             client = self._client()
             return lambda post, cancel: client
         return lambda post, cancel: computer.client(choice, lambda text: post(Doing(text)), cancel)
 
-    def works(self, text: str) -> None:
-        """The backend did what it was asked for; ``text`` says what it is."""
-        self._note(text, True)
-        if self._choice.kind is BackendKind.SERVER:
-            self._remembered.keep_host(self._choice.url)
+    def run_begins(self) -> None:
+        """A run uses what was chosen now; until :meth:`run_ended` nothing else is done to it."""
+        self._run_choice = self._choice
+        self._look()
+
+    def run_ended(self, error: BaseException | None, remote: RemoteRun | None) -> None:
+        """The run ended: by itself, by an error, or by being cancelled.
+
+        Args:
+            remote: to know the backend by; None where it was never reached.
+        """
+        choice, self._run_choice = self._run_choice, None
+        if choice is not None and isinstance(error, BackendError):
+            self._tried = _Tried(choice, str(error), False)
+        elif choice is not None and remote is not None and remote.version:
+            text = _("It works: SDFSMIS {version}, {model} on {device}.")
+            text = text.format(version=remote.version, model=remote.model, device=remote.device)
+            self._worked(choice, text)
         self._look()
 
     def fails(self, text: str) -> None:
-        """The backend did not do what it was asked for, and why."""
-        self._note(text, False)
+        """What was chosen did not do what it was asked for, and why."""
+        self._tried = _Tried(self._choice, text, False)
         self._look()
 
     # -- step by step --------------------------------------------------------------------------------------------------
@@ -192,7 +238,7 @@ class BackendAccess:
     def step(self) -> bool:
         """Takes what the threads have posted; whether there was any."""
         came = False
-        for job in (self._testing, self._installing):
+        for job in (self._testing, self._changing):
             for message in job.messages() if job is not None else ():
                 came = True
                 self._take(job, message)
@@ -200,46 +246,48 @@ class BackendAccess:
             self._look()
         return came
 
-    def run_ended(self, error: BaseException | None) -> None:
-        """A run ended: by itself, or by an error of the backend, of another part, or by being cancelled."""
-        if isinstance(error, BackendError):
-            self.fails(str(error))
-        else:
-            self._look()
-
     def close(self) -> None:
         """Ends what goes on; no process stays."""
-        for job in (self._testing, self._installing):
+        self.forget_waiting()
+        for job in (self._testing, self._changing):
             if job is not None:
                 job.cancel.set()
         self._computer.stop()
-        if self._installing is not None:
-            self._installing.join(5)
+        if self._changing is not None:
+            self._changing.join(5)
 
     # -- within --------------------------------------------------------------------------------------------------------
 
     def _take(self, job: Background | None, message: Any) -> None:
         if isinstance(message, Capabilities):
-            self.works(described(message))
+            self._worked(self._choice, described(message))
         elif isinstance(message, Doing):
             self._doing = message.text
         elif isinstance(message, tuple):
             self._progress, self._doing = message
-        elif isinstance(message, _Installed):
-            self._installed = message.text
+        elif isinstance(message, _Done):
+            self._tried = _Tried(self._choice, message.text, None)
         elif isinstance(message, Ended) and job is self._testing:
             self._testing = None
-            if message.error is not None and not isinstance(message.error, Cancelled):
-                self.fails(sentence(message.error))
+            self._ended(message.error, "")
         elif isinstance(message, Ended):
-            self._installing, self._progress = None, None
+            self._changing, self._progress = None, None
             then, self._then = self._then, None
-            if message.error is None:
-                self._note(self._installed, None)
-                if then is not None:
-                    then()
-            else:
-                self.fails(sentence(message.error))
+            self._ended(message.error, _("It was cancelled. Downloads that have come are used the next time."))
+            if message.error is None and then is not None:
+                self.before_run(then)
+
+    def _ended(self, error: BaseException | None, cancelled: str) -> None:
+        """A job ended; an error is told, and of one that was cancelled what is to be known."""
+        if isinstance(error, Cancelled):
+            self._tried = _Tried(self._choice, cancelled, None) if cancelled else self._tried
+        elif error is not None:
+            self.fails(sentence(error))
+
+    def _worked(self, choice: BackendChoice, text: str) -> None:
+        self._tried = _Tried(choice, text, True)
+        if choice.kind is BackendKind.SERVER:
+            self._remembered.keep_host(choice.url)
 
     def _begin_test(self) -> None:
         try:
@@ -251,24 +299,25 @@ class BackendAccess:
         self._testing = Background("SDFSMIS test", lambda post, cancel: post(source(post, cancel).capabilities()))
 
     def _begin_installation(self, then: Callable[[], None] | None) -> None:
-        self._then, self._progress = then, 0.0
-        self._doing = _("Installing…")
-        computer, options = self._computer, shlex.split(self._choice.pip_options)
-        self._computer.stop()
+        try:
+            options = _words(self._choice.pip_options)
+        except ValueError as error:
+            self.fails(_("The pip options cannot be read ({error}); correct the quotes.").format(error=error))
+            return
+        self._then, self._progress, self._doing = then, 0.0, _("Installing…")
+        computer, again = self._computer, then is None
 
         def install(post: Post, cancel: Cancel) -> None:
-            post(_Installed(computer.install(options, lambda share, text: post((share, text)), cancel)))
+            computer.stop()
+            post(_Done(computer.install(options, again, lambda share, text: post((share, text)), cancel)))
 
-        self._installing = Background("SDFSMIS installation", install)
+        self._changing = Background("SDFSMIS installation", install)
 
     def _what_to_ask(self) -> Question | None:
         """What has to be asked before the backend may be used."""
         if self._choice.kind is BackendKind.LOCAL:
             return None if self._computer.is_ready(self._choice) else self._install_question()
-        try:
-            client = self._client()
-        except InputError:  # it is told when it is used
-            return None
+        client = self._client()
         if client.is_local or client.host in self._remembered.agreed_hosts():
             return None
         text = _(
@@ -277,69 +326,68 @@ class BackendAccess:
             "images can show a person. SDFSMIS keeps the slices in that computer's memory and writes them to no disk. "
             "Send them, now and later?"
         )
-        return Question(
-            CONSENT, text.format(host=client.host), _("Send to {host}").format(host=client.host), _("Do not send")
-        )
+        agree = _("Send to {host}").format(host=client.host)
+        return Question(CONSENT, text.format(host=client.host), agree, _("Do not send"))
 
     def _install_question(self) -> Question:
         text = _(
-            "Segmenting on this computer needs Python packages (PyTorch and others, {size}). They are downloaded into "
-            "an environment of their own, {folder}; Slicer's own packages stay as they are, and it can be removed "
-            "again. No image leaves this computer. Install them now?"
+            "Segmenting on this computer needs Python packages (PyTorch and others): 0.5 to 4 GB to download, 3 to 9 "
+            "GB on the disk, by the kind of computer. They go into an environment of their own, {folder}; Slicer's own "
+            "packages stay as they are, and it can be removed again. No image leaves this computer. Install them now?"
         )
-        text = text.format(size=self._computer.needed(), folder=self._computer.folder)
-        return Question(INSTALL, text, _("Install"), _("Not now"))
+        return Question(INSTALL, text.format(folder=self._computer.folder), _("Install"), _("Not now"))
 
     def _client(self) -> Client:
-        """Raises :class:`InputError` for an address or a token that is none."""
+        """Raises :class:`InputError` for an address, a token or a certificate that is none."""
         choice = self._choice
         if not choice.url.strip():
             raise InputError(_("No server is named; enter its address, such as http://computer:7861."))
         return Client(choice.url, choice.token, ca_file=choice.certificate or None)
 
-    def _guarded(self, call: Callable[[], Any]) -> str:
-        """What is said of a call that may fail."""
-        try:
-            return str(call())
-        except (InputError, OSError) as error:
-            return str(error)
-
-    def _note(self, text: str, works: bool | None) -> None:
-        self._tried = self._choice, text, works
-
     def _look(self) -> None:
         """Brings the view up to date."""
         status, state = self._status()
         local = self._choice.kind is BackendKind.LOCAL
+        free = local and self._changing is None and self._run_choice is None
         self.view = BackendView(
             self._choice,
             status,
             state,
             self._progress,
-            can_install=local and self._installing is None and not self._choice.python,
-            can_remove=local and self._installing is None and self._computer.is_there(),
+            can_install=free and not self._choice.python,
+            can_remove=free and self._computer.is_there(),
             hosts=self._remembered.hosts(),
         )
 
     def _status(self) -> tuple[str, str]:
-        if self._installing is not None:
+        if self._changing is not None or self._testing is not None:
             return self._doing, "busy"
-        if self._testing is not None:
-            return self._doing, "busy"
-        tried = self._tried if self._tried is not None and self._tried[0] == self._choice else None
+        if self._run_choice == self._choice:
+            return _("It is used by the run that goes on."), "busy"
+        tried = self._tried if self._tried is not None and self._tried.choice == self._choice else None
         if self._choice.kind is BackendKind.LOCAL:
             said = self._computer.status(self._choice)
-            if tried is not None and tried[2] is None and said[1] == "unknown":
-                return tried[1], "unknown"
-            if tried is not None and tried[2] is not None and (not tried[2] or said[1] == "good"):
-                return tried[1], "good" if tried[2] else "bad"
-            return said
-        if tried is not None:
-            return tried[1], "good" if tried[2] else "bad"
+            if tried is None or (tried.works and said[1] != "good"):  # it worked, and does not run any more
+                return said
+            return tried.text, said[1] if tried.works is None else "good" if tried.works else "bad"
+        if tried is not None and tried.works is not None:
+            return tried.text, "good" if tried.works else "bad"
         try:
             return _("{host} was not tried yet.").format(host=self._client().host), "unknown"
         except InputError as error:
             return str(error), "bad" if self._choice.url.strip() else "unknown"
+
+
+def _words(options: str) -> list[str]:
+    """The words of options, as a shell takes them; on Windows a backslash is a letter. ValueError for an open quote."""
+    if os.name != "nt":
+        return shlex.split(options)
+    return [word.strip("\"'") for word in shlex.split(options, posix=False)]
+
+
+def _removed(computer: Computer) -> str:
+    computer.stop()
+    return computer.remove()
 
 
 def described(capabilities: Capabilities) -> str:
@@ -363,7 +411,3 @@ def sentence(error: BaseException) -> str:
     return _("It failed ({kind}: {error}); the application's log says more.").format(
         kind=type(error).__name__, error=error
     )
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
+import qt
 from slicer.i18n import tr as _
 
+from SDFSMISLib.client import Client
+from SDFSMISLib.errors import InputError
 from SDFSMISPanel.control import Control
 from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, BackendView, PanelLogic
 from SDFSMISPanel.pictures import dot
@@ -17,6 +19,7 @@ __all__ = ["BackendSection"]
 
 LOG = logging.getLogger("SDFSMIS")
 DEVICES = ("auto", "cpu", "cuda")  # as the .ui lists them
+PAUSE = 500  # ms without a key, after which an address counts as typed
 COLORS = {"good": (0.2, 0.65, 0.3), "unknown": (0.6, 0.6, 0.6), "busy": (0.25, 0.5, 0.9), "bad": (0.85, 0.25, 0.2)}
 
 
@@ -30,6 +33,9 @@ class BackendSection:
         self._dots = {state: dot(color) for state, color in COLORS.items()}
         self._install, self._remove = Control(ui.installButton), Control(ui.removeInstallationButton)
         self._test = Control(ui.testBackendButton)
+        self._pause = qt.QTimer()
+        self._pause.setSingleShot(True)
+        self._pause.setInterval(PAUSE)
         logic.choose_backend(settings.choice())
         self._connect()
 
@@ -59,34 +65,53 @@ class BackendSection:
             pip_options=ui.pipOptionsLineEdit.text.strip(),
         )
 
+    def take_over(self) -> None:
+        """Takes over what the controls say: a field tells of its text only when the keyboard leaves it."""
+        choice = self.choice()
+        if choice == self._logic.backend.choice:
+            return
+        LOG.info("Backend chosen: %s", _described(choice))
+        self._settings.keep_choice(choice)
+        self._logic.choose_backend(choice)
+
+    def close(self) -> None:
+        """The panel ends: what was being typed counts no more."""
+        self._pause.stop()
+
     # -- what the user does
 
     def _connect(self) -> None:
         ui = self._ui
         ui.localRadioButton.connect("toggled(bool)", self._choose_kind)
         ui.serverComboBox.connect("activated(int)", self._choose_host)
-        ui.serverComboBox.lineEdit().connect("editingFinished()", self._choose)
+        ui.serverComboBox.lineEdit().connect("editingFinished()", self.take_over)
+        ui.serverComboBox.connect("editTextChanged(QString)", self._on_typed)
+        self._pause.connect("timeout()", self.take_over)
         ui.deviceComboBox.connect("activated(int)", self._choose_host)
         for name in ("token", "certificate", "python", "model", "pipOptions"):
-            getattr(ui, f"{name}LineEdit").connect("editingFinished()", self._choose)
-        ui.testBackendButton.connect("clicked()", self._logic.test_backend)
-        ui.installButton.connect("clicked()", self._logic.install)
+            getattr(ui, f"{name}LineEdit").connect("editingFinished()", self.take_over)
+        ui.testBackendButton.connect("clicked()", self._on_test)
+        ui.installButton.connect("clicked()", self._on_install)
         ui.removeInstallationButton.connect("clicked()", self._logic.remove_installation)
         ui.cancelInstallationButton.connect("clicked()", self._logic.cancel_installation)
 
     def _choose_kind(self, _local: bool) -> None:
-        self._choose()
+        self.take_over()
 
     def _choose_host(self, _number: int) -> None:
-        self._choose()
+        self.take_over()
 
-    def _choose(self) -> None:
-        choice = self.choice()
-        if choice == self._logic.backend.choice:
-            return
-        LOG.info("Backend chosen: %s", replace(choice, token="(given)" if choice.token else ""))
-        self._settings.keep_choice(choice)
-        self._logic.choose_backend(choice)
+    def _on_typed(self, _text: str) -> None:
+        """An address may make buttons usable, which are clicked on before the keyboard leaves the field."""
+        self._pause.start()
+
+    def _on_test(self) -> None:
+        self.take_over()
+        self._logic.test_backend()
+
+    def _on_install(self) -> None:
+        self.take_over()
+        self._logic.install()
 
     # -- what is shown
 
@@ -139,3 +164,13 @@ class BackendSection:
         self._install.allow("" if view.can_install else wait or _("Nothing has to be installed."))
         self._remove.allow("" if view.can_remove else wait or _("Nothing was installed."))
         self._test.allow(wait or (_("Type the address of the server first.") if server and not view.choice.url else ""))
+
+
+def _described(choice: BackendChoice) -> str:
+    """For the log, which people pass on: no word of it may be a password."""
+    if choice.kind is BackendKind.LOCAL:
+        return "this computer"
+    try:
+        return f"server {Client(choice.url).host}"
+    except InputError:
+        return "server with an address that is none"

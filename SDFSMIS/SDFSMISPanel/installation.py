@@ -82,13 +82,15 @@ class Installation:
         """The last lines that the programs wrote."""
         return "\n".join(list(self._lines))
 
-    def run(self, on_progress: Callable[[Progress], None], cancel: Callable[[], bool]) -> str:
+    def run(self, on_progress: Callable[[Progress], None], cancel: Callable[[], bool], again: bool = False) -> str:
         """Do what is missing: all, or only what has changed.
 
         Args:
             on_progress: called in this thread, several times a second at most.
             cancel: asked ten times a second; True ends the programs that run, and leaves an environment that is
                 incomplete and is made anew the next time. Downloads stay in pip's own store.
+
+            again: make it anew although nothing is missing: other pip options may give other builds.
 
         Returns:
             what was done and what is to be known about it, in sentences.
@@ -99,9 +101,9 @@ class Installation:
         """
         self._notes = []
         environment, state = self._environment, self._environment.state
-        if state is EnvironmentState.READY:
+        if state is EnvironmentState.READY and not again:
             return f"SDFSMIS is installed in {environment.folder}."
-        whole = state is not EnvironmentState.OUTDATED
+        whole = again or state is not EnvironmentState.OUTDATED
         packages = whole or environment.needs_packages
         steps = _Steps(on_progress, cancel, self._lines, self._build.download, (whole, packages))
         if packages:

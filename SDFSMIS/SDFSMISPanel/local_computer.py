@@ -15,7 +15,7 @@ from SDFSMISPanel.environment import Environment, EnvironmentState
 from SDFSMISPanel.installation import Installation, Progress, adopt
 from SDFSMISPanel.local_backend import LocalBackend, LocalBackendState
 from SDFSMISPanel.panel_logic import BackendChoice
-from SDFSMISPanel.torch_build import TorchBuild, graphics_cards, usual_build
+from SDFSMISPanel.torch_build import graphics_cards, usual_build
 
 __all__ = ["LocalComputer", "Places"]
 
@@ -54,11 +54,11 @@ class LocalComputer:
         self._places = places
         self._environment = Environment(places.environment, places.library, places.requirements, places.variables)
         self.folder = places.environment
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for moments only
+        self._making = threading.Lock()
         self._backend: LocalBackend | None = None
-        self._made_for: BackendChoice | None = None
-        self._told: tuple[str, str] | None = None
-        self._build: TorchBuild | None = None
+        self._made_for: tuple[str, str, str] | None = None
+        self._told: tuple[BackendChoice, tuple[str, str]] | None = None
 
     def is_ready(self, choice: BackendChoice) -> bool:
         if choice.python:
@@ -72,40 +72,33 @@ class LocalComputer:
         return self._environment.is_there
 
     def status(self, choice: BackendChoice) -> tuple[str, str]:
-        self._told = self._status(choice)
-        return self._told
+        said = self._status(choice)
+        self._told = choice, said
+        return said
 
     def has_changed(self) -> bool:
-        return self._made_for is not None and self._told != self._status(self._made_for)
-
-    def needed(self) -> str:
-        build = self._usual_build()
-        return _("{download} to download, {disk} on the disk").format(
-            download=f"{build.download / 1e9:.1f} GB", disk=f"{build.disk / 1e9:.0f} GB"
-        )
-
-    def size(self) -> int:
-        return self._environment.size()
+        return self._backend is not None and self._told is not None and self._told[1] != self._status(self._told[0])
 
     def client(self, choice: BackendChoice, say: Callable[[str], None], cancel: Cancel) -> Client:
-        with self._lock:
-            backend = self._backend if self._made_for == choice else None
-        if backend is None:
-            say(_("Preparing the backend on this computer…"))
-            backend = self._made(choice, cancel)
-            self.stop()
+        with self._making:  # one after the other, so that none stops what another has just made
             with self._lock:
-                self._backend, self._made_for = backend, choice
+                backend = self._backend if self._made_for == _key(choice) else None
+            if backend is None:
+                say(_("Preparing the backend on this computer…"))
+                backend = self._made(choice, cancel)
+                self.stop()
+                with self._lock:
+                    self._backend, self._made_for = backend, _key(choice)
         say(_("Starting the backend on this computer…"))
         return backend.client(cancel)
 
-    def install(self, options: Sequence[str], report: Callable[[float, str], None], cancel: Cancel) -> str:
+    def install(self, options: Sequence[str], again: bool, report: Callable[[float, str], None], cancel: Cancel) -> str:
         def on_progress(progress: Progress) -> None:
             step = _("Step {step} of {steps}. {text}")
             report(progress.share, step.format(step=progress.step, steps=progress.steps, text=progress.text))
 
-        installation = Installation(self._environment, self._places.python, self._usual_build(), options)
-        return installation.run(on_progress, cancel)
+        build = usual_build(graphics_cards(next(iter(self._places.variables.values()))))
+        return Installation(self._environment, self._places.python, build, options).run(on_progress, cancel, again)
 
     def remove(self) -> str:
         return self._environment.remove()
@@ -125,12 +118,12 @@ class LocalComputer:
             python, variables = adopted.python, adopted.variables
         else:
             if self._environment.state is EnvironmentState.OUTDATED:  # the panel was updated: its files are copied
-                self.install((), lambda share, text: None, cancel)
+                self.install((), False, lambda share, text: None, cancel)
             python, variables = str(self._environment.python), self._environment.environment_variables()
         return LocalBackend(python, variables, model=choice.model or "built-in", device=choice.device)
 
     def _status(self, choice: BackendChoice) -> tuple[str, str]:
-        backend = self._backend if self._made_for == choice else None
+        backend = self._backend if self._made_for == _key(choice) else None
         if backend is not None:
             return backend.status, STATES[backend.state]
         if choice.python:
@@ -146,8 +139,7 @@ class LocalComputer:
             return _("An installation was cut off. Install it again; what was downloaded is used."), "bad"
         return _("Not installed yet. Press Segment or Install; you are asked before anything is downloaded."), "unknown"
 
-    def _usual_build(self) -> TorchBuild:
-        if self._build is None:
-            variables = next(iter(self._places.variables.values()))
-            self._build = usual_build(graphics_cards(variables))
-        return self._build
+
+def _key(choice: BackendChoice) -> tuple[str, str, str]:
+    """What makes it another backend."""
+    return choice.python, choice.model, choice.device

@@ -24,7 +24,7 @@ from SDFSMISPanel.panel_logic import (
     RunView,
     SupportView,
 )
-from SDFSMISPanel.panel_run import PanelRun, Target
+from SDFSMISPanel.panel_run import PanelRun, Target, unexpected
 from SDFSMISPanel.query import wanted_slices
 from SDFSMISPanel.review import Review
 from SDFSMISPanel.run_job import RunOptions
@@ -80,9 +80,20 @@ class Logic:
         self._on_change = on_change
 
     def step(self) -> bool:
+        try:
+            more = self._step()
+        except Exception as error:  # it must not come again with every beat of the timer
+            self._say(unexpected(error))
+            more = False
+        self._tell()
+        return more
+
+    def _step(self) -> bool:
         more = self._access.step()
         if self._run is not None:
             more = self._run.step() or more
+            if self._run.has_results and self._review.is_open:
+                self._review.forget()  # what is written now is of this run
             if self._run.over:
                 self._end_run()
         elif self._saving is not None:
@@ -93,7 +104,6 @@ class Logic:
             more = self._review.step() or more
         if self._run is None and not self._review.view.working:
             self._support.refresh(True)
-        self._tell()
         return more
 
     def answer(self, key: str, agreed: bool) -> None:
@@ -175,10 +185,11 @@ class Logic:
     def why_not(self, request: RunRequest) -> str:
         if self.run.running:
             return _("Something goes on; wait until it has ended, or cancel it.")
-        if self._support.view.problem:
-            return self._support.view.problem
+        problem = self._support.view.problem or self._access.problem()
+        if problem:
+            return problem
         try:
-            self._targets(request, self._support.plan())
+            self._targets(request, self._support.plan_so_far())
         except InputError as error:
             return str(error)
         return ""
@@ -192,6 +203,8 @@ class Logic:
     def cancel(self) -> None:
         if self._run is not None:
             self._run.cancel()
+        elif self._saving is not None:
+            self._saving = None  # the file is written beside its place, and comes or does not
         self._tell()
 
     # -- review --------------------------------------------------------------------------------------------------------
@@ -221,18 +234,18 @@ class Logic:
         self._tell()
 
     def accept(self) -> None:
-        self._review.accept()
-        self._tell()
+        self._end_review(self._review.accept)
 
     def discard(self) -> None:
-        self._review.discard()
-        self._tell()
+        self._end_review(self._review.discard)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def close_scene(self) -> None:
         if self._run is not None:
             self._run.abandon()
+            self._access.run_ended(None, self._run.remote)
+        self._access.forget_waiting()
         self._run, self._saving, self._last_run, self._editor = None, None, RunView(), None
         self._question = self._answered = None
         self._review.forget()
@@ -249,9 +262,12 @@ class Logic:
 
     def _begin(self, request: RunRequest, editor: Editor) -> None:
         """Starts the run; what is wrong becomes the text of a run that has failed."""
+        if self.run.running:  # another one was started while this one waited for an answer
+            return
         try:
             plan = self._support.plan()
             targets = self._targets(request, plan)
+            source = self._access.source()
             if self._support.scan is not None and targets[0].painted is not None:
                 EditingRules.of(editor.node, self._support.scan)  # refused now, not after a minute
         except InputError as error:
@@ -259,10 +275,10 @@ class Logic:
             return
         painted = self._support.scan if plan.painting is not None else None
         options = RunOptions(request.strategy, request.region, self._review.view.threshold or 0.01)
-        self._review.forget()
         self._editor = editor
         LOG.info("Run begins: %d scans, %s", len(targets), options)
-        self._run = PanelRun(plan, painted, targets, options, editor, self._access.source(), self._scans)
+        self._run = PanelRun(plan, painted, targets, options, editor, source, self._scans)
+        self._access.run_begins()
 
     def _targets(self, request: RunRequest, plan: SupportPlan) -> list[Target]:
         """The scans of a run; raises :class:`InputError` where there is nothing to do."""
@@ -297,8 +313,15 @@ class Logic:
         run = self._run
         assert run is not None
         self._run, self._last_run = None, run.view
-        self._access.run_ended(run.error)
-        self._review.begin(run.targets, run.plan.looks)
+        self._access.run_ended(run.error, run.remote)
+        if run.has_results:
+            self._review.begin(run.targets, run.plan.looks)
+
+    def _end_review(self, end: Callable[[], None]) -> None:
+        if self._run is None and self._review.is_open:
+            end()
+            self._last_run = RunView()
+        self._tell()
 
     def _look_at_support(self) -> None:
         self._support.refresh(self._run is None)

@@ -13,6 +13,7 @@ __all__ = ["PaintEditor"]
 EFFECTS = ("Paint", "Draw", "Erase", "Level tracing")  # those that change one slice; the others reach into the volume
 TAG = "SDFSMIS"
 UNDO_STATES = 10
+MADE = "SDFSMIS.made"  # attribute of an editor node that the panel has set up
 
 
 class PaintEditor:
@@ -68,6 +69,13 @@ class PaintEditor:
         self.edit(None, None)
         self._widget.removeViewObservations()
 
+    def close(self) -> None:
+        """The panel ends: the editor, which lives on hidden after a reload, holds nothing of the scene."""
+        self._widget.setActiveEffect(None)
+        self._widget.setMRMLSegmentEditorNode(None)
+        self._widget.setMRMLScene(None)
+        self._scan = self._segmentation = self._node = None
+
     def _take_node(self) -> None:
         """The editor's node of the scene, made where there is none; a scene that was loaded brings its own."""
         node = slicer.mrmlScene.GetSingletonNode(TAG, "vtkMRMLSegmentEditorNode")
@@ -75,6 +83,9 @@ class PaintEditor:
             node = slicer.vtkMRMLSegmentEditorNode()
             node.SetSingletonTag(TAG)
             node = slicer.mrmlScene.AddNode(node)
+        if node.GetAttribute(MADE) is None:  # new, or as good as new: closing a scene resets it and keeps it
+            node.SetAttribute(MADE, "1")
+            node.SetOverwriteMode(node.OverwriteNone)  # no stroke and no result takes voxels from what is painted
         if node is not self._node:
             self._node = node
             self._widget.setMRMLSegmentEditorNode(node)

@@ -192,6 +192,7 @@ class RunView:
     seconds_left: None = not known.
     failed: whether the last run ended with an error, which ``text`` tells.
     notes: what the user should know of the run, one sentence each.
+    can_cancel: whether what is running can be cancelled; a support set that is being saved cannot.
     """
 
     running: bool = False
@@ -200,6 +201,7 @@ class RunView:
     seconds_left: float | None = None
     failed: bool = False
     notes: tuple[str, ...] = ()
+    can_cancel: bool = True
 
 
 @dataclass(frozen=True, eq=False)

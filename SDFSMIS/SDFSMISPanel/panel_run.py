@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 
 from SDFSMISLib.client import BackendError, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, Scans, frame_of
+from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, Scans
 from SDFSMISPanel.background import Background, Ended
 from SDFSMISPanel.panel_logic import Editor, RunView
 from SDFSMISPanel.result_home import ResultHome
@@ -110,7 +110,9 @@ class PanelRun:
         self._ended: Ended | None = None
         self._cancelled = False
         self._lost = ""
-        self._copies: dict[str, Scan] = {}
+        self._copies: list[Scan] = []
+        self._painted_copy: Scan | None = None
+        self._left_out: list[str] = []
 
     def cancel(self) -> None:
         """Asks it to end; what has come stays."""
@@ -122,6 +124,16 @@ class PanelRun:
         """Ends it at once, without touching the scene: that is closed, or the panel is."""
         self.cancel()
         self._end("", False)
+
+    @property
+    def remote(self) -> RemoteRun | None:
+        """What was reached of the backend; None where nothing was."""
+        return self._remote
+
+    @property
+    def has_results(self) -> bool:
+        """Whether a slice has come that can be written."""
+        return any(target.writer is not None for target in self.targets)
 
     def step(self) -> bool:
         """Does the next piece, of some 20 ms; whether there is more to do at once."""
@@ -159,18 +171,27 @@ class PanelRun:
         if share is not None:
             self.view = RunView(True, _("Reading the scan…"))
             return True
-        scans = [(self._copies[target.volume.GetID()], target.wanted) for target in self.targets]
-        painted = self._copies[self._painted.GetID()] if self._painted is not None else None
+        scans = [(self._copies[number], target.wanted) for number, target in enumerate(self.targets)]
+        painted = self._painted_copy
         job = RunJob(self._source, self.plan, painted, scans, self._options)
         self._doing = _("Connecting to the backend…")
         self._background = Background("SDFSMIS run", job)
         return False
 
     def _copy(self) -> Iterator[float]:
-        nodes = [target.volume for target in self.targets]
-        for node in [*nodes, *([self._painted] if self._painted is not None else [])]:
-            yield from self._scans.copying(node)
-            self._copies[node.GetID()] = self._scans.of(node)
+        """Copies the scans; another scan that cannot be read is left out, the painted one is needed."""
+        if self._painted is not None:
+            yield from self._scans.copying(self._painted)
+            self._painted_copy = self._scans.of(self._painted)
+        for target in [*self.targets]:
+            try:
+                yield from self._scans.copying(target.volume)
+                self._copies.append(self._scans.of(target.volume))
+            except InputError as error:
+                if target.volume is self._painted or len(self.targets) == 1:
+                    raise
+                self.targets.remove(target)
+                self._left_out.append(_("{name} is left out: {error}").format(name=target.name, error=error))
 
     def _take_messages(self) -> bool:
         """Takes what the worker has posted, for some milliseconds; whether more may be waiting."""
@@ -189,6 +210,8 @@ class PanelRun:
             self._doing = _("Sending slices: {there} of {total}").format(there=message.there, total=message.total)
         elif isinstance(message, Trouble):
             self._trouble = message.text
+        elif isinstance(message, RemoteRun):
+            self._remote = message
         elif isinstance(message, ScanBegins):
             self._scan_begins(message)
         elif isinstance(message, SliceCame):
@@ -201,10 +224,12 @@ class PanelRun:
 
     def _scan_begins(self, message: ScanBegins) -> None:
         target = self.targets[message.number]
-        self._remote, target.axis = message.run, message.axis
-        scan = self._copies[target.volume.GetID()]
+        target.axis = message.axis
+        scan = self._copies[message.number]
         target.notes += scan.notes
         try:
+            if target.volume.GetScene() is None:
+                raise InputError(_("The scan {name} was deleted; it is left out.").format(name=target.name))
             home = ResultHome.of(target.volume, target.painted, self.plan.looks, message.axis)
             segmentation = home.made(target.volume)
             if target.painted is not None and segmentation is not target.painted:
@@ -213,9 +238,8 @@ class PanelRun:
                         name=segmentation.GetName()
                     )
                 )
-            frame = frame_of(target.volume)
-            if frame is not None:
-                target.notes.append(_("Segmented: {frame}.").format(frame=frame))
+            if scan.sequence_frame is not None:
+                target.notes.append(_("Segmented: {frame}.").format(frame=scan.sequence_frame.text))
             target.writer = self._writer(target, segmentation, home, message, scan)
         except InputError as error:
             self._lose(target, str(error))
@@ -310,7 +334,7 @@ class PanelRun:
 
     def _end(self, text: str, failed: bool) -> None:
         self.over = True
-        notes = dict.fromkeys(note for target in self.targets for note in target.notes)
+        notes = dict.fromkeys([*self._left_out, *(note for target in self.targets for note in target.notes)])
         self.view = RunView(False, text, None, None, failed, tuple(notes))
         LOG.info("Run ended: %s", text)
 

@@ -24,7 +24,7 @@ class Parameter:
         scan, segmentation: what is painted.
         left_out: see the function of this name.
         every_painted: whether each painted slice is support.
-        mode, first, last, reach, strategy, region: as in RunRequest.
+        mode, first, last, reach, strategy, region: as in RunRequest; -1 for last = the range was not set yet.
         threshold, keep_largest, smooth_mm: as in ReviewView.
     """
 
@@ -34,7 +34,7 @@ class Parameter:
     every_painted: bool = True
     mode: QueryMode = QueryMode.ALL
     first: Annotated[int, WithinRange(0, 1_000_000)] = 0
-    last: Annotated[int, WithinRange(0, 1_000_000)] = 0
+    last: Annotated[int, WithinRange(-1, 1_000_000)] = -1
     reach: Annotated[int, WithinRange(1, 9999)] = 10
     strategy: str = "propagate"
     region: str = "auto"

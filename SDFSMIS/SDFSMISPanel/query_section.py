@@ -84,8 +84,10 @@ class QuerySection:
         self._show_mode()
         self._keep()
 
-    def _on_range(self, _first: float, _last: float) -> None:
-        self._keep()
+    def _on_range(self, first: float, last: float) -> None:
+        if self._parameter is not None:
+            self._parameter.first, self._parameter.last = round(first), round(last)
+        self._on_change()
 
     def _keep(self) -> None:
         self._on_change()
@@ -94,8 +96,6 @@ class QuerySection:
         kept, request = self._parameter, self.request()
         kept.mode, kept.reach = request.mode, request.reach
         kept.strategy, kept.region = request.strategy, request.region
-        if self._slices > 0:
-            kept.first, kept.last = request.first, request.last
         keep_other_scans(kept, request.others)
 
     def _show_mode(self) -> None:
@@ -109,7 +109,7 @@ class QuerySection:
         if not count:
             return
         widget, kept = self._ui.rangeWidget, self._parameter
-        first, last = (kept.first, kept.last) if kept is not None and kept.last else (0, count - 1)
+        first, last = (kept.first, kept.last) if kept is not None and kept.last >= 0 else (0, count - 1)
         widget.blockSignals(True)
         widget.minimum, widget.maximum = 0, count - 1
         widget.setValues(min(first, count - 1), min(last, count - 1))

@@ -71,8 +71,10 @@ class Review:
         self.forget()
         self._looks = dict(looks)
         self._scans = [_Reviewed(one, one.writer) for one in targets if one.writer is not None]
+        if any(one.writer.threshold != self.view.threshold for one in self._scans):  # it was moved during the run
+            self._change(lambda writer: writer.set_threshold(self.view.threshold))
         if self._scans and self._cleaning() is not None:
-            self.set_cleaning(self.view.keep_largest, self.view.smooth_mm)
+            self._change(lambda writer: writer.set_cleaning(self._cleaning()))
         self._look()
 
     def forget(self) -> None:
@@ -95,12 +97,17 @@ class Review:
     def set_threshold(self, threshold: float) -> None:
         """Of all results, and of the next run; 0 to below 1."""
         threshold = min(max(threshold, 0.0), 0.99)
+        if threshold == self.view.threshold:  # a change that is none must not write again what was undone
+            return
         self.view = replace(self.view, threshold=threshold)
         self._change(lambda writer: writer.set_threshold(threshold))
 
     def set_cleaning(self, keep_largest: bool, smooth_mm: float) -> None:
         """Of all results: only the largest piece is kept, the border is smoothed (standard deviation in mm)."""
-        self.view = replace(self.view, keep_largest=keep_largest, smooth_mm=max(0.0, smooth_mm))
+        smooth_mm = max(0.0, smooth_mm)
+        if (keep_largest, smooth_mm) == (self.view.keep_largest, self.view.smooth_mm):
+            return
+        self.view = replace(self.view, keep_largest=keep_largest, smooth_mm=smooth_mm)
         self._change(lambda writer: writer.set_cleaning(self._cleaning()))
 
     def least_certain(self) -> str | None:

@@ -22,6 +22,7 @@ class ReviewSection:
         self._ui, self._logic = ui, logic
         self._parameter: Parameter | None = None
         self._shown: ReviewView | None = None
+        self._busy = ""
         self._scans: tuple[str, ...] = ()
         self._controls = [Control(one) for one in (ui.thresholdSlider, ui.smoothSpinBox, ui.keepLargestCheckBox)]
         self._ends = [Control(ui.acceptButton), Control(ui.discardButton)]
@@ -51,7 +52,11 @@ class ReviewSection:
             self._logic.go_to_least_certain()
 
     def show(self) -> None:
-        view = self._logic.review
+        view, run = self._logic.review, self._logic.run
+        busy = _("Wait until this has ended: {text}").format(text=run.text) if run.running else ""
+        if busy != self._busy:
+            self._busy = busy
+            self._show_ends()
         if view is self._shown:
             return
         before, self._shown, ui = self._shown, view, self._ui
@@ -112,9 +117,11 @@ class ReviewSection:
                 setattr(widget, name, value)
                 widget.blockSignals(False)
         self._least.allow("" if view.plane else _("No view shows slices of this scan."))
-        busy = _("Wait until the run has ended, or cancel it.") if self._logic.run.running else ""
+        self._show_ends()
+
+    def _show_ends(self) -> None:
         for control in self._ends:
-            control.allow(busy)
+            control.allow(self._busy)
 
 
 def _volume(result: ResultView) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from SDFSMISLib.client import Client, RemoteRun, SliceRecord
+from SDFSMISLib.client import Client, SliceRecord
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.scene import Scan
 from SDFSMISLib.stack import SliceStack
@@ -45,13 +45,11 @@ class ScanBegins:
     Attributes:
         number: of the scan in the run.
         axis: along which slices come.
-        run: to look at its phase; any thread may.
     """
 
     number: int
     support: SupportSet
     axis: int
-    run: RemoteRun
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,18 @@ class RunJob:
         )
         cancel.then(run.cancel)
         try:
+            post(run)  # any thread may look at its phase
+            begun = False
             with run:
-                post(ScanBegins(number, support, axis, run))
                 for record in run:
+                    if (
+                        not begun
+                    ):  # not before the backend has given something: results of an earlier run stay until then
+                        post(ScanBegins(number, support, axis))
+                        begun = True
                     post(SliceCame(number, record))
+            if not begun:
+                post(ScanBegins(number, support, axis))
             post(ScanEnds(number, tuple(run.warnings)))
         finally:
             cancel.then(None)

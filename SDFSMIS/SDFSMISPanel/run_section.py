@@ -20,14 +20,25 @@ class RunSection:
     """Shows :class:`.panel_logic.RunView`; its button starts a run, and cancels the one that goes on."""
 
     def __init__(
-        self, ui: Any, logic: PanelLogic, request: Callable[[], RunRequest], editor: Callable[[], Editor]
+        self,
+        ui: Any,
+        logic: PanelLogic,
+        request: Callable[[], RunRequest],
+        editor: Callable[[], Editor],
+        before: Callable[[], None],
     ) -> None:
-        self._ui, self._logic, self._request, self._editor = ui, logic, request, editor
+        """
+        Args:
+            request, editor: called for what a run is given.
+            before: called before a run is asked for; takes over what was typed a moment ago.
+        """
+        self._ui, self._logic, self._request, self._editor, self._before = ui, logic, request, editor, before
         self._run = Control(ui.runButton)
         ui.runButton.connect("clicked()", self._on_button)
 
     def start(self) -> None:
         """Starts a run, where one can be started."""
+        self._before()
         request = self._request()
         if self._logic.run.running or self._logic.why_not(request):
             self.show()  # it may say so only since a moment ago
@@ -37,15 +48,21 @@ class RunSection:
 
     def show(self) -> None:
         ui, view = self._ui, self._logic.run
-        why_not = "" if view.running else self._logic.why_not(self._request())
-        ui.runButton.text = _("Cancel") if view.running else _("4. Segment")
+        cancels = view.running and view.can_cancel
+        why_not = self._why_not(view)
+        ui.runButton.text = _("Cancel") if cancels else _("4. Segment")
         self._run.allow(why_not)
-        if view.running:
+        if cancels:
             ui.runButton.toolTip = _("Stop. Slices that are finished stay.")
         self._show_progress(view)
         text = _text(view) or why_not
         ui.runLabel.text, ui.runLabel.visible = text, bool(text)
         ui.runNotesLabel.text, ui.runNotesLabel.visible = "\n".join(view.notes), bool(view.notes)
+
+    def _why_not(self, view: RunView) -> str:
+        if not view.running:
+            return self._logic.why_not(self._request())
+        return "" if view.can_cancel else _("Wait until this has ended: {text}").format(text=view.text)
 
     def _show_progress(self, view: RunView) -> None:
         bar = self._ui.runProgressBar
@@ -54,7 +71,8 @@ class RunSection:
         bar.value = round(100 * (view.fraction or 0))
 
     def _on_button(self) -> None:
-        if self._logic.run.running:
+        run = self._logic.run
+        if run.running and run.can_cancel:
             LOG.info("Run cancelled by the user")
             self._logic.cancel()
         else:
@@ -63,7 +81,8 @@ class RunSection:
 
 def _text(view: RunView) -> str:
     if view.running and view.seconds_left is not None:
-        return _("{text} {remaining} left.").format(text=view.text, remaining=remaining(view.seconds_left))
+        text = view.text.rstrip(".…")
+        return _("{text}, about {remaining} left").format(text=text, remaining=remaining(view.seconds_left))
     return view.text
 
 

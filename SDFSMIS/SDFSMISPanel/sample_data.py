@@ -33,7 +33,7 @@ class Sample:
 
 SAMPLES = (
     Sample(
-        name="MR head: try the brain",
+        name="MR head: try the ventricles",
         node="MRHead",
         file="MR-head.nrrd",
         sha256="cc211f0dfd9a05ca3841ce1141b292898b2dd2d3f08286affadf823a7e58df93",

@@ -24,17 +24,21 @@ class Settings:
         self._store = slicer.app.userSettings() if store is None else store
 
     def choice(self) -> BackendChoice:
-        """The backend that was chosen last. Its token is not kept."""
+        """The backend that was chosen last, without what is a password."""
         kept = self._read("backend", {})
         texts = set(asdict(BackendChoice())) - {"kind", "token"}
-        known = {name: str(value) for name, value in kept.items() if name in texts}
-        kinds = {kind.value: kind for kind in BackendKind}
-        return BackendChoice(kind=kinds.get(kept.get("kind", ""), BackendKind.LOCAL), **known)
+        known = {name: value for name, value in kept.items() if name in texts and isinstance(value, str) and value}
+        server = kept.get("kind") == BackendKind.SERVER.value
+        return BackendChoice(kind=BackendKind.SERVER if server else BackendKind.LOCAL, **known)
 
     def keep_choice(self, choice: BackendChoice) -> None:
-        kept = asdict(choice)
+        """Keeps it but for its token, and for an address or pip options in which a password may stand."""
+        kept = {**asdict(choice), "kind": choice.kind.value}
         del kept["token"]
-        self._write("backend", {**kept, "kind": choice.kind.value})
+        for name in ("url", "pip_options"):
+            if "@" in kept[name]:  # https://user:password@computer, and user:password@proxy as pip takes it
+                kept[name] = ""
+        self._write("backend", kept)
 
     def hosts(self) -> tuple[str, ...]:
         """Addresses of servers that worked, the last one first."""

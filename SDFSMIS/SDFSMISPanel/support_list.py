@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +17,16 @@ from SDFSMISLib.scene import SegmentLook, painted_segments, painting_stamp, show
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISPanel.panel_logic import SegmentView, SupportEntry, SupportView
 from SDFSMISPanel.support_plan import LoadedSet, SupportPlan, join_structures
-from SDFSMISPanel.support_reading import SupportReader, SupportReading
+from SDFSMISPanel.support_reading import PaintedSlice, SupportReader, SupportReading
 from SDFSMISPanel.thumbnail import thumbnail
 
 __all__ = ["SupportList"]
 
 HERE, FILE = "here", "file"
 NO_COLOR = (1.0, 0.8, 0.2)
+NOTHING = PaintedSlice(0, (), 0)
 BUDGET = 0.015  # seconds in which thumbnails are made at once
-CORRECTIONS_WAIT = 5.0  # seconds at most; a tenth of one is usual
+READING_WAIT = 5.0  # seconds at most that a run waits for it; a tenth of one is usual
 
 
 class SupportList:
@@ -46,7 +46,8 @@ class SupportList:
         self._axis: int | None = None
         self._chosen: set[int] = set()
         self._excluded: dict[int, int] = {}
-        self._loaded: list[LoadedSet] = []
+        self._loaded: dict[int, LoadedSet] = {}
+        self._loads = 0
         self._reader = SupportReader()
         self._stamp: Any = None
         self._thumbnails: dict[str, tuple[Any, np.ndarray]] = {}
@@ -84,9 +85,14 @@ class SupportList:
         """
         if self.scan is None:
             raise InputError(_("No scan is chosen; choose the one that is painted."))
-        shown = shown_slice(slice_node, self.scan)
-        if self._axis not in (None, shown.axis):
-            self._chosen.clear()
+        shown, painting = shown_slice(slice_node, self.scan), self._read.painting
+        taken = self._used()
+        if painting is not None and taken and shown.axis != self._read.axis:
+            raise InputError(
+                _(
+                    "The view shows a {shown} slice, and the slices of the support are {painted}; choose another view."
+                ).format(shown=shown.plane, painted=painting.geometry.plane(self._read.axis))
+            )
         self._axis = shown.axis
         self._chosen.add(shown.index)
         self._excluded.pop(shown.index, None)
@@ -109,13 +115,15 @@ class SupportList:
                 number, piece = int(first), int(rest[0])
                 one = self._loaded[number]
                 self._loaded[number] = replace(one, removed=one.removed | {piece})
-        self._loaded = [one for one in self._loaded if one.pieces]
+        self._loaded = {number: one for number, one in self._loaded.items() if one.pieces}
+        if not self._chosen:
+            self._axis = None
         self._stamp = None
 
     def load(self, path: Path) -> None:
         """Adds the slices of a file; raises :class:`InputError` for one that is none."""
-        self._loaded.append(LoadedSet(path.name, SupportSet.load(path)))
-        self._thumbnails = {key: made for key, made in self._thumbnails.items() if not key.startswith(FILE)}
+        self._loads += 1
+        self._loaded[self._loads] = LoadedSet(path.name, SupportSet.load(path))
         self._stamp = None
 
     def forget_scene(self) -> None:
@@ -140,7 +148,8 @@ class SupportList:
         if stamp != self._stamp:
             self._stamp = stamp
             ids = [one.segment_id for one in self._painted() if self._takes_part(one.segment_id)]
-            self._reader.begin(self.scan, self.segmentation, ids, self._axis, results_count)
+            loaded = [*self._loaded.values()]
+            self._reader.begin(self.scan, self.segmentation, ids, loaded, self._axis, results_count)
         elif not self._reader.take():
             return self._make_thumbnails()
         self.view = self._view()
@@ -149,11 +158,15 @@ class SupportList:
     def plan(self) -> SupportPlan:
         """The support as it is now; raises :class:`InputError` with the view's problem where there is none."""
         self.refresh(True)
-        if self._reader.take(CORRECTIONS_WAIT):
+        if self._reader.take(READING_WAIT):
             self.view = self._view()
+        return self.plan_so_far()
+
+    def plan_so_far(self) -> SupportPlan:
+        """As :meth:`plan`, of what was read last: it waits for nothing."""
         if self.view.problem:
             raise InputError(self.view.problem)
-        looks, pieces = join_structures(self._read.looks, self._loaded)
+        looks, pieces = join_structures(self._read.looks, [*self._loaded.values()])
         painting, used = self._read.painting, self._used()
         complete = frozenset({*self._chosen, *(painting.corrected if painting is not None else ())})
         return SupportPlan(looks, painting if used else None, self._read.axis, used, complete, pieces)
@@ -172,7 +185,7 @@ class SupportList:
         painted = painting_stamp(self.scan, self.segmentation, segments) if segments and self.scan is not None else None
         names = [(one.name, one.color) for one in self._painted()]
         return (segments, painted, names, self._chosen_segments, self._every, self._axis, tuple(sorted(self._chosen)),
-                tuple(sorted(self._excluded)), tuple(self._loaded), self._message)  # fmt: skip
+                tuple(sorted(self._excluded)), tuple(self._loaded.values()), self._message)  # fmt: skip
 
     def _painted(self) -> list[Any]:
         """The segments that are no results."""
@@ -189,8 +202,12 @@ class SupportList:
         if painting is None:
             return ()
         self._excluded = {k: digest for k, digest in self._excluded.items() if digest == self._digest(k)}
-        used = set(painting.slices(self._read.axis)) - self._excluded.keys() if self._every else set[int]()
+        used = self._read.slices.keys() - self._excluded.keys() if self._every else set[int]()
         return tuple(sorted(used | self._chosen | set(painting.corrected)))
+
+    def _digest(self, index: int) -> int:
+        one = self._read.slices.get(index)
+        return one.digest if one is not None else 0
 
     def _labels_on(self, index: int) -> np.ndarray:
         """Label values (rows, columns) that are painted on a slice of the scan."""
@@ -201,16 +218,13 @@ class SupportList:
         cut = painting.labels.cut((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
         return np.moveaxis(cut, axis, 0)[0]
 
-    def _digest(self, index: int) -> int:
-        return zlib.crc32(np.ascontiguousarray(self._labels_on(index)).data)
-
     # -- the view ------------------------------------------------------------------------------------------------------
 
     def _view(self) -> SupportView:
         read, used = self._read, self._used()
-        looks, pieces = join_structures(read.looks, self._loaded)
+        looks, pieces = join_structures(read.looks, [*self._loaded.values()])
         entries = [self._entry_here(index) for index in used]
-        for number, one in enumerate(self._loaded):
+        for number, one in self._loaded.items():
             entries += [self._entry_of_file(number, one, slot) for slot in one.pieces]
         painting = read.painting
         notes = (*(painting.notes if painting is not None else ()), *([self._message] if self._message else []))
@@ -229,7 +243,7 @@ class SupportList:
         for one in self._painted():
             taken, count = self._takes_part(one.segment_id), None
             if painting is not None and one.segment_id in counts:
-                count = len(painting.slices(self._read.axis, counts[one.segment_id]))
+                count = len(self._read.painted(counts[one.segment_id]))
             elif taken and not self._read.problem:
                 count = 0
             views.append(SegmentView(one.segment_id, one.name, one.color, count, taken))
@@ -242,7 +256,7 @@ class SupportList:
             return read.problem
         shown = {label for piece in pieces for label in np.unique(piece.labels).tolist()}
         if read.painting is not None:
-            shown |= {label for label in read.painting.names if set(read.painting.slices(read.axis, label)) & set(used)}
+            shown |= {label for label in read.painting.names if read.painted(label) & set(used)}
         missing = [look.name for label, look in looks.items() if label not in shown]
         names = {look.name.casefold() for look in looks.values()}
         missing += [name for name in read.unpainted if name.casefold() not in names]
@@ -260,12 +274,12 @@ class SupportList:
         read = self._read
         painting, axis = read.painting, read.axis
         assert painting is not None and self.scan is not None
-        labels, key = self._labels_on(index), f"{HERE}:{index}"
+        key, content = f"{HERE}:{index}", read.slices.get(index, NOTHING)
         origin = "corrected" if index in painting.corrected else "chosen" if index in self._chosen else "painted"
         made = self._thumbnails.get(key)
         picture = made[1] if made is not None and made[0] == self._content(index) else None
-        names = tuple(name for label, name in painting.names.items() if (labels == label).any())
-        area = int(np.count_nonzero(labels)) * math.prod(painting.geometry.in_plane_spacing(axis)) / 100
+        names = tuple(painting.names[label] for label in content.labels if label in painting.names)
+        area = content.pixels * math.prod(painting.geometry.in_plane_spacing(axis)) / 100
         return SupportEntry(
             key, picture, index, painting.geometry.plane(axis), self.scan.GetName(), names, area, origin
         )

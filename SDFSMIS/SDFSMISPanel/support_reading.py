@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import Painting, SegmentLook, read_painting, read_results, with_corrections
+from SDFSMISLib.scene import HeldResult, Painting, SegmentLook, read_painting, read_results, with_corrections
+from SDFSMISLib.scene.frame import volume_geometry
+from SDFSMISLib.scene.piece import Piece
 from SDFSMISPanel.background import Background, Ended
 from SDFSMISPanel.result_home import ResultHome
+from SDFSMISPanel.support_plan import LoadedSet, join_structures
 
-__all__ = ["SupportReading", "SupportReader"]
+__all__ = ["PaintedSlice", "SupportReader", "SupportReading"]
+
+SMALL = 1 << 19  # voxels of a painting that is looked through at once, in a few milliseconds
+
+
+@dataclass(frozen=True)
+class PaintedSlice:
+    """What is painted on a slice.
+
+    Attributes:
+        digest: another number stands for another content.
+        labels: that are painted, sorted.
+        pixels: how many are.
+    """
+
+    digest: int
+    labels: tuple[int, ...]
+    pixels: int
 
 
 @dataclass(frozen=True, eq=False)
 class SupportReading:
     """Attributes:
     looks: of the painted segments, by label. painting: None = nothing is painted.
-    axis: along which the scan is sliced.
+    axis: along which the scan is sliced. slices: what is painted on each that is, by index.
     unpainted: names of segments that take part and have nothing painted.
     problem: why it cannot be read; "" where it can.
     """
@@ -26,12 +49,17 @@ class SupportReading:
     looks: Mapping[int, SegmentLook] = field(default_factory=dict)
     painting: Painting | None = None
     axis: int = 0
+    slices: Mapping[int, PaintedSlice] = field(default_factory=dict)
     unpainted: tuple[str, ...] = ()
     problem: str = ""
 
+    def painted(self, label: int) -> set[int]:
+        """The slices on which a label is painted."""
+        return {index for index, one in self.slices.items() if label in one.labels}
+
 
 class SupportReader:
-    """Reads in two parts: the scene on the main thread, what was corrected in a thread of its own.
+    """Reads the scene on the main thread, and looks through a large painting, and results, in a thread of its own.
 
     Attributes:
         reading: the last one that is whole.
@@ -40,44 +68,54 @@ class SupportReader:
     def __init__(self) -> None:
         self.reading = SupportReading()
         self._background: Background | None = None
-        self._next = SupportReading()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a newer reading is on its way."""
+        return self._background is not None
 
     def begin(
-        self, scan: Any | None, segmentation: Any | None, segments: Sequence[str], axis: int | None, results_count: bool
+        self,
+        scan: Any | None,
+        segmentation: Any | None,
+        segments: Sequence[str],
+        loaded: Sequence[LoadedSet],
+        axis: int | None,
+        results_count: bool,
     ) -> None:
         """Reads the scene; some milliseconds. What went on before is let go of.
 
         Args:
             segments: IDs of those that take part.
-            axis: along which the scan is sliced; None = as it is painted.
+            loaded: sets that show structures, too; what was corrected in their results counts.
+            axis: along which the scan is sliced; None = as it is painted, or as the loaded slices lie.
             results_count: whether corrections in results are looked for.
         """
         self._background = None
-        if scan is None or segmentation is None or not segments:
+        if scan is None or segmentation is None or not (segments or loaded):
             self.reading = SupportReading()
             return
         try:
-            painting = read_painting(scan, segmentation, segments)
+            painting = read_painting(scan, segmentation, segments) if segments else _nothing_painted(scan)
         except InputError as error:
             self.reading = SupportReading(problem=str(error))
             return
-        along = axis if axis is not None else painting.axis
-        names = {label: name for label, name in painting.names.items() if painting.slices(along, label)}
-        missing = tuple(name for label, name in painting.names.items() if label not in names)
-        looks = {label: SegmentLook.of(segmentation, segments[label - 1]) for label in names}
-        painting = replace(painting, names=names)
-        self._next = SupportReading(looks, painting if names else None, along, missing)
-        home = ResultHome.of(scan, segmentation, looks, along) if results_count and names else None
-        if home is None or not home.results:
-            self.reading = self._next
-            return
-        results = read_results(scan, home.segmentation, home.results)
-        self._background = Background(
-            "SDFSMIS corrections", lambda post, cancel: post(with_corrections(painting, results))
-        )
+        painted = {label: SegmentLook.of(segmentation, segments[label - 1]) for label in painting.names}
+        looks, _pieces = join_structures(painted, loaded)
+        along = axis if axis is not None else _axis(painting, loaded)
+        results: Mapping[int, HeldResult] = {}
+        if results_count:
+            home = ResultHome.of(scan, segmentation, looks, along)
+            results = read_results(scan, home.segmentation, home.results) if home.results else {}
+        if painting.labels.voxels.size <= SMALL and not results:
+            self.reading = _looked_through(painting, looks, along, results)
+        else:
+            self._background = Background(
+                "SDFSMIS painting", lambda post, cancel: post(_looked_through(painting, looks, along, results))
+            )
 
     def take(self, wait: float = 0.0) -> bool:
-        """Takes what was corrected, if that is found; whether the reading has changed.
+        """Takes what was looked through, if that is done; whether the reading has changed.
 
         Args:
             wait: seconds to wait for it at most.
@@ -88,9 +126,48 @@ class SupportReader:
             self._background.join(wait)
         for message in self._background.messages():
             self._background = None
-            if isinstance(message, Ended):  # without a result: there is an error
-                self.reading = replace(self._next, problem=str(message.error))
-            else:
-                self.reading = replace(self._next, painting=message)
+            self.reading = SupportReading(problem=str(message.error)) if isinstance(message, Ended) else message
             return True
         return False
+
+
+def _nothing_painted(scan: Any) -> Painting:
+    return Painting(volume_geometry(scan), Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8)), {})
+
+
+def _axis(painting: Painting, loaded: Sequence[LoadedSet]) -> int:
+    """Along which a scan is sliced: as it is painted, else as the first loaded slice lies."""
+    planes = [piece.plane for one in loaded for piece in one.pieces.values()]
+    if painting.labels.voxels.size or not planes:
+        return painting.axis
+    return next(axis for axis in range(3) if painting.geometry.plane(axis) == planes[0])
+
+
+def _looked_through(
+    painting: Painting, looks: Mapping[int, SegmentLook], axis: int, results: Mapping[int, HeldResult]
+) -> SupportReading:
+    """The reading of a painting; any thread may make it."""
+    slices = _slices(painting, axis)
+    there = {label for one in slices.values() for label in one.labels}
+    missing = tuple(name for label, name in painting.names.items() if label not in there)
+    painted = replace(painting, names={label: look.name for label, look in looks.items()})
+    if results:
+        painted = with_corrections(painted, results)
+        slices = _slices(painted, axis)
+        there = {label for one in slices.values() for label in one.labels}
+    names = {label: name for label, name in painted.names.items() if label in there}
+    painted = replace(painted, names=names)
+    kept = {label: look for label, look in looks.items() if label in there}
+    return SupportReading(kept, painted if there else None, axis, slices, missing)
+
+
+def _slices(painting: Painting, axis: int) -> dict[int, PaintedSlice]:
+    found = {}
+    rows, columns = (painting.labels.start[other] for other in range(3) if other != axis)
+    for index, labels in painting.labels.slices(axis).items():
+        counts = np.bincount(labels.ravel())
+        present = np.flatnonzero(counts[1:]) + 1
+        place = f"{rows} {columns} {labels.shape}".encode()
+        digest = zlib.crc32(np.ascontiguousarray(labels).data, zlib.crc32(place))
+        found[index] = PaintedSlice(digest, tuple(present.tolist()), int(counts[1:].sum()))
+    return found

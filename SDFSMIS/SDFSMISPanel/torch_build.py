@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import platform
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from SDFSMISLib.errors import InputError
+from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISPanel.command import run_command
 
 __all__ = ["PAGE", "TorchBuild", "graphics_cards", "usual_build"]
 
 PAGE = "https://pytorch.org/get-started/locally"  # names the addresses of the other builds
 GB = 10**9
+PATIENCE = 10.0  # seconds; a driver that is ill never answers
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ def usual_build(cards: Sequence[str], system: str = "") -> TorchBuild:
 
 
 def graphics_cards(variables: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the NVIDIA cards of this computer, as their driver gives them; none where it has no driver."""
+    """The names of the NVIDIA cards of this computer, as their driver gives them; none where it has no driver, or
+    one that does not answer."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
+    end = time.monotonic() + PATIENCE
     try:
-        done = run_command([program, "--query-gpu=name", "--format=csv,noheader"], variables)
-    except InputError:
+        words = [program, "--query-gpu=name", "--format=csv,noheader"]
+        done = run_command(words, variables, cancel=lambda: time.monotonic() > end)
+    except (InputError, Cancelled):
         return ()
     return tuple(line.strip() for line in done.lines if line.strip()) if done.status == 0 else ()

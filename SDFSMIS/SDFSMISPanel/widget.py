@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import qt
@@ -21,6 +24,7 @@ from SDFSMISPanel.support_section import SupportSection
 
 __all__ = ["Panel"]
 
+LOG = logging.getLogger("SDFSMIS")
 BEAT = 50  # ms between two steps where nothing waits
 BUDGET = 0.02  # s of steps between two looks at the event loop
 SHOW_EVERY = 0.05  # s between two times that a change is shown
@@ -38,16 +42,17 @@ class Panel:
 
     def __init__(self, root: Any, ui: Any, logic: PanelLogic, settings: Settings) -> None:
         self._root, self.logic, self._entered, self._stale, self._shown_at = root, logic, False, True, 0.0
+        self._failures: set[tuple[str, int | None]] = set()
         self._timer = qt.QTimer()
         self._timer.setInterval(BEAT)
         self._timer.connect("timeout()", self._beat)
         self._paint = PaintEditor(ui.editorFrame)
         self._query = QuerySection(ui, logic, self._on_change)
-        self._run = RunSection(ui, logic, self._query.request, self._paint.editor)
+        self._backend, question = BackendSection(ui, logic, settings), QuestionSection(ui, logic)
+        self._run = RunSection(ui, logic, self._query.request, self._paint.editor, self._backend.take_over)
         self._review = ReviewSection(ui, logic)
         self._support = SupportSection(ui, logic, settings, self._paint, self._query.leave_out)
-        backend, question = BackendSection(ui, logic, settings), QuestionSection(ui, logic)
-        self._sections = (question, backend, self._support, self._query, self._run, self._review)
+        self._sections = (question, self._backend, self._support, self._query, self._run, self._review)
         self._shortcuts = Shortcuts(root, self._run.start, self._review.go_to_least_certain)
         logic.observe(self._on_change)
         self.show()
@@ -89,11 +94,13 @@ class Panel:
         """The panel ends, with all that goes on."""
         self.logic.observe(None)
         self._shortcuts.close()
+        self._backend.close()
         self._review.close()
         self.exit()
         self._root.setMRMLScene(None)  # after a reload the old widgets live on, hidden
         self._timer.stop()
         self.logic.close()
+        self._paint.close()
 
     def _on_change(self) -> None:
         """Many changes in a row are shown once."""
@@ -102,14 +109,30 @@ class Panel:
             self._timer.start()
 
     def _beat(self) -> None:
-        more, end = True, time.monotonic() + BUDGET
-        while more and time.monotonic() < end:
-            more = self.logic.step()
+        more = self._guarded(self._step)
         if self._stale and (not more or time.monotonic() - self._shown_at > SHOW_EVERY):
-            self.show()
+            self._guarded(self.show)
         self._timer.setInterval(0 if more else BEAT)
         if not (more or self._entered or self._stale or self._goes_on()):
             self._timer.stop()
+
+    def _step(self) -> bool:
+        more, end = True, time.monotonic() + BUDGET
+        while more and time.monotonic() < end:
+            more = self.logic.step()
+        return more
+
+    def _guarded(self, call: Callable[[], bool | None]) -> bool:
+        """What it gives. A defect is logged once, not twenty times a second; the next beat tries again."""
+        try:
+            return bool(call())
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            failure = place.filename, place.lineno
+            if failure not in self._failures:
+                self._failures.add(failure)
+                LOG.exception("A defect in the panel; it goes on")
+            return False
 
     def _goes_on(self) -> bool:
         logic = self.logic

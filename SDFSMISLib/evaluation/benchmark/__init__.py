@@ -1,0 +1,26 @@
+"""The published benchmark of few-shot medical image segmentation: its data, folds, protocols, runs and tables."""
+
+from __future__ import annotations
+
+from SDFSMISLib.evaluation.benchmark.data_sets import DATA_SETS, FOLDS, DataSet, Fold, fold_of, ordered_cases
+from SDFSMISLib.evaluation.benchmark.run import Job, Model, Plan, Trainer, measure_folds, train_folds
+from SDFSMISLib.evaluation.benchmark.scores import FoldResult, Score, organ_means, read_results
+
+__all__ = [
+    "DATA_SETS",
+    "FOLDS",
+    "DataSet",
+    "Fold",
+    "FoldResult",
+    "Job",
+    "Model",
+    "Plan",
+    "Score",
+    "Trainer",
+    "fold_of",
+    "ordered_cases",
+    "organ_means",
+    "read_results",
+    "measure_folds",
+    "train_folds",
+]

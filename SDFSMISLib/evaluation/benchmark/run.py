@@ -1,0 +1,247 @@
+"""The benchmark's run: every fold trained by a trainer that is handed in, then tested; all of it can be taken up again.
+
+A run's folder holds ``training`` (one folder for each training), ``training-set`` (what trainings may see, beside the
+scans themselves) and ``results`` (a JSON file for each fold, training and number of shots).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from SDFSMISLib import __version__
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation.baselines import Method, run_method
+from SDFSMISLib.evaluation.benchmark.data_sets import DataSet, Fold, fold_of
+from SDFSMISLib.evaluation.benchmark.methods import method_of
+from SDFSMISLib.evaluation.benchmark.scores import FoldResult, Score
+from SDFSMISLib.evaluation.benchmark.tasks import Protocol, Window, fold_task, query_cases
+from SDFSMISLib.evaluation.benchmark.training_set import Exclusion, Training, trainings, write_training_set
+from SDFSMISLib.evaluation.cases import Case
+from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
+
+if TYPE_CHECKING:
+    from SDFSMISLib.inference import Segmenter
+
+__all__ = ["Job", "Model", "Plan", "Progress", "Trainer", "measure_folds", "train_folds"]
+
+CASES_IN_MEMORY = 3  # the query, its support, and the support's own
+
+Progress = Callable[[int, int, str], None]
+"""(done, in all, what comes next)"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on what.
+
+    Attributes:
+        data: the tested data set, and its scans in their order. train_on: another one whose scans, all of them, are
+            trained on in place of the other folds' (cross-domain); None for those.
+        setting: 1, or 2: training sees no slice of a tested organ. exclusion: in Setting II, see `Training`.
+        protocol: `field`, or `official`: the official code's training targets, supports, masks and folds.
+        folds: their numbers. shots: painted slices for each chunk; several numbers make several tests.
+        output: the run's folder.
+
+    Raises :class:`InputError` for what does not go together.
+    """
+
+    data: DataSet
+    cases: tuple[Case, ...]
+    output: Path
+    setting: int = 1
+    exclusion: Exclusion = "any"
+    protocol: Protocol = "field"
+    folds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    shots: tuple[int, ...] = (1,)
+    train_on: tuple[DataSet, tuple[Case, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        source = self.train_on[0] if self.train_on else self.data
+        if self.setting not in (1, 2):
+            raise InputError(f"Setting {self.setting} was asked for; the benchmark has Settings 1 and 2.")
+        if self.setting == 2 and not source.excluded_together:
+            raise InputError(
+                f"{source.name} has no Setting II, since its structures lie on the same slices; ask for Setting 1."
+            )
+        if self.setting == 2 and self.protocol == "official":
+            raise InputError(
+                "The official code's Setting II leaves out next to nothing, as it compares supervoxels with organs; "
+                "ask for Setting 1 with the official protocol, or for the protocol field."
+            )
+        if self.train_on and self.train_on[0].organs != self.data.organs:
+            raise InputError(f"{source.name} and {self.data.name} have not the same organs; train on another data set.")
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """The trainings of each fold."""
+        source = self.train_on[0] if self.train_on else self.data
+        return trainings(source, self.setting, self.exclusion, self.protocol == "official")
+
+    def job(self, number: int, training: Training) -> Job:
+        """A training of a fold; across data sets one and the same for all folds."""
+        fold = fold_of(self.cases, number)
+        seen = tuple(case for case in self.cases if case.id not in {held.id for held in fold.cases})
+        data, cases = self.train_on or (self.data, seen)
+        name = f"{'all-of-' + data.name if self.train_on else f'fold{number}'}-{training.name}"
+        return Job(data, cases, training, self.output / "training" / name, self.output / "training-set" / data.name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a trainer is to do: train on these ``cases``, and no others, in the folder ``output``; the files that
+    trainings share lie in ``shared``."""
+
+    data: DataSet
+    cases: tuple[Case, ...]
+    training: Training
+    output: Path
+    shared: Path
+
+    def manifest(self, progress: Progress | None = None) -> Path:
+        """Writes what the training may see (see `write_training_set`) and returns the manifest's path."""
+        return write_training_set(self.cases, self.training, self.shared, self.output / "cases.json", progress)
+
+
+Trainer = Callable[[Job], Path]
+"""Trains, or goes on where it was stopped, or does nothing where all is done; the folder of the finished pipeline."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The weights that are tested.
+
+    Attributes:
+        name: in tables. start: weights as they are, or those that the trainings begin with. about: what else tells
+            these results from others, such as the configuration.
+        window: see `method_of`.
+        load: from a name or a folder to a segmenter.
+    """
+
+    name: str
+    start: str
+    window: Window
+    load: Callable[[str], Segmenter]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def train_folds(plan: Plan, trainer: Trainer) -> dict[tuple[int, str], Path]:
+    """Does all trainings; the pipeline folders by fold and name of the training. Each is done once."""
+    done: dict[Path, Path] = {}
+    folders: dict[tuple[int, str], Path] = {}
+    for number, training in _runs(plan):
+        job = plan.job(number, training)
+        if job.output not in done:
+            done[job.output] = trainer(job)
+        folders[number, training.name] = done[job.output]
+    return folders
+
+
+def measure_folds(
+    plan: Plan,
+    model: Model,
+    folders: Mapping[tuple[int, str], Path] | None = None,
+    progress: Progress | None = None,
+) -> list[FoldResult]:
+    """Tests every fold, with the weights in ``folders`` (see `train_folds`) or, None, with the model's as they are.
+
+    Tests that were made before are not made again. Raises :class:`InputError` where the output folder holds results of
+    other weights or another plan.
+    """
+    load = lru_cache(maxsize=CASES_IN_MEMORY)(load_case)
+    loaded = lru_cache(maxsize=1)(model.load)
+    results = []
+    tests = len(plan.folds) * len(plan.shots) * len(plan.data.organs) * (len(plan.cases) // 5 + 1)
+    done = 0
+    for number, training in _runs(plan):
+        segmenter = loaded(str(folders[number, training.name]) if folders else model.start)
+        method = method_of(segmenter, plan.protocol, model.window)
+        fold = fold_of(plan.cases, number)
+        for shots in plan.shots:
+            result = _opened(plan, model, number, training, shots, segmenter, folders is not None)
+            for case, organ in _tests(plan, fold, training):
+                if progress:
+                    progress(done, tests, f"fold {number}, {case.id}, {organ}, shots: {shots}")
+                done += 1
+                if not result.known(case.id, organ):
+                    score = _score(plan, model, fold, case, organ, load, shots, method)
+                    if score is not None:
+                        result.add(score)
+            results.append(result)
+    return results
+
+
+def _runs(plan: Plan) -> Iterator[tuple[int, Training]]:
+    """Folds and their trainings."""
+    for number in plan.folds:
+        for training in plan.trainings:
+            yield number, training
+
+
+def _tests(plan: Plan, fold: Fold, training: Training) -> Iterator[tuple[Case, str]]:
+    for case in query_cases(fold, plan.protocol):
+        for organ in training.organs:
+            yield case, organ
+
+
+def _opened(
+    plan: Plan, model: Model, number: int, training: Training, shots: int, segmenter: Segmenter, trained: bool
+) -> FoldResult:
+    source = plan.train_on[0] if plan.train_on else plan.data
+    about = {
+        "data": plan.data.name,
+        "trained_on": source.name if trained else "none",
+        "setting": plan.setting,
+        "exclusion": plan.exclusion if plan.setting == 2 else "none",
+        "protocol": plan.protocol,
+        "fold": number,
+        "training": training.name,
+        "shots": shots,
+        "model": model.name,
+        "start": model.start,
+        **model.about,
+        "weights": segmenter.weights,
+        "device": segmenter.device,
+        "version": __version__,
+    }
+    return FoldResult.opened(plan.output / "results" / f"fold{number}-{training.name}-shots{shots}.json", about)
+
+
+def _score(
+    plan: Plan,
+    model: Model,
+    fold: Fold,
+    case: Case,
+    organ: str,
+    load: Callable[[Case], LabelledScan],
+    shots: int,
+    method: Method,
+) -> Score | None:
+    """Makes a test; None where query or support lacks the organ."""
+    window: Window = "minmax" if plan.protocol == "official" else model.window
+    task = fold_task(fold, case, organ, load, shots, plan.protocol, window)
+    if task is None:
+        return None
+    start = time.perf_counter()
+    mask = run_method(method, task)
+    seconds = time.perf_counter() - start
+    assert mask is not None, "a model applies to every test"
+    found, held = (np.moveaxis(array, task.axis, 0)[list(task.judged)] for array in (mask, task.reference))
+    return Score(
+        case=case.id,
+        organ=organ,
+        support=task.support_case.id,
+        slices=len(task.judged),
+        found=int(np.count_nonzero(found)),
+        held=int(np.count_nonzero(held)),
+        both=int(np.count_nonzero(found & held)),
+        own=case.id in fold.own,
+        query=case.id != fold.support.id,
+        seconds=round(seconds, 3),
+    )

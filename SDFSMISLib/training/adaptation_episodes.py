@@ -1,0 +1,133 @@
+"""Episodes of scans without labels: supervoxels within a scan, and across scans by registration.
+
+Across scans no supervoxel has a counterpart. The query is therefore the scan whose supervoxel it is, with its exact
+mask; the painted slice is the other scan's slice of the same level, onto which that mask was carried by registration.
+What is learned from is exact, and what was painted is as rough as a registration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from SDFSMISLib.inference.registration import carried, displacement
+from SDFSMISLib.training.adaptation_levels import Levels, body
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.episodes import FOREIGN, LEAST_NEXT, LEAST_PIXELS, EpisodeSampler
+from SDFSMISLib.training.slices import Frame, SliceKey
+from SDFSMISLib.training.volumes import TrainingVolume
+
+__all__ = ["AdaptationSampler"]
+
+SIDE = 128  # of the grid on which a mask is carried
+ALIKE = 0.3  # share of episodes across scans in which the painted slice is of the scan itself, bent as if of another
+BENT = 0.08  # of half a side, where it is
+TURN = 0.1  # radians, of both slices together
+WHOLE = (0.85, 1.05)  # of half a slice's longer side
+SAME_LOOK = 0.8  # share of episodes across scans in which both slices look as one scanner shows them
+
+Pairs = Mapping[tuple[str, str], Levels]
+
+
+@dataclass(frozen=True)
+class CarriedSlice(SliceKey):
+    """A slice with the mask of another scan's target, bool canonical (rows, columns)."""
+
+    carried: np.ndarray | None = None
+
+    def mask(self) -> np.ndarray:
+        assert self.carried is not None
+        return self.carried
+
+
+class AdaptationSampler(EpisodeSampler):
+    """`EpisodeSampler` whose `cross` episodes need no labels."""
+
+    def __init__(
+        self,
+        volumes: list[TrainingVolume],
+        resolution: int,
+        config: TrainingConfig,
+        axes: Mapping[str, int],
+        pairs: Pairs,
+        painted: Sequence[TrainingVolume],
+    ) -> None:
+        """
+        Args:
+            volumes: scans with maps of supervoxels; the first map's end where the image shows it. Synthetic ones too.
+            axes: by name of a scan, the axis along which scans are compared.
+            pairs: by the names of two scans, how their slices belong together.
+            painted: scans that targets may be carried onto, to be painted there.
+        """
+        super().__init__(volumes, resolution, config)
+        self.axes = axes
+        asked, shown = {volume.name for volume in self.real}, {volume.name: volume for volume in painted}
+        self.partners: dict[str, list[tuple[TrainingVolume, Levels]]] = {}
+        for (one, other), levels in pairs.items():
+            if one in asked and other in shown:
+                self.partners.setdefault(one, []).append((shown[other], levels))
+        self.shared_groups = [volume.group for volume in self.real][:1]
+
+    def _cross(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
+        """One painted slice of another scan, and a query near its level; whole slices, as the segmenter sees a scan on
+        which nothing is painted."""
+        query = self._query()
+        present = self._present(query, LEAST_NEXT)
+        partners = self.partners.get(query.volume.name, [])
+        reach = max(1, len(present) // 3)
+        painted = query.at(int(self.rng.choice([z for z in present if abs(z - query.index) <= reach])))
+        bend = None
+        if partners and self.rng.random() >= ALIKE:
+            partner, levels = partners[int(self.rng.integers(len(partners)))]
+            found = self._carried(painted, partner, levels)
+            if found is None:
+                return []
+            painted = found
+        else:
+            bend = torch.from_numpy(self.rng.normal(0, BENT, (1, 4, 4, 2)).astype(np.float32))
+        turn = self.rng.normal(0, TURN)
+        shown = []
+        for key in (painted, query):
+            frame = self._shaken(replace(self._whole_slice(key), angle=turn))
+            shown.append((key, replace(frame, bend=bend) if bend is not None and key is painted else frame))
+        return self._asked_for(shown, bool(self.rng.random() < SAME_LOOK), False)
+
+    def _whole_slice(self, key: SliceKey) -> Frame:
+        rows, columns = key.mask().shape
+        height, width = rows * key.spacing[0], columns * key.spacing[1]
+        return Frame((height / 2, width / 2), float(max(height, width) / 2 * self.rng.uniform(*WHOLE)))
+
+    def _elsewhere(self, key: SliceKey) -> SliceKey | None:
+        """Now and then the other scan's slice, as in labelled scans, where the same number would mean the same."""
+        partners = self.partners.get(key.volume.name, [])
+        if not partners or key.axis != self.axes[key.volume.name] or self.rng.random() > FOREIGN:
+            return None
+        partner, levels = partners[int(self.rng.integers(len(partners)))]
+        return self._carried(key, partner, levels)
+
+    def _query(self) -> SliceKey:
+        volume = self.real[int(self.rng.integers(len(self.real)))]
+        axis = self.axes[volume.name]
+        while True:
+            key = self._target(volume)
+            if key.axis == axis:
+                return key
+
+    def _carried(self, key: SliceKey, partner: TrainingVolume, levels: Levels) -> CarriedSlice | None:
+        """The partner's slice at the level of `key`, with the mask that registration brings; None where none fits."""
+        index = levels.at(key.index)
+        if index is None:
+            return None
+        there = replace(key, volume=partner, axis=self.axes[partner.name], index=index)
+        image, seen = key.image().astype(np.float32), there.image().astype(np.float32)
+        region, other = body(image, key.spacing), body(seen, there.spacing)
+        moving, fixed = region.to_grid(image, SIDE, -1.0), other.to_grid(seen, SIDE, -1.0)
+        mask = region.to_grid(key.mask().astype(np.float32), SIDE, 0.0)
+        moved = carried(mask[None], displacement(moving, fixed)[None])[0]
+        found = other.paste(other.from_grid(moved), seen.shape) > 0.5
+        if found.sum() < LEAST_PIXELS:
+            return None
+        return CarriedSlice(partner, there.axis, index, key.map_number, key.values, carried=found)

@@ -1,0 +1,114 @@
+"""Which slice of one scan shows the level of a slice of another scan, without any label.
+
+A few slices of the one are registered onto slices of the other; levels are then taken to lie on a line, the one along
+which what was registered looks most alike. Scans of other anatomies look alike along no line, and are no partners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from SDFSMISLib.inference.region import Region
+from SDFSMISLib.inference.registration import carried, displacement
+from SDFSMISLib.training.slices import SliceKey
+from SDFSMISLib.training.volumes import TrainingVolume
+
+__all__ = ["Levels", "body", "matched"]
+
+SIDE = 64  # of the grid on which bodies are compared
+AIR = -0.9  # what is darker is not body
+PROBES = 8  # slices of the one scan, and twice as many of the other
+LEAST_LIKENESS = 0.35  # mean correlation along the line
+SCALES = tuple(np.round(np.arange(0.75, 1.3, 0.05), 2).tolist())  # of mm along the axis
+HEIGHTS = 48  # that are tried
+LEAST_SHARED = 4  # probes that lie within the other scan
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Slice `i` of one scan shows the level of slice `offset + slope * i` of another.
+
+    Attributes:
+        likeness: mean correlation of what was compared, -1 to 1.
+        count: slices of the other scan.
+    """
+
+    offset: float
+    slope: float
+    likeness: float
+    count: int
+
+    def at(self, index: int) -> int | None:
+        """The other scan's slice at the level of slice `index`; None where it lies outside."""
+        there = round(self.offset + self.slope * index)
+        return there if 0 <= there < self.count else None
+
+
+def matched(
+    one: TrainingVolume, other: TrainingVolume, axis: int, other_axis: int, backwards: bool = False
+) -> Levels | None:
+    """How slices of `one` along `axis` and of `other` along `other_axis` belong together; None where they do not.
+
+    `backwards`: whether the slices of one run towards the head and those of the other towards the feet.
+    """
+    mine = _probes(one, axis, PROBES)
+    theirs = _probes(other, other_axis, 2 * PROBES)
+    scores = np.array([[_score(a, b) for b in theirs.values()] for a in mine.values()])
+    best: Levels | None = None
+    for offset, slope in _lines(one, other, axis, other_axis, backwards):
+        levels = Levels(offset, slope, 0.0, other.maps[0].shape[other_axis])
+        likeness = _along(levels, np.array(list(mine)), np.array(list(theirs)), scores)
+        if likeness > (best.likeness if best else LEAST_LIKENESS):
+            best = Levels(offset, slope, likeness, levels.count)
+    return best
+
+
+def body(image: np.ndarray, spacing: tuple[float, float]) -> Region:
+    """The square around what is not air, of a canonical slice (rows, columns); all of it where nothing is."""
+    return Region.around(image > AIR, spacing, 1.0)
+
+
+def _probes(volume: TrainingVolume, axis: int, most: int) -> dict[int, torch.Tensor]:
+    """Bodies (SIDE, SIDE) in [-1, 1] of slices that are spread evenly, by slice."""
+    count = volume.maps[0].shape[axis]
+    found = {}
+    for index in np.unique(np.linspace(0, count - 1, most + 2).round().astype(int)[1:-1]).tolist():
+        key = SliceKey(volume, axis, index, 0, ())
+        image = key.image().astype(np.float32)
+        found[index] = body(image, key.spacing).to_grid(image, SIDE, -1.0)
+    return found
+
+
+def _score(moving: torch.Tensor, fixed: torch.Tensor) -> float:
+    """Correlation of a slice that was registered onto another, -1 to 1."""
+    moved = carried(moving[None], displacement(moving, fixed)[None])[0]
+    pair = torch.stack([moved.flatten(), fixed.flatten()])
+    pair = pair - pair.mean(1, keepdim=True)
+    norms = pair.norm(dim=1).clamp(min=1e-6)
+    return float((pair[0] * pair[1]).sum() / (norms[0] * norms[1]))
+
+
+def _lines(
+    one: TrainingVolume, other: TrainingVolume, axis: int, other_axis: int, backwards: bool
+) -> Iterator[tuple[float, float]]:
+    """(offset, slope) of all lines that are tried: bodies of several lengths, at every height."""
+    here, there = one.maps[0].shape[axis], other.maps[0].shape[other_axis]
+    per_slice = one.spacing[axis] / other.spacing[other_axis] * (-1 if backwards else 1)
+    for scale in SCALES:
+        slope = per_slice * scale
+        for centre in np.linspace(0, there - 1, min(there, HEIGHTS)):
+            yield float(centre - slope * (here - 1) / 2), float(slope)
+
+
+def _along(levels: Levels, mine: np.ndarray, theirs: np.ndarray, scores: np.ndarray) -> float:
+    """Mean score of a line, at probes of the other scan's that lie on it or beside it; -1 where few do."""
+    places = levels.offset + levels.slope * mine
+    inside = (places >= 0) & (places <= levels.count - 1)
+    if inside.sum() < min(LEAST_SHARED, len(mine)):
+        return -1.0
+    seen = [np.interp(place, theirs, row) for place, row in zip(places[inside], scores[inside], strict=True)]
+    return float(np.mean(seen))

@@ -1,0 +1,313 @@
+"""Benchmark runs from the command line: tests without training, trainings without labels, runs that were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import golden
+from benchmark_examples import (
+    ABDOMEN,
+    PLACES,
+    dice_of,
+    ran,
+    scans_of,
+    write_config,
+    write_scans,
+    write_weights,
+)
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation.benchmark import DATA_SETS, FoldResult, Job, Model, Plan, measure_folds, train_folds
+from SDFSMISLib.inference import Segmenter
+from SDFSMISLib.model.convert import convert_stable_diffusion
+from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.training.config import OURS
+from small_scans import BrightPipeline
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scans(tmp_path_factory.mktemp("scans"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+def bright(name: str) -> Segmenter:
+    """Answers with all organs at once: they are what is bright."""
+    return Segmenter(BrightPipeline(32), name)  # type: ignore[arg-type]
+
+
+def measured(plan: Plan) -> list[FoldResult]:
+    return measure_folds(plan, Model("bright", "bright", "minmax", bright))
+
+
+# -- tests
+
+
+def test_every_scan_of_a_fold_is_tested_on_every_organ_and_counted_by_hand(manifest: Path, tmp_path: Path) -> None:
+    plan = Plan(ABDOMEN, scans_of(manifest), tmp_path, folds=(0,))
+    (result,) = measured(plan)
+    names = [case.id for case in plan.cases[:4]]
+    assert [(score.case, score.organ) for score in result.scores] == [(n, o) for n in names for o in ABDOMEN.organs]
+    for score in result.scores:
+        slices, rows, columns = PLACES[score.organ]
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        assert score.slices == slices.stop - slices.start and score.held == score.slices * area
+        assert score.both == score.held < score.found  # all that is bright on the organ's slices, and no other slice
+    supports = {score.case: score.support for score in result.scores}
+    assert supports == {names[0]: names[2], names[1]: names[2], names[2]: names[3], names[3]: names[2]}
+    assert {score.case for score in result.scores if score.own} == set(names[:3])
+    assert {score.case for score in result.scores if score.query} == {names[0], names[1], names[3]}
+
+
+def test_results_are_a_file_for_each_fold_and_number_of_shots(manifest: Path, tmp_path: Path) -> None:
+    measured(Plan(ABDOMEN, scans_of(manifest), tmp_path, folds=(0, 4), shots=(1, 5)))
+    files = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert files == [f"fold{fold}-all-shots{shots}.json" for fold in (0, 4) for shots in (1, 5)]
+    content = json.loads((tmp_path / "results" / files[0]).read_text(encoding="utf-8"))
+    assert content["about"]["data"] == "chaos_t2" and content["about"]["trained_on"] == "none"
+    assert content["dice"].keys() == {"own", "queries", "pooled"}
+    assert content["dice"]["own"].keys() == {*ABDOMEN.organs, "mean"}
+
+
+def test_the_official_protocol_tests_no_support_scan(manifest: Path, weights: Path, tmp_path: Path) -> None:
+    ran(*run_words(manifest, "none", tmp_path, "--model", weights, "--protocol", "official", "--fold", "1"))
+    rows = dice_of(tmp_path)
+    assert {case.rpartition("_")[2] for _, case, _ in rows} == {"4", "5", "7"}
+    assert all(found for _, found, _, _ in rows.values())  # a share of the maximum always finds something
+
+
+def test_a_run_that_was_stopped_makes_only_the_tests_that_are_missing(manifest: Path, tmp_path: Path) -> None:
+    plan = Plan(ABDOMEN, scans_of(manifest), tmp_path, folds=(0,))
+    asked: list[str] = []
+
+    class Stopped(Exception):
+        pass
+
+    def progress(done: int, total: int, text: str) -> None:
+        asked.append(text)
+        if len(asked) == 7:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        measure_folds(plan, Model("bright", "bright", "minmax", bright), progress=progress)
+    (path,) = (tmp_path / "results").iterdir()
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert len(kept["scores"]) == 6
+    measured(plan)
+    assert json.loads(path.read_text(encoding="utf-8"))["scores"][:6] == kept["scores"]  # seconds too
+    assert len(dice_of(tmp_path)) == 16
+
+
+def test_results_of_another_run_are_not_mixed(manifest: Path, tmp_path: Path) -> None:
+    measured(Plan(ABDOMEN, scans_of(manifest), tmp_path, folds=(0,)))
+    with pytest.raises(InputError, match="with model 'bright', and 'other' was asked for; name another output folder"):
+        measure_folds(
+            Plan(ABDOMEN, scans_of(manifest), tmp_path, folds=(0,)), Model("other", "bright", "minmax", bright)
+        )
+    next((tmp_path / "results").iterdir()).write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="Cannot read the benchmark results"):
+        measured(Plan(ABDOMEN, scans_of(manifest), tmp_path, folds=(0,)))
+
+
+def run_words(manifest: Path, config: object, output: Path, *more: object) -> list[object]:
+    return [
+        *("run", "--data", "chaos_t2", "--cases", manifest, "--config", config, "--output", output, "--device", "cpu"),
+        *more,
+    ]
+
+
+def test_weights_as_they_are_are_tested_and_the_table_is_printed(
+    manifest: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran(*run_words(manifest, "none", tmp_path, "--model", weights, "--fold", "2", "--shots", "1", "2"))
+    out = capsys.readouterr().out
+    assert "## Abd-MRI, Setting I: Dice, %" in out and "fold 2 only; weights as they are" in out
+    assert "tiny, 2 shots" in out
+    assert len(dice_of(tmp_path)) == 16
+
+
+# -- what goes together
+
+
+def test_a_plan_that_cannot_be_is_refused(manifest: Path, tmp_path: Path) -> None:
+    cases = scans_of(manifest)
+    with pytest.raises(InputError, match="cmr has no Setting II"):
+        Plan(DATA_SETS["cmr"], cases, tmp_path, setting=2)
+    with pytest.raises(InputError, match="leaves out next to nothing"):
+        Plan(ABDOMEN, cases, tmp_path, setting=2, protocol="official")
+    with pytest.raises(InputError, match="have not the same organs"):
+        Plan(ABDOMEN, cases, tmp_path, train_on=(DATA_SETS["cmr"], cases))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--fold", "7"], "The fold '7' was given; accepted are 0 to 4"),
+        (["--without", "attention"], "no ablation 'attention'; there are vtct, query-enhancement, support-values"),
+        (["--without", "dice"], "Without training there is no loss 'dice' to leave out"),
+        (["--data", "sabs"], "no group 'sabs'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(manifest: Path, tmp_path: Path, words: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        ran(*run_words(manifest, "none", tmp_path), *words)
+
+
+def test_a_configuration_that_needs_labels_or_has_no_loss_left_is_refused(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no kind of episode that needs no labels left"):
+        ran(*run_words(manifest, write_config(tmp_path, mix={"cross": 1.0}), tmp_path / "out"))
+    config = write_config(tmp_path, losses={"latent": 1.0})
+    with pytest.raises(InputError, match="no loss left"):
+        ran(*run_words(manifest, config, tmp_path / "out", "--without", "latent"))
+    with pytest.raises(InputError, match="has no loss 'dice' to leave out; it has latent"):
+        ran(*run_words(manifest, config, tmp_path / "out", "--without", "dice"))
+
+
+# -- trainings
+
+
+def test_each_fold_is_trained_on_the_others_scans_and_setting_two_on_each_group(manifest: Path, tmp_path: Path) -> None:
+    jobs: list[Job] = []
+
+    def trainer(job: Job) -> Path:
+        jobs.append(job)
+        return job.output / "pipeline"
+
+    cases = scans_of(manifest)
+    train_folds(Plan(ABDOMEN, cases, tmp_path, folds=(0, 4)), trainer)
+    assert [job.output.name for job in jobs] == ["fold0-all", "fold4-all"]
+    assert [case.id for case in jobs[0].cases] == [case.id for case in cases[4:]]
+    assert [case.id for case in jobs[1].cases] == [case.id for case in cases[1:12]]
+    jobs.clear()
+    folders = train_folds(Plan(ABDOMEN, cases, tmp_path, setting=2, folds=(1,)), trainer)
+    assert [job.training.hidden for job in jobs] == [("liver", "spleen"), ("right kidney", "left kidney")]
+    assert folders == {
+        (1, "upper"): tmp_path / "training" / "fold1-upper" / "pipeline",
+        (1, "lower"): tmp_path / "training" / "fold1-lower" / "pipeline",
+    }
+
+
+def test_across_data_sets_one_training_on_all_scans_serves_all_folds(tmp_path: Path) -> None:
+    sabs = DATA_SETS["sabs"]
+    ours, theirs = write_scans(tmp_path / "mr"), write_scans(tmp_path / "ct", sabs)
+    plan = Plan(ABDOMEN, scans_of(ours), tmp_path, train_on=(sabs, scans_of(theirs, sabs)))
+    jobs: list[Job] = []
+    folders = train_folds(plan, lambda job: jobs.append(job) or job.output / "pipeline")
+    assert [job.output.name for job in jobs] == ["all-of-sabs-all"] and len(set(folders.values())) == 1
+    assert [case.id for case in jobs[0].cases] == [case.id for case in scans_of(theirs, sabs)]
+
+
+def test_a_run_trains_without_labels_and_tests_what_it_trained(manifest: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, mix={"independent": 0.5, "propagate": 0.5, "cross": 0.5})
+    ran(*run_words(manifest, config, tmp_path / "out", "--fold", "0", "--setting", "2"))
+    for group, organs in ABDOMEN.excluded_together.items():
+        folder = tmp_path / "out" / "training" / f"fold0-{group}"
+        seen = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
+        assert all(case["targets"] == {"body": 1} for case in seen) and len(seen) == 11
+        kept = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
+        assert kept["label_share"] == 0 and "cross" not in kept["mix"] and not kept["shippable"]
+        (path,) = (tmp_path / "out" / "results").glob(f"*-{group}-*.json")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        assert {row["organ"] for row in content["scores"]} == set(organs)
+        assert content["about"]["weights"] == Segmenter.from_pretrained(folder / "pipeline", "cpu").weights
+        assert content["about"]["trained_on"] == "chaos_t2"
+
+
+def test_a_run_across_data_sets_goes_from_the_command_line(manifest: Path, tmp_path: Path) -> None:
+    other = write_scans(tmp_path / "ct", DATA_SETS["sabs"])
+    words = run_words(manifest, write_config(tmp_path, steps=1), tmp_path / "out", "--fold", "0")
+    ran(*words, "--cases", other, "--train-on", "sabs")
+    (path,) = (tmp_path / "out" / "results").iterdir()
+    assert json.loads(path.read_text(encoding="utf-8"))["about"]["trained_on"] == "sabs"
+
+
+def test_a_folder_of_another_configuration_is_refused(manifest: Path, tmp_path: Path) -> None:
+    ran(*run_words(manifest, write_config(tmp_path, steps=1), tmp_path / "out", "--fold", "0"))
+    with pytest.raises(InputError, match="holds a training by another configuration; name another output folder"):
+        ran(*run_words(manifest, write_config(tmp_path, steps=2), tmp_path / "out", "--fold", "0"))
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_and_results(manifest: Path, tmp_path: Path) -> None:
+    """SIGKILL in the training of the second fold, then the same command again."""
+    config = write_config(tmp_path, steps=6, save_every=1)
+    words = run_words(manifest, config, tmp_path / "killed", "--fold", "0", "1")
+    code = "from SDFSMISLib.benchmark_command import benchmark; benchmark()"
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=os.environ | threads, cwd=ROOT)
+    checkpoint = tmp_path / "killed" / "training" / "fold1-all" / "segmentation.safetensors"
+    until = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (checkpoint.parent / "pipeline").exists()
+    finished = tmp_path / "killed" / "training" / "fold0-all" / "pipeline" / "model_index.json"
+    made = finished.stat().st_mtime_ns
+    ran(*words)
+    assert finished.stat().st_mtime_ns == made  # what was done is not done again
+    ran(*run_words(manifest, config, tmp_path / "whole", "--fold", "0", "1"))
+    assert dice_of(tmp_path / "killed") == dice_of(tmp_path / "whole")
+    for fold in ("fold0-all", "fold1-all"):
+        one, other = (load_pipeline(tmp_path / run / "training" / fold / "pipeline") for run in ("killed", "whole"))
+        for name, network in one.components.items():
+            for key, value in network.state_dict().items():
+                assert torch.equal(value, getattr(other, name).state_dict()[key]), (fold, name, key)
+
+
+def two_processes(words: list[str]) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # what a new process would not have
+    ran(*words)
+
+
+def test_two_processes_train_together_and_one_tests(manifest: Path, tmp_path: Path) -> None:
+    from accelerate import debug_launcher
+
+    words = [str(word) for word in run_words(manifest, write_config(tmp_path), tmp_path / "out", "--fold", "0")]
+    debug_launcher(two_processes, (words,), num_processes=2)
+    assert len(dice_of(tmp_path / "out")) == 16
+    log = (tmp_path / "out" / "training" / "fold0-all" / "log.jsonl").read_text(encoding="utf-8")
+    assert log.count("\n") == 1  # by one process
+
+
+# -- the paper's own
+
+
+def write_paper(folder: Path) -> tuple[Path, Path]:
+    """Tiny Stable Diffusion and DINOv2 folders, converted; and the paper's configuration with fewer steps."""
+    golden.write_stable_diffusion(folder / "sd")
+    golden.write_dinov2(folder / "dinov2", "dinov2_518")
+    start = convert_stable_diffusion(folder / "sd", folder / "dinov2", folder / "sd-fsmis", resolution=64)
+    settings = json.loads((OURS / "paper.json").read_text(encoding="utf-8"))
+    path = folder / "paper.json"
+    path.write_text(json.dumps(settings | {"steps": 2, "workers": 0}), encoding="utf-8")
+    return path, start
+
+
+def test_the_paper_s_configuration_runs_from_local_weight_folders(manifest: Path, tmp_path: Path) -> None:
+    config, start = write_paper(tmp_path)
+    ran(*run_words(manifest, config, tmp_path / "out", "--model", start, "--fold", "3", "--shots", "1", "5"))
+    before = load_pipeline(start, "cpu").components
+    after = load_pipeline(tmp_path / "out" / "training" / "fold3-all" / "pipeline", "cpu").components
+    for name, network in before.items():
+        same = all(torch.equal(x, after[name].state_dict()[key]) for key, x in network.state_dict().items())
+        assert same == (name in ("vae", "image_encoder")), name
+    (one, five) = sorted((tmp_path / "out" / "results").iterdir())
+    about = json.loads(one.read_text(encoding="utf-8"))["about"]
+    assert about["model"] == "paper" and about["configuration"]["supervoxels"] == "felzenszwalb"
+    assert len(json.loads(five.read_text(encoding="utf-8"))["scores"]) == 16
