@@ -19,10 +19,8 @@ from slicer_standin import install
 
 install()
 
-from panel_examples import Kept, NoComputer, PaintedScene, dice, differ  # noqa: E402
+from panel_examples import PaintedScene, dice, differ  # noqa: E402
 from SDFSMISLib.support import SupportSet  # noqa: E402
-from SDFSMISPanel.backend_access import BackendAccess  # noqa: E402
-from SDFSMISPanel.logic import Logic  # noqa: E402
 from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, QueryMode, RunRequest  # noqa: E402
 from serving import Backend, running, until  # noqa: E402
 from small_scans import BrightPipeline, ball_scan  # noqa: E402
@@ -374,41 +372,6 @@ def test_a_backend_that_is_not_there_is_said_to_be_so(backend: Backend) -> None:
     panel.logic.close()
 
 
-# -- consent -----------------------------------------------------------------------------------------------------------
-
-
-def test_nothing_is_sent_to_another_computer_before_the_user_agrees() -> None:
-    kept = Kept()
-    access = BackendAccess(kept, NoComputer())
-    logic, begun = Logic(access), []
-    logic.choose_backend(BackendChoice(BackendKind.SERVER, "http://hospital.example:7861"))
-    access.before_run(lambda: begun.append("run"))
-    question = logic.question
-    assert question is not None and "hospital.example:7861" in question.text and "grey values" in question.text
-    logic.answer(question.key, False)
-    assert not begun and logic.question is None
-    access.before_run(lambda: begun.append("run"))
-    logic.answer(question.key, True)
-    assert begun == ["run"] and kept.agreed_hosts() == ("hospital.example:7861",)
-    access.before_run(lambda: begun.append("again"))
-    assert begun == ["run", "again"] and logic.question is None
-
-
-def test_another_host_is_asked_about_again() -> None:
-    access = BackendAccess(Kept(["hospital.example:7861"]), NoComputer())
-    access.choose(BackendChoice(BackendKind.SERVER, "http://other.example:7861"))
-    access.before_run(lambda: pytest.fail("it was sent"))
-    assert access.question is not None and "other.example" in access.question.text
-
-
-def test_on_this_computer_nothing_is_installed_before_the_user_agrees() -> None:
-    access = BackendAccess(Kept(), NoComputer())
-    access.test()
-    assert access.question is not None and "0.5 to 4 GB" in access.question.text
-    access.answer(access.question.key, False)
-    assert access.question is None
-
-
 def test_undo_in_review_takes_a_second_run_back_and_nothing_writes_it_again(panel: PaintedScene) -> None:
     panel.run(RunRequest(QueryMode.RANGE, 7, 8))
     result = only(panel.results())
@@ -429,3 +392,57 @@ def test_a_volume_deleted_in_the_middle_ends_the_run_in_words(panel: PaintedScen
     panel.scene.node.RemoveNode(panel.volume)
     panel.drive(lambda: not panel.logic.run.running)
     assert panel.logic.run.failed and "deleted" in panel.logic.run.text
+
+
+def test_another_scan_that_was_deleted_is_left_out_and_the_rest_goes_on(panel: PaintedScene) -> None:
+    gone, kept = (panel.scene.scan(ball_scan(shape=(8, 40, 40))[0], name) for name in ("gone", "kept"))
+    panel.start(RunRequest(others=(gone, kept)))
+    panel.drive(lambda: bool(panel.results()))
+    panel.scene.node.RemoveNode(gone)
+    panel.drive(lambda: not panel.logic.run.running)
+    assert panel.logic.review.scans == ("CT", "kept"), panel.logic.run
+
+
+def test_another_scan_that_cannot_be_read_is_left_out_with_a_note(panel: PaintedScene) -> None:
+    empty = panel.scene.node.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
+    panel.run(RunRequest(others=(empty,)))
+    assert not panel.logic.run.failed and any("empty" in note for note in panel.logic.run.notes)
+    assert panel.results()
+
+
+def test_a_run_that_brings_nothing_leaves_the_review_of_the_one_before(panel: PaintedScene) -> None:
+    with running(BrightPipeline(answer=0.6)) as unsure:
+        panel.logic.choose_backend(BackendChoice(BackendKind.SERVER, unsure.url))
+        panel.run()
+    panel.logic.choose_backend(BackendChoice(BackendKind.SERVER, "http://127.0.0.1:9"))
+    panel.run()
+    assert panel.logic.run.failed
+    result = only(panel.results())
+    assert panel.held(result)[7].any()
+    panel.logic.set_threshold(0.8)
+    panel.rest()
+    assert not panel.held(result)[7].any()
+
+
+def test_the_slices_of_a_support_lie_in_one_direction(panel: PaintedScene) -> None:
+    panel.logic.step()
+    panel.view.SetOrientationToSagittal()
+    panel.view.JumpSliceByOffsetting(3.0, 5.0, 19.0)
+    panel.logic.use_slice(panel.view)
+    assert panel.logic.run.failed and "sagittal" in panel.logic.run.text and "axial" in panel.logic.run.text
+    assert [entry.index for entry in panel.logic.support.entries] == [6]
+
+
+def test_what_is_wrong_during_a_run_is_told_beside_it(panel: PaintedScene, tmp_path: Path) -> None:
+    (tmp_path / "letter.safetensors").write_text("Dear colleague")
+    panel.start()
+    panel.logic.load_support(tmp_path / "letter.safetensors")
+    panel.drive(lambda: not panel.logic.run.running)
+    assert not panel.logic.run.failed and any("letter.safetensors" in note for note in panel.logic.run.notes)
+
+
+def test_accepting_ends_what_was_said_of_the_run(panel: PaintedScene) -> None:
+    panel.run()
+    panel.logic.accept()
+    panel.rest()
+    assert panel.logic.run.text == ""

@@ -348,7 +348,10 @@ class Logic:
             self._say(str(error))
 
     def _say(self, text: str) -> None:
-        self._last_run = RunView(text=text, failed=True)
+        if self._run is not None:
+            self._run.note(text)
+        else:
+            self._last_run = RunView(text=text, failed=True)
 
     def _tell(self) -> None:
         """Calls who observes, if something that is shown has changed."""

@@ -112,7 +112,11 @@ class PanelRun:
         self._lost = ""
         self._copies: list[Scan] = []
         self._painted_copy: Scan | None = None
-        self._left_out: list[str] = []
+        self._notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Something that the user should know, to be shown with the run."""
+        self._notes.append(text)
 
     def cancel(self) -> None:
         """Asks it to end; what has come stays."""
@@ -191,7 +195,7 @@ class PanelRun:
                 if target.volume is self._painted or len(self.targets) == 1:
                     raise
                 self.targets.remove(target)
-                self._left_out.append(_("{name} is left out: {error}").format(name=target.name, error=error))
+                self._notes.append(_("{name} is left out: {error}").format(name=target.name, error=error))
 
     def _take_messages(self) -> bool:
         """Takes what the worker has posted, for some milliseconds; whether more may be waiting."""
@@ -334,7 +338,7 @@ class PanelRun:
 
     def _end(self, text: str, failed: bool) -> None:
         self.over = True
-        notes = dict.fromkeys([*self._left_out, *(note for target in self.targets for note in target.notes)])
+        notes = dict.fromkeys([*self._notes, *(note for target in self.targets for note in target.notes)])
         self.view = RunView(False, text, None, None, failed, tuple(notes))
         LOG.info("Run ended: %s", text)
 
@@ -346,7 +350,7 @@ class PanelRun:
             spent = time.monotonic() - self._first_slice
             if 0 < fraction < 1 and self._finished > 1:
                 seconds = spent * (1 - fraction) / fraction
-        self.view = RunView(True, self._text(), fraction, seconds)
+        self.view = RunView(True, self._text(), fraction, seconds, notes=tuple(self._notes))
 
     def _text(self) -> str:
         if self._ended is not None:
