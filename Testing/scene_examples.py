@@ -12,7 +12,16 @@ from mrml_scene import MrmlScene, held
 from SDFSMISLib.cleaning import Cleaning
 from SDFSMISLib.inference.collecting import Collection
 from SDFSMISLib.inference.postprocess import Postprocessing
-from SDFSMISLib.scene import Painting, ResultWriter, Scans, SegmentLook, read_painting, read_results, with_corrections
+from SDFSMISLib.scene import (
+    Painting,
+    ResultWriter,
+    Scans,
+    SegmentLook,
+    find_results,
+    read_painting,
+    read_results,
+    with_corrections,
+)
 from SDFSMISLib.stack import SliceStack
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.volume import Geometry
@@ -103,14 +112,22 @@ class Bench:
         """The painting with what was corrected in results of a run, by label."""
         return with_corrections(self.painting(), read_results(self.node, self.segmentation, results))
 
+    @property
+    def looks(self) -> dict[int, SegmentLook]:
+        return {label: SegmentLook.of(self.segmentation, one) for label, one in enumerate(self.ids, 1)}
+
+    def found(self, segmentation: Any = None, node: Any = None, axis: int | None = None) -> dict[int, str]:
+        """The results of earlier runs, by label."""
+        axis = self.axis if axis is None else axis
+        return find_results(node or self.node, segmentation or self.segmentation, self.looks, axis)
+
     def support(self) -> SupportSet:
         return self.painting().support(self.scan, axis=self.axis)
 
     def writer(self, **options: Any) -> ResultWriter:
-        looks = {label: SegmentLook.of(self.segmentation, one) for label, one in enumerate(self.ids, 1)}
         support = options.pop("support", None) or self.support()
         options.setdefault("save_undo", self.editor.logic.SaveStateForUndo)
-        return ResultWriter(self.node, self.segmentation, self.scan, support, self.axis, looks, **options)
+        return ResultWriter(self.node, self.segmentation, self.scan, support, self.axis, self.looks, **options)
 
     def slice(self, label: int, index: int) -> np.ndarray:
         return np.moveaxis(self.probabilities[label], self.axis, 0)[index]
@@ -129,6 +146,13 @@ class Bench:
             if rng.random() < 0.2:
                 writer.write_next(int(rng.integers(20)))
 
+    def finished(self, **options: Any) -> ResultWriter:
+        """A run, to its end."""
+        writer = self.writer(**options)
+        self.run(writer, support=options.get("support"))
+        writer.finish()
+        return writer
+
     def expected(
         self, threshold: float = 0.5, cleaning: Cleaning | None = None, support: SupportSet | None = None
     ) -> np.ndarray:
@@ -146,13 +170,16 @@ class Bench:
 
     def held(self, writer: ResultWriter) -> np.ndarray:
         """The labelmap of the results in the scene."""
+        results = {label: writer.segment_id(label) for label in self.probabilities}
+        return self.labels({label: result for label, result in results.items() if result is not None})
+
+    def labels(self, segment_ids: dict[int, str]) -> np.ndarray:
+        """The labelmap of segments in the scene, which do not overlap."""
         labels = np.zeros(self.geometry.shape, dtype=np.uint16)
-        for label in self.probabilities:
-            result = writer.segment_id(label)
-            if result is not None:
-                mask = held(self.segmentation, result, self.node)
-                assert not labels[mask].any()
-                labels[mask] = label
+        for label, segment_id in segment_ids.items():
+            mask = held(self.segmentation, segment_id, self.node)
+            assert not labels[mask].any()
+            labels[mask] = label
         return labels
 
     def held_masks(self, writer: ResultWriter) -> np.ndarray:

@@ -446,3 +446,56 @@ def test_accepting_ends_what_was_said_of_the_run(panel: PaintedScene) -> None:
     panel.logic.accept()
     panel.rest()
     assert panel.logic.run.text == ""
+
+
+def test_a_segment_that_is_not_painted_takes_no_part(panel: PaintedScene) -> None:
+    panel.editor.segment("spleen")
+    panel.logic.step()
+    assert panel.logic.why_not(RunRequest()) == ""
+    assert [(one.name, one.slices) for one in panel.logic.support.segments] == [("ball", 1), ("spleen", 0)]
+    panel.run()
+    assert list(panel.results()) == ["ball (SDFSMIS)"]
+
+
+def test_slices_painted_in_two_directions_are_refused_with_their_names(panel: PaintedScene) -> None:
+    other = panel.editor.segment("half")
+    panel.paint(20, axis=2, segment=other)
+    panel.drive(lambda: "two directions" in panel.logic.support.problem)
+    assert "ball" in panel.logic.support.problem and "sagittal: half" in panel.logic.support.problem
+    panel.logic.choose_segments([panel.segment])
+    assert panel.logic.support.problem == ""
+    panel.paint(16, axis=1)
+    panel.drive(lambda: "two directions" in panel.logic.support.problem)
+
+
+def test_the_least_certain_slice_is_followed_by_the_next(panel: PaintedScene) -> None:
+    panel.run()
+    seen = []
+    for _ in range(4):
+        panel.logic.go_to_least_certain()
+        seen.append(panel.logic.review.index)
+    assert len(set(seen)) == 4
+    certainty = panel.logic.review.results[0].certainty
+    assert [certainty[k] for k in seen] == sorted(certainty[k] for k in seen)
+
+
+def test_another_scan_in_review_is_shown_in_the_views(panel: PaintedScene) -> None:
+    other, _ = ball_scan(shape=(10, 44, 36))
+    volume = panel.scene.scan(other, "CT")
+    composite = panel.scene.node.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
+    panel.run(RunRequest(others=(volume,)))
+    assert panel.logic.review.scans == ("CT", "CT (2)")
+    panel.logic.review_scan(1)
+    assert composite.GetBackgroundVolumeID() == volume.GetID()
+    assert not panel.segmentation.GetDisplayNode().GetVisibility()
+    panel.logic.go_to_least_certain()
+    assert panel.logic.review.index is not None
+    panel.logic.accept()
+    panel.rest()
+    assert panel.segmentation.GetDisplayNode().GetVisibility()
+
+
+def test_where_each_structure_was_found_is_told(panel: PaintedScene) -> None:
+    panel.run()
+    found = np.flatnonzero(panel.answer().any(axis=(1, 2)))
+    assert f"Found: ball on slices {found[0]} to {found[-1]}." in panel.logic.run.notes

@@ -460,9 +460,27 @@ def test_a_run_that_cannot_be_started_says_why(shown: Shown) -> None:
     shown.put(support=a_support())
     button = shown.ui.runButton
     assert not button.enabled and button.toolTip == shown.ui.runLabel.text == "Paint the liver on one slice."
+    assert not shown.seen("paintHintLabel") or "Load a scan" in shown.ui.paintHintLabel.text
     shown.logic.reason = ""
     shown.put(support=a_support())
     assert button.enabled and "Find the structures" in button.toolTip and not shown.seen("runLabel")
+
+
+def test_a_reason_stands_in_place_of_how_the_last_run_ended_but_not_of_what_went_wrong(shown: Shown) -> None:
+    from SDFSMISPanel.panel_logic import RunView
+
+    shown.logic.reason = "Paint the liver on one slice."
+    shown.put(run=RunView(False, "Finished."))
+    assert shown.ui.runLabel.text == "Paint the liver on one slice."
+    shown.put(run=RunView(False, "The file holds no slices.", failed=True))
+    assert shown.ui.runLabel.text == "The file holds no slices.\nPaint the liver on one slice."
+
+
+def test_what_is_missing_is_said_once(shown: Shown) -> None:
+    shown.scan()
+    shown.logic.reason = "Paint the liver on one slice."
+    shown.put(support=replace(a_support(), entries=(), problem="Paint the liver on one slice."))
+    assert not shown.seen("paintHintLabel") and shown.ui.runLabel.text == "Paint the liver on one slice."
 
 
 def test_a_reason_that_follows_from_the_query_is_shown_at_once(shown: Shown) -> None:
@@ -574,6 +592,73 @@ def test_a_threshold_that_the_logic_sets_is_shown_and_not_sent_back(shown: Shown
     assert len(shown.logic.calls) == calls
 
 
+def corrected(*slices: int) -> Any:
+    """The review after these slices of it were changed by hand."""
+    return replace(a_review(), results=tuple(replace(one, by_hand=slices) for one in a_review().results))
+
+
+def test_after_a_correction_it_is_said_what_to_do(shown: Shown) -> None:
+    from SDFSMISPanel.panel_logic import ReviewView, RunView
+
+    finished = RunView(False, "Finished.")
+    shown.put(support=a_support(), run=finished, review=corrected(90))
+    assert shown.ui.runLabel.text == "Finished."  # corrected before that run, which has used it
+    shown.put(review=corrected(90, 230))
+    text = "1 corrected slice. Press Segment to use it, or Accept to keep the result."
+    assert shown.ui.runLabel.text == text
+    shown.put(review=corrected(90, 230, 231))
+    assert shown.ui.runLabel.text.startswith("2 corrected slices. Press Segment to use them")
+    shown.put(run=RunView(True, "Segmenting…"), review=ReviewView())
+    assert shown.ui.runLabel.text == "Segmenting…"
+    shown.put(run=finished, review=corrected(90, 230, 231))
+    assert shown.ui.runLabel.text == "Finished."
+
+
+def test_where_to_correct_is_named(shown: Shown) -> None:
+    shown.put(review=a_review())
+    assert "Correct it in “liver (SDFSMIS)” or “spleen (SDFSMIS)”" in shown.ui.correctionHintLabel.text
+    many = tuple(replace(a_review().results[0], name=f"s{n}") for n in range(7))
+    shown.put(review=replace(a_review(), results=many))
+    assert "Correct it in its segment with “(SDFSMIS)”" in shown.ui.correctionHintLabel.text
+
+
+def test_what_is_done_to_results_stands_in_the_title_of_the_review(shown: Shown) -> None:
+    shown.put(review=replace(a_review(), smooth_mm=3.0, keep_largest=True))
+    assert shown.ui.reviewCollapsibleButton.text == "5. Review (smoothed 3 mm, largest piece only)"
+    shown.put(review=a_review())
+    assert shown.ui.reviewCollapsibleButton.text == "5. Review"
+
+
+def test_a_review_that_begins_is_brought_into_sight_once(shown: Shown) -> None:
+    window = shown.standin.main_window(shown.module.parent)
+    window.resize(1100, 600)
+    shown.put(support=a_support())
+    button = shown.ui.reviewCollapsibleButton._native
+    area = button.parentWidget()
+    while not area.inherits("QScrollArea"):
+        area = area.parentWidget()
+    bar = area.verticalScrollBar()
+    shown.standin.process(5, until=lambda: bar.maximum() > 0)
+    bar.setValue(0)
+    shown.put(review=a_review())
+    assert shown.standin.process(5, until=lambda: bar.value() > 0)
+    place = button.mapTo(area.viewport(), button.rect().center()).y()
+    assert 0 < place < area.viewport().height()
+    bar.setValue(0)
+    shown.put(review=corrected(90))
+    shown.standin.process(0.2)
+    assert bar.value() == 0
+
+
+def test_a_long_name_takes_no_scroll_bar_and_is_whole_in_the_tooltip(shown: Shown) -> None:
+    name = "left lateral ventricle of the brain, as seen by the first reader in the year before last"
+    support = a_support()
+    liver = replace(support.segments[0], name=name)
+    shown.put(support=replace(support, segments=(liver,)))
+    items = shown.ui.segmentsList
+    assert not items._native.horizontalScrollBar().isVisible() and name in items.item(0).toolTip()
+
+
 def test_another_scan_is_reviewed(shown: Shown) -> None:
     shown.put(review=replace(a_review(), scans=("CTA abdomen", "MR of the next day"), scan=1))
     assert shown.seen("reviewScanComboBox") and shown.ui.reviewScanComboBox.currentText == "MR of the next day"
@@ -602,16 +687,30 @@ def test_a_click_on_the_plot_goes_to_that_slice(shown: Shown) -> None:
 
 
 def test_a_curve_leaves_out_slices_that_were_not_computed_and_keeps_the_least_certain(standin: Any) -> None:
-    from SDFSMISPanel.certainty_plot import Scale, columns_of
+    from SDFSMISPanel.certainty_plot import Scale, slices_of
 
-    wide = Scale(1000, 100, 5)
-    points = columns_of(np.array([1.0, np.nan, 0.0, np.nan, 0.5]), wide)
-    assert points == [(wide.x(0), wide.top), (wide.x(2), wide.bottom), (wide.x(4), wide.y(0.5))]
-    narrow = Scale(80, 100, 10_000)
+    assert slices_of(np.array([1.0, np.nan, 0.0, np.nan, 0.5]), Scale(1000, 100, 5)) == [0, 2, 4]
     certainty = np.full(10_000, 0.9)
     certainty[5000] = 0.1
-    found = dict(columns_of(certainty, narrow))
-    assert len(found) <= 11 and found[narrow.x(5000)] == narrow.y(0.1)
+    found = slices_of(certainty, Scale(80, 100, 10_000))
+    assert len(found) <= 11 and 5000 in found and found == sorted(found)
+
+
+def test_the_lowest_certainty_is_that_of_the_least_certain_structure_that_was_computed(standin: Any) -> None:
+    from SDFSMISPanel.certainty_plot import lowest_of
+
+    curves = ([0.9, 0.2, np.nan, np.nan], [0.5, np.nan, 0.3, np.nan])
+    results = [replace(a_review().results[0], certainty=np.array(curve)) for curve in curves]
+    lowest, owner = lowest_of(results)
+    assert np.array_equal(lowest, [0.5, 0.2, 0.3, np.nan], equal_nan=True) and list(owner[:3]) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_the_plot_of_many_structures_is_drawn(shown: Shown, count: int) -> None:
+    first = a_review().results[0]
+    results = tuple(replace(first, name=f"s{n}", certainty=np.roll(first.certainty, 40 * n)) for n in range(count))
+    shown.put(review=replace(a_review(), results=results))
+    assert not shown.ui.certaintyPlotLabel.pixmap.isNull()
 
 
 def test_columns_and_slices_answer_each_other(standin: Any) -> None:

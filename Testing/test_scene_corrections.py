@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scene_examples import SHAPE, Bench, one_slice
-from SDFSMISLib.scene import find_result, read_painting, read_results, with_corrections
-from SDFSMISLib.scene.slice_record import SliceRecord
+from SDFSMISLib.scene import read_painting, read_results, with_corrections
+from SDFSMISLib.scene.slice_record import SliceRecord, tag_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +80,7 @@ def test_corrections_are_support_of_the_next_run_and_come_out_as_they_are() -> N
     bench.run(first)
     first.finish()
     first.accept()
-    results = {label: find_result(bench.node, bench.segmentation, one, 0) for label, one in enumerate(bench.ids, 1)}
+    results = bench.found()
     assert results == {label: first.segment_id(label) for label in (1, 2)}
     stroke = np.zeros((1, *SHAPE[1:]), dtype=bool)
     stroke[0, 2:5, 2:5] = True
@@ -131,6 +132,89 @@ def test_what_is_painted_in_the_painted_segment_after_a_run_counts_before_the_re
     assert second.by_hand == (4,)
 
 
+def test_a_stroke_in_a_result_that_takes_from_the_painted_segment_is_a_correction() -> None:
+    import slicer
+
+    bench = Bench(seed=5)
+    first = bench.finished()
+    results, stroke = bench.found(), np.zeros((1, *SHAPE[1:]), dtype=bool)
+    stroke[0, 2:6, 2:6] = True
+    bench.editor.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments)
+    bench.editor.paint(results[1], stroke, (2, 0, 0))  # where the liver is painted
+    shown = bench.held(first)
+    assert bench.painting().mask(1).voxels.sum() < bench.painted[0].sum(), "the liver gave the stroke away"
+    painting = bench.corrected(results)
+    assert painting.corrected == (2,)
+    support = painting.support(bench.scan)
+    assert np.array_equal(support.slices[0].labels, shown[2])
+    second = bench.finished(support=support, into=results)
+    assert np.array_equal(bench.held(second)[2], shown[2]) and second.by_hand == (2,)
+
+
+def test_what_only_was_erased_in_the_painted_segment_does_not_take_a_correction_away() -> None:
+    bench = Bench(labels=1, seed=5)
+    first = bench.finished()
+    stroke = np.ones((1, 2, 2), dtype=bool)
+    bench.editor.paint(first.segment_id(1), stroke, (2, 0, 0))
+    bench.editor.erase(bench.ids[0], np.ones((1, 3, SHAPE[2]), dtype=bool), (2, 0, 0))
+    assert bench.corrected(bench.found()).corrected == (2,)
+
+
+def test_a_stroke_between_the_plan_of_a_run_and_its_first_slice_is_kept() -> None:
+    bench = Bench(seed=4)
+    bench.finished()
+    results, stroke = bench.found(), np.ones((1, 2, 2), dtype=bool)
+    bench.editor.erase(results[2], np.ones((1, 3, 3), dtype=bool), (8, 5, 5))
+    bench.editor.paint(results[1], stroke, (8, 5, 5))
+    support = bench.corrected(results).support(bench.scan)
+    assert [piece.index for piece in support.slices] == [2, 5, 8]
+    for index in (8, 2):  # one that was corrected before, and a painted one
+        bench.editor.erase(results[2], np.ones((1, 2, 2), dtype=bool), (index, 0, 0))
+        bench.editor.paint(results[1], stroke, (index, 0, 0))
+    bench.probabilities = {label: 255 - one for label, one in bench.probabilities.items()}
+    second = bench.writer(support=support, into=results)
+    shown = bench.labels(results)
+    bench.run(second, support=support)
+    second.finish()
+    after = bench.held(second)
+    assert np.array_equal(after[[2, 8]], shown[[2, 8]]) and second.by_hand == (2, 8)
+    assert np.array_equal(after[5], bench.expected(support=support)[5])
+
+
+def test_a_stroke_on_a_painted_slice_that_is_not_written_yet_is_kept() -> None:
+    bench = Bench(labels=1)
+    writer = bench.writer()
+    writer.take(1, 0, bench.slice(1, 0), 0.5)
+    while writer.segment_id(1) is None:
+        writer.write_next()
+    stroke = np.ones((1, 2, 2), dtype=bool)
+    bench.editor.paint(writer.segment_id(1), stroke, (2, 7, 7))
+    bench.run(writer)
+    writer.finish()
+    found = bench.held(writer)[2]
+    assert found.sum() == 4 and found[7:9, 7:9].all() and writer.by_hand == (2,)
+
+
+def test_a_stroke_on_a_slice_that_is_being_painted_anew_is_kept() -> None:
+    bench = Bench(labels=1)
+    result = bench.finished().segment_id(1)
+    stroke = np.ones((1, 2, 2), dtype=bool)
+    for index in (4, 6):
+        bench.editor.paint(bench.ids[0], stroke, (index, 7, 7))
+        bench.editor.erase(result, stroke, (index, 7, 7))
+    support = bench.corrected({1: result}).support(bench.scan)
+    second = bench.writer(support=support, into={1: result})
+    second.write_next()
+    second.write_next()
+    bench.editor.paint(result, stroke, (6, 1, 1))
+    shown = bench.labels({1: result})[6]
+    bench.run(second, support=support)
+    second.finish()
+    after = bench.held(second)
+    assert np.array_equal(after[6], shown) and second.by_hand == (6,)
+    assert np.array_equal(after[4], bench.expected(support=support)[4])
+
+
 def test_a_correction_counts_before_what_was_painted_on_its_slice_and_not_used() -> None:
     bench = Bench(labels=1, seed=5)
     stroke = np.zeros((1, *SHAPE[1:]), dtype=bool)
@@ -154,9 +238,9 @@ def test_corrections_are_known_after_saving_and_loading(tmp_path: Path) -> None:
     bench.editor.paint(writer.segment_id(1), np.ones((1, 2, 2), dtype=bool), (8, 0, 0))
     assert writer.by_hand == (8,)
     loaded = bench.scene.load_segmentation(bench.scene.save(bench.segmentation, tmp_path / "saved.seg.nrrd"))
-    found = find_result(bench.node, loaded, bench.ids[0], 0)
-    assert found == writer.segment_id(1) and find_result(bench.node, loaded, bench.ids[0], 1) is None
-    held = read_results(bench.node, loaded, {1: found})
+    found = bench.found(loaded)
+    assert found == {1: writer.segment_id(1)} and bench.found(loaded, axis=1) == {}
+    held = read_results(bench.node, loaded, found)
     painting = with_corrections(read_painting(bench.node, loaded, bench.ids), held)
     assert painting.corrected == (8,)
 
@@ -168,7 +252,20 @@ def test_without_results_there_are_no_corrections() -> None:
     bench.run(writer)
     writer.finish()
     assert bench.corrected({1: writer.segment_id(1)}).corrected == ()
-    assert find_result(bench.node, bench.segmentation, bench.other, 0) is None
+    bench.ids = [bench.other]
+    assert bench.found() == {}
+
+
+@pytest.mark.parametrize("damage", [lambda text: "", lambda text: text[:-8], lambda text: "9" * 9 + text, str.upper])
+def test_a_damaged_record_of_what_was_painted_makes_a_correction_count(damage: Callable[[str], str]) -> None:
+    bench = Bench(labels=1)
+    result, stroke = bench.finished().segment_id(1), np.ones((1, 2, 2), dtype=bool)
+    segment = bench.segments.GetSegment(result)
+    bench.editor.paint(result, stroke, (2, 0, 0))
+    bench.editor.paint(bench.ids[0], stroke, (2, 5, 5))
+    assert bench.corrected({1: result}).corrected == ()
+    segment.SetTag("SDFSMIS.Painted", damage(tag_of(segment, "SDFSMIS.Painted")))
+    assert bench.corrected({1: result}).corrected == (2,)
 
 
 @pytest.mark.parametrize("tag", ["", "3 1=00000000", "0 1:00000000", "0 1=xyz", "0  1=0123abcd 12=00000000"])

@@ -47,6 +47,69 @@ def test_discarding_a_run_that_went_on_in_earlier_results_gives_these_back() -> 
     assert same_state(bench.state(), before) and first.by_hand == (8,)
 
 
+def test_corrections_stay_when_the_run_is_discarded_and_undo_brings_the_rest_back() -> None:
+    bench = Bench(seed=4)
+    before, writer = bench.state(), bench.finished()
+    results = bench.found()
+    bench.editor.erase(results[2], np.ones((1, 2, 2), dtype=bool), (7, 0, 0))
+    bench.editor.paint(results[1], np.ones((1, 2, 2), dtype=bool), (7, 0, 0))
+    bench.editor.erase(results[1], np.ones((1, *SHAPE[1:]), dtype=bool), (4, 0, 0))  # the liver is not there
+    shown, in_review = bench.held(writer), bench.state()
+    writer.discard()
+    left = bench.labels(results)
+    assert np.array_equal(left[[4, 7]], shown[[4, 7]]) and set(np.flatnonzero(left.any(axis=(1, 2)))) == {4, 7}
+    assert same_state(before, {one: held for one, held in bench.state().items() if one in before})
+    assert bench.found() == results, "the next run goes on in what is left"
+    painting = bench.corrected(results)
+    assert painting.corrected == (4, 7)
+    support = painting.support(bench.scan)
+    second = bench.finished(support=support, into=results)
+    assert second.by_hand == (4, 7) and np.array_equal(bench.held(second), bench.expected(support=support))
+    bench.editor.logic.Undo()
+    bench.editor.logic.Undo()
+    assert same_state(bench.state(), in_review)
+
+
+def test_a_result_with_nothing_on_corrected_slices_goes_when_another_one_stays() -> None:
+    bench = Bench(seed=4)
+    bench.probabilities[2][7] = 0
+    writer = bench.finished()
+    bench.editor.paint(writer.segment_id(1), np.ones((1, 2, 2), dtype=bool), (7, 0, 0))
+    kept, gone = writer.segment_id(1), writer.segment_id(2)
+    writer.discard()
+    assert bench.found() == {1: kept} and bench.segments.GetSegment(gone) is None
+
+
+def test_corrections_in_results_of_an_earlier_run_stay_when_the_later_one_is_discarded() -> None:
+    bench, stroke = Bench(labels=1), np.ones((1, 2, 2), dtype=bool)
+    first = bench.finished()
+    result = first.segment_id(1)
+    bench.editor.paint(result, stroke, (8, 0, 0))
+    bench.editor.paint(bench.ids[0], stroke, (2, 0, 0))
+    bench.editor.paint(bench.ids[0], stroke, (4, 0, 0))
+    before = bench.labels({1: result})
+    bench.probabilities = {1: 255 - bench.probabilities[1]}
+    support = bench.corrected({1: result}).support(bench.scan)
+    second = bench.finished(support=support, into={1: result})
+    for index in (2, 5):  # one that was painted anew before the run, and one that it computed
+        bench.editor.paint(result, stroke, (index, 7, 7))
+    shown = bench.held(second)
+    second.discard()
+    after, expected = bench.labels({1: result}), before.copy()
+    expected[[2, 5]] = shown[[2, 5]]
+    assert np.array_equal(after, expected)
+    assert bench.corrected({1: result}).corrected == (2, 5, 8), "slice 4 was painted anew since"
+
+
+def test_discarding_what_came_to_be_surfaces_leaves_it_alone() -> None:
+    bench = Bench(labels=1)
+    writer = bench.finished()
+    bench.segmentation.CreateClosedSurfaceRepresentation()
+    bench.segmentation.SetSourceRepresentationToClosedSurface()
+    writer.discard()
+    assert bench.segments.GetSegment(writer.segment_id(1)) is not None
+
+
 def test_a_result_of_another_run_may_share_its_labelmap() -> None:
     bench = Bench()
     first = bench.writer()

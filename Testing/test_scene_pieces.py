@@ -43,6 +43,12 @@ def test_pieces_are_parts_of_a_grid(seed: int) -> None:
     assert np.array_equal(piece.cut(tuple(start), tuple(stop)), padded[box])
     for axis in range(3):
         assert set(piece.slices(axis)) == set(np.flatnonzero(np.moveaxis(grid, axis, 0).any(axis=(1, 2))).tolist())
+    other, chosen = rng.random((6, 7, 8)) < 0.1, rng.permutation(6)[:2].tolist()
+    for axis in range(3):
+        mixed = np.moveaxis(grid.copy(), axis, 0)
+        mixed[chosen] = np.moveaxis(other, axis, 0)[chosen]
+        merged = piece.with_slices(axis, chosen, Piece((0, 0, 0), other).trimmed())
+        assert np.array_equal(merged.cut((0, 0, 0), (6, 7, 8)), np.moveaxis(mixed, 0, axis))
     assert box_around(piece, Piece.nothing()) == (piece.start, piece.stop)
     assert box_around() == ((0, 0, 0), (0, 0, 0)) and not Piece.nothing().trimmed().voxels.size
 

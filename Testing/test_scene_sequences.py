@@ -14,7 +14,6 @@ from SDFSMISLib.scene import (
     ResultWriter,
     Scans,
     SegmentLook,
-    find_result,
     frame_of,
     painted_segments,
     read_painting,
@@ -58,22 +57,13 @@ class BeatingHeart(Bench):
         self._logic.UpdateProxyNodesFromSequences(self.browser)
         self.scan = Scans().of(self.node)
 
-    def found(self) -> str | None:
-        return find_result(self.node, self.segmentation, self.ids[0], 0)
-
-    def finished(self, **options: object) -> ResultWriter:
-        writer = self.writer(**options)
-        self.run(writer)
-        writer.finish()
-        return writer
-
 
 def test_the_frame_that_is_shown_is_told_in_words() -> None:
     heart = BeatingHeart()
     assert frame_of(heart.node) == "frame 1 of 3 of ECG gated" and heart.scan.voxels.max() < 1000
     heart.show(2)
     assert frame_of(heart.node) == "frame 3 of 3 of ECG gated" and heart.scan.voxels.min() >= 2000
-    assert heart.scan.sequence_frame is not None and heart.scan.sequence_frame.text == frame_of(heart.node)
+    assert heart.scan.frame_text == frame_of(heart.node) and Bench().scan.frame_text == ""
     assert frame_of(Bench().node) is None
     heart.browser.RemoveAllSequenceNodes()
     assert frame_of(heart.node) is None
@@ -82,10 +72,10 @@ def test_the_frame_that_is_shown_is_told_in_words() -> None:
 def test_each_frame_has_results_of_its_own() -> None:
     heart = BeatingHeart()
     first = heart.finished()
-    assert heart.found() == first.segment_id(1)
+    assert heart.found() == {1: first.segment_id(1)}
     shown = heart.held(first)
     heart.show(1)
-    assert heart.found() is None
+    assert heart.found() == {}
     heart.probabilities = {1: 255 - heart.probabilities[1]}
     second = heart.finished(into={1: first.segment_id(1)})
     assert second.segment_id(1) != first.segment_id(1), "the result of another frame is not gone on in"
@@ -94,22 +84,22 @@ def test_each_frame_has_results_of_its_own() -> None:
         "liver (SDFSMIS, frame 1 of 3 of ECG gated)",
         "liver (SDFSMIS, frame 2 of 3 of ECG gated)",
     ]
-    assert heart.found() == second.segment_id(1)
+    assert heart.found() == {1: second.segment_id(1)}
     heart.show(0)
-    assert heart.found() == first.segment_id(1)
+    assert heart.found() == {1: first.segment_id(1)}
     third = heart.finished(into={1: first.segment_id(1)})
     assert third.segment_id(1) == first.segment_id(1) and np.array_equal(heart.held(third), heart.expected())
     heart.browser.RemoveAllSequenceNodes()
-    assert heart.found() is None, "a volume that is of no sequence has none of them"
+    assert heart.found() == {}, "a volume that is of no sequence has none of them"
 
 
 def test_frames_are_known_after_saving_and_loading(tmp_path) -> None:
     heart = BeatingHeart()
     first = heart.finished()
     loaded = heart.scene.load_segmentation(heart.scene.save(heart.segmentation, tmp_path / "saved.seg.nrrd"))
-    assert find_result(heart.node, loaded, heart.ids[0], 0) == first.segment_id(1)
+    assert heart.found(loaded) == {1: first.segment_id(1)}
     heart.show(1)
-    assert find_result(heart.node, loaded, heart.ids[0], 0) is None
+    assert heart.found(loaded) == {}
 
 
 def test_a_frame_that_changes_during_the_run_is_noticed_and_its_results_come_out_all_the_same() -> None:
@@ -124,9 +114,9 @@ def test_a_frame_that_changes_during_the_run_is_noticed_and_its_results_come_out
     heart.run(writer, support=support)
     writer.finish()
     assert np.array_equal(held(heart.segmentation, writer.segment_id(1), heart.node), expected == 1)
-    assert heart.found() is None
+    assert heart.found() == {}
     heart.show(0)
-    assert not writer.scan_changed and heart.found() == writer.segment_id(1)
+    assert not writer.scan_changed and heart.found() == {1: writer.segment_id(1)}
     writer.accept()
 
 

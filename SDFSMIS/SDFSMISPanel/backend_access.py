@@ -126,8 +126,13 @@ class BackendAccess:
         self._look()
 
     def test(self) -> None:
-        """Tries whether it works, after what has to be asked first."""
-        if self._run_choice is None and self._testing is None:
+        """Tries whether it works; asks where something has to be installed first. Nothing of a scan is sent."""
+        if self._run_choice is not None or self._testing is not None:
+            return
+        if self._choice.kind is BackendKind.SERVER:
+            self._begin_test()
+            self._look()
+        else:
             self.before_run(self._begin_test)
 
     def problem(self) -> str:

@@ -1,4 +1,4 @@
-"""The plot of certainty: one curve for each structure, over the slices of a scan; a click goes to a slice."""
+"""The plot of certainty over the slices of a scan: the lowest of all structures; a click goes to a slice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from slicer.i18n import tr as _
 
 from SDFSMISPanel.panel_logic import ResultView
 
-__all__ = ["CertaintyPlot", "Scale", "columns_of"]
+__all__ = ["CertaintyPlot", "Scale", "lowest_of", "slices_of"]
 
 GREY, PAINTED, BY_HAND, SHOWN = (128, 128, 128), (70, 160, 90), (230, 140, 30), (60, 120, 220)
 LEFT, RIGHT, TOP, BOTTOM = 62, 8, 8, 30  # pixels around the curves
 MARK = 4  # pixels, half the side of a mark
+CURVES = 4  # of structures; of more, only the lowest is drawn
+PALE = 90  # opacity of 255
 
 
 class Scale:
@@ -40,13 +42,21 @@ class Scale:
         return round(min(max(share, 0.0), 1.0) * self._last)
 
 
-def columns_of(certainty: np.ndarray, scale: Scale) -> list[tuple[int, int]]:
-    """Points (column, row) of a curve; of slices that share a column the least certain one. NaN slices are left out."""
-    least: dict[int, float] = {}
-    for index in np.flatnonzero(~np.isnan(certainty)):
-        column = scale.x(int(index))
-        least[column] = min(least.get(column, 1.0), float(certainty[index]))
-    return [(column, scale.y(value)) for column, value in sorted(least.items())]
+def slices_of(certainty: np.ndarray, scale: Scale) -> list[int]:
+    """The slices that a curve goes through; of those that share a column the least certain one. NaN is left out."""
+    least: dict[int, int] = {}
+    for index in map(int, np.flatnonzero(~np.isnan(certainty))):
+        column = scale.x(index)
+        if column not in least or certainty[index] < certainty[least[column]]:
+            least[column] = index
+    return list(least.values())
+
+
+def lowest_of(results: Sequence[ResultView]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each slice the lowest certainty of all structures, NaN where none was computed; and whose it is, by number."""
+    all_of_them = np.array([result.certainty for result in results])
+    owner = np.nan_to_num(all_of_them, nan=np.inf).argmin(axis=0)
+    return all_of_them[owner, np.arange(all_of_them.shape[1])], owner
 
 
 class CertaintyPlot(qt.QObject):
@@ -93,8 +103,8 @@ class CertaintyPlot(qt.QObject):
         painter.setRenderHint(qt.QPainter.Antialiasing, True)
         scale = self._scale()
         self._draw_axes(painter, scale)
-        for result in self._results:
-            _draw_curve(painter, scale, result)
+        if self._results:
+            self._draw_curves(painter, scale)
         self._draw_marks(painter, scale)
         painter.end()
         self._label.setPixmap(picture)
@@ -112,6 +122,16 @@ class CertaintyPlot(qt.QObject):
             painter.drawText(scale.right - 8 * len(last), scale.bottom + 24, last)
             painter.drawText((scale.left + scale.right) // 2 - 20, scale.bottom + 24, _("slice"))
 
+    def _draw_curves(self, painter: Any, scale: Scale) -> None:
+        """The lowest is bold, in the colors of the structures that it is of; their own curves are pale."""
+        results = self._results
+        if 1 < len(results) <= CURVES:
+            for result in results:
+                color = (*_color(result), PALE)
+                _draw_curve(painter, scale, result.certainty, [color] * len(result.certainty), 1)
+        lowest, owner = lowest_of(results)
+        _draw_curve(painter, scale, lowest, [_color(results[number]) for number in owner], 2)
+
     def _draw_marks(self, painter: Any, scale: Scale) -> None:
         """Under the axis: what was painted, what was corrected; across: the slice that is shown."""
         place = scale.bottom + 2 + MARK
@@ -126,15 +146,23 @@ class CertaintyPlot(qt.QObject):
             painter.drawLine(scale.x(self._index), scale.top, scale.x(self._index), scale.bottom)
 
 
-def _draw_curve(painter: Any, scale: Scale, result: ResultView) -> None:
-    painter.setPen(_pen(tuple(round(255 * part) for part in result.color), 2))
-    points = columns_of(result.certainty, scale)
+def _draw_curve(painter: Any, scale: Scale, certainty: np.ndarray, colors: Sequence[Sequence[int]], width: int) -> None:
+    """A curve whose color may be another one at each slice."""
+    slices = slices_of(certainty, scale)
     gap = scale.x(1) - scale.x(0) + 1  # farther apart than neighbours: slices between them were not computed
-    for (x, y), (next_x, next_y) in zip(points, points[1:], strict=False):
+    places = [(scale.x(index), scale.y(float(certainty[index]))) for index in slices]
+    for number, ((x, y), (next_x, next_y)) in enumerate(zip(places, places[1:], strict=False)):
         if next_x - x <= gap:
+            lower = slices[number + 1] if next_y > y else slices[number]
+            painter.setPen(_pen(colors[lower], width))
             painter.drawLine(x, y, next_x, next_y)
-    for x, y in points if len(points) == 1 else ():
+    for x, y in places if len(places) == 1 else ():
+        painter.setPen(_pen(colors[slices[0]], width))
         painter.drawLine(x - 1, y, x + 1, y)
+
+
+def _color(result: ResultView) -> tuple[int, ...]:
+    return tuple(round(255 * part) for part in result.color)
 
 
 def _pen(color: Sequence[int], width: int = 1) -> Any:

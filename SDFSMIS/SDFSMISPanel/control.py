@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Control"]
+__all__ = ["Control", "bring_into_sight"]
 
 
 class Control:
@@ -22,3 +22,13 @@ class Control:
         """Lets it be used, or says in its tooltip why it cannot be."""
         self.widget.enabled = not why_not
         self.widget.toolTip = why_not or self._purpose
+
+
+def bring_into_sight(widget: Any) -> None:
+    """Moves the scroll area that the panel lies in, if it lies in one."""
+    parent = widget.parentWidget()
+    while parent is not None:
+        if parent.inherits("QScrollArea"):
+            parent.ensureWidgetVisible(widget)
+            return
+        parent = parent.parentWidget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ class Logic:
                 self._last_run, self._saving = self._saving.view, None
         elif self._review.is_open:
             more = self._review.step() or more
+            if not self._review.is_open:  # accepted, discarded, deleted, or undone: what was said of the run is past
+                self._last_run = RunView()
         if self._run is None and not self._review.view.working:
             self._support.refresh(True)
         return more
@@ -222,11 +225,7 @@ class Logic:
         self._tell()
 
     def go_to_least_certain(self) -> None:
-        segment_id = self._review.least_certain()
-        if segment_id is not None and self._editor is not None:  # what is painted now is meant to correct it
-            segmentation = self._editor.node.GetSegmentationNode()
-            if segmentation is not None and segmentation.GetSegmentation().GetSegment(segment_id) is not None:
-                self._editor.node.SetSelectedSegmentID(segment_id)
+        self._edit(self._review.least_certain())
         self._tell()
 
     def go_to_slice(self, index: int) -> None:
@@ -305,7 +304,7 @@ class Logic:
         done = [set(plan.used) & set(plan.painting.slices(plan.axis, label)) for label in plan.looks]
         if all(set(wanted) <= slices for slices in done):
             raise InputError(
-                _("All wanted slices are painted already. Uncheck “Every painted slice” to use chosen ones only.")
+                _("All wanted slices are painted already. Uncheck “Use every painted slice” to use chosen ones only.")
             )
         return Target(scan, painted, wanted, scan.GetName())
 
@@ -316,11 +315,22 @@ class Logic:
         self._access.run_ended(run.error, run.remote)
         if run.has_results:
             self._review.begin(run.targets, run.plan.looks)
+            self._edit(self._review.first_result())
+            note = self._review.cleaning_note()
+            if note:
+                self._last_run = replace(self._last_run, notes=(*self._last_run.notes, note))
+
+    def _edit(self, segment_id: str | None) -> None:
+        """Chooses a segment in the segment editor, where that has it: what is painted next is meant to correct it."""
+        segmentation = self._editor.node.GetSegmentationNode() if self._editor is not None else None
+        if segment_id is None or segmentation is None or self._editor is None:
+            return
+        if segmentation.GetSegmentation().GetSegment(segment_id) is not None:
+            self._editor.node.SetSelectedSegmentID(segment_id)
 
     def _end_review(self, end: Callable[[], None]) -> None:
         if self._run is None and self._review.is_open:
             end()
-            self._last_run = RunView()
         self._tell()
 
     def _look_at_support(self) -> None:

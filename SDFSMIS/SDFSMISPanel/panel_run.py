@@ -47,7 +47,8 @@ class Target:
         volume: its node.
         painted: the segmentation in which it is painted; None = it is another scan.
         wanted: its slices; None = all.
-        axis, writer: once its slices come.
+        axis, segmentation, writer: once its slices come.
+        found: the first and the last slice on which each label is, by label.
     """
 
     volume: Any
@@ -55,7 +56,9 @@ class Target:
     wanted: Sequence[int] | None
     name: str = ""
     axis: int = 0
+    segmentation: Any | None = None
     writer: ResultWriter | None = None
+    found: dict[int, tuple[int, int]] = field(default_factory=dict)
     surface_time: float = 0.0
     surface_cost: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -221,7 +224,11 @@ class PanelRun:
         elif isinstance(message, SliceCame):
             self._slice_came(message)
         elif isinstance(message, ScanEnds):
-            self.targets[message.number].notes += message.warnings
+            target = self.targets[message.number]
+            several = len(self.targets) > 1
+            target.notes += [f"{target.name}: {text}" if several else text for text in message.warnings]
+            if target.writer is not None:
+                target.notes += [self._found_on(target, several)]
             self._done_scans, self._finished, self._total = message.number + 1, 0, 0
         elif isinstance(message, Ended):
             self._ended, self.error = message, message.error
@@ -245,6 +252,7 @@ class PanelRun:
             if scan.sequence_frame is not None:
                 target.notes.append(_("Segmented: {frame}.").format(frame=scan.sequence_frame.text))
             target.writer = self._writer(target, segmentation, home, message, scan)
+            target.segmentation = segmentation
         except InputError as error:
             self._lose(target, str(error))
 
@@ -272,6 +280,9 @@ class PanelRun:
         self._finished, self._total, self._trouble = record.finished, record.total, ""
         if target.writer is not None:
             target.writer.take(record.label, record.index, record.probability, record.certainty)
+            if record.probability.max() > 255 * self._options.threshold:
+                first, last = target.found.get(record.label, (record.index, record.index))
+                target.found[record.label] = min(first, record.index), max(last, record.index)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -323,6 +334,20 @@ class PanelRun:
         text, failed = self._outcome(self._ended.error)
         self._end(text, failed)
 
+    def _found_on(self, target: Target, several: bool) -> str:
+        """Where each structure was found, in a sentence."""
+        places = []
+        for label, look in self.plan.looks.items():
+            indices = [
+                *target.found.get(label, ()),
+                *(target.writer.painted(label) if target.writer is not None else ()),
+            ]
+            where = _("{name} on slices {first} to {last}") if indices else _("{name} nowhere")
+            ends = {"first": min(indices), "last": max(indices)} if indices else {}
+            places.append(where.format(name=look.name, **ends))
+        text = _("Found in {scan}: {places}.") if several else _("Found: {places}.")
+        return text.format(scan=target.name, places="; ".join(places))
+
     # -- words ---------------------------------------------------------------------------------------------------------
 
     def _outcome(self, error: BaseException | None) -> tuple[str, bool]:
@@ -348,7 +373,7 @@ class PanelRun:
             share = self._finished / self._total
             fraction = (self._done_scans + share) / len(self.targets)
             spent = time.monotonic() - self._first_slice
-            if 0 < fraction < 1 and self._finished > 1:
+            if 0 < fraction < 1 and self._finished > 1 and not self._trouble:
                 seconds = spent * (1 - fraction) / fraction
         self.view = RunView(True, self._text(), fraction, seconds, notes=tuple(self._notes))
 
@@ -356,13 +381,16 @@ class PanelRun:
         if self._ended is not None:
             return _("Writing the results…")
         if self._trouble:
-            return _("Trying again: {trouble}").format(trouble=self._trouble)
+            return _("Trying again: {trouble} Finished slices are kept.").format(trouble=self._trouble)
         run = self._remote
         if run is not None and run.phase == "waiting" and run.ahead:
             return _("Waiting for other runs on the backend ({count})…").format(count=run.ahead)
         if not self._finished:
             return self._doing or _("Segmenting…")
-        text = _("Slice {finished} of {total}").format(finished=self._finished, total=self._total)
+        if len(self.plan.looks) == 1:
+            text = _("Slice {finished} of {total}").format(finished=self._finished, total=self._total)
+        else:
+            text = _("{percent} % of the slices").format(percent=100 * self._finished // max(1, self._total))
         if len(self.targets) > 1:
             text = _("Scan {number} of {count}: {text}").format(
                 number=self._done_scans + 1, count=len(self.targets), text=text

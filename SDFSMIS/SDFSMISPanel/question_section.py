@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from SDFSMISPanel.control import bring_into_sight
 from SDFSMISPanel.panel_logic import PanelLogic, Question
 
 __all__ = ["QuestionSection"]
@@ -27,7 +28,7 @@ class QuestionSection:
         if question is not None:
             ui.questionLabel.text = question.text
             ui.agreeButton.text, ui.declineButton.text = question.agree, question.decline
-            _bring_into_sight(ui.questionFrame)
+            bring_into_sight(ui.questionFrame)
 
     def _agree(self) -> None:
         self._answer(True)
@@ -38,13 +39,3 @@ class QuestionSection:
     def _answer(self, agreed: bool) -> None:
         if self._shown is not None:
             self._logic.answer(self._shown.key, agreed)
-
-
-def _bring_into_sight(widget: Any) -> None:
-    """Moves the scroll area that the panel lies in, if it lies in one."""
-    parent = widget.parentWidget()
-    while parent is not None:
-        if parent.inherits("QScrollArea"):
-            parent.ensureWidgetVisible(widget)
-            return
-        parent = parent.parentWidget()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import SegmentLook, find_result, fits, make_segmentation
+from SDFSMISLib.scene import SegmentLook, find_results, fits, make_segmentation
 
 __all__ = ["ResultHome"]
 
@@ -50,12 +50,7 @@ class ResultHome:
 
 
 def _results(volume: Any, segmentation: Any, looks: Mapping[int, SegmentLook], axis: int) -> dict[int, str]:
-    results = {}
-    for label, look in looks.items():
-        try:
-            found = find_result(volume, segmentation, look.source, axis)
-        except InputError:  # it does not lie on this scan
-            return {}
-        if found is not None:
-            results[label] = found
-    return results
+    try:
+        return find_results(volume, segmentation, looks, axis)
+    except InputError:  # it does not lie on this scan
+        return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from SDFSMISLib.scene import ResultWriter, SegmentLook, make_parallel
 from SDFSMISPanel.background import Background, Ended
 from SDFSMISPanel.panel_logic import ResultView, ReviewView
 from SDFSMISPanel.panel_run import Target, unexpected
-from SDFSMISPanel.slice_views import show_in_views, slice_nodes, visible_slice
+from SDFSMISPanel.slice_views import show_in_views, show_scan, show_segmentation, slice_nodes, visible_slice
 
 __all__ = ["Review"]
 
@@ -58,6 +58,7 @@ class Review:
         self._looks: Mapping[int, SegmentLook] = {}
         self._ending: Iterator[Any] | None = None
         self._accepted = False
+        self._shown: set[int] = set()
         self._changed_at = self._looked_at = 0.0
         self._problem = ""
 
@@ -82,7 +83,10 @@ class Review:
         for one in self._scans:
             if one.cleaning is not None:
                 one.cleaning.cancel.set()
+        for one in self._scans:
+            show_segmentation(one.target.segmentation, True)
         self._scans, self._ending, self._accepted, self._problem = [], None, False, ""
+        self._shown.clear()
         kept = self.view
         self.view = ReviewView(threshold=kept.threshold, keep_largest=kept.keep_largest, smooth_mm=kept.smooth_mm)
 
@@ -90,9 +94,15 @@ class Review:
 
     def choose_scan(self, number: int) -> None:
         """The scan whose results are looked at."""
-        if 0 <= number < len(self._scans):
-            self.view = replace(self.view, scan=number)
-            self._look()
+        if not 0 <= number < len(self._scans) or number == self.view.scan:
+            return
+        self.view = replace(self.view, scan=number)
+        self._shown.clear()
+        for place, one in enumerate(self._scans):
+            show_segmentation(one.target.segmentation, place == number)
+        chosen = self._scans[number]
+        self._guarded(chosen, lambda: show_scan(chosen.target.volume))
+        self._look()
 
     def set_threshold(self, threshold: float) -> None:
         """Of all results, and of the next run; 0 to below 1."""
@@ -111,16 +121,26 @@ class Review:
         self._change(lambda writer: writer.set_cleaning(self._cleaning()))
 
     def least_certain(self) -> str | None:
-        """ID of the segment that is least certain of all in a scan, after the views were made to show where."""
+        """ID of the segment that is least certain of all in a scan, after the views were made to show where.
+
+        What was shown is left out the next time, until all slices were.
+        """
         if not self._scans:
             return None
         one = self._scans[self.view.scan]
-        index = self._guarded(one, one.writer.least_certain)
+        lowest = self._guarded(one, partial(_lowest, one.writer, self._looks))
+        if lowest is None:
+            return None
+        index = _next(lowest, self._shown)
+        if index is None:
+            self._shown.clear()
+            index = _next(lowest, self._shown)
         if index is None:
             return None
+        self._shown.add(index)
         self.go_to(index)
-        lowest = min(self._looks, key=lambda label: np.nan_to_num(one.writer.certainty(label)[index], nan=np.inf))
-        return one.writer.segment_id(lowest)
+        label = min(self._looks, key=lambda label: np.nan_to_num(one.writer.certainty(label)[index], nan=np.inf))
+        return one.writer.segment_id(label)
 
     def go_to(self, index: int) -> None:
         """Makes the views show a slice; turns one into the slices where none lies in them."""
@@ -137,6 +157,19 @@ class Review:
     def discard(self) -> None:
         """The results become what they were before the run."""
         self._ending = self._steps(lambda writer: writer.discarding())
+
+    def cleaning_note(self) -> str:
+        """That cleaning is still on from before; "" where it is off."""
+        parts = [_("smoothed {mm:g} mm").format(mm=self.view.smooth_mm)] if self.view.smooth_mm else []
+        parts += [_("largest piece only")] if self.view.keep_largest else []
+        return _("Still on from before: {what}.").format(what=", ".join(parts)) if parts else ""
+
+    def first_result(self) -> str | None:
+        """ID of the segment of the first structure in the scan that is reviewed."""
+        if not self._scans:
+            return None
+        writer = self._scans[self.view.scan].writer
+        return next((found for label in self._looks if (found := writer.segment_id(label)) is not None), None)
 
     # -- step by step --------------------------------------------------------------------------------------------------
 
@@ -190,9 +223,8 @@ class Review:
                     continue
                 one.cleaning = None
                 if message.error is not None:
-                    LOG.error("Cleaning failed", exc_info=message.error)
                     one.writer.set_cleaning(None)
-                    self._problem = _("The results could not be cleaned ({error}).").format(error=message.error)
+                    self._problem = unexpected(message.error)
         if one.cleaning is None and one.writer.cleaning_due:
             compute = one.writer.cleaning()
             one.cleaning = Background("SDFSMIS cleaning", lambda post, cancel: post(compute()))
@@ -266,7 +298,7 @@ class Review:
             return
         self.view = replace(
             self.view,
-            scans=tuple(other.target.name for other in self._scans),
+            scans=_distinct([other.target.name for other in self._scans]),
             results=results,
             plane=_plane(one.target),
             index=self._guarded(one, lambda: visible_slice(one.target.volume, one.target.axis)),
@@ -291,8 +323,31 @@ class Review:
         )
 
 
+def _lowest(writer: ResultWriter, looks: Mapping[int, SegmentLook]) -> np.ndarray:
+    """The lowest certainty of each slice; infinite where none was computed, or it was changed by hand."""
+    lowest = np.nanmin(np.nan_to_num([writer.certainty(label) for label in looks], nan=np.inf), axis=0)
+    lowest[list(writer.by_hand)] = np.inf
+    return lowest
+
+
+def _next(lowest: np.ndarray, shown: Collection[int]) -> int | None:
+    left = lowest.copy()
+    left[list(shown)] = np.inf
+    return int(left.argmin()) if np.isfinite(left).any() else None
+
+
 def _is_working(one: _Reviewed) -> bool:
     return one.due and bool(one.writer.pending or one.writer.cleaning_due)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of which no two are the same: the second of a name gets a number."""
+    counts: dict[str, int] = {}
+    told = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        told.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return tuple(told)
 
 
 def _plane(target: Target) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
+import qt
 from slicer.i18n import tr as _
 
 from SDFSMISPanel.certainty_plot import BY_HAND, PAINTED, SHOWN, CertaintyPlot
-from SDFSMISPanel.control import Control
+from SDFSMISPanel.control import Control, bring_into_sight
 from SDFSMISPanel.panel_logic import PanelLogic, ResultView, ReviewView
 from SDFSMISPanel.parameter import Parameter
 
 __all__ = ["ReviewSection"]
+
+LAYOUT = 50  # ms that a part which has opened takes to find its place
+NAMED = 3  # structures that are named in a sentence; more are too many
 
 
 class ReviewSection:
@@ -23,6 +28,11 @@ class ReviewSection:
         self._parameter: Parameter | None = None
         self._shown: ReviewView | None = None
         self._busy = ""
+        self._corrected_before: dict[int, set[int]] = {}  # slices by the number of their scan, when its review began
+        self._opened = qt.QTimer()
+        self._opened.setSingleShot(True)
+        self._opened.setInterval(LAYOUT)
+        self._opened.connect("timeout()", self._on_opened)
         self._scans: tuple[str, ...] = ()
         self._controls = [Control(one) for one in (ui.thresholdSlider, ui.smoothSpinBox, ui.keepLargestCheckBox)]
         self._ends = [Control(ui.acceptButton), Control(ui.discardButton)]
@@ -45,7 +55,19 @@ class ReviewSection:
             self._logic.set_cleaning(parameter.keep_largest, parameter.smooth_mm)
 
     def close(self) -> None:
+        self._opened.stop()
         self._plot.close()
+
+    def advice(self) -> str:
+        """What to do after a correction; "" = nothing was corrected since the review began."""
+        view = self._logic.review
+        new = _by_hand(view) - self._corrected_before.get(view.scan, _by_hand(view))
+        if not new:
+            return ""
+        if len(new) == 1:
+            return _("1 corrected slice. Press Segment to use it, or Accept to keep the result.")
+        text = _("{n} corrected slices. Press Segment to use them, or Accept to keep the result.")
+        return text.format(n=len(new))
 
     def go_to_least_certain(self) -> None:
         if self._logic.review.results:
@@ -64,6 +86,12 @@ class ReviewSection:
         ui.reviewFrame.visible, ui.reviewHintLabel.visible = some, not some
         if some and (before is None or not before.results):
             ui.reviewCollapsibleButton.collapsed = False
+            self._corrected_before.clear()
+            self._opened.start()
+        if some:
+            self._corrected_before.setdefault(view.scan, _by_hand(view))
+            ui.correctionHintLabel.text = _correction_hint(view.results)
+        ui.reviewCollapsibleButton.text = _title(view)
         self._show_scans(view)
         self._show_controls(view)
         if some and (before is None or view.results != before.results or view.index != before.index):
@@ -91,6 +119,10 @@ class ReviewSection:
         if self._parameter is not None:
             self._parameter.keep_largest, self._parameter.smooth_mm = largest, smooth
         self._logic.set_cleaning(largest, smooth)
+
+    def _on_opened(self) -> None:
+        if self._ui.reviewCollapsibleButton.visible:
+            bring_into_sight(self._ui.reviewCollapsibleButton)
 
     # -- what is shown
 
@@ -122,6 +154,26 @@ class ReviewSection:
     def _show_ends(self) -> None:
         for control in self._ends:
             control.allow(self._busy)
+
+
+def _by_hand(view: ReviewView) -> set[int]:
+    return {index for result in view.results for index in result.by_hand}
+
+
+def _title(view: ReviewView) -> str:
+    """Says what is done to results, since it is done to those of the next run, too."""
+    parts = [_("smoothed {mm:g} mm").format(mm=view.smooth_mm)] if view.smooth_mm else []
+    parts += [_("largest piece only")] if view.keep_largest else []
+    return _("5. Review ({what})").format(what=", ".join(parts)) if parts else _("5. Review")
+
+
+def _correction_hint(results: Sequence[ResultView]) -> str:
+    names = [_("“{name} (SDFSMIS)”").format(name=result.name) for result in results]
+    where = _(" or ").join(names) if len(names) <= NAMED else _("its segment with “(SDFSMIS)” in its name")
+    return _(
+        "Wrong there? Correct it in {where}: paint or erase there, then press Segment again. Slices that you corrected "
+        "are used as examples and never overwritten."
+    ).format(where=where)
 
 
 def _volume(result: ResultView) -> str:

@@ -26,13 +26,16 @@ class RunSection:
         request: Callable[[], RunRequest],
         editor: Callable[[], Editor],
         before: Callable[[], None],
+        advice: Callable[[], str],
     ) -> None:
         """
         Args:
             request, editor: called for what a run is given.
             before: called before a run is asked for; takes over what was typed a moment ago.
+            advice: called for what to do with the results; "" = nothing in particular.
         """
-        self._ui, self._logic, self._request, self._editor, self._before = ui, logic, request, editor, before
+        self._ui, self._logic, self._request, self._editor = ui, logic, request, editor
+        self._before, self._advice = before, advice
         self._run = Control(ui.runButton)
         ui.runButton.connect("clicked()", self._on_button)
 
@@ -55,7 +58,7 @@ class RunSection:
         if cancels:
             ui.runButton.toolTip = _("Stop. Slices that are finished stay.")
         self._show_progress(view)
-        text = _text(view) or why_not
+        text = "\n".join(self._lines(view, why_not))
         ui.runLabel.text, ui.runLabel.visible = text, bool(text)
         ui.runNotesLabel.text, ui.runNotesLabel.visible = "\n".join(view.notes), bool(view.notes)
 
@@ -63,6 +66,14 @@ class RunSection:
         if not view.running:
             return self._logic.why_not(self._request())
         return "" if view.can_cancel else _("Wait until this has ended: {text}").format(text=view.text)
+
+    def _lines(self, view: RunView, why_not: str) -> list[str]:
+        """What goes on, or went wrong; else what to do next, which is newer than how the last run ended."""
+        text = _text(view)
+        if view.running:
+            return [text]
+        following = why_not or self._advice()
+        return list(dict.fromkeys(line for line in (text if view.failed else "", following) if line)) or [text]
 
     def _show_progress(self, view: RunView) -> None:
         bar = self._ui.runProgressBar

@@ -7,8 +7,9 @@ from typing import Any
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import show_slice, shown_slice
+from SDFSMISLib.scene.frame import volume_to_world
 
-__all__ = ["show_in_views", "slice_nodes", "visible_slice"]
+__all__ = ["show_in_views", "show_scan", "show_segmentation", "slice_nodes", "visible_slice"]
 
 
 def slice_nodes(scene: Any | None) -> Iterator[Any]:
@@ -41,3 +42,26 @@ def show_in_views(volume: Any, axis: int, index: int) -> bool:
         InputError: where the volume stands under a transform that is not linear.
     """
     return any([show_slice(node, volume, axis, index) for node in slice_nodes(volume.GetScene())])
+
+
+def show_scan(volume: Any) -> None:
+    """Makes all views show a scan, each its middle.
+
+    Raises:
+        InputError: where the volume stands under a transform that is not linear.
+    """
+    scene = volume.GetScene()
+    composites = scene.GetNodesByClass("vtkMRMLSliceCompositeNode")
+    for number in range(composites.GetNumberOfItems()):
+        composites.GetItemAsObject(number).SetBackgroundVolumeID(volume.GetID())
+    middle = [(side - 1) / 2 for side in volume.GetImageData().GetDimensions()]
+    x, y, z = (volume_to_world(volume) @ [*middle, 1])[:3]
+    for node in slice_nodes(scene):
+        node.JumpSliceByCentering(x, y, z)
+
+
+def show_segmentation(segmentation: Any | None, visible: bool) -> None:
+    """Shows or hides a segmentation in all views."""
+    display = segmentation.GetDisplayNode() if segmentation is not None else None
+    if display is not None:
+        display.SetVisibility(visible)

@@ -13,6 +13,7 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.labelmap import label_values
 from SDFSMISLib.scene import SegmentLook, painted_segments, painting_stamp, shown_slice
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISPanel.panel_logic import SegmentView, SupportEntry, SupportView
@@ -168,6 +169,11 @@ class SupportList:
             raise InputError(self.view.problem)
         looks, pieces = join_structures(self._read.looks, [*self._loaded.values()])
         painting, used = self._read.painting, self._used()
+        shown = self._shown(used, pieces)
+        looks = {label: look for label, look in looks.items() if label in shown}
+        if painting is not None:
+            names = {label: name for label, name in painting.names.items() if self._read.painted(label) & set(used)}
+            painting = replace(painting, names=names)
         complete = frozenset({*self._chosen, *(painting.corrected if painting is not None else ())})
         return SupportPlan(looks, painting if used else None, self._read.axis, used, complete, pieces)
 
@@ -254,21 +260,21 @@ class SupportList:
         read = self._read
         if read.problem:
             return read.problem
-        shown = {label for piece in pieces for label in np.unique(piece.labels).tolist()}
-        if read.painting is not None:
-            shown |= {label for label in read.painting.names if read.painted(label) & set(used)}
-        missing = [look.name for label, look in looks.items() if label not in shown]
-        names = {look.name.casefold() for look in looks.values()}
-        missing += [name for name in read.unpainted if name.casefold() not in names]
-        if missing:
-            return _("Nothing is painted in {names}; paint the structure on one slice, or uncheck the segment.").format(
-                names=", ".join(missing)
-            )
-        if looks:
+        if self._shown(used, pieces):
             return ""
+        if read.unpainted or looks:
+            names = [*read.unpainted, *(look.name for look in looks.values())]
+            return _("Nothing is painted in {names}; paint the structure on one slice.").format(names=", ".join(names))
         if self.scan is None:
             return _("Choose the scan, then paint the structure on one of its slices.")
         return _("Paint the structure on one slice: add a segment, choose Paint, and paint it in a slice view.")
+
+    def _shown(self, used: Sequence[int], pieces: Sequence[SupportSlice]) -> set[int]:
+        """The labels that something shows; the others take no part."""
+        painting = self._read.painting
+        labels = painting.names if painting is not None else ()
+        shown = {label for label in labels if self._read.painted(label) & set(used)}
+        return shown | {label for piece in pieces for label in label_values(piece.labels)}
 
     def _entry_here(self, index: int) -> SupportEntry:
         read = self._read
@@ -286,7 +292,7 @@ class SupportList:
 
     def _entry_of_file(self, number: int, one: LoadedSet, slot: int) -> SupportEntry:
         piece, key = one.pieces[slot], f"{FILE}:{number}:{slot}"
-        labels = [label for label in np.unique(piece.labels).tolist() if label]
+        labels = label_values(piece.labels)
         made = self._thumbnails.get(key)
         area = int(np.count_nonzero(piece.labels)) * math.prod(piece.spacing) / 100
         return SupportEntry(
@@ -324,7 +330,7 @@ class SupportList:
         if where == HERE:
             content, picture = self._content(int(first)), self._picture_here(int(first))
         else:
-            content, picture = None, self._picture_of_file(self._loaded[int(first)].pieces[int(rest[0])])
+            content, picture = None, self._picture_of_file(self._loaded[int(first)], int(rest[0]))
         self._thumbnails[key] = content, picture
         return picture
 
@@ -346,6 +352,11 @@ class SupportList:
             geometry.plane(axis),
         )
 
-    def _picture_of_file(self, piece: SupportSlice) -> np.ndarray:
-        colors = {label: NO_COLOR for label in np.unique(piece.labels).tolist() if label}
+    def _picture_of_file(self, one: LoadedSet, slot: int) -> np.ndarray:
+        piece = one.pieces[slot]
+        looks, _pieces = join_structures(self._read.looks, [*self._loaded.values()])
+        by_name = {look.name.casefold(): look.color for look in looks.values()}
+        colors = {
+            label: by_name.get(one.structure(label).casefold()) or NO_COLOR for label in label_values(piece.labels)
+        }
         return thumbnail(piece.image, piece.labels, colors, piece.spacing, piece.orientation, piece.plane, piece.window)

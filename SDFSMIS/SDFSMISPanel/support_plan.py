@@ -12,6 +12,14 @@ from SDFSMISLib.support import SupportSet, SupportSlice
 
 __all__ = ["LoadedSet", "SupportPlan", "join_structures"]
 
+COLORS = (  # red, green, blue, of structures that no segment of the scene shows
+    (0.90, 0.45, 0.30),
+    (0.30, 0.60, 0.90),
+    (0.45, 0.75, 0.35),
+    (0.90, 0.75, 0.25),
+    (0.65, 0.45, 0.85),
+    (0.30, 0.75, 0.75),
+)
 FILE_SOURCE = "support set: "  # before the name of a structure that no segment of the scene shows
 
 
@@ -95,5 +103,6 @@ def _label_of(loaded: LoadedSet, label: int, looks: dict[int, SegmentLook]) -> i
     if not loaded.support.names.get(label) and len(loaded.support.labels) == len(looks) == 1:
         return next(iter(looks))
     value = max(looks, default=0) + 1
-    looks[value] = SegmentLook(name, None, "", FILE_SOURCE + name)
+    color = COLORS[(value - 1) % len(COLORS)]
+    looks[value] = SegmentLook(name, color, "", FILE_SOURCE + name)
     return value

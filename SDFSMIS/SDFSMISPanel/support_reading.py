@@ -14,6 +14,7 @@ from SDFSMISLib.scene import HeldResult, Painting, SegmentLook, read_painting, r
 from SDFSMISLib.scene.frame import volume_geometry
 from SDFSMISLib.scene.piece import Piece
 from SDFSMISPanel.background import Background, Ended
+from SDFSMISPanel.painting_direction import two_directions
 from SDFSMISPanel.result_home import ResultHome
 from SDFSMISPanel.support_plan import LoadedSet, join_structures
 
@@ -147,6 +148,9 @@ def _looked_through(
     painting: Painting, looks: Mapping[int, SegmentLook], axis: int, results: Mapping[int, HeldResult]
 ) -> SupportReading:
     """The reading of a painting; any thread may make it."""
+    problem = two_directions(painting)
+    if problem:
+        return SupportReading(problem=problem)
     slices = _slices(painting, axis)
     there = {label for one in slices.values() for label in one.labels}
     missing = tuple(name for label, name in painting.names.items() if label not in there)

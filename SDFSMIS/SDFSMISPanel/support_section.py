@@ -81,8 +81,7 @@ class SupportSection:
             ui.everyPaintedCheckBox.checked = view.every_painted
             ui.everyPaintedCheckBox.blockSignals(False)
         hint = no_scan and _("Load a scan first: drop its files on this window, or take one of the Sample Data module.")
-        ui.paintHintLabel.text = hint or view.problem
-        ui.paintHintLabel.visible = bool(hint or view.problem)
+        ui.paintHintLabel.text, ui.paintHintLabel.visible = hint, bool(hint)
         ui.supportNotesLabel.text, ui.supportNotesLabel.visible = "\n".join(view.notes), bool(view.notes)
 
     # -- what the user does
@@ -159,6 +158,7 @@ class SupportSection:
         for number, segment in enumerate(segments):
             item = items.item(number)
             item.setText(_painted(segment))
+            item.setToolTip(_painted(segment))  # a long name is cut off
             item.setIcon(qt.QIcon(square(segment.color)))
             item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
             item.setCheckState(qt.Qt.Checked if segment.chosen else qt.Qt.Unchecked)

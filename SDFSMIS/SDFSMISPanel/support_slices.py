@@ -47,6 +47,7 @@ class SupportSlices:
         items.addItems([describe(entry) for entry in self._entries])
         for number, entry in enumerate(self._entries):
             item = items.item(number)
+            item.setToolTip(describe(entry))  # a long name is cut off
             if entry.thumbnail is not None:
                 item.setIcon(self._qt.QIcon(pixmap(entry.thumbnail)))
             item.setSelected(entry.key in marked)

@@ -49,10 +49,12 @@ class Panel:
         self._paint = PaintEditor(ui.editorFrame)
         self._query = QuerySection(ui, logic, self._on_change)
         self._backend, question = BackendSection(ui, logic, settings), QuestionSection(ui, logic)
-        self._run = RunSection(ui, logic, self._query.request, self._paint.editor, self._backend.take_over)
         self._review = ReviewSection(ui, logic)
+        self._run = RunSection(
+            ui, logic, self._query.request, self._paint.editor, self._backend.take_over, self._review.advice
+        )
         self._support = SupportSection(ui, logic, settings, self._paint, self._query.leave_out)
-        self._sections = (question, self._backend, self._support, self._query, self._run, self._review)
+        self._sections = (question, self._backend, self._support, self._query, self._review, self._run)
         self._shortcuts = Shortcuts(root, self._run.start, self._review.go_to_least_certain)
         logic.observe(self._on_change)
         self.show()

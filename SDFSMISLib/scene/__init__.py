@@ -17,12 +17,13 @@ from SDFSMISLib.scene.painting import (
     with_corrections,
 )
 from SDFSMISLib.scene.result_place import ResultLost
-from SDFSMISLib.scene.result_segment import SegmentLook, find_result
+from SDFSMISLib.scene.result_segment import find_results
 from SDFSMISLib.scene.result_segmentation import fits, make_segmentation
 from SDFSMISLib.scene.result_writer import ResultWriter
 from SDFSMISLib.scene.run_labels import Cleaned
 from SDFSMISLib.scene.scan import Scan, Scans
 from SDFSMISLib.scene.segment_labelmap import SegmentGone
+from SDFSMISLib.scene.segment_look import SegmentLook
 from SDFSMISLib.scene.sequence_frame import SequenceFrame, frame_of
 from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, make_parallel, show_slice, shown_slice
 
@@ -41,7 +42,7 @@ __all__ = [
     "SegmentLook",
     "SequenceFrame",
     "ShownSlice",
-    "find_result",
+    "find_results",
     "fits",
     "frame_of",
     "make_parallel",

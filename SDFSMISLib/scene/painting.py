@@ -11,11 +11,12 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import Geometry
 from SDFSMISLib.scene.frame import Frame
+from SDFSMISLib.scene.painted_record import PAINTED_TAG, added_slices, painted_record
 from SDFSMISLib.scene.piece import Piece, box_around
 from SDFSMISLib.scene.scan import Scan, volume_stamp
 from SDFSMISLib.scene.segment import read_segment, read_within
 from SDFSMISLib.scene.segment_labelmap import LABELMAP, segment_of
-from SDFSMISLib.scene.slice_record import PAINTED_TAG, SliceRecord
+from SDFSMISLib.scene.slice_record import SliceRecord, tag_of
 from SDFSMISLib.support import SupportSet, painted_axis
 from SDFSMISLib.volume import Volume
 
@@ -48,8 +49,19 @@ class Painting:
         """The array axis on which single slices are painted, as :meth:`.support.SupportSet.from_labelmap` finds it."""
         if self.corrected_axis is not None:
             return self.corrected_axis
-        grid = Volume(np.broadcast_to(np.uint8(0), self.geometry.shape), self.geometry)
-        return painted_axis(grid, tuple(self._planes(axis) for axis in range(3)))
+        return self._axis_of(self.labels)
+
+    def axis_of(self, label: int) -> int:
+        """The array axis on which single slices of one label are painted; it should be :attr:`axis` for each.
+
+        Slices that were corrected by hand do not count, unless there are no others.
+        """
+        mask = self.mask(label)
+        if self.corrected_axis is not None:
+            mask = mask.with_slices(self.corrected_axis, self.corrected, Piece.nothing())
+            if not mask.voxels.size:
+                return self.corrected_axis
+        return self._axis_of(mask)
 
     def slices(self, axis: int, label: int | None = None) -> tuple[int, ...]:
         """The painted slices along an array axis, sorted; of one label, or of any."""
@@ -94,11 +106,17 @@ class Painting:
 
     def _planes(self, axis: int, label: int | None = None) -> np.ndarray:
         """Bool for each slice of the volume: whether something is painted on it."""
+        return self._filled(self.labels if label is None else self.mask(label), axis)
+
+    def _axis_of(self, piece: Piece) -> int:
+        grid = Volume(np.broadcast_to(np.uint8(0), self.geometry.shape), self.geometry)
+        return painted_axis(grid, tuple(self._filled(piece, axis) for axis in range(3)))
+
+    def _filled(self, piece: Piece, axis: int) -> np.ndarray:
+        """Bool for each slice of the volume: whether a piece has something on it."""
         planes = np.zeros(self.geometry.shape[axis], dtype=bool)
-        voxels = self.labels.voxels if label is None else self.labels.voxels == label
-        planes[self.labels.start[axis] : self.labels.stop[axis]] = voxels.any(
-            axis=tuple(other for other in range(3) if other != axis)
-        )
+        others = tuple(other for other in range(3) if other != axis)
+        planes[piece.start[axis] : piece.stop[axis]] = piece.voxels.any(axis=others)
         return planes
 
 
@@ -161,12 +179,13 @@ class HeldResult:
 
     Attributes:
         written: slices as the run wrote them.
-        painted: slices of the painted segment as they were when the run began.
+        painted: what the painted segment held when the run began, bool; None where that is not known, as for one in
+            another segmentation.
     """
 
     content: Piece
     written: SliceRecord
-    painted: SliceRecord
+    painted: Piece | None
 
 
 def read_results(volume_node: Any, segmentation_node: Any, results: Mapping[int, str]) -> dict[int, HeldResult]:
@@ -185,7 +204,7 @@ def read_results(volume_node: Any, segmentation_node: Any, results: Mapping[int,
         record = SliceRecord.on(segment) if segment is not None else None
         if record is not None:
             content = read_within(segmentation_node, segment_id, frame)
-            painted = SliceRecord.on(segment, PAINTED_TAG) or SliceRecord(record.axis)
+            painted = painted_record(tag_of(segment, PAINTED_TAG), frame.geometry.shape)
             found[label] = HeldResult(content, record, painted)
     return found
 
@@ -194,8 +213,9 @@ def with_corrections(painting: Painting, results: Mapping[int, HeldResult]) -> P
     """A painting, with the slices of a run's results that a user has corrected by hand in place of what it has there.
 
     A slice that was corrected in one result is taken as it stands in all of them: who corrects it has looked at it.
-    A slice that was painted anew, or for the first time, in the painted segment itself since the run began is taken
-    from there. Of large structures it takes some tens of milliseconds, in any thread.
+    A slice on which something was added in the painted segment itself since the run began is taken from there; a stroke
+    in a result that took from the painted segment, as overwriting does, is a correction. Of large structures it takes
+    some tens of milliseconds, in any thread.
 
     Args:
         results: by label of the painting, see :func:`read_results`; other labels count for nothing.
@@ -204,8 +224,8 @@ def with_corrections(painting: Painting, results: Mapping[int, HeldResult]) -> P
     axes, corrected, painted = {held.written.axis for held in found.values()}, set[int](), set[int]()
     for label, held in found.items():
         corrected |= held.written.changed(held.content)
-        mask = painting.mask(label)
-        painted |= held.painted.changed(mask) & mask.slices(held.written.axis).keys()
+        if held.painted is not None:
+            painted |= added_slices(painting.mask(label), held.painted, held.written.axis)
     corrected -= painted
     if len(axes) != 1 or not corrected:
         return painting

@@ -70,6 +70,14 @@ class Piece:
         start[axis] += first
         return Piece((start[0], start[1], start[2]), np.moveaxis(kept, 0, axis)).trimmed()
 
+    def with_slices(self, axis: int, indices: Collection[int], other: Piece) -> Piece:
+        """The same, but for some slices along an array axis, which are those of another piece; a copy."""
+        start, stop = box_around(self, other.only(axis, indices))
+        merged, theirs = self.cut(start, stop), other.cut(start, stop)
+        inside = [index - start[axis] for index in indices if start[axis] <= index < stop[axis]]
+        np.moveaxis(merged, axis, 0)[inside] = np.moveaxis(theirs, axis, 0)[inside]
+        return Piece(start, merged).trimmed()
+
     def slices(self, axis: int) -> dict[int, np.ndarray]:
         """By index along an array axis: the part ``(rows, columns)`` of each slice that is not all zero; views."""
         along = np.moveaxis(self.voxels, axis, 0)

@@ -2,68 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from SDFSMISLib.scene.frame import Frame
+from SDFSMISLib.scene.painted_record import PAINTED_TAG, added_slices, painted_record, painted_text
 from SDFSMISLib.scene.piece import Piece
+from SDFSMISLib.scene.scan import Scan, scan_key
 from SDFSMISLib.scene.segment import on_lattice, read_within
 from SDFSMISLib.scene.segment_change import replace_segment, write_slices
 from SDFSMISLib.scene.segment_labelmap import LABELMAP, SURFACE, labelmap_of, segment_of
-from SDFSMISLib.scene.sequence_frame import SequenceFrame
-from SDFSMISLib.scene.slice_record import PAINTED_TAG, RECORD_TAG, SliceRecord, slice_digests, tag_of
+from SDFSMISLib.scene.segment_look import SegmentLook
+from SDFSMISLib.scene.slice_record import RECORD_TAG, SliceRecord, slice_digests, tag_of
 
-__all__ = ["SOURCE_TAG", "ResultSegment", "SegmentLook", "find_result", "is_result_of_frame"]
+__all__ = ["SOURCE_TAG", "ResultSegment", "find_results", "results_of_others", "scan_of_result"]
 
-SOURCE_TAG, FRAME_TAG = "SDFSMIS.ResultOf", "SDFSMIS.Frame"
+SOURCE_TAG, SCAN_TAG = "SDFSMIS.ResultOf", "SDFSMIS.Scan"
 
 
-@dataclass(frozen=True)
-class SegmentLook:
-    """What a result takes over from the segment that was painted.
+def find_results(
+    volume_node: Any, segmentation_node: Any, looks: Mapping[int, SegmentLook], axis: int
+) -> dict[int, str]:
+    """IDs of the segments that earlier runs on this scan, along this axis, wrote for structures, by label.
 
-    Attributes:
-        name: of the structure.
-        color: red, green, blue from 0 to 1; None = Slicer chooses.
-        terminology: the code of the structure, as Slicer writes it; "" = none.
-        source: ID of the painted segment; "" = none, as for a support set from a file.
+    It takes some milliseconds. The scan is known by its voxels, whatever its name and node, and of a sequence by the
+    frame that is shown; see :func:`.scan.scan_key`.
+
+    Raises:
+        InputError: where a transform that is not linear lies between the two, or the volume has no image.
     """
-
-    name: str
-    color: tuple[float, float, float] | None = None
-    terminology: str = ""
-    source: str = ""
-
-    @classmethod
-    def of(cls, segmentation_node: Any, segment_id: str) -> SegmentLook:
-        """That of a segment; raises :class:`.segment.SegmentGone` where there is no such segment."""
-        import slicer
-
-        segment = segment_of(segmentation_node, segment_id)
-        code = tag_of(segment, slicer.vtkSegment.GetTerminologyEntryTagName())
-        return cls(segment.GetName(), segment.GetColor(), code, segment_id)
-
-
-def find_result(volume_node: Any, segmentation_node: Any, source: str, axis: int) -> str | None:
-    """ID of the segment that earlier runs on this volume, along this axis, wrote for a painted segment; None where
-    there is none. Of a sequence it is that of the frame which the volume shows."""
     frame, segmentation = Frame.of(volume_node, segmentation_node), segmentation_node.GetSegmentation()
-    shown = SequenceFrame.of(volume_node)
+    labels, found, shown = {look.key: label for label, look in looks.items()}, dict[int, str](), ""
     for segment_id in reversed(segmentation.GetSegmentIDs()):
         segment = segmentation.GetSegment(segment_id)
-        record = SliceRecord.on(segment)
-        if record is not None and record.axis == axis and tag_of(segment, SOURCE_TAG) == source:
-            if is_result_of_frame(segment, shown) and on_lattice(segmentation_node, segment_id, frame):
-                return segment_id
-    return None
+        label, record = labels.get(tag_of(segment, SOURCE_TAG)), SliceRecord.on(segment)
+        if label is None or label in found or record is None or record.axis != axis:
+            continue
+        shown = shown or scan_key(volume_node)
+        if scan_of_result(segment) == shown and on_lattice(segmentation_node, segment_id, frame):
+            found[label] = segment_id
+    return found
 
 
-def is_result_of_frame(segment: Any, frame: SequenceFrame | None) -> bool:
-    """Whether a result is that of a frame of a sequence; None = of a volume that is of no sequence."""
-    return tag_of(segment, FRAME_TAG) == ("" if frame is None else frame.key)
+def scan_of_result(segment: Any) -> str:
+    """The key of the scan that a vtkSegment is a result on; "" where it is none."""
+    return tag_of(segment, SCAN_TAG)
+
+
+def results_of_others(segmentation_node: Any, key: str) -> set[str]:
+    """IDs of the segments that are results on other scans than that of a key, or on other frames of its sequence."""
+    segmentation = segmentation_node.GetSegmentation()
+    every = {one: scan_of_result(segmentation.GetSegment(one)) for one in segmentation.GetSegmentIDs()}
+    return {segment_id for segment_id, scan in every.items() if scan not in ("", key)}
 
 
 @dataclass(eq=False)
@@ -87,16 +81,18 @@ class ResultSegment:
         self._seen = -1
         self._record = SliceRecord(self.axis)
         self._voxels: dict[int, int] = {}
+        self._digests: dict[int, str] = {}  # of the slices by hand, as of the last refresh
         self._made = False
-        self._before = Piece.nothing(), {RECORD_TAG: "", PAINTED_TAG: ""}
+        self._before, self._record_before, self._painted_before = Piece.nothing(), "", ""
+        self._digests_before: dict[int, str] = {}
+        self._painted: Piece | None = None
 
     @classmethod
-    def make(
-        cls, segmentation_node: Any, look: SegmentLook, frame: Frame, axis: int, of_sequence: SequenceFrame | None
-    ) -> ResultSegment:
+    def make(cls, segmentation_node: Any, look: SegmentLook, frame: Frame, axis: int, scan: Scan) -> ResultSegment:
         """A new segment, alone in its labelmap, so that what is written never meets another segment.
 
-        Its name says so where it is that of a frame of a sequence.
+        Its name says so where it is that of a frame of a sequence; that of the scan belongs to it where there is a
+        result of the same name.
         """
         import slicer
         from vtkmodules.vtkCommonCore import VTK_UNSIGNED_CHAR
@@ -105,14 +101,13 @@ class ResultSegment:
         image.SetExtent(0, -1, 0, -1, 0, -1)
         image.AllocateScalars(VTK_UNSIGNED_CHAR, 1)
         segment = slicer.vtkSegment()
-        segment.SetName(f"{look.name} (SDFSMIS{', ' + of_sequence.text if of_sequence is not None else ''})")
+        segment.SetName(_name(segmentation_node, look, scan))
         if look.color is not None:
             segment.SetColor(look.color)
         if look.terminology:
             segment.SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), look.terminology)
-        segment.SetTag(SOURCE_TAG, look.source)
-        if of_sequence is not None:
-            segment.SetTag(FRAME_TAG, of_sequence.key)
+        segment.SetTag(SOURCE_TAG, look.key)
+        segment.SetTag(SCAN_TAG, scan.key)
         segment.AddRepresentation(LABELMAP, image)
         logic = slicer.vtkSlicerSegmentationsModuleLogic
         logic.SetSegmentStatus(segment, logic.InProgress)
@@ -126,14 +121,34 @@ class ResultSegment:
     def take(cls, segmentation_node: Any, segment_id: str, frame: Frame, axis: int) -> ResultSegment:
         """A segment that is there, of an earlier run; what a user has changed in it since counts as by hand."""
         taken = cls(segmentation_node, segment_id, frame, axis)
-        taken._before = taken.content(), {tag: tag_of(taken.segment, tag) for tag in (RECORD_TAG, PAINTED_TAG)}
+        taken._before, taken._digests_before = (content := taken.content()), slice_digests(content, axis)
+        taken._record_before, taken._painted_before = (tag_of(taken.segment, tag) for tag in (RECORD_TAG, PAINTED_TAG))
         return taken
 
-    def note_painted(self, source: str) -> None:
-        """Records what the painted segment holds, if there is one of this ID: what changes in it later is new."""
-        if self.segmentation_node.GetSegmentation().GetSegment(source) is not None:
-            painted = read_within(self.segmentation_node, source, self.frame)
-            SliceRecord(self.axis, slice_digests(painted, self.axis)).put_on(self.segment, PAINTED_TAG)
+    def note_painted(self, look: SegmentLook) -> None:
+        """Records what the painted segment holds, if it is in this segmentation: what is added to it later is new."""
+        if look.is_in(self.segmentation_node):
+            self._painted = read_within(self.segmentation_node, look.source, self.frame)
+            self.segment.SetTag(PAINTED_TAG, painted_text(self._painted))
+
+    @cached_property
+    def painted_anew(self) -> set[int]:
+        """The slices on which something was added to the painted segment between the run before and this one."""
+        before = painted_record(self._painted_before, self.frame.geometry.shape)
+        if before is None or self._painted is None:
+            return set()
+        return added_slices(self._painted, before, self.axis)
+
+    @property
+    def changed_meanwhile(self) -> set[int]:
+        """Slices by hand that a user has changed since the run began, as of the last :meth:`refresh`."""
+        if self._made:
+            return set(self.by_hand)
+        return {index for index in self.by_hand if self._digests.get(index) != self._digests_before.get(index)}
+
+    def holds(self, index: int, digest: str | None) -> bool:
+        """Whether a slice by hand is that of a digest, None = empty; as of the last :meth:`refresh`."""
+        return self._digests.get(index) == digest
 
     @property
     def is_there(self) -> bool:
@@ -157,7 +172,9 @@ class ResultSegment:
         content = self.content()
         record = SliceRecord.on(self.segment)
         self._record = record if record is not None and record.axis == self.axis else SliceRecord(self.axis)
-        self.by_hand = self._record.changed(content)
+        digests = slice_digests(content, self.axis)
+        self.by_hand = self._record.differing(digests)
+        self._digests = {index: digests[index] for index in self.by_hand & digests.keys()}
         self._voxels = _voxels_by_slice(content, self.axis)
         self._seen = stamp
         return True
@@ -187,16 +204,32 @@ class ResultSegment:
         write_slices(self.segmentation_node, self.segment_id, self.frame, self.axis, changed, kept)
         self._remember(changed, digests, kept)
 
-    def restore(self) -> None:
-        """Makes it what it was before the run: removes a segment that was made for it."""
-        if self._made:
+    def restore(self, kept: Collection[int]) -> None:
+        """Makes it what it was before the run, but for some slices, which stay, and count as by hand in the next run.
+
+        A segment that was made for the run is removed where nothing of it stays.
+        """
+        content = self.content()
+        staying = content.only(self.axis, kept)
+        if self._made and not staying.voxels.size and not self.by_hand.intersection(kept):
             self.segmentation_node.GetSegmentation().RemoveSegment(self.segment_id)
             return
         self._remove_surface()
-        content, tags = self._before
-        replace_segment(self.segmentation_node, self.segment_id, content, self.frame)
-        for tag, value in tags.items():
-            self.segment.SetTag(tag, value)
+        merged = self._before.with_slices(self.axis, kept, staying)
+        replace_segment(self.segmentation_node, self.segment_id, merged, self.frame)
+        if self._made:
+            written = {index: digest for index, digest in self._record.digests.items() if index in kept}
+            SliceRecord(self.axis, written).put_on(self.segment)
+            return
+        self.segment.SetTag(RECORD_TAG, self._record_before)
+        self.segment.SetTag(PAINTED_TAG, self._painted_without_run(kept))
+
+    def _painted_without_run(self, kept: Collection[int]) -> str:
+        """The record of the painted segment: of slices that stay as of this run, of all others as of the one before."""
+        before = painted_record(self._painted_before, self.frame.geometry.shape)
+        if not kept or before is None or self._painted is None:
+            return self._painted_before
+        return painted_text(before.with_slices(self.axis, kept, self._painted))
 
     def _same_by_hand(self, indices: set[int], digests: dict[int, str]) -> set[int]:
         if not indices:
@@ -223,3 +256,11 @@ class ResultSegment:
 
 def _voxels_by_slice(piece: Piece, axis: int) -> dict[int, int]:
     return {index: int(np.count_nonzero(mask)) for index, mask in piece.slices(axis).items()}
+
+
+def _name(segmentation_node: Any, look: SegmentLook, scan: Scan) -> str:
+    segmentation = segmentation_node.GetSegmentation()
+    taken = {segmentation.GetSegment(one).GetName() for one in segmentation.GetSegmentIDs()}
+    frame = [scan.frame_text] if scan.frame_text else []
+    name = f"{look.name} ({', '.join(['SDFSMIS', *frame])})"
+    return f"{look.name} ({', '.join(['SDFSMIS', scan.name, *frame])})" if name in taken else name

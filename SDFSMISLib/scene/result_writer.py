@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from SDFSMISLib.cleaning import Cleaning
+from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene.editing_rules import EditingRules
 from SDFSMISLib.scene.piece import Piece
 from SDFSMISLib.scene.result_place import ResultLost, ResultPlace
-from SDFSMISLib.scene.result_segment import ResultSegment, SegmentLook, is_result_of_frame
+from SDFSMISLib.scene.result_segment import ResultSegment, results_of_others, scan_of_result
 from SDFSMISLib.scene.run_labels import Cleaned, RunLabels
 from SDFSMISLib.scene.scan import Scan
 from SDFSMISLib.scene.segment_change import clear_in_segment
 from SDFSMISLib.scene.segment_labelmap import SURFACE, segment_of
+from SDFSMISLib.scene.segment_look import SegmentLook
 from SDFSMISLib.support import SupportSet
 
 __all__ = ["ResultWriter"]
@@ -30,7 +33,8 @@ class ResultWriter:
 
     Nothing is written before the first of :meth:`write_next`, :meth:`write_all` and :meth:`finish`, which saves the
     state for undo first; so undo takes the whole run back. Until :meth:`accept` no other segment is touched. Painted
-    slices come out as painted. A slice that a user changes in a result is not written again, in any of the results.
+    slices come out as painted. A slice that a user changes in a result is not written again, in any of the results;
+    nor is a painted one, unless something was added to the painted segment there since the run before.
 
     Each of :meth:`take`, :meth:`write_next`, the steps of :meth:`accepting` and :meth:`discarding`, and all that is
     only asked takes some milliseconds; :meth:`write_all`, :meth:`finish`, :meth:`accept` and :meth:`discard` do all at
@@ -64,10 +68,11 @@ class ResultWriter:
             support: whose slices on this scan, along the axis, come out as painted.
             axis: array axis along which slices come.
             looks: of each label of the run, what its result takes over.
-            into: IDs of results of earlier runs to go on in, by label; see :func:`.result_segment.find_result`. Other
-                labels, and those whose result is that of another frame of a sequence, get a segment of their own.
+            into: IDs of results of earlier runs to go on in, by label; see :func:`.result_segment.find_results`. Other
+                labels, and those whose result is that of another scan or frame of a sequence, get a segment of their
+                own.
             rules: where editing is allowed and what is overwritten; None = everywhere, nothing.
-            save_undo: called once, before anything is changed.
+            save_undo: called before anything is changed, and before results are discarded.
             threshold: probability above which a voxel belongs to the structure, 0 to below 1.
 
         Raises:
@@ -79,7 +84,7 @@ class ResultWriter:
         self._scan, self._axis, self._rules = scan, axis, rules
         self._looks, self._into, self._save_undo = dict(looks), dict(into or {}), save_undo
         for label, segment_id in [*self._into.items()]:
-            if not is_result_of_frame(segment_of(segmentation_node, segment_id), scan.sequence_frame):
+            if scan_of_result(segment_of(segmentation_node, segment_id)) != scan.key:
                 del self._into[label]
         self._labels = RunLabels(scan.geometry, scan.content_hash(), axis, support, looks, threshold)
         self._pending = {label: set(masks) for label, masks in self._labels.painted.items()}
@@ -281,7 +286,8 @@ class ResultWriter:
     def discard(self) -> None:
         """Ends the review: results that the run made are removed, those it went on in become what they were.
 
-        It raises nothing: what is not there any more is left alone.
+        The state for undo is saved first. Slices that a user has changed since the run began stay, in all of the
+        results, and are corrections for the next run. It raises nothing: what is not there any more is left alone.
         """
         for _ in self.discarding():
             pass
@@ -290,16 +296,29 @@ class ResultWriter:
         """Discards in steps of milliseconds, but for Slicer's surfaces; yields the share that is done."""
         was_closed = self._closed
         self._close()
-        if not was_closed:
-            for number, result in enumerate(self._segments.values(), 1):
-                if self._place.is_there and result.is_there:
-                    result.restore()
-                yield number / (len(self._segments) + 1)
-            if self._place.is_there:
-                self._make_surfaces()
+        there = [] if was_closed else self._readable()
+        if there and self._save_undo is not None:
+            self._save_undo()
+        kept = set().union(*(one.changed_meanwhile for one in there))
+        for number, result in enumerate(there, 1):
+            if self._place.is_there and result.is_there:
+                result.restore(kept)
+            yield number / (len(there) + 1)
+        if there and self._place.is_there:
+            self._make_surfaces()
         yield 1.0
 
     # -- within --------------------------------------------------------------------------------------------------------
+
+    def _readable(self) -> list[ResultSegment]:
+        """The results that are there and still labelmaps, looked at."""
+        readable = []
+        for one in self._segments.values():
+            if self._place.is_there and one.is_there:
+                with suppress(InputError):
+                    one.refresh()
+                    readable.append(one)
+        return readable
 
     def _look(self) -> None:
         """What is true of the scene now: begins if it has not begun; raises where there is nothing to write into."""
@@ -320,7 +339,19 @@ class ResultWriter:
         by_hand = self._by_hand()
         for label, indices in self._pending.items():
             is_written = label in self._segments or label in self._unopened
-            indices -= (by_hand - self._labels.painted[label].keys()) if is_written else set(indices)
+            indices -= self._left_alone(label, by_hand) if is_written else set(indices)
+
+    def _left_alone(self, label: int, by_hand: set[int]) -> set[int]:
+        """Slices by hand that are not written into a label's result: all but painted ones that are as they were."""
+        painted, result = self._labels.painted[label].keys() & by_hand, self._segments.get(label)
+        if result is None:
+            return by_hand - painted
+        newer = painted & result.by_hand
+        newer -= {k for k in newer if result.holds(k, self._labels.painted_digest(label, k))}
+        if newer:
+            anew = set().union(*(one.painted_anew for one in self._segments.values()))
+            newer -= anew - result.changed_meanwhile
+        return (by_hand - painted) | newer
 
     def _open(self, label: int) -> None:
         """Makes the segment of a label, or takes that of an earlier run."""
@@ -329,8 +360,8 @@ class ResultWriter:
         if label in self._into:
             segment = ResultSegment.take(where, self._into[label], self._frame, self._axis)
         else:
-            segment = ResultSegment.make(where, look, self._frame, self._axis, self._scan.sequence_frame)
-        segment.note_painted(look.source)
+            segment = ResultSegment.make(where, look, self._frame, self._axis, self._scan)
+        segment.note_painted(look)
         self._segments[label] = segment
 
     def _make_surfaces(self) -> None:
@@ -356,8 +387,10 @@ class ResultWriter:
         return set().union(*(one.by_hand for one in self._segments.values()))
 
     def _own(self) -> set[str]:
-        """Segments that belong to the run: the results, and the painted ones."""
-        return {one.segment_id for one in self._segments.values()} | {look.source for look in self._looks.values()}
+        """Segments that are no others to the run: the results, the painted ones, and results on other scans."""
+        painted = {look.source for look in self._looks.values() if look.is_in(self._segmentation_node)}
+        results = {one.segment_id for one in self._segments.values()}
+        return results | painted | results_of_others(self._segmentation_node, self._scan.key)
 
     def _write(self, label: int, indices: list[int], labels: Piece) -> None:
         piece = Piece(labels.start, labels.voxels == label).trimmed()

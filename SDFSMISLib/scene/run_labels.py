@@ -14,6 +14,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import Geometry
 from SDFSMISLib.scene.piece import Index, Piece, box_around
 from SDFSMISLib.scene.probabilities import Box, Probabilities
+from SDFSMISLib.scene.slice_record import slice_digests
 from SDFSMISLib.support import SupportSet
 
 __all__ = ["Cleaned", "RunLabels"]
@@ -70,6 +71,7 @@ class RunLabels:
             }
             for label in labels
         }
+        self._painted_digests: dict[tuple[int, int], str | None] = {}
         self._probabilities = {label: Probabilities(geometry.slice_shape(axis)) for label in sorted(labels)}
         for label, masks in self.painted.items():
             for index, mask in masks.items():
@@ -101,6 +103,14 @@ class RunLabels:
     def cleaning_due(self) -> bool:
         """Whether a cleaning is on that was not taken for the slices, threshold and cleaning of now."""
         return not self._cleaning.is_off and (self._cleaned is None or self._cleaned.state is not self._state)
+
+    def painted_digest(self, label: int, index: int) -> str | None:
+        """The digest of a painted slice; None where it is empty. See :func:`.slice_record.slice_digests`."""
+        place = label, index
+        if place not in self._painted_digests:
+            mask = Piece(self._corner(index, 0, 0), np.expand_dims(self.painted[label][index], self._axis))
+            self._painted_digests[place] = slice_digests(mask, self._axis).get(index)
+        return self._painted_digests[place]
 
     def put(self, label: int, index: int, probability: np.ndarray, certainty: float) -> list[int]:
         """Keeps a slice; the labels that may change on it by that.

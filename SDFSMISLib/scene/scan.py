@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,9 +17,10 @@ from SDFSMISLib.scene.frame import volume_geometry
 from SDFSMISLib.scene.sequence_frame import SequenceFrame
 from SDFSMISLib.volume import Volume
 
-__all__ = ["Scan", "Scans", "volume_stamp"]
+__all__ = ["Scan", "Scans", "scan_key", "volume_stamp"]
 
 STEP_BYTES = 1 << 23  # that are copied at once: some 10 to 20 ms where all of the memory is new
+KEY_VOXELS = 1 << 17  # that are looked at to know a scan again; all of them would take a tenth of a second and more
 
 
 @dataclass(eq=False)
@@ -31,15 +34,22 @@ class Scan(Volume):
         name: the node's.
         notes: what a user should know about the copy, one sentence each.
         sequence_frame: the frame of a sequence that it is; None where it is of none.
+        key: see :func:`scan_key`.
         stamp: what changes with the node's voxels or grid, as it was.
     """
 
     name: str = ""
     notes: tuple[str, ...] = ()
     sequence_frame: SequenceFrame | None = None
+    key: str = ""
     stamp: tuple[float, ...] = field(default=(), repr=False)
     _windows: dict[str, IntensityWindow] = field(default_factory=dict, repr=False)
     _hash: str = field(default="", repr=False)
+
+    @property
+    def frame_text(self) -> str:
+        """Which frame of a sequence it is, such as "frame 3 of 12 of ECG gated"; "" where it is of none."""
+        return "" if self.sequence_frame is None else self.sequence_frame.text
 
     def window(self, method: Literal["robust", "minmax"] = "robust") -> IntensityWindow:
         """As :meth:`.volume.Volume.window`."""
@@ -116,26 +126,48 @@ def volume_stamp(volume_node: Any) -> tuple[float, ...]:
     return (image.GetMTime() if image is not None else 0, *cells)
 
 
+def scan_key(volume_node: Any) -> str:
+    """16 hexadecimal digits by which a scan is known again: they stand for its voxels, every n-th of which is looked
+    at, and for the frame of a sequence.
+
+    They stay the same where the volume is renamed, moved, or loaded or imported again, and take some milliseconds.
+    Raises :class:`InputError` for a node without an image.
+    """
+    values, frame = _voxels(volume_node).reshape(-1), SequenceFrame.of(volume_node)
+    # A step without a common divisor with rows and slices looks at all their columns and rows in turn.
+    step = next(n for n in itertools.count(max(1, values.size // KEY_VOXELS)) if math.gcd(n, values.size) == 1)
+    with np.errstate(over="ignore"):
+        looked_at = values[::step].astype("<f4")
+    shown = hashlib.sha256(f"{values.size} {frame.key if frame is not None else ''}\n".encode())
+    shown.update(looked_at.tobytes())
+    return shown.hexdigest()[:16]
+
+
 def _empty_scan(volume_node: Any) -> Scan:
     """A scan whose voxels are still to be filled in."""
-    name, geometry = volume_node.GetName(), volume_geometry(volume_node)
-    scalars = volume_node.GetImageData().GetPointData().GetScalars()
-    if scalars is None:
-        raise InputError(f"The volume {name} holds no grey values; load it again, or choose another one.")
-    dtype, count = _voxels(volume_node).dtype, scalars.GetNumberOfComponents()
+    name, geometry, voxels = volume_node.GetName(), volume_geometry(volume_node), _voxels(volume_node)
+    dtype, count = voxels.dtype, volume_node.GetImageData().GetPointData().GetScalars().GetNumberOfComponents()
     scan = Scan(np.empty(geometry.shape, np.float32 if dtype == np.float64 else dtype), geometry, name=name)
     scan.sequence_frame, scan.stamp = SequenceFrame.of(volume_node), volume_stamp(volume_node)
+    scan.key = scan_key(volume_node)
     if count > 1:
         scan.notes = (f"The volume {name} has {count} values per voxel (colour or vectors); the first is used.",)
     return scan
 
 
 def _voxels(volume_node: Any) -> np.ndarray:
-    """A view ``(slices, height, width)`` of a node's voxels, of several values the first."""
+    """A view ``(slices, height, width)`` of a node's voxels, of several values the first.
+
+    Raises :class:`InputError` for a node without an image.
+    """
     from vtkmodules.util.numpy_support import vtk_to_numpy
 
     image = volume_node.GetImageData()
-    values = vtk_to_numpy(image.GetPointData().GetScalars())
+    scalars = image.GetPointData().GetScalars() if image is not None else None
+    if scalars is None:
+        name = volume_node.GetName()
+        raise InputError(f"The volume {name} holds no grey values; load it again, or choose another one.")
+    values = vtk_to_numpy(scalars)
     values = values if values.ndim == 1 else values[:, 0]
     return values.reshape(image.GetDimensions()[::-1])
 

@@ -1,13 +1,13 @@
 """The record of what a run wrote, slice by slice; it stays with the segment, so corrections by hand can be told apart.
 
-It is one of the segment's tags. Undo takes it back with the voxels, and it is saved and loaded with the scene. Another
-tag records what the painted segment held when the run began.
+It is one of the segment's tags. Undo takes it back with the voxels, and it is saved and loaded with the scene.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from SDFSMISLib.scene.piece import Piece
 
-__all__ = ["PAINTED_TAG", "RECORD_TAG", "SliceRecord", "slice_digests", "tag_of"]
+__all__ = ["RECORD_TAG", "SliceRecord", "slice_digests", "tag_of"]
 
-RECORD_TAG, PAINTED_TAG = "SDFSMIS.Slices", "SDFSMIS.Painted"
+RECORD_TAG = "SDFSMIS.Slices"
 ENTRY = re.compile(r"(\d+)=([0-9a-f]{8})")
 
 
@@ -34,22 +34,25 @@ class SliceRecord:
     digests: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def on(cls, segment: Any, tag: str = RECORD_TAG) -> SliceRecord | None:
+    def on(cls, segment: Any) -> SliceRecord | None:
         """The record that a vtkSegment carries; None where it has none, or what it has is none."""
-        axis, *entries = tag_of(segment, tag).split() or [""]
+        axis, *entries = tag_of(segment, RECORD_TAG).split() or [""]
         found = [ENTRY.fullmatch(entry) for entry in entries]
         if axis not in ("0", "1", "2") or None in found:
             return None
         return cls(int(axis), {int(match[1]): match[2] for match in found if match is not None})
 
-    def put_on(self, segment: Any, tag: str = RECORD_TAG) -> None:
+    def put_on(self, segment: Any) -> None:
         """Makes it the record of a vtkSegment."""
         entries = [f"{index}={self.digests[index]}" for index in sorted(self.digests)]
-        segment.SetTag(tag, " ".join([str(self.axis), *entries]))
+        segment.SetTag(RECORD_TAG, " ".join([str(self.axis), *entries]))
 
     def changed(self, content: Piece) -> set[int]:
         """The slices of a segment's content that are not as they were."""
-        found = slice_digests(content, self.axis)
+        return self.differing(slice_digests(content, self.axis))
+
+    def differing(self, found: Mapping[int, str]) -> set[int]:
+        """The slices whose digests are others than those that were found, by index; a slice without one is empty."""
         return {index for index in found.keys() | self.digests.keys() if found.get(index) != self.digests.get(index)}
 
 
