@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,11 +26,20 @@ from benchmark_examples import (
     write_weights,
 )
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.benchmark import DATA_SETS, FoldResult, Job, Model, Plan, measure_folds, train_folds
+from SDFSMISLib.evaluation.baselines import run_method
+from SDFSMISLib.evaluation.benchmark import DATA_SETS, FoldResult, Job, Model, Plan, fold_of, measure_folds, train_folds
+from SDFSMISLib.evaluation.benchmark.methods import official_method
+from SDFSMISLib.evaluation.benchmark.tasks import fold_task
+from SDFSMISLib.evaluation.cases import Case
+from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 from SDFSMISLib.inference import Segmenter
+from SDFSMISLib.inference.official import map_bytes, official_masks
+from SDFSMISLib.inference.shots import colour
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.training.config import OURS
+from SDFSMISLib.volume import Geometry, Volume
 from small_scans import BrightPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -311,3 +321,41 @@ def test_the_paper_s_configuration_runs_from_local_weight_folders(manifest: Path
     about = json.loads(one.read_text(encoding="utf-8"))["about"]
     assert about["model"] == "paper" and about["configuration"]["supervoxels"] == "felzenszwalb"
     assert len(json.loads(five.read_text(encoding="utf-8"))["scores"]) == 16
+
+
+# -- the official code's way to masks
+
+
+def official_masks_of(pipeline: SDFSMISPipeline, cases: tuple[Case, ...], turned: bool) -> np.ndarray:
+    """What it finds of the liver of one scan, whose files lie ``turned`` head over heels or not."""
+
+    def load(case: Case) -> LabelledScan:
+        labelled = load_case(case)
+        if not turned:
+            return labelled
+        scan = labelled.scan.geometry
+        direction = tuple(np.array(scan.direction) * np.tile((1, -1, 1), 3))
+        geometry = Geometry(scan.shape, scan.spacing, scan.origin, direction)
+        volumes = (
+            Volume(np.ascontiguousarray(one.voxels[:, ::-1]), geometry) for one in (labelled.scan, labelled.labelmap)
+        )
+        return LabelledScan(case, *volumes)
+
+    task = fold_task(fold_of(cases, 0), cases[0], "liver", load, 1, "official", "minmax")
+    assert task is not None and [len(part.support.slices) for part in task.parts] == [3, 3, 3]
+    mask = run_method(official_method(pipeline), task)
+    assert mask is not None
+    return mask[:, ::-1] if turned else mask
+
+
+def test_official_masks_are_those_of_whole_slices_and_of_no_file_order(manifest: Path, weights: Path) -> None:
+    pipeline, cases = load_pipeline(weights, "cpu"), scans_of(manifest)
+    found = official_masks_of(pipeline, cases, turned=False)
+    assert np.array_equal(found, official_masks_of(pipeline, cases, turned=True))
+    query, support = load_case(cases[0]), load_case(cases[2])
+    images = [torch.from_numpy(one.scan.window("minmax").normalize(one.scan.voxels)) for one in (query, support)]
+    shown, painted = [2, 3], [3, 5, 7]  # the first chunk, and the slices that are painted for all of them
+    masks = torch.from_numpy(support.mask("liver")[painted].astype(np.float32))
+    maps = pipeline(colour(images[1][painted]), masks, colour(images[0][shown])).maps
+    assert np.array_equal(found[shown], official_masks(map_bytes(maps.numpy())).masks)
+    assert not found[~query.mask("liver").any(axis=(1, 2))].any()

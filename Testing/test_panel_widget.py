@@ -164,6 +164,14 @@ def test_what_was_just_typed_counts_when_the_backend_is_tested_or_installed(
     assert shown.logic.backend.choice.pip_options == "--quiet"
 
 
+def test_where_nothing_was_typed_a_choice_of_the_logic_stands(shown: Shown) -> None:
+    from SDFSMISPanel.panel_logic import BackendChoice
+
+    shown.logic.choose_backend(BackendChoice(python="/usr/bin/python3"))
+    shown.ui.runButton.click()  # before the panel shows it
+    assert shown.logic.backend.choice.python == "/usr/bin/python3"
+
+
 def test_an_address_that_was_typed_makes_the_buttons_usable_before_the_field_is_left(shown: Shown) -> None:
     shown.ui.serverRadioButton.click()
     shown.settle()

@@ -87,6 +87,7 @@ def test_corrections_in_results_of_an_earlier_run_stay_when_the_later_one_is_dis
     bench.editor.paint(result, stroke, (8, 0, 0))
     bench.editor.paint(bench.ids[0], stroke, (2, 0, 0))
     bench.editor.paint(bench.ids[0], stroke, (4, 0, 0))
+    bench.editor.erase(result, stroke, (4, 0, 0))  # as in overwriting
     before = bench.labels({1: result})
     bench.probabilities = {1: 255 - bench.probabilities[1]}
     support = bench.corrected({1: result}).support(bench.scan)

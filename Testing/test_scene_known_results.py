@@ -138,7 +138,7 @@ def test_a_large_painting_is_recorded_and_known_after_saving_and_loading(tmp_pat
     bench.editor.paint(bench.ids[0], noise)
     support = bench.painting().support(bench.scan, [2], 0)
     result = bench.finished(support=support).segment_id(1)
-    bench.editor.paint(result, np.ones((1, 2, 2), dtype=bool), (2, 0, 0))
+    bench.editor.erase(result, np.ones((1, 4, 4), dtype=bool), (2, 0, 0))
     loaded = bench.scene.load_segmentation(bench.scene.save(bench.segmentation, tmp_path / "drawn.seg.nrrd"))
     assert np.array_equal(held(loaded, bench.ids[0], bench.node), noise | bench.painted[0])
     assert bench.found(loaded) == {1: result}

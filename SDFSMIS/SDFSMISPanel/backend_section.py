@@ -29,6 +29,7 @@ class BackendSection:
     def __init__(self, ui: Any, logic: PanelLogic, settings: Settings) -> None:
         self._ui, self._logic, self._settings = ui, logic, settings
         self._shown: BackendView | None = None
+        self._said: BackendChoice | None = None  # what the controls said when they and the logic agreed last
         self._hosts: tuple[str, ...] = ()
         self._dots = {state: dot(color) for state, color in COLORS.items()}
         self._install, self._remove = Control(ui.installButton), Control(ui.removeInstallationButton)
@@ -49,6 +50,7 @@ class BackendSection:
             self._ui.backendCollapsibleButton.collapsed = False  # something is to be seen here
         self._show_hosts(view)
         self._show_choice(view.choice)
+        self._said = view.choice
         self._show_state(view)
 
     def choice(self) -> BackendChoice:
@@ -68,8 +70,9 @@ class BackendSection:
     def take_over(self) -> None:
         """Takes over what the controls say: a field tells of its text only when the keyboard leaves it."""
         choice = self.choice()
-        if choice == self._logic.backend.choice:
+        if choice in (self._said, self._logic.backend.choice):  # nothing was typed
             return
+        self._said = choice
         LOG.info("Backend chosen: %s", _described(choice))
         self._settings.keep_choice(choice)
         self._logic.choose_backend(choice)

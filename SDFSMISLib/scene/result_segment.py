@@ -84,7 +84,6 @@ class ResultSegment:
         self._digests: dict[int, str] = {}  # of the slices by hand, as of the last refresh
         self._made = False
         self._before, self._record_before, self._painted_before = Piece.nothing(), "", ""
-        self._digests_before: dict[int, str] = {}
         self._painted: Piece | None = None
 
     @classmethod
@@ -121,7 +120,7 @@ class ResultSegment:
     def take(cls, segmentation_node: Any, segment_id: str, frame: Frame, axis: int) -> ResultSegment:
         """A segment that is there, of an earlier run; what a user has changed in it since counts as by hand."""
         taken = cls(segmentation_node, segment_id, frame, axis)
-        taken._before, taken._digests_before = (content := taken.content()), slice_digests(content, axis)
+        taken._before = taken.content()
         taken._record_before, taken._painted_before = (tag_of(taken.segment, tag) for tag in (RECORD_TAG, PAINTED_TAG))
         return taken
 
@@ -144,7 +143,8 @@ class ResultSegment:
         """Slices by hand that a user has changed since the run began, as of the last :meth:`refresh`."""
         if self._made:
             return set(self.by_hand)
-        return {index for index in self.by_hand if self._digests.get(index) != self._digests_before.get(index)}
+        before = slice_digests(self._before.only(self.axis, self.by_hand), self.axis)
+        return {index for index in self.by_hand if self._digests.get(index) != before.get(index)}
 
     def holds(self, index: int, digest: str | None) -> bool:
         """Whether a slice by hand is that of a digest, None = empty; as of the last :meth:`refresh`."""
@@ -205,7 +205,7 @@ class ResultSegment:
         self._remember(changed, digests, kept)
 
     def restore(self, kept: Collection[int]) -> None:
-        """Makes it what it was before the run, but for some slices, which stay, and count as by hand in the next run.
+        """Makes it what it was before the run, but for some slices, which stay as they are now.
 
         A segment that was made for the run is removed where nothing of it stays.
         """

@@ -30,7 +30,7 @@ from SDFSMISLib.scene import (
     Scan,
     Scans,
     SegmentLook,
-    find_result,
+    find_results,
     fits,
     frame_of,
     painted_segments,
@@ -146,8 +146,8 @@ def prepared(clock: Clock, example: Example) -> tuple[Scan, Painting, SupportSet
         clock("the slice shown in a view", shown_slice, example.view, node)
         clock("show a slice", show_slice, example.view, node, 0, example.middle)
         clock("rules of the segment editor", EditingRules.of, example.editor.node, node)
-        clock("find the result of an earlier run", find_result, node, segmentation, example.ids[0], 0)
-        clock("look of a segment", SegmentLook.of, segmentation, example.ids[0])
+        look = clock("look of a segment", SegmentLook.of, segmentation, example.ids[0])
+        clock("find the result of an earlier run", find_results, node, segmentation, {1: look}, 0)
     support = clock.in_worker("make the support set", painting.support, scan, None, 0)
     return scan, painting, support
 

@@ -1,0 +1,392 @@
+"""Adaptation: weights learn from scans without labels, are never worse than at the start, and survive a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from SDFSMISLib.adapt_command import adapt as adapt_command
+from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.model.built_in import Size, new_built_in
+from SDFSMISLib.model.digest import weights_digest
+from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.training import adaptation, adaptation_measure, adaptation_recipe
+from SDFSMISLib.training.adaptation import adapt
+from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, CarriedSlice
+from SDFSMISLib.training.adaptation_levels import Levels, matched
+from SDFSMISLib.training.adaptation_measure import HeldOut, Score
+from SDFSMISLib.training.adaptation_recipe import recipe
+from SDFSMISLib.training.adaptation_scans import AdaptationScan, prepared, split
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.slices import SliceKey
+from SDFSMISLib.volume import Geometry, Volume
+
+MINUTES = 0.05
+
+
+def body(seed: int, slices: int = 16, lifted: int = 0, stretched: float = 1.0) -> np.ndarray:
+    """A body with organs that begin and end, (slices, 64, 64); `lifted` by slices, `stretched` across."""
+    z, y, x = np.mgrid[:slices, :64, :64].astype(float)
+    z, x = z - lifted, (x - 32) / stretched + 32
+    noise = np.random.default_rng(seed).normal(0, 2, z.shape)
+    inside = ((y - 32) / 26) ** 2 + ((x - 32) / 29) ** 2 < 1
+    scan = np.where(inside, 300.0 + noise, 0.0)
+    for level, row, column, reach, wide in (
+        (4, 24, 20, 4, 10),
+        (10, 40, 44, 4, 9),
+        (8, 38, 22, 3, 7),
+        (12, 22, 40, 4, 8),
+    ):
+        organ = ((z - level) / reach) ** 2 + ((y - row) / wide) ** 2 + ((x - column) / wide) ** 2 < 1
+        scan[organ] += 120.0 + 90 * level
+    return scan.astype(np.float32)
+
+
+def geometry(shape: tuple[int, ...], up: float = 1.0) -> Geometry:
+    return Geometry(shape, (1.5, 1.5, 5.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, up))
+
+
+def write_scans(folder: Path, count: int) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(count):
+        voxels = body(number, lifted=number % 2, stretched=1 + 0.03 * number)
+        paths.append(Volume(voxels, geometry(voxels.shape)).write(folder / f"scan_{number}.nii.gz"))
+    return paths
+
+
+def organ(scan: np.ndarray) -> np.ndarray:
+    """Where one of the organs is."""
+    return (scan > 1250) & (scan < 1400)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """Few synthetic volumes and few held-out episodes, and time for all scans."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(adaptation_recipe.OURS, "synthetic_count", 1)
+        patch.setitem(adaptation_recipe.OURS, "batch", 1)
+        patch.setattr(adaptation_measure, "SIZE", 2)
+        patch.setattr(adaptation_measure, "BATCHES", {"propagate": 1, "cross": 1})
+        patch.setattr(adaptation, "PREPARING", 100.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of the built-in kind, small and random."""
+    folder = tmp_path_factory.mktemp("start") / "weights"
+    new_built_in(1, Size(resolution=32, channels=(16, 16))).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> list[AdaptationScan]:
+    folder = tmp_path_factory.mktemp("scans")
+    return [prepared(path, folder / "cache") for path in write_scans(folder / "files", 4)]
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**{"cases": "", "output": "", "seed": 3, "mix": {"cross": 1.0}, "label_share": 0.9} | changes)
+
+
+def sampler(scans: list[AdaptationScan], **changes: Any) -> AdaptationSampler:
+    volumes = [scan.volume for scan in scans]
+    levels = Levels(0.0, 1.0, 1.0, volumes[0].maps[0].shape[0])
+    pairs = {(a.name, b.name): levels for a in volumes for b in volumes if a is not b}
+    axes = {scan.content: scan.axis for scan in scans}
+    return AdaptationSampler(volumes, 32, settings(**changes), axes, pairs, volumes)
+
+
+# -- scans
+
+
+def test_supervoxels_are_made_once_and_read_from_disk(scans: list[AdaptationScan]) -> None:
+    scan = scans[0]
+    assert isinstance(scan.volume.image, np.memmap) and all(isinstance(part, np.memmap) for part in scan.volume.maps)
+    assert scan.plane == "axial" and scan.axis == 0 and scan.rising
+    assert all(part.shape == scan.volume.image.shape for part in scan.volume.maps)
+    assert all(len(np.unique(part)) > 4 for part in scan.volume.maps)
+
+
+def test_an_organ_is_one_large_supervoxel(scans: list[AdaptationScan]) -> None:
+    inside = scans[0].volume.maps[0][10][organ(body(0)[10])]
+    found = np.bincount(inside).argmax()
+    assert found and np.mean(inside == found) > 0.8
+
+
+def test_of_many_scans_whole_ones_are_held_out_and_of_few_some_supervoxels(scans: list[AdaptationScan]) -> None:
+    learned, held = split(scans, 0)
+    assert len(learned) == 3 and len(held) == 1 and held[0].name not in {volume.name for volume in learned}
+    learned, held = split(scans[:1], 0)
+    for one, other in zip(learned[0].maps, held[0].maps, strict=True):
+        assert one.any() and other.any() and not (one.astype(bool) & other.astype(bool)).any()
+
+
+def test_a_large_scan_is_averaged_to_what_memory_bears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scans: list[AdaptationScan]
+) -> None:
+    monkeypatch.setattr("SDFSMISLib.training.adaptation_scans.MOST_VOXELS", 20_000)
+    made = prepared(write_scans(tmp_path, 1)[0], tmp_path / "cache")
+    assert made.volume.image is not None and made.volume.image.size <= 20_000
+    assert made.content == scans[0].content and made.volume.spacing == (5.0, 3.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "says"),
+    [
+        (np.zeros((3, 64, 64), dtype=np.float32), "are the least to learn from"),
+        (np.zeros((16, 20, 64), dtype=np.float32), "are the least to learn from"),
+        (np.full((16, 64, 64), 7, dtype=np.float32), "shows nothing"),
+    ],
+)
+def test_a_scan_that_nothing_can_be_learned_from_is_refused(tmp_path: Path, voxels: np.ndarray, says: str) -> None:
+    path = Volume(voxels, geometry(voxels.shape)).write(tmp_path / "scan.nii.gz")
+    with pytest.raises(InputError, match=says):
+        prepared(path, tmp_path / "cache")
+
+
+# -- across scans
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_levels_of_another_scan_are_found(tmp_path: Path, backwards: bool) -> None:
+    made = []
+    for number, lifted in enumerate((0, 3)):
+        voxels = body(number, slices=20, lifted=lifted)
+        turned = backwards and number == 1
+        volume = Volume(voxels[::-1].copy() if turned else voxels, geometry(voxels.shape, -1.0 if turned else 1.0))
+        made.append(prepared(volume.write(tmp_path / f"{number}.nii.gz"), tmp_path / "cache"))
+    one, other = made
+    assert (one.rising != other.rising) == backwards
+    levels = matched(one.volume, other.volume, one.axis, other.axis, one.rising != other.rising)
+    assert levels is not None
+    for index in (6, 8, 10):
+        there = levels.at(index)
+        assert there is not None and abs((19 - there if backwards else there) - (index + 3)) <= 1
+
+
+def test_scans_of_other_anatomies_are_no_partners(tmp_path: Path, scans: list[AdaptationScan]) -> None:
+    noise = np.random.default_rng(0).normal(500, 200, (16, 64, 64)).astype(np.float32)
+    other = prepared(Volume(noise, geometry(noise.shape)).write(tmp_path / "noise.nii.gz"), tmp_path / "cache")
+    assert matched(scans[0].volume, other.volume, 0, 0) is None
+
+
+def test_a_target_is_carried_to_where_it_lies_in_the_other_scan(scans: list[AdaptationScan]) -> None:
+    drawn = sampler(scans)
+    one, other = scans[0].volume, scans[2].volume
+    value = int(np.bincount(one.maps[0][10][organ(body(0)[10])]).argmax())
+    found = drawn._carried(SliceKey(one, 0, 10, 0, (value,)), other, Levels(0.0, 1.0, 1.0, 16))
+    assert isinstance(found, CarriedSlice)
+    there = organ(body(2, stretched=1.06)[10])
+    assert 2 * (found.mask() & there).sum() / (found.mask().sum() + there.sum()) > 0.7
+
+
+def test_episodes_across_scans_show_two_whole_slices_and_depend_on_their_number_only(
+    scans: list[AdaptationScan],
+) -> None:
+    drawn = sampler(scans)
+    drawn.batch(4, 1)
+    batch, again = drawn.batch(4, 2), sampler(scans).batch(4, 2)
+    assert batch.support_images.shape == (4, 1, 32, 32) and batch.displacements is None
+    assert (batch.support_masks.sum((2, 3)) > 0).all() and batch.query_masks.any()
+    assert torch.equal(batch.support_images, again.support_images)
+    assert torch.equal(batch.support_masks, again.support_masks)
+
+
+def test_a_painted_slice_elsewhere_shows_the_target_and_not_another_scans_supervoxel_of_that_number(
+    scans: list[AdaptationScan],
+) -> None:
+    drawn = sampler(scans, mix={"propagate": 1.0})
+    keys = [drawn._elsewhere(drawn._query()) for _ in range(60)]
+    assert any(key is not None for key in keys)
+    assert all(isinstance(key, CarriedSlice) for key in keys if key is not None)
+
+
+def test_one_scan_alone_makes_episodes_too(scans: list[AdaptationScan]) -> None:
+    batch = sampler(scans[:1]).batch(3, 0)
+    assert batch.query_masks.shape == (3, 32, 32)
+
+
+# -- what is kept
+
+
+def test_weights_are_kept_only_where_the_mean_rises_and_no_kind_falls() -> None:
+    begun = Score({"propagate": 0.5, "cross": 0.2})
+    assert Score({"propagate": 0.5, "cross": 0.3}).beats(begun, begun)
+    assert not Score({"propagate": 0.5, "cross": 0.2}).beats(begun, begun)
+    assert not Score({"propagate": 0.3, "cross": 0.9}).beats(begun, begun)
+
+
+def test_held_out_episodes_are_always_the_same_and_leave_random_numbers_alone(
+    scans: list[AdaptationScan], start: str
+) -> None:
+    kinds = {kind: sampler(scans, mix={kind: 1.0}) for kind in ("propagate", "cross")}
+    held, pipeline = HeldOut(kinds, settings()), load_pipeline(start, "cpu")
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    first = held.score(pipeline)
+    assert torch.equal(torch.rand(3), wanted)
+    assert held.score(pipeline) == first and set(first.kinds) == {"propagate", "cross"}
+
+
+def test_the_recipe_is_the_trainers_and_large_networks_learn_as_in_the_paper(start: str, tmp_path: Path) -> None:
+    pipeline = load_pipeline(start, "cpu")
+    assert recipe(pipeline, start, tmp_path, torch.device("cpu"), 0).precision == "no"
+    assert recipe(pipeline, start, tmp_path, torch.device("cuda"), 0).precision == "bf16"
+    pipeline.vae.register_to_config(latent_channels=4)
+    large = recipe(pipeline, start, tmp_path, torch.device("cpu"), 0)
+    assert large.learned == ("unet", "translator") and large.losses == {"latent": 1.0} and large.rate == 1e-5
+
+
+# -- the whole
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory, start: str) -> tuple[Path, Any, list[str]]:
+    """A finished adaptation: its folder, what came of it, and what it said on the way."""
+    folder = tmp_path_factory.mktemp("adapted")
+    said: list[str] = []
+    files = write_scans(folder / "scans", 4)
+    made = adapt(files, folder / "out", start, MINUTES, "cpu", lambda done, total, text: said.append(text))
+    return folder / "out", made, said
+
+
+def test_the_result_is_a_pipeline_folder_with_a_report_and_its_provenance(
+    adapted: tuple[Path, Any, list[str]], start: str
+) -> None:
+    folder, made, said = adapted
+    about = json.loads((folder / "adaptation.json").read_text(encoding="utf-8"))
+    assert weights_digest(load_pipeline(folder, "cpu")) == about["weights"]
+    assert about["start weights"] == weights_digest(load_pipeline(start, "cpu"))
+    assert len(about["learned from"]) == 3 and len(about["measured on"]) == 1
+    assert all(len(content) == 64 for content in about["learned from"])  # hashes, no names of files
+    assert about["device"] == "cpu" and about["seconds"] > 0 and about["steps"] == made.steps >= 1
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Before and after" in page and page.count("data:image/png") == 3
+    with Image.open(folder / "pictures" / "cross.png") as picture:
+        assert picture.width == 4 * 32  # painted, true, before, after
+    assert not (folder / "work").exists()
+    assert [text for text in said if text.startswith("Reading")] and any("Learning" in text for text in said)
+
+
+def test_the_result_segments(adapted: tuple[Path, Any, list[str]]) -> None:
+    from SDFSMISLib.inference import Segmenter
+    from SDFSMISLib.support import SupportSet
+
+    voxels = body(7)
+    scan = Volume(voxels, geometry(voxels.shape))
+    mask = np.zeros(voxels.shape, dtype=np.uint8)
+    mask[10] = organ(voxels[10])
+    support = SupportSet.from_labelmap(scan, Volume(mask, scan.geometry), label=1, slices=(10,))
+    found = Segmenter.from_pretrained(adapted[0], "cpu").segment(scan, support)
+    assert found.labelmap.voxels.shape == voxels.shape
+
+
+def test_a_folder_that_holds_a_pipeline_is_not_written_over(adapted: tuple[Path, Any, list[str]], start: str) -> None:
+    with pytest.raises(InputError, match="holds a pipeline already"):
+        adapt([adapted[0]], adapted[0], start, MINUTES, "cpu")
+
+
+def test_where_nothing_better_is_learned_the_weights_of_the_start_are_given_back(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Score, "beats", lambda *_: False)
+    made = adapt(write_scans(tmp_path / "scans", 1), tmp_path / "out", start, MINUTES, "cpu")
+    assert not made.improved and made.kept == made.start
+    assert weights_digest(load_pipeline(tmp_path / "out", "cpu")) == weights_digest(load_pipeline(start, "cpu"))
+    assert "given back unchanged" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_learning_ends_where_it_only_gets_worse(tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, *np.linspace(0.4, 0.1, 40)])
+    monkeypatch.setattr(HeldOut, "score", lambda *_: Score({"propagate": next(scores), "cross": 0.2}))
+    made = adapt(write_scans(tmp_path / "scans", 2), tmp_path / "out", start, 0.5, "cpu")
+    about = json.loads((tmp_path / "out" / "adaptation.json").read_text(encoding="utf-8"))
+    assert not made.improved and len(about["held-out soft Dice"]) == 1 + adaptation.PATIENCE
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_other_requests_do_not(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptation, "VALIDATIONS", 4)
+    files, output = write_scans(tmp_path / "scans", 2), tmp_path / "out"
+    checkpoint = output / "work" / "segmentation.safetensors"
+    steps: list[int] = []
+
+    def until_power_is_lost(done: int, total: int, text: str) -> None:
+        steps.append(done)
+        if checkpoint.exists():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(files, output, start, MINUTES, "cpu", until_power_is_lost)
+    assert not (output / "model_index.json").exists()
+    with pytest.raises(InputError, match="begun with other minutes"):
+        adapt(files, output, start, 5, "cpu")
+    learned: list[int] = []
+    made = adapt(files, output, start, MINUTES, "cpu", lambda done, _, text: "Learn" in text and learned.append(done))
+    assert learned[0] == steps[-1] and made.steps == learned[-1]  # the step that was under way is done again
+    assert (output / "model_index.json").exists() and not (output / "work").exists()
+
+
+def test_a_cancelled_run_leaves_no_pipeline_and_goes_on(tmp_path: Path, start: str) -> None:
+    files, asked = write_scans(tmp_path / "scans", 1), []
+    with pytest.raises(Cancelled):
+        adapt(files, tmp_path / "out", start, MINUTES, "cpu", cancel=lambda: asked.append(1) or len(asked) > 6)
+    assert not (tmp_path / "out" / "model_index.json").exists()
+    assert adapt(files, tmp_path / "out", start, MINUTES, "cpu").folder == tmp_path / "out"
+
+
+# -- bad input
+
+
+def test_unreadable_scans_are_named_and_passed_over(tmp_path: Path, start: str) -> None:
+    files = write_scans(tmp_path / "scans", 2)
+    (tmp_path / "scans" / "broken.nii.gz").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"broken\.nii\.gz"):
+        made = adapt([*files, tmp_path / "scans" / "broken.nii.gz"], tmp_path / "out", start, MINUTES, "cpu")
+    assert made.scans == 2 and len(made.skipped) == 1
+    assert "broken.nii.gz" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_scans_of_which_none_can_be_used_are_refused(tmp_path: Path, start: str) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    with pytest.warns(UserWarning), pytest.raises(InputError, match="None of the 1 scans can be used"):
+        adapt([tmp_path / "broken.nii.gz"], tmp_path / "out", start, MINUTES, "cpu")
+
+
+def test_no_scan_no_time_and_a_folder_of_something_else_are_refused(tmp_path: Path, start: str) -> None:
+    scan = tmp_path / "scan.nii.gz"
+    with pytest.raises(InputError, match="No scan was given"):
+        adapt([], tmp_path / "out", start)
+    with pytest.raises(InputError, match="must be above 0"):
+        adapt([scan], tmp_path / "out", start, 0.0)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match="is not empty"):
+        adapt([scan], tmp_path / "full", start)
+    with pytest.raises(InputError, match="is a file"):
+        adapt([scan], tmp_path / "full" / "letter.txt", start)
+
+
+def test_the_command_says_what_came_of_it(tmp_path: Path, start: str) -> None:
+    app = typer.Typer()
+    app.command()(adapt_command)
+    write_scans(tmp_path / "scans", 1)
+    given = ["--scans", str(tmp_path / "scans"), "--output", str(tmp_path / "out"), "--model", start]
+    done = CliRunner().invoke(app, [*given, "--minutes", str(MINUTES), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "report.html" in done.output and "soft Dice" in done.output
+    shutil.rmtree(tmp_path / "out")
