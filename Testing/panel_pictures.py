@@ -160,7 +160,8 @@ class Pictures:
         """What is asked before anything is sent; it is declined."""
         self._logic.choose_backend(BackendChoice(BackendKind.SERVER, url=SERVER))
         self._ui.backendCollapsibleButton.collapsed = False
-        self._ui.testBackendButton.click()
+        self._until(lambda: self._ui.runButton.enabled)
+        self._ui.runButton.click()
         self._until(lambda: self._logic.question is not None)
         self._save("server", self._ui.questionFrame, self._ui.backendCollapsibleButton)
         self._ui.declineButton.click()
