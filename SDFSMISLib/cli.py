@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from SDFSMISLib import __version__
+from SDFSMISLib.adapt_command import EXAMPLE, adapt
+from SDFSMISLib.benchmark_command import benchmark
 from SDFSMISLib.client import BackendError
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
@@ -65,6 +67,8 @@ def _sdfsmis(
 
 
 app.command(cls=ManyValues, epilog=EXAMPLES)(segment)
+app.command("adapt", epilog=EXAMPLE)(adapt)
+app.add_typer(benchmark, name="benchmark")
 
 
 @app.command()

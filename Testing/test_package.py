@@ -26,7 +26,17 @@ LAZY_NAMES = sorted(set(SDFSMISLib.__all__) - {"__version__"})
 
 # What 3D Slicer itself may import: every file beside volume.py except those of the commands, and the client; the other
 # folders may use torch.
-COMMANDS = {"bench", "cli", "console", "demo", "doctor", "segment_command", "segment_run"}
+COMMANDS = {
+    "adapt_command",
+    "bench",
+    "benchmark_command",
+    "cli",
+    "console",
+    "demo",
+    "doctor",
+    "segment_command",
+    "segment_run",
+}
 FILES_OF_COMMANDS = {"cohort_list", "ray_cluster", "result_files"}
 SLICER_ROOMS = sorted(
     {path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - FILES_OF_COMMANDS - {"__init__"} | {"client", "scene"}

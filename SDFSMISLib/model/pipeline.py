@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ class SDFSMISPipeline(DiffusionPipeline):
         translator: from image features to the condition token (VTCT).
         resolution: side of the square that the weights were trained for, pixels.
         official_details: True for weights trained by the official code: see `VisualToTextualTranslator.patch_weights`.
+        without: parts of the method that are left out, for ablations: `translator` (the condition token is empty, all
+            zeros), `prototype` (no query enhancement: zeros in its place), `bank` (queries see no keys and values of
+            the supports).
     """
 
     model_cpu_offload_seq = "image_encoder->translator->vae->unet"
@@ -59,10 +63,11 @@ class SDFSMISPipeline(DiffusionPipeline):
         translator: VisualToTextualTranslator,
         resolution: int = 256,
         official_details: bool = False,
+        without: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, image_encoder=image_encoder, translator=translator)
-        self.register_to_config(resolution=resolution, official_details=official_details)
+        self.register_to_config(resolution=resolution, official_details=official_details, without=list(without))
 
     @property
     def latent_factor(self) -> int:
@@ -168,6 +173,8 @@ class SDFSMISPipeline(DiffusionPipeline):
     def condition_token(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         """VTCT: one token (B, 1, D) from supports `images` (B, S, 3, H, W) in [-1, 1] and `masks` (B, S, H, W)."""
         tasks, shots = masks.shape[:2]
+        if "translator" in self.config.without:
+            return torch.zeros(tasks, 1, self.translator.config.output_dim, device=self.device, dtype=self.unet.dtype)
         levels = self.translator.encoder_bytes(images.to(self.device).flatten(0, 1))
         pixels = self.translator.encoder_pixels(levels).to(self.image_encoder.dtype)
         tokens = self.image_encoder(pixels).last_hidden_state
@@ -204,6 +211,8 @@ class SDFSMISPipeline(DiffusionPipeline):
         shots = masks.shape[1]
         masks = masks.to(self.device)
         keys, values, _ = self.unet.encode_support(torch.cat([latents, mask_latents], dim=1), conditions, shots)
+        if "bank" in self.config.without:
+            keys, values = ({name: x[:, :0] for name, x in found.items()} for found in (keys, values))
         pair = support_prototypes(latents, masks.flatten(0, 1))
         foreground, background = (x.unflatten(0, (-1, shots)) for x in pair)
         table = likeness_table(images[:, :, 0].to(self.device), masks) if self.unet.config.likeness else None
@@ -244,6 +253,8 @@ class SDFSMISPipeline(DiffusionPipeline):
         probabilities = query_probabilities(latents, bank.foreground, bank.background)
         foreground, _ = query_prototypes(latents, probabilities)
         spread = foreground[..., None, None].expand_as(latents)
+        if "prototype" in self.config.without:
+            spread = torch.zeros_like(latents)
         return -self.unet.predict(torch.cat([latents, spread], dim=1), bank, hints)
 
     def segment(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:

@@ -11,8 +11,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from SDFSMISLib import __version__
@@ -35,13 +32,12 @@ from SDFSMISLib.training.adaptation_levels import Levels, matched
 from SDFSMISLib.training.adaptation_measure import HeldOut, Score
 from SDFSMISLib.training.adaptation_recipe import recipe
 from SDFSMISLib.training.adaptation_report import write_adaptation_report, write_before_after
+from SDFSMISLib.training.adaptation_run import TimedRun, accelerator_on
 from SDFSMISLib.training.adaptation_scans import AdaptationScan, kept, prepared, split
 from SDFSMISLib.training.adaptation_state import AdaptationState
-from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
-from SDFSMISLib.training.log import Log
-from SDFSMISLib.training.trainer import _Run, starting_pipeline
+from SDFSMISLib.training.trainer import starting_pipeline
 from SDFSMISLib.training.volumes import TrainingVolume, synthetic_volumes
 
 __all__ = ["Adapted", "Progress", "adapt"]
@@ -50,7 +46,7 @@ PREPARING = 0.2  # share of the time that scans may take to be made ready
 MOST_SCANS = 40
 PARTNERS = 3  # scans that each one is compared with
 VALIDATIONS = 8  # in the time there is
-PATIENCE = 3  # validations without a better one, after which learning ends
+PATIENCE = 4  # validations in succession without a better mean, after which learning ends
 FEWEST_STEPS = 8
 TRIAL = 6  # steps by which is told how many there is time for
 FINISHING = 10.0  # seconds kept for pictures and the report; of a short time no more than
@@ -159,12 +155,12 @@ class _Adaptation:
         pipeline = starting_pipeline(self.config).to(self.device)
         if 0 not in self.state.scores:
             self._begin(sampler, pipeline)
-        with _accelerator(self.config, self.device) as accelerator:
-            config = self.config.model_copy(update=_pace(self.state.steps))
-            run = _TimedRun(config, accelerator, sampler, self, self._goes_on)
+        config = self.config.model_copy(update=_pace(self.state.steps))
+        with accelerator_on(self.device, config) as accelerator:
+            run = TimedRun(config, accelerator, sampler, self._say, self._goes_on, self._take)
             average = run.segmentation(pipeline)
         if run.step not in self.state.scores:  # its time was over between two validations
-            self.take(run.step, average)
+            self._take(run.step, average)
         return self._finished(learned, held)
 
     # -- before learning
@@ -179,7 +175,7 @@ class _Adaptation:
         for number, place in enumerate(order):
             path = self.paths[place]
             self.progress(number, len(order), f"Reading {path.name}")
-            self.ask()
+            self._ask()
             late = self.seconds > PREPARING * self.limit and len(found) >= 2
             if late or len(found) == MOST_SCANS:
                 rest = len(order) - number
@@ -204,7 +200,7 @@ class _Adaptation:
         shifts = range(1, min(PARTNERS, len(scans) - 1) + 1)
         for number, one in enumerate(scans):
             self.progress(number, len(scans), "Comparing scans")
-            self.ask()
+            self._ask()
             for shift in shifts:
                 other = scans[(number + shift) % len(scans)]
                 if one.plane == other.plane:
@@ -220,10 +216,10 @@ class _Adaptation:
         began = time.monotonic()
         self.state.scores[0] = self.held_out.score(pipeline)
         validation = time.monotonic() - began
-        self.ask()
+        self._ask()
         trial = self.config.model_copy(update={"steps": TRIAL, "output": str(self.work / "trial")})
-        with _accelerator(trial, self.device) as accelerator:
-            run = _TimedRun(trial, accelerator, sampler, self, goes_on=lambda _: True)
+        with accelerator_on(self.device, trial) as accelerator:
+            run = TimedRun(trial, accelerator, sampler, self._say, goes_on=lambda _: True, take=self._take)
             run.segmentation(starting_pipeline(trial).to(self.device))
         shutil.rmtree(self.work / "trial", ignore_errors=True)
         left = self.limit - self.seconds - (VALIDATIONS + 1) * validation
@@ -234,12 +230,13 @@ class _Adaptation:
 
     def _goes_on(self, step: int) -> bool:
         """Whether there is time for another step, and hope."""
+        self._ask()
         if self.seconds > self.limit and step >= FEWEST_STEPS:
             return False
-        later = [score for done, score in self.state.scores.items() if done > self.state.best]
-        return len(later) < PATIENCE
+        means = [score.mean for _, score in sorted(self.state.scores.items())]
+        return len(means) - 1 - int(np.argmax(means)) < PATIENCE
 
-    def take(self, step: int, pipeline: SDFSMISPipeline) -> None:
+    def _take(self, step: int, pipeline: SDFSMISPipeline) -> None:
         """Measures weights, and keeps them where they are the best."""
         state = self.state
         score = self.held_out.score(pipeline)
@@ -255,7 +252,7 @@ class _Adaptation:
             state.best = step
         self._keep_state()
 
-    def say(self, step: int, steps: int, text: str) -> None:
+    def _say(self, step: int, steps: int, text: str) -> None:
         best = self.state.scores[self.state.best].mean
         self.progress(step, steps, f"Learning: held out {self.state.scores[0].mean:.3f} → {best:.3f}")
 
@@ -266,7 +263,7 @@ class _Adaptation:
         self.state.seconds = self.seconds
         self.state.save()
 
-    def ask(self) -> None:
+    def _ask(self) -> None:
         """Raises `Cancelled` where the caller wants no more."""
         if self.cancel is not None and self.cancel():
             self._keep_state()
@@ -287,7 +284,8 @@ class _Adaptation:
         with quiet():
             best.to("cpu", torch.float16 if self.config.half else torch.float32)
         about = self._provenance(weights_digest(best), learned, held)
-        write_adaptation_report(self.output, about, state.scores, state.best, self.work / "log.jsonl")
+        why = tuple(state.skipped.values())
+        write_adaptation_report(self.output, about, why, state.scores, state.best, self.work / "log.jsonl")
         with atomic_output(self.output / "adaptation.json", ".json") as part:
             part.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         with quiet():
@@ -302,7 +300,7 @@ class _Adaptation:
             steps=max(state.scores),
             seconds=self.seconds,
             scans=len(state.scans),
-            skipped=tuple(state.skipped.values()),
+            skipped=why,
         )
 
     def _best(self) -> SDFSMISPipeline:
@@ -316,6 +314,7 @@ class _Adaptation:
         return pipeline
 
     def _provenance(self, digest: str, learned: list[TrainingVolume], held: list[TrainingVolume]) -> dict[str, Any]:
+        """What weights are made of; of scans their hashes, since names of files may be those of patients."""
         state = self.state
         return {
             "version": __version__,
@@ -332,45 +331,10 @@ class _Adaptation:
             "seed": SEED,
             "learned from": [volume.name for volume in learned],
             "measured on": [volume.name for volume in held],
-            "skipped": list(state.skipped.values()),
+            "left out": len(state.skipped),
             "held-out soft Dice": {str(step): dict(score.kinds) for step, score in state.scores.items()},
             "recipe": self.config.model_dump(mode="json", exclude={"cases", "output", "start", "held_out"}),
         }
-
-
-class _TimedRun(_Run):
-    """The trainer's last stage for as long as an adaptation goes on; its validation is the adaptation's."""
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-        sampler: AdaptationSampler,
-        owner: _Adaptation,
-        goes_on: Callable[[int], bool],
-    ) -> None:
-        output = Path(config.output)
-        output.mkdir(parents=True, exist_ok=True)
-        super().__init__(config, accelerator, sampler, None, Log(output, True), owner.say)
-        self.owner, self.goes_on, self.step = owner, goes_on, 0
-        self.times: list[float] = []
-
-    def seconds_per_step(self) -> float:
-        """The median; the first step, which waits for all that is made ready, is left out."""
-        return float(np.median(np.diff(self.times)))
-
-    def _steps(self, first: int, last: int, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
-        self.step = first
-        for step, batches in super()._steps(first, last, offset):
-            self.times.append(time.monotonic())
-            self.owner.ask()
-            if not self.goes_on(step):
-                return
-            yield step, batches
-            self.step = step + 1
-
-    def _validate(self, step: int, pipeline: SDFSMISPipeline) -> None:
-        self.owner.take(step, pipeline)
 
 
 def _check_output(output: Path, work: Path) -> None:
@@ -389,20 +353,6 @@ def _only(config: TrainingConfig, kind: str) -> TrainingConfig:
 def _pace(steps: int) -> dict[str, int]:
     every = max(1, steps // VALIDATIONS)
     return {"steps": steps, "save_every": every, "validate_every": every, "warmup": min(20, steps // 10)}
-
-
-@contextmanager
-def _accelerator(config: TrainingConfig, device: torch.device) -> Iterator[Accelerator]:
-    """accelerate on a device that was chosen; a process may choose another one later."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-    yield Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=config.precision,
-        gradient_accumulation_steps=config.accumulate,
-    )
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _move_in(made: Path, output: Path) -> None:

@@ -17,14 +17,15 @@ from SDFSMISLib.training.learner import EpisodeLearner
 __all__ = ["HeldOut", "Score"]
 
 FIRST_BATCH = 20_000_000  # numbers of batches that no training draws
-BATCHES = {"propagate": 6, "cross": 8}
+BATCHES = {"propagate": 5, "cross": 5}
 SIZE = 8  # episodes of a batch
 WORSE = 0.01  # by which a kind may fall below the start while the mean rises: what chance makes of so few episodes
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean soft Dice of held-out episodes by kind, 0 to 1; of queries without the target, how little was found."""
+    """Mean soft Dice of held-out episodes by kind, 1 at best; of queries without the target how little was found, so
+    that it may fall below 0."""
 
     kinds: Mapping[str, float]
 

@@ -17,11 +17,11 @@ MOST_WORKERS = 8
 COMMON: dict[str, Any] = {
     "cases": "",
     "mix": {"propagate": 0.5, "cross": 0.5},
-    "label_share": 0.85,
+    "label_share": 0.7,
     "rollout": 0.4,
     "average": 0.99,
 }
-OURS: dict[str, Any] = {"synthetic_share": 0.2, "synthetic_count": 12, "batch": 8, "rate": 3e-4, "half": False}
+OURS: dict[str, Any] = {"synthetic_share": 0.2, "synthetic_count": 12, "batch": 8, "rate": 2e-4, "half": False}
 LARGE: dict[str, Any] = {  # Stable Diffusion's size: as the paper trains
     "synthetic_share": 0.0,
     "synthetic_count": 1,

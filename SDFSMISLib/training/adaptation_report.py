@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 
 from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.evaluation.report import STYLE
+from SDFSMISLib.evaluation.tables import Table
 from SDFSMISLib.training.adaptation_measure import Score
 from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.pictures import episode_picture
@@ -45,49 +46,50 @@ def write_before_after(batch: EpisodeBatch, before: torch.Tensor, after: torch.T
 
 
 def write_adaptation_report(
-    folder: Path, provenance: Mapping[str, Any], scores: Mapping[int, Score], best: int, log: Path
+    folder: Path,
+    provenance: Mapping[str, Any],
+    skipped: Sequence[str],
+    scores: Mapping[int, Score],
+    best: int,
+    log: Path,
 ) -> Path:
     """Writes `report.html` and `pictures/curves.png` into `folder`, where the pictures of episodes are already.
 
     Args:
         provenance: what is told of the run, by name.
+        skipped: why scans were left out.
         scores: by step, 0 the start.
         best: the step whose weights were kept.
         log: the training's `log.jsonl`.
     """
     pictures = folder / "pictures"
     _draw_curves(scores, best, _losses(log), pictures / "curves.png")
-    start, kept = scores[0], scores[best]
-    rows = "".join(
-        f"<tr><td>{escape(KINDS[kind])}</td><td class=figure>{start.kinds[kind]:.3f}</td>"
-        f"<td class=figure>{value:.3f}</td></tr>"
-        for kind, value in kept.kinds.items()
-    )
-    verdict = (
-        f"The weights of step {best} are kept: {start.mean:.3f} → {kept.mean:.3f}."
-        if best
-        else "No weights were better than those at the start, which are given back unchanged."
-    )
-    shown = "".join(_figure(pictures / f"{kind}.png", text) for kind, text in KINDS.items() if kind in kept.kinds)
-    about = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
-        for name, value in provenance.items()
-        if not isinstance(value, (dict, list))
-    )
-    left_out = "".join(f"<li>{escape(why)}</li>" for why in provenance["skipped"])
+    about = [[name, str(value)] for name, value in provenance.items() if not isinstance(value, (dict, list))]
+    left_out = "".join(f"<li>{escape(why)}</li>" for why in skipped)
+    shown = "".join(_figure(pictures / f"{kind}.png", text) for kind, text in KINDS.items() if kind in scores[0].kinds)
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Adaptation, SDFSMIS</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>Adaptation</h1>'
-        f"<p>{verdict}</p><table><tr><th>held-out supervoxels</th><th>start</th><th>kept</th></tr>{rows}</table>"
-        f"<p class=note>{escape(NOTE)}</p>{_figure(pictures / 'curves.png', 'Curves')}"
+        f"{_verdict(scores, best)}<p class=note>{escape(NOTE)}</p>{_figure(pictures / 'curves.png', 'Curves')}"
         f"<h2>Before and after</h2><p class=note>{escape(PICTURE_NOTE)}</p>{shown}"
-        f"<h2>About</h2><table>{about}</table>"
+        f"<h2>About</h2>{Table(['what', 'value'], about, 2).html()}"
         f"{f'<h2>Scans that were left out</h2><ul>{left_out}</ul>' if left_out else ''}"
         "<p class=note>The pictures show slices of the scans. Not a medical device.</p></body></html>\n"
     )
     with atomic_output(folder / "report.html", ".html") as part:
         part.write_text(page, encoding="utf-8")
     return folder / "report.html"
+
+
+def _verdict(scores: Mapping[int, Score], best: int) -> str:
+    """What is kept, and what it reaches."""
+    start, kept = scores[0], scores[best]
+    if not best:
+        text = "No weights were better than those at the start, which are given back unchanged."
+    else:
+        text = f"The weights of step {best} are kept: {start.mean:.3f} → {kept.mean:.3f}."
+    rows = [[KINDS[kind], f"{start.kinds[kind]:.3f}", f"{value:.3f}"] for kind, value in kept.kinds.items()]
+    return f"<p>{text}</p>{Table(['held-out supervoxels', 'start', 'kept'], rows, 1).html()}"
 
 
 def _losses(log: Path) -> list[tuple[int, float]]:
@@ -102,7 +104,7 @@ def _draw_curves(scores: Mapping[int, Score], best: int, losses: list[tuple[int,
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = sorted(scores)
     for kind in scores[0].kinds:
@@ -110,9 +112,9 @@ def _draw_curves(scores: Mapping[int, Score], best: int, losses: list[tuple[int,
     left.plot(steps, [scores[step].mean for step in steps], color="black", label="mean")
     left.axvline(best, color="grey", linestyle="--", linewidth=1, label="kept")
     left.set(title="Held-out supervoxels", xlabel="step", ylabel="soft Dice")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     right.plot([step for step, _ in losses], [loss for _, loss in losses], color="black")
-    right.set(title="Training", xlabel="step", ylabel="loss")
+    right.set(title="Training, kinds as they came", xlabel="step", ylabel="loss")
     with atomic_output(path, ".png") as part:
         FigureCanvasAgg(figure).print_png(str(part))
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import Geometry
-from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels
+from SDFSMISLib.training.supervoxels import Felzenszwalb
 from SDFSMISLib.training.volumes import TrainingVolume
 from SDFSMISLib.volume import Volume
 
@@ -21,12 +22,13 @@ __all__ = ["AdaptationScan", "prepared", "split"]
 
 MOST_VOXELS = 16_000_000  # of a scan as it is learned from; larger ones are averaged
 MOST_GROUPED = 1_000_000  # voxels that supervoxels are made of
-LEAST_PART = 0.002  # of a scan's voxels: as the literature's 5000 of an abdominal scan
-COUNTS = (100, 400)  # of smaller supervoxels
+LEAST_PARTS = (0.002, 0.0007)  # of a scan's voxels; the first as the literature's 5000 of an abdominal scan
 LEAST_SLICES, LEAST_SIDE = 4, 32
 LEAST_SUPERVOXELS = 4
-CORE_MM = 5.0  # a large supervoxel of which too little lies deeper than this within a slice is a sheet, no target
-LEAST_CORE = 0.25  # of its voxels
+AIR, LEAST_SHOWN = -0.98, 0.01  # what is darker shows nothing; share of the voxels that must show something
+CORE = 0.2  # of the radius of the least part: how deep in a slice the core of a part begins
+LEAST_CORE = 0.42  # of its voxels; abdominal organs have 0.45 to 0.67
+MOST_AIR = 0.02  # of its voxels, that lie as near to the air
 HELD_OUT = 6  # one scan of so many is measured on,
 FEWEST_SCANS = 4  # where there are as many; else one supervoxel of so many
 HELD_SUPERVOXELS = 5
@@ -37,7 +39,7 @@ class AdaptationScan:
     """A scan that is ready.
 
     Attributes:
-        volume: its maps are supervoxels: large ones, whose borders the image shows, then compact ones.
+        volume: its maps are supervoxels whose borders the image shows: large ones, then smaller ones.
         content: sha256 (hex) of the scan.
         axis: along which scans are compared. plane: of its slices, such as `axial`.
         rising: whether slices run towards left, posterior or superior.
@@ -101,8 +103,13 @@ def split(scans: Sequence[AdaptationScan], seed: int) -> tuple[list[TrainingVolu
 
 
 def _only(volume: TrainingVolume, held: bool) -> TrainingVolume:
-    """The volume with the supervoxels that are held out, or with the others."""
-    maps = [np.where((part % HELD_SUPERVOXELS == 0) == held, part, 0).astype(part.dtype) for part in volume.maps]
+    """The volume with the supervoxels that are held out, or with the others; neither is empty."""
+    maps = []
+    for part in volume.maps:
+        numbers = np.unique(part[part > 0])
+        chosen = np.zeros(int(numbers.max()) + 1, dtype=bool)
+        chosen[numbers] = (np.arange(len(numbers)) % HELD_SUPERVOXELS == 0) == held
+        maps.append(np.where(chosen[part], part, 0).astype(part.dtype))
     return replace(volume, maps=tuple(maps))
 
 
@@ -119,8 +126,9 @@ def _make_ready(scan: Volume, path: Path, folder: Path, content: str) -> None:
     spacing = (along(0), along(1), along(2))
     image = scan.window("robust").normalize(scan.voxels).astype(np.float32)
     image, spacing = _averaged(image, spacing, MOST_VOXELS)
-    maps = _supervoxels(image, spacing, axis)
-    if any(len(np.unique(part)) <= LEAST_SUPERVOXELS for part in maps):
+    shown = image > AIR
+    maps = _supervoxels(image, spacing, axis) if np.ptp(image) > 0 and shown.mean() > LEAST_SHOWN else []
+    if not maps or any(len(np.unique(part)) < LEAST_SUPERVOXELS for part in maps):
         raise InputError(f"{path} shows nothing that could be told apart; leave it out.")
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in [("image", image.astype(np.float16)), *((f"map_{n}", part) for n, part in enumerate(maps))]:
@@ -134,34 +142,58 @@ def _make_ready(scan: Volume, path: Path, folder: Path, content: str) -> None:
 
 
 def _supervoxels(image: np.ndarray, spacing: tuple[float, float, float], axis: int) -> list[np.ndarray]:
-    """Maps of supervoxels, found on a coarser grid where the image is large; of the large ones those with a core."""
+    """Maps of supervoxels that might be organs, large ones first; found on a coarser grid where the image is large."""
     coarse, there = _averaged(image, spacing, MOST_GROUPED)
-    kinds: list[Supervoxels] = [Felzenszwalb(max(8, round(LEAST_PART * coarse.size))), *map(Slic, COUNTS)]
     factors = _factors(image.shape, spacing, MOST_GROUPED)
     maps = []
-    for number, kind in enumerate(kinds):
-        found = kind(coarse, there).astype(np.uint16)
-        if number == 0:
-            found = _with_core(found, there, axis)
+    for share in LEAST_PARTS:
+        found = Felzenszwalb(max(8, round(share * coarse.size)))(coarse, there)
+        found = _organ_like(found.astype(np.uint16), there, axis, share)
         for along, factor in enumerate(factors):
             found = np.repeat(found, factor, axis=along)
         short = [(0, max(0, size - have)) for size, have in zip(image.shape, found.shape, strict=True)]
-        maps.append(np.pad(found, short, mode="edge"))  # what did not fill a block goes with the last one
+        found = np.pad(found, short, mode="edge")  # what did not fill a block goes with the last one
+        maps.append(_smoothed(found, [1 if along == axis else 2 * factors[along] + 1 for along in range(3)]))
     return maps
 
 
-def _with_core(parts: np.ndarray, spacing: tuple[float, float, float], axis: int) -> np.ndarray:
-    """The parts that are no sheets, such as the fat under the skin; all where nearly all are."""
-    inside = np.ones(parts.shape, dtype=bool)
+def _organ_like(parts: np.ndarray, spacing: tuple[float, float, float], axis: int, share: float) -> np.ndarray:
+    """The parts that are thick for their size and do not lie at the air: no skin, no fat under it, no remnants.
+
+    Of all parts those that are least so are left where none is.
+    """
+    volume = share * parts.size * float(np.prod(spacing))
+    depth = CORE * (3 / (4 * np.pi) * volume) ** (1 / 3)  # mm, of the radius of a ball of the least size
+    inside, outside = np.ones(parts.shape, dtype=bool), np.zeros(parts.shape, dtype=bool)
     for along in (other for other in range(3) if other != axis):
-        depth = max(1, round(CORE_MM / spacing[along]))
-        for step in (-depth, depth):
-            inside &= np.roll(parts, step, axis=along) == parts
-    sizes = np.bincount(parts.ravel())
-    core = np.bincount(parts[inside], minlength=len(sizes))
-    good = core >= LEAST_CORE * sizes
+        reach = max(1, round(depth / spacing[along]))
+        for step in (-reach, reach):
+            beside = np.roll(parts, step, axis=along)
+            inside &= beside == parts
+            outside |= beside == 0
+    sizes = np.bincount(parts.ravel()).clip(min=1)
+    core, air = (np.bincount(parts[where], minlength=len(sizes)) / sizes for where in (inside, outside))
+    good = (core >= LEAST_CORE) & (air <= MOST_AIR)
     good[0] = False
-    return np.where(good[parts], parts, 0).astype(parts.dtype) if good.sum() >= LEAST_SUPERVOXELS else parts
+    if good.sum() < LEAST_SUPERVOXELS:
+        merit = core - air
+        merit[0] = -np.inf
+        good[np.argsort(merit)[-LEAST_SUPERVOXELS:]] = True
+        good[0] = False
+    return np.where(good[parts], parts, 0).astype(parts.dtype)
+
+
+def _smoothed(parts: np.ndarray, widths: list[int]) -> np.ndarray:
+    """Each voxel goes with the most frequent part around it, so that borders are no stairs and have no spurs."""
+    best, most = (
+        np.zeros(parts.shape, dtype=parts.dtype),
+        ndimage.uniform_filter((parts == 0).astype(np.float32), widths),
+    )
+    for value in np.unique(parts[parts > 0]):
+        share = ndimage.uniform_filter((parts == value).astype(np.float32), widths)
+        wins = share > most
+        best[wins], most[wins] = value, share[wins]
+    return best
 
 
 def _averaged(

@@ -25,6 +25,7 @@ OURS = Path(__file__).resolve().parent / "configs"
 Kind = Literal["propagate", "independent", "cross", "paper"]
 Part = Literal["unet", "image_encoder", "translator", "decoder"]
 Loss = Literal["entropy", "dice", "latent", "autoencoder"]
+Ablation = Literal["translator", "prototype", "bank"]
 
 
 class TrainingConfig(BaseModel):
@@ -44,6 +45,7 @@ class TrainingConfig(BaseModel):
             made where the networks are, whole batches of them; else by the workers, one by one.
         window: `robust`, or `minmax`, the paper's: how the intensities of training scans become [-1, 1].
         supervoxels: `slic`, or `felzenszwalb`, the literature's; supervoxel_size: least voxels of one of the latter.
+            `labels`: the labels in their place, which is what the official code trains on.
         shippable: leave out groups whose terms forbid weights that are passed on.
         held_out: ids of training cases that are not trained on, but measured every `validate_every` steps.
         autoencoder_steps, autoencoder_rate: of the first stage; with 0 steps the decoder stays as it is in `start`.
@@ -55,6 +57,7 @@ class TrainingConfig(BaseModel):
             norm.
         average: decay of the exponential moving average that is the result; 0 = none.
         learned: the parts that learn in the last stage: unet, image_encoder, translator, decoder.
+        without: parts of the method that are left out, for ablations; see `SDFSMISPipeline`.
         losses: weight of each: `entropy` and `dice`, on the decoded mask; `latent`, mean squared error on the mask
             latent, the paper's only one; `autoencoder`, absolute error of what the decoder makes of an image's or a
             mask's own latent, for a decoder that learns along.
@@ -85,7 +88,7 @@ class TrainingConfig(BaseModel):
     swapped: NonNegativeFloat = 0.5
     late: NonNegativeFloat = 0.3
     window: Literal["robust", "minmax"] = "robust"
-    supervoxels: Literal["slic", "felzenszwalb"] = "slic"
+    supervoxels: Literal["slic", "felzenszwalb", "labels"] = "slic"
     supervoxel_size: PositiveInt = 5000
     shippable: bool = True
     held_out: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class TrainingConfig(BaseModel):
     clip: NonNegativeFloat = 1.0
     average: NonNegativeFloat = 0.998
     learned: tuple[Part, ...] = ("unet", "image_encoder", "translator")
+    without: tuple[Ablation, ...] = ()
     losses: dict[Loss, NonNegativeFloat] = {"entropy": 1.0, "dice": 1.0, "latent": 0.1}
     drawn_latents: bool = False
     decoded: bool = True

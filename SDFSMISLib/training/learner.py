@@ -163,7 +163,8 @@ def folding(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
             f"This autoencoder has {channels} channels for {factor} x {factor} pixels, so that pixels cannot be folded "
             "into them; set decoded to true."
         )
-    return _FoldedPipeline(**pipeline.components, resolution=pipeline.config.resolution)
+    settings = {name: pipeline.config[name] for name in ("resolution", "without")}
+    return _FoldedPipeline(**pipeline.components, **settings)
 
 
 class _FoldedPipeline(SDFSMISPipeline):

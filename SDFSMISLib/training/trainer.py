@@ -58,6 +58,7 @@ def train(config: TrainingConfig, progress: Progress | None = None) -> Path:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     pipeline = starting_pipeline(config)
+    pipeline.register_to_config(without=list(config.without))
     volumes: list[TrainingVolume] = []
     if config.cases:
         with accelerator.main_process_first():  # which leaves the supervoxels for the others
@@ -346,7 +347,7 @@ def _averaging(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
 
 
 def _own_settings(pipeline: SDFSMISPipeline) -> dict[str, Any]:
-    return {"resolution": pipeline.config.resolution, "official_details": pipeline.config.official_details}
+    return {name: pipeline.config[name] for name in ("resolution", "official_details", "without")}
 
 
 @torch.no_grad()

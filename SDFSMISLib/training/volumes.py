@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,11 +106,11 @@ def _real_volume(case: Case, cache: Path, config: TrainingConfig) -> TrainingVol
     spacing = (along(0), along(1), along(2))
     thick = int(np.argmax(spacing))
     isotropic = max(spacing) < 2.2 * min(spacing) and min(image.shape) >= 24
+    kinds: Sequence[Supervoxels] = [Slic(100), Slic(400)]
     if config.supervoxels == "felzenszwalb":
-        kinds: list[Supervoxels] = [Felzenszwalb(config.supervoxel_size)]
-    else:
-        kinds = [Slic(100), Slic(400)]
-    maps = (labels, *(kept_supervoxels(kind, image, spacing, cache, case.id) for kind in kinds))
+        kinds = [Felzenszwalb(config.supervoxel_size)]
+    parts = (kept_supervoxels(kind, image, spacing, cache, case.id) for kind in kinds)
+    maps = (labels, labels) if config.supervoxels == "labels" else (labels, *parts)
     return TrainingVolume(
         name=case.id,
         image=image,

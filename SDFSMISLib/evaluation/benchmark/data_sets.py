@@ -84,7 +84,7 @@ class Fold:
 
     Attributes:
         number: 0 to 4. cases: in the order of the data set; the last fold begins with the first scan of all.
-        own: how many tests belong to this fold alone: the ids of its scans without the one it shares with the next.
+        own: the ids of its scans without the one that it shares with the next fold: so counted, each scan counts once.
     """
 
     number: int

@@ -13,7 +13,7 @@ from SDFSMISLib.evaluation.benchmark.data_sets import DataSet
 __all__ = ["Pair", "found_pairs"]
 
 NIFTI = r"\.nii(\.gz)?"
-# Of scan and labelmap, in lower case; the group is the number that joins them. Our own form, with _labels, is among them.
+# Of scan and labelmap, in lower case; the group is the number that joins them. With _labels: our own form.
 NAMES = {
     "chaos_t2": (
         (rf"images/chaos_(\d+){NIFTI}", rf"labels/chaos_(\d+){NIFTI}"),

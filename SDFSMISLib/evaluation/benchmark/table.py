@@ -21,7 +21,7 @@ NOTES = (
     "Ours are means over scans, then folds, then organs. Every scan once: all scans of the data set, a fold's support "
     "scan with the next one as its support. The papers' queries: a scan that two folds share counts twice, a support "
     "scan not at all. Pooled: all of a fold's scans as one set of voxels, as the official code counts. Only slices "
-    "that hold the organ are tested. Published figures are their authors' own."
+    "that hold the organ are tested. Published figures are their authors' own, for one shot."
 )
 
 Format = Literal["markdown", "latex", "csv"]
