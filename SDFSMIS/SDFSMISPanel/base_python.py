@@ -33,7 +33,7 @@ class BasePython:
         version: major and minor.
         prefix: folder of its installation.
         executable: the program itself, where ``command`` only starts it.
-        library: folder of its standard library.
+        standard_library: folder of it.
         paths: folders that it finds modules of the standard library in.
         variables: environment variables that it starts with.
     """
@@ -42,7 +42,7 @@ class BasePython:
     version: tuple[int, int]
     prefix: Path
     executable: Path
-    library: Path
+    standard_library: Path
     paths: tuple[str, ...]
     variables: Mapping[str, str]
 
@@ -58,10 +58,10 @@ class BasePython:
         configuration = folder / "pyvenv.cfg"
         lines = configuration.read_text(encoding="utf-8").splitlines()
         home = Path(next(line for line in lines if line.startswith("home")).partition("=")[2].strip())
-        inside = self.library.relative_to(self.prefix)
+        inside = self.standard_library.relative_to(self.prefix)
         above = (place / inside for place in (home, *home.parents))
         found = next((place for place in above if (place / "os.py").is_file()), None)
-        if found is None or not found.samefile(self.library):  # none, or that of another Python
+        if found is None or not found.samefile(self.standard_library):  # none, or that of another Python
             home = self.prefix if os.name == "nt" else self.prefix / "bin"
             lines = [f"home = {home}" if line.startswith("home") else line for line in lines]
             configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -52,17 +52,17 @@ class Environment:
     """
 
     def __init__(
-        self, folder: Path, library: Path, requirements: Path, environments: Mapping[str, Mapping[str, str]]
+        self, folder: Path, panel_library: Path, requirements: Path, environments: Mapping[str, Mapping[str, str]]
     ) -> None:
         """
         Args:
             folder: where it is, or will be; outside the extension's folder, which an update replaces.
-            library: the folder ``SDFSMISLib`` that the panel itself was loaded from.
+            panel_library: the folder ``SDFSMISLib`` that the panel itself was loaded from.
             requirements: file of the packages that the backend needs.
             environments: name -> environment variables that its Python may start with; the first that works is used.
                 In Slicer: those that Slicer was started with, then Slicer's own.
         """
-        self.folder, self.library, self.requirements = Path(folder), Path(library), Path(requirements)
+        self.folder, self.panel_library, self.requirements = Path(folder), Path(panel_library), Path(requirements)
         self.environments = {name: clean(variables) for name, variables in environments.items()}
         self._digests: tuple[str, str] | None = None
 
@@ -172,8 +172,8 @@ class Environment:
             for rest in (new, old):
                 if rest.exists():
                     shutil.rmtree(rest)
-            for path in _library_files(self.library):
-                target = new / path.relative_to(self.library)
+            for path in _library_files(self.panel_library):
+                target = new / path.relative_to(self.panel_library)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
             if place.exists():
@@ -305,8 +305,8 @@ class Environment:
                 if line.strip() and not line.startswith("#"):
                     requirements.update(line.strip().encode() + b"\n")
             library = hashlib.sha256()
-            for path in _library_files(self.library):
-                library.update(path.relative_to(self.library).as_posix().encode() + b"\0")
+            for path in _library_files(self.panel_library):
+                library.update(path.relative_to(self.panel_library).as_posix().encode() + b"\0")
                 library.update(hashlib.sha256(path.read_bytes()).digest())
             self._digests = requirements.hexdigest(), library.hexdigest()
         return self._digests

@@ -34,14 +34,14 @@ class Places:
 
     Attributes:
         environment: folder of the environment of our own.
-        library: the folder ``SDFSMISLib`` that the panel was loaded from.
+        panel_library: the folder ``SDFSMISLib`` that the panel was loaded from.
         requirements: file of the packages that the backend needs.
         python: the Python that the environment is made of, Slicer's own.
         variables: environment variables that another Python may start with, by name; the first that work are used.
     """
 
     environment: Path
-    library: Path
+    panel_library: Path
     requirements: Path
     python: str
     variables: Mapping[str, Mapping[str, str]]
@@ -52,7 +52,7 @@ class LocalComputer:
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._environment = Environment(places.environment, places.library, places.requirements, places.variables)
+        self._environment = Environment(places.environment, places.panel_library, places.requirements, places.variables)
         self.folder = places.environment
         self._lock = threading.Lock()  # held for moments only
         self._making = threading.Lock()

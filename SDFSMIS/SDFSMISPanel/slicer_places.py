@@ -23,7 +23,7 @@ def slicer_places() -> Places:
     settings = Path(slicer.app.slicerUserSettingsFilePath).parent
     return Places(
         environment=settings / FOLDER,
-        library=Path(SDFSMISLib.__file__).resolve().parent,
+        panel_library=Path(SDFSMISLib.__file__).resolve().parent,
         requirements=Path(__file__).resolve().parent.parent / "Resources" / "requirements-backend.txt",
         python=shutil.which("PythonSlicer") or sys.executable,
         variables={"startup": slicer.util.startupEnvironment(), "slicer": dict(os.environ)},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import pathlib
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class SingleStep:
     value: float
 
 
-class GuiConnector:
+class GuiConnector(ABC):
     """The interface of connectors, for a module's own ones too."""
 
     def __init__(self) -> None:
@@ -30,11 +31,12 @@ class GuiConnector:
 
     @staticmethod
     def canRepresent(widget: Any, datatype: Any) -> bool:
-        raise NotImplementedError
+        """Whether a module's own connector is for them; those below are chosen by the table."""
+        return False
 
     @staticmethod
     def create(widget: Any, datatype: Any) -> GuiConnector | None:
-        raise NotImplementedError
+        return None
 
     def onChanged(self, callback: Callable[[], None] | None) -> None:
         before, self._callback = self._callback, callback
@@ -47,20 +49,20 @@ class GuiConnector:
         if self._callback is not None:
             self._callback()
 
-    def _connect(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _connect(self) -> None: ...
 
-    def _disconnect(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _disconnect(self) -> None: ...
 
-    def widget(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def widget(self) -> Any: ...
 
-    def read(self) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self) -> Any: ...
 
-    def write(self, value: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, value: Any) -> None: ...
 
 
 @dataclass(frozen=True)

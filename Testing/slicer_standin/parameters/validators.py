@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 
-class Validator:
-    def validate(self, value: Any) -> None:
-        raise NotImplementedError
+class Validator(ABC):
+    @abstractmethod
+    def validate(self, value: Any) -> None: ...
 
 
 class NotNone(Validator):
