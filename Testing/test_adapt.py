@@ -22,7 +22,7 @@ from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.training import adaptation, adaptation_measure, adaptation_recipe
 from SDFSMISLib.training.adaptation import adapt
-from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, CarriedSlice
+from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, DrawnSlice
 from SDFSMISLib.training.adaptation_levels import Levels, matched
 from SDFSMISLib.training.adaptation_measure import HeldOut, Score
 from SDFSMISLib.training.adaptation_recipe import recipe
@@ -200,7 +200,7 @@ def test_a_target_is_carried_to_where_it_lies_in_the_other_scan(scans: list[Adap
     one, other = scans[0].volume, scans[2].volume
     value = int(np.bincount(one.maps[0][10][organ(body(0)[10])]).argmax())
     found = drawn._carried(SliceKey(one, 0, 10, 0, (value,)), other, Levels(0.0, 1.0, 1.0, 16))
-    assert isinstance(found, CarriedSlice)
+    assert isinstance(found, DrawnSlice)
     there = organ(body(2, stretched=1.06)[10])
     assert 2 * (found.mask() & there).sum() / (found.mask().sum() + there.sum()) > 0.7
 
@@ -223,7 +223,7 @@ def test_a_painted_slice_elsewhere_shows_the_target_and_not_another_scans_superv
     drawn = sampler(scans, mix={"propagate": 1.0})
     keys = [drawn._elsewhere(drawn._query()) for _ in range(60)]
     assert any(key is not None for key in keys)
-    assert all(isinstance(key, CarriedSlice) for key in keys if key is not None)
+    assert all(isinstance(key, DrawnSlice) for key in keys if key is not None)
 
 
 def test_one_scan_alone_makes_episodes_too(scans: list[AdaptationScan]) -> None:
@@ -289,7 +289,7 @@ def test_the_result_is_a_pipeline_folder_with_a_report_and_its_provenance(
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Before and after" in page and page.count("data:image/png") == 3
     with Image.open(folder / "pictures" / "cross.png") as picture:
-        assert picture.width == 4 * 32  # painted, true, before, after
+        assert picture.width == 5 * 32  # painted, brought, true, before, after
     assert not (folder / "work").exists()
     assert [text for text in said if text.startswith("Reading")] and any("Learning" in text for text in said)
 

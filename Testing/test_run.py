@@ -51,15 +51,18 @@ def slices_of(results: list[Result]) -> dict[tuple[int, int], np.ndarray]:
     return finished.slices
 
 
-@pytest.fixture(scope="module", params=["one painted", "two painted", "independent", "another scan", "some slices"])
+KINDS = ["one painted", "two painted", "independent", "another scan", "another scan, independent", "some slices"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest, trained: Segmenter) -> tuple[Run, list[Result], dict]:
     """How to make a run, what it gives, and how many passes of the networks it takes."""
     scan, labelmap = ball_scan((14, 36, 32), (1.0, 1.0, 2.0))
     scan, labelmap = noisy(scan), two_halves(labelmap)
     painted = (5, 9) if request.param == "two painted" else (7,)
     support = SupportSet.from_labelmap(scan, painted_on(labelmap, *painted), None, axis=0)
-    query = noisy(ball_scan((9, 32, 36), (1.0, 1.1, 3.0))[0]) if request.param == "another scan" else scan
-    strategy = "independent" if request.param == "independent" else "propagate"
+    query = noisy(ball_scan((9, 32, 36), (1.0, 1.1, 3.0))[0]) if "another" in request.param else scan
+    strategy = "independent" if "independent" in request.param else "propagate"
     slices = [4, 10, 11] if request.param == "some slices" else None
 
     def made(finished: Finished | None = None, latents: LatentCache | None = None) -> Run:

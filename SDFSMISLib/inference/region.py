@@ -61,14 +61,14 @@ class Region:
     def cut(self, image: np.ndarray, outside: float) -> np.ndarray:
         """The region's part of `image` (rows, columns) as float32 (height, width); `outside` beyond the slice."""
         part = np.full((self.height, self.width), outside, dtype=np.float32)
-        here, there = self._overlap(image.shape)
+        here, there = self.overlap(image.shape)
         part[here] = image[there]
         return part
 
     def paste(self, part: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """The slice of `shape` that holds `part` (height, width) in this region, and 0 elsewhere."""
         full = np.zeros(shape, dtype=part.dtype)
-        here, there = self._overlap(shape)
+        here, there = self.overlap(shape)
         full[there] = part[here]
         return full
 
@@ -85,7 +85,7 @@ class Region:
         )
         return back[0, 0].cpu().numpy()
 
-    def _overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    def overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Where the region and a slice of `shape` meet: in the region's pixels, and in the slice's."""
         here, there = [], []
         for start, side, full in zip((self.top, self.left), (self.height, self.width), shape, strict=True):

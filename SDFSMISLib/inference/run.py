@@ -22,6 +22,7 @@ from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_prop
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.segmentation import SliceResult, certainty_of, presence_of
 from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.inference.transfer import run_transfer
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.stack import SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
@@ -202,7 +203,13 @@ class Run:
 
     def _independent(self) -> Generator[list[Result], None, None]:
         """All open slices of all labels, each alone."""
-        for indices, labels in self._together({label: self._open(label) for label in self._labels}):
+        brings = self._networks.pipeline.takes_neighbours and self.options.region != "full"
+        away = {label: self._labels[label].shots for label in self._labels if brings and not self._labels[label].starts}
+        for label, shots in away.items():
+            for answers in run_transfer(self._networks, self.scan, label, shots, self._open(label), self._known):
+                yield self._results(answers)
+        here = {label: self._open(label) for label in self._labels if label not in away}
+        for indices, labels in self._together(here):
             for answers in self._alone(labels, indices, known=self._known):
                 yield self._results(answers)
 

@@ -146,9 +146,10 @@ class _Adaptation:
         volumes = [scan.volume for scan in scans]
         resolution = self.begun.config.resolution
         made_up = synthetic_volumes(self.config.synthetic_count, SEED)
-        sampler = AdaptationSampler(learned + made_up, resolution, self.config, axes, pairs, learned)
+        brings = self.begun.takes_neighbours
+        sampler = AdaptationSampler(learned + made_up, resolution, self.config, axes, pairs, learned, brings)
         samplers: dict[str, EpisodeSampler] = {
-            kind: AdaptationSampler(held, resolution, _only(self.config, kind), axes, pairs, volumes)
+            kind: AdaptationSampler(held, resolution, _only(self.config, kind), axes, pairs, volumes, brings)
             for kind in self.config.mix
         }
         self.held_out = HeldOut(samplers, self.config)

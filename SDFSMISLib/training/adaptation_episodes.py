@@ -3,6 +3,10 @@
 Across scans no supervoxel has a counterpart. The query is therefore the scan whose supervoxel it is, with its exact
 mask; the painted slice is the other scan's slice of the same level, onto which that mask was carried by registration.
 What is learned from is exact, and what was painted is as rough as a registration.
+
+Networks that have an input for it also get the mask that registration brings back onto the query, as the segmenter
+hands it over (`inference.brought`), with errors on top: what was brought there and back fits better than any mask that
+was painted.
 """
 
 from __future__ import annotations
@@ -13,8 +17,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from SDFSMISLib.inference.brought import SIDE, SIDES, PaintedBody, body
+from SDFSMISLib.inference.greys import by_greys
 from SDFSMISLib.inference.registration import carried, displacement
-from SDFSMISLib.training.adaptation_levels import Levels, body
+from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.training.adaptation_levels import Levels
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import FOREIGN, LEAST_NEXT, LEAST_PIXELS, EpisodeSampler
 from SDFSMISLib.training.slices import Frame, SliceKey
@@ -22,25 +29,26 @@ from SDFSMISLib.training.volumes import TrainingVolume
 
 __all__ = ["AdaptationSampler"]
 
-SIDE = 128  # of the grid on which a mask is carried
 ALIKE = 0.3  # share of episodes across scans in which the painted slice is of the scan itself, bent as if of another
 BENT = 0.08  # of half a side, where it is
 TURN = 0.1  # radians, of both slices together
 WHOLE = (0.85, 1.05)  # of half a slice's longer side
+MISPLACED = 0.06  # of half a side, at most, by which what is brought is misplaced beyond what registration does
+WRONG = 0.5  # share of the masks that are brought with errors of another network's kind
 SAME_LOOK = 0.8  # share of episodes across scans in which both slices look as one scanner shows them
 
 Pairs = Mapping[tuple[str, str], Levels]
 
 
 @dataclass(frozen=True)
-class CarriedSlice(SliceKey):
-    """A slice with the mask of another scan's target, bool canonical (rows, columns)."""
+class DrawnSlice(SliceKey):
+    """A slice with a mask of its own, bool canonical (rows, columns)."""
 
-    carried: np.ndarray | None = None
+    drawn: np.ndarray | None = None
 
     def mask(self) -> np.ndarray:
-        assert self.carried is not None
-        return self.carried
+        assert self.drawn is not None
+        return self.drawn
 
 
 class AdaptationSampler(EpisodeSampler):
@@ -54,6 +62,7 @@ class AdaptationSampler(EpisodeSampler):
         axes: Mapping[str, int],
         pairs: Pairs,
         painted: Sequence[TrainingVolume],
+        brings: bool = False,
     ) -> None:
         """
         Args:
@@ -61,9 +70,10 @@ class AdaptationSampler(EpisodeSampler):
             axes: by name of a scan, the axis along which scans are compared.
             pairs: by the names of two scans, how their slices belong together.
             painted: scans that targets may be carried onto, to be painted there.
+            brings: whether the networks take what registration brings.
         """
         super().__init__(volumes, resolution, config)
-        self.axes = axes
+        self.axes, self.brings = axes, brings
         asked, shown = {volume.name for volume in self.real}, {volume.name: volume for volume in painted}
         self.partners: dict[str, list[tuple[TrainingVolume, Levels]]] = {}
         for (one, other), levels in pairs.items():
@@ -72,28 +82,59 @@ class AdaptationSampler(EpisodeSampler):
         self.shared_groups = [volume.group for volume in self.real][:1]
 
     def _cross(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
-        """One painted slice of another scan, and a query near its level; whole slices, as the segmenter sees a scan on
-        which nothing is painted."""
+        """One painted slice of another scan, and a query near its level."""
         query = self._query()
         present = self._present(query, LEAST_NEXT)
         partners = self.partners.get(query.volume.name, [])
         reach = max(1, len(present) // 3)
         painted = query.at(int(self.rng.choice([z for z in present if abs(z - query.index) <= reach])))
-        bend = None
+        is_own = True
         if partners and self.rng.random() >= ALIKE:
             partner, levels = partners[int(self.rng.integers(len(partners)))]
             found = self._carried(painted, partner, levels)
             if found is None:
                 return []
-            painted = found
-        else:
-            bend = torch.from_numpy(self.rng.normal(0, BENT, (1, 4, 4, 2)).astype(np.float32))
+            painted, is_own = found, False
+        return self._brought(painted, query) if self.brings else self._as_painted(painted, query, is_own)
+
+    def _as_painted(self, painted: SliceKey, query: SliceKey, is_own: bool) -> list[tuple[torch.Tensor, ...]]:
+        """Whole slices, as the segmenter sees a scan on which nothing is painted; one that `is_own` is bent as if it
+        were another's."""
+        bend = torch.from_numpy(self.rng.normal(0, BENT, (1, 4, 4, 2)).astype(np.float32)) if is_own else None
         turn = self.rng.normal(0, TURN)
         shown = []
         for key in (painted, query):
             frame = self._shaken(replace(self._whole_slice(key), angle=turn))
             shown.append((key, replace(frame, bend=bend) if bend is not None and key is painted else frame))
         return self._asked_for(shown, bool(self.rng.random() < SAME_LOOK), False)
+
+    def _brought(self, painted: SliceKey, query: SliceKey) -> list[tuple[torch.Tensor, ...]]:
+        """The painted slice, the query with the mask that registration brings, and the query; see
+        `inference.transfer`."""
+        image = query.image().astype(np.float32)
+        region, side = body(image, query.spacing), int(self.rng.choice(SIDES))
+        shot = Shot(painted.image().astype(np.float32), painted.mask(), painted.spacing)
+        mask = region.from_grid(PaintedBody.of(shot, side).onto(region.to_grid(image, side, -1.0))[1])
+        found = by_greys(image, region.paste(mask, image.shape), query.spacing) > 0.5
+        if found.sum() < LEAST_PIXELS:
+            return []
+        brought = DrawnSlice(query.volume, query.axis, query.index, query.map_number, query.values, drawn=found)
+        turn, mirror = self._turn() * 0.3, bool(self.rng.random() < 0.5)
+        first = self._frame_around(painted.mask(), painted.spacing, (1.8, 2.3), 0.05)
+        frame = replace(self._frame_around(found, query.spacing, (1.7, 2.4), 0.15), angle=turn, mirror=mirror)
+        bend = torch.from_numpy(self.rng.normal(0, self.rng.uniform(0, MISPLACED), (1, 5, 5, 2)).astype(np.float32))
+        shown = [
+            (painted, replace(first, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)),
+            (brought, replace(frame, bend=bend)),
+            (query, frame),
+        ]
+        images, masks = self._rendered(shown, bool(self.rng.random() < SAME_LOOK))
+        contrast = self._contrast(images[2])
+        seen = contrast(images[2])
+        if self.rng.random() < WRONG:
+            masks[1] = self._with_errors(masks[1])
+        split = self._split([self._own(contrast, images[0]), seen, seen], masks)
+        return [] if split is None else [(*split, torch.zeros(*seen.shape, 2))]
 
     def _whole_slice(self, key: SliceKey) -> Frame:
         rows, columns = key.mask().shape
@@ -116,7 +157,7 @@ class AdaptationSampler(EpisodeSampler):
             if key.axis == axis:
                 return key
 
-    def _carried(self, key: SliceKey, partner: TrainingVolume, levels: Levels) -> CarriedSlice | None:
+    def _carried(self, key: SliceKey, partner: TrainingVolume, levels: Levels) -> DrawnSlice | None:
         """The partner's slice at the level of `key`, with the mask that registration brings; None where none fits."""
         index = levels.at(key.index)
         if index is None:
@@ -130,4 +171,4 @@ class AdaptationSampler(EpisodeSampler):
         found = other.paste(other.from_grid(moved), seen.shape) > 0.5
         if found.sum() < LEAST_PIXELS:
             return None
-        return CarriedSlice(partner, there.axis, index, key.map_number, key.values, carried=found)
+        return DrawnSlice(partner, there.axis, index, key.map_number, key.values, drawn=found)

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.region import Region
+from SDFSMISLib.inference.brought import body
 from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.training.slices import SliceKey
 from SDFSMISLib.training.volumes import TrainingVolume
 
-__all__ = ["Levels", "body", "matched"]
+__all__ = ["Levels", "matched"]
 
 SIDE = 64  # of the grid on which bodies are compared
-AIR = -0.9  # what is darker is not body
 PROBES = 8  # slices of the one scan, and twice as many of the other
 LEAST_LIKENESS = 0.65  # mean correlation along the line; abdomens reach 0.8 to 0.95, noise that is bent to fit 0.55
 SCALES = tuple(np.round(np.arange(0.75, 1.3, 0.05), 2).tolist())  # of mm along the axis
@@ -65,11 +64,6 @@ def matched(
         if likeness > (best.likeness if best else LEAST_LIKENESS):
             best = Levels(offset, slope, likeness, levels.count)
     return best
-
-
-def body(image: np.ndarray, spacing: tuple[float, float]) -> Region:
-    """The square around what is not air, of a canonical slice (rows, columns); all of it where nothing is."""
-    return Region.around(image > AIR, spacing, 1.0)
 
 
 def _probes(volume: TrainingVolume, axis: int, most: int) -> dict[int, torch.Tensor]:

@@ -26,6 +26,7 @@ class EpisodeBatch:
         displacements: (B, R, R, 2), see `registration.displacement`: from the last support to the query. None where no
             support is a finished neighbour.
         before: what a network needs to make the last support's mask itself; None where it should not.
+        brought: whether the last support is the query itself, with a mask that was brought from another scan.
     """
 
     support_images: torch.Tensor
@@ -35,6 +36,7 @@ class EpisodeBatch:
     painted: int
     displacements: torch.Tensor | None = None
     before: Before | None = None
+    brought: bool = False
 
 
 @dataclass(frozen=True)

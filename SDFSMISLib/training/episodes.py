@@ -93,10 +93,11 @@ class EpisodeSampler:
             else:
                 episodes += self._cross(shots, swapped)
         supports, masks, queries, answers, *more = (torch.stack(x) for x in zip(*episodes[:size], strict=True))
-        if kind != "propagate":
+        if not more:
             return EpisodeBatch(supports, masks, queries, answers, supports.shape[1])
         before = Before(*more[1:]) if plan.rolled else None
-        return EpisodeBatch(supports, masks, queries, answers, painted, more[0], before)
+        brought = kind != "propagate"
+        return EpisodeBatch(supports, masks, queries, answers, painted, more[0], before, brought)
 
     # -- the four kinds
 

@@ -98,9 +98,12 @@ class EpisodeLearner(nn.Module):
         return tuple(torch.randn(n, config.latent_channels, side, side, device=self.pipeline.device) for n in counts)
 
     def _table(self, batch: EpisodeBatch, images: torch.Tensor) -> torch.Tensor | None:
-        """The likeness of what was painted; finished neighbours, which may be wrong, have no part in it."""
+        """The likeness of what was painted; finished neighbours, which may be wrong, have no part in it. Across scans
+        that of what was brought, as in `inference.transfer`."""
         if not self.pipeline.unet.config.likeness:
             return None
+        if batch.brought:
+            return likeness_table(images[:, -1:, 0], batch.support_masks[:, -1:].to(images.device))
         painted = batch.support_masks[:, : batch.painted].to(images.device)
         return likeness_table(images[:, : batch.painted, 0], painted)
 

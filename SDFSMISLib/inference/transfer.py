@@ -1,0 +1,102 @@
+"""The `independent` strategy on a scan without painted slices, for networks that have an input for what registration
+brings (`SupportQueryUNet`, `neighbour`): each slice is handed to them as its own finished neighbour, with the mask that
+was brought onto it, to be corrected. What is alike there is told by that mask too, since on another scanner's images
+grey levels of the painted slice mislead. Ours, not the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from SDFSMISLib.inference.brought import brought_onto
+from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.independent import Answered, on_slice_grid, slice_name
+from SDFSMISLib.inference.networks import Networks
+from SDFSMISLib.inference.propagate import looked_at
+from SDFSMISLib.inference.region import Region
+from SDFSMISLib.inference.shots import Shot, colour, painted_bank
+from SDFSMISLib.model.unet import SupportBank
+from SDFSMISLib.stack import SliceStack
+
+LEAST_BROUGHT = 0.5  # a slice on which no pixel is brought with more is empty
+
+
+def run_transfer(
+    networks: Networks,
+    scan: SliceStack,
+    label: int,
+    shots: Sequence[Shot],
+    indices: Sequence[int],
+    known: Collection[tuple[int, int]] = (),
+) -> Iterator[list[Answered]]:
+    """Segment slices `indices` of `scan` for a label; hands out what each batch gives, nothing while it registers.
+
+    Args:
+        shots: the label's painted slices, all of other scans.
+        known: (label, slice) that were answered before and are passed over. The others come out to the bit as they
+            would without.
+    """
+    if all((label, index) in known for index in indices):
+        return
+    search = brought_onto(scan, shots, indices)
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            found = end.value
+            break
+        yield []
+    yield from _Transfer(networks, scan, label, shots, found).answers(indices, known)
+
+
+@dataclass(eq=False)
+class _Transfer:
+    """One label's slices, and what was brought onto them."""
+
+    networks: Networks
+    scan: SliceStack
+    label: int
+    shots: Sequence[Shot]
+    found: Mapping[int, np.ndarray]
+
+    def answers(self, indices: Sequence[int], known: Collection[tuple[int, int]]) -> Iterator[list[Answered]]:
+        shown = [index for index in indices if index in self.found and self.found[index].max() > LEAST_BROUGHT]
+        nothing = np.zeros(self.scan.shape, dtype=np.uint8)
+        rest = sorted({*indices} - {*shown})
+        yield [(self.label, index, nothing) for index in rest if (self.label, index) not in known]
+        if not shown:
+            return
+        seen = looked_at(0, {}, self.shots)
+        bank = painted_bank(self.networks.pipeline, seen, [one.region(False) for one in seen], self.networks.side)
+        for start in range(0, len(shown), self.networks.batch_size):
+            part = shown[start : start + self.networks.batch_size]
+            missing = [index for index in part if (self.label, index) not in known]
+            if missing:
+                # As in `run_independent`: a single image is rounded otherwise than one of several.
+                padded = missing * 2 if len(missing) == 1 < len(part) else missing
+                yield self.networks.in_parts(padded, partial(self._segmented, bank=bank))[: len(missing)]
+
+    def _segmented(self, part: Sequence[int], bank: SupportBank) -> list[Answered]:
+        pipeline, scan, side = self.networks.pipeline, self.scan, self.networks.side
+        regions = [Region.around(self.found[i] > LEAST_BROUGHT, scan.spacing) for i in part]
+        views = list(zip(part, regions, strict=True))
+        queries = [region.to_grid(scan.image(i), side, -1.0) for i, region in views]
+        masks = torch.stack([region.to_grid(self.found[i], side, 0.0) for i, region in views])
+        contrasts = [Contrast.of(query) if pipeline.sees_contrast else Contrast.unchanged() for query in queries]
+        seen = torch.stack([one(query) for one, query in zip(contrasts, queries, strict=True)])
+        images, firm = colour(seen), (masks > LEAST_BROUGHT).float()[:, None]
+        rows = bank.rows(torch.zeros(len(part), dtype=torch.long, device=pipeline.device))
+        own = pipeline.encode_support(images[:, None], firm, rows.conditions)
+        whole = replace(rows.joined(own), likeness=own.likeness)
+        names = [slice_name(scan, i, region, one) for (i, region), one in zip(views, contrasts, strict=True)]
+        hints = pipeline.hints(images, whole, images, masks)
+        maps = pipeline.segment(self.networks.encoded(images, names), whole, hints).mean(1).cpu()
+        return [
+            (self.label, i, on_slice_grid(region, values, scan.shape))
+            for (i, region), values in zip(views, maps, strict=True)
+        ]
