@@ -181,7 +181,7 @@ ENGINE = _many(
 )
 STRATEGY = _run(
     "propagate: outwards from the painted slices, each finished slice helping the next. independent: each slice alone "
-    "against the painted ones, as in the paper."
+    "against the painted ones, as in the paper; on another scan the painted masks are brought along by registration."
 )
 THRESHOLD = _run("Probability above which a voxel belongs to the structure, between 0 and 1.", "T")
 REGION = _run("auto: look at a square around the structure. full: at whole slices, as in the paper.")

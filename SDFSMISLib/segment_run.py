@@ -145,9 +145,7 @@ def _finished(
 class _Here:
     """Segments scans in this process: says what is to be expected of each, and shows a bar over its slices."""
 
-    def __init__(
-        self, request: SegmentRequest, options: ScanOptions, early: dict[Path, Volume], cohort: bool
-    ) -> None:
+    def __init__(self, request: SegmentRequest, options: ScanOptions, early: dict[Path, Volume], cohort: bool) -> None:
         """
         Args:
             early: scans that were read already; they are taken out, since two at once would take twice the memory.

@@ -226,6 +226,18 @@ def test_a_painted_slice_elsewhere_shows_the_target_and_not_another_scans_superv
     assert all(isinstance(key, DrawnSlice) for key in keys if key is not None)
 
 
+def test_a_mask_that_is_brought_lies_on_the_query_but_not_where_the_answer_is(scans: list[AdaptationScan]) -> None:
+    drawn = sampler(scans)
+    drawn.brings = True
+    batch = drawn.batch(6, 1)
+    assert batch.brought and batch.painted == 1
+    torch.testing.assert_close(batch.support_images[:, -1], batch.query_images)
+    brought, answers = batch.support_masks[:, -1].bool(), batch.query_masks.bool()
+    both = (brought & answers).sum((1, 2)).float()
+    overlap = 2 * both / (brought.sum((1, 2)) + answers.sum((1, 2)))
+    assert 0.5 < overlap.mean() < 0.99
+
+
 def test_one_scan_alone_makes_episodes_too(scans: list[AdaptationScan]) -> None:
     batch = sampler(scans[:1]).batch(3, 0)
     assert batch.query_masks.shape == (3, 32, 32)

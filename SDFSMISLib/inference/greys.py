@@ -19,8 +19,8 @@ WEIGHT = 0.5  # of the grey levels against the prior, since neighbouring pixels 
 ROUNDS = 4
 BINS = 32
 BIN_BLUR = 1.5  # bins
-NOISE = 0.7  # pixels, sigma, by which the image is blurred before; and, for what it tells,
-EVIDENCE_BLUR = 1.0  # after
+NOISE = 0.7  # pixels: sigma by which the image is blurred
+EVIDENCE_BLUR = 1.0  # pixels: sigma by which is blurred what its grey levels tell
 DOUBT = 1e-4  # added to frequencies
 SURE = 1e-3  # a prior is never surer than that
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.contrast import Contrast
-from SDFSMISLib.inference.finding import Found, find_structure
+from SDFSMISLib.inference.finding import find_structure
 from SDFSMISLib.inference.independent import Answered, run_independent
 from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_propagate
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.segmentation import SliceResult, certainty_of, presence_of
 from SDFSMISLib.inference.shots import Shot
-from SDFSMISLib.inference.transfer import run_transfer
+from SDFSMISLib.inference.transfer import run_transfer, without_results
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.stack import SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
@@ -296,7 +296,7 @@ class Run:
         lanes: list[Lane] = []
         for label, indices in unknown.items():
             search = find_structure(self.scan, self._labels[label].shots, indices)
-            match = yield from _without_results(search)
+            match = yield from without_results(search)
             if match is not None:
                 mask, soft = match.probability > 127, match.probability.astype(np.float32) / 255
                 painted = looked_at(match.index, {}, self._labels[label].shots)
@@ -367,16 +367,6 @@ class Run:
 
     def _mask(self, probability: np.ndarray) -> np.ndarray:
         return probability > 255 * self.options.threshold
-
-
-def _without_results(search: Generator[None, None, Found | None]) -> Generator[list[Result], None, Found | None]:
-    """A search as a part of a run."""
-    while True:
-        try:
-            next(search)
-        except StopIteration as end:
-            return end.value
-        yield []
 
 
 def _evenly(pieces: Sequence[SupportSlice]) -> list[SupportSlice]:

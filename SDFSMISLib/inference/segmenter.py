@@ -93,7 +93,9 @@ class Segmenter:
         Args:
             query: the scan to segment.
             support: painted slices, of this scan or of others.
-            strategy: `propagate`, or `independent`: each slice alone against the support, the paper's way.
+            strategy: `propagate`, or `independent`: each slice alone against the support, the paper's way. On
+                another scan the built-in weights are handed the painted mask, which registration brings onto each
+                slice and neighbouring slices agree on, unless `region` is `full`.
             axis: array axis along which to slice; None = that of the painted slices, or the one that is anatomically
                 nearest.
             slices: slices to segment, from 0; None = all.

@@ -6,9 +6,10 @@ grey levels of the painted slice mislead. Ours, not the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from SDFSMISLib.inference.shots import Shot, colour, painted_bank
 from SDFSMISLib.model.unet import SupportBank
 from SDFSMISLib.stack import SliceStack
 
+Found = TypeVar("Found")
+
 LEAST_BROUGHT = 0.5  # a slice on which no pixel is brought with more is empty
 
 
@@ -33,7 +36,7 @@ def run_transfer(
     shots: Sequence[Shot],
     indices: Sequence[int],
     known: Collection[tuple[int, int]] = (),
-) -> Iterator[list[Answered]]:
+) -> Generator[list[Answered], None, None]:
     """Segment slices `indices` of `scan` for a label; hands out what each batch gives, nothing while it registers.
 
     Args:
@@ -43,15 +46,18 @@ def run_transfer(
     """
     if all((label, index) in known for index in indices):
         return
-    search = brought_onto(scan, shots, indices)
+    found = yield from without_results(brought_onto(scan, shots, indices))
+    yield from _Transfer(networks, scan, label, shots, found).answers(indices, known)
+
+
+def without_results(search: Generator[None, None, Found]) -> Generator[list[Any], None, Found]:
+    """What a search returns; each of its stops is a batch that gave nothing."""
     while True:
         try:
             next(search)
         except StopIteration as end:
-            found = end.value
-            break
+            return end.value
         yield []
-    yield from _Transfer(networks, scan, label, shots, found).answers(indices, known)
 
 
 @dataclass(eq=False)

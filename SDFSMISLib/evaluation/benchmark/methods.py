@@ -21,7 +21,9 @@ __all__ = ["method_of", "official_method"]
 
 
 def method_of(segmenter: Segmenter, protocol: Protocol, window: Window) -> Method:
-    """The method for a protocol. With `field` each slice alone, threshold 0.5 and nothing behind it.
+    """The method for a protocol. With `field` the strategy `independent`, threshold 0.5 and nothing behind it: each
+    slice alone, save that painted masks which are brought along for networks of our own kind are agreed upon between
+    neighbouring slices of a chunk.
 
     ``window`` is that of the training. `minmax`, the paper's, goes with whole slices as they are; `robust`, ours, with
     the region and contrast that networks of our own kind have learned from.
