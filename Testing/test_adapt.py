@@ -299,7 +299,7 @@ def test_the_result_is_a_pipeline_folder_with_a_report_and_its_provenance(
     assert all(len(content) == 64 for content in about["learned from"])  # hashes, no names of files
     assert about["device"] == "cpu" and about["seconds"] > 0 and about["steps"] == made.steps >= 1
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Before and after" in page and page.count("data:image/png") == 3
+    assert "Before and after" in page and page.count("data:image/png") == 4
     with Image.open(folder / "pictures" / "cross.png") as picture:
         assert picture.width == 5 * 32  # painted, brought, true, before, after
     assert not (folder / "work").exists()
@@ -334,18 +334,24 @@ def test_where_nothing_better_is_learned_the_weights_of_the_start_are_given_back
     assert "given back unchanged" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_learning_ends_where_it_only_gets_worse(tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hopeful", [0.0, 0.3])
+def test_learning_ends_where_it_only_gets_worse_once_its_rate_has_been_high(
+    tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch, hopeful: float
+) -> None:
+    monkeypatch.setattr(adaptation, "HOPEFUL", hopeful)
+    monkeypatch.setattr(adaptation, "FEWEST_VALIDATIONS", 8)
     scores = iter([0.5, *np.linspace(0.4, 0.1, 40)])
     monkeypatch.setattr(HeldOut, "score", lambda *_: Score({"propagate": next(scores), "cross": 0.2}))
-    made = adapt(write_scans(tmp_path / "scans", 2), tmp_path / "out", start, 0.5, "cpu")
+    made = adapt(write_scans(tmp_path / "scans", 2), tmp_path / "out", start, MINUTES, "cpu")
     about = json.loads((tmp_path / "out" / "adaptation.json").read_text(encoding="utf-8"))
-    assert not made.improved and len(about["held-out soft Dice"]) == 1 + adaptation.PATIENCE
+    measured = len(about["held-out soft Dice"]) - 1
+    assert not made.improved and (measured > adaptation.PATIENCE) == bool(hopeful)
 
 
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_other_requests_do_not(
     tmp_path: Path, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adaptation, "VALIDATIONS", 4)
+    monkeypatch.setattr(adaptation, "MOST_VALIDATIONS", 4)
     files, output = write_scans(tmp_path / "scans", 2), tmp_path / "out"
     checkpoint = output / "work" / "segmentation.safetensors"
     steps: list[int] = []

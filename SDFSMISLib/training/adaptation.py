@@ -37,6 +37,7 @@ from SDFSMISLib.training.adaptation_scans import AdaptationScan, kept, prepared,
 from SDFSMISLib.training.adaptation_state import AdaptationState
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
+from SDFSMISLib.training.supervoxel_picture import write_supervoxel_picture
 from SDFSMISLib.training.trainer import starting_pipeline
 from SDFSMISLib.training.volumes import TrainingVolume, synthetic_volumes
 
@@ -45,10 +46,12 @@ __all__ = ["Adapted", "Progress", "adapt"]
 PREPARING = 0.2  # share of the time that scans may take to be made ready
 MOST_SCANS = 40
 PARTNERS = 3  # scans that each one is compared with
-VALIDATIONS = 8  # in the time there is
-PATIENCE = 4  # validations in succession without a better mean, after which learning ends
+MEASURING = 0.25  # share of the time left that validations may take,
+FEWEST_VALIDATIONS, MOST_VALIDATIONS = 2, 10
+PATIENCE = 4  # validations in succession without a better mean, after which learning ends; not counted are those of the
+HOPEFUL = 0.3  # first share of the steps, in which the rate is high and weights may get worse before they get better
 FEWEST_STEPS = 8
-TRIAL = 6  # steps by which is told how many there is time for
+TRIAL = 4  # steps by which is told how many there is time for
 FINISHING = 10.0  # seconds kept for pictures and the report; of a short time no more than
 FINISHING_SHARE = 0.1
 SEED = 0
@@ -156,13 +159,13 @@ class _Adaptation:
         pipeline = starting_pipeline(self.config).to(self.device)
         if 0 not in self.state.scores:
             self._begin(sampler, pipeline)
-        config = self.config.model_copy(update=_pace(self.state.steps))
+        config = self.config.model_copy(update=_pace(self.state.steps, self.state.every))
         with accelerator_on(self.device, config) as accelerator:
             run = TimedRun(config, accelerator, sampler, self._say, self._goes_on, self._take)
             average = run.segmentation(pipeline)
         if run.step not in self.state.scores:  # its time was over between two validations
             self._take(run.step, average)
-        return self._finished(learned, held)
+        return self._finished(scans, learned, held)
 
     # -- before learning
 
@@ -223,8 +226,10 @@ class _Adaptation:
             run = TimedRun(trial, accelerator, sampler, self._say, goes_on=lambda _: True, take=self._take)
             run.segmentation(starting_pipeline(trial).to(self.device))
         shutil.rmtree(self.work / "trial", ignore_errors=True)
-        left = self.limit - self.seconds - (VALIDATIONS + 1) * validation
-        self.state.steps = max(FEWEST_STEPS, int(left / run.seconds_per_step()))
+        left = self.limit - self.seconds
+        count = max(FEWEST_VALIDATIONS, min(MOST_VALIDATIONS, int(MEASURING * left / validation)))
+        self.state.steps = max(FEWEST_STEPS, int((left - count * validation) / run.seconds_per_step()))
+        self.state.every = max(1, self.state.steps // count)
         self._keep_state()
 
     # -- while learning
@@ -234,8 +239,9 @@ class _Adaptation:
         self._ask()
         if self.seconds > self.limit and step >= FEWEST_STEPS:
             return False
-        means = [score.mean for _, score in sorted(self.state.scores.items())]
-        return len(means) - 1 - int(np.argmax(means)) < PATIENCE
+        scores = sorted(self.state.scores.items())
+        best = max(scores, key=lambda entry: entry[1].mean)[0]
+        return sum(at > max(best, HOPEFUL * self.state.steps) for at, _ in scores) < PATIENCE
 
     def _take(self, step: int, pipeline: SDFSMISPipeline) -> None:
         """Measures weights, and keeps them where they are the best."""
@@ -272,9 +278,12 @@ class _Adaptation:
 
     # -- behind it
 
-    def _finished(self, learned: list[TrainingVolume], held: list[TrainingVolume]) -> Adapted:
+    def _finished(
+        self, scans: list[AdaptationScan], learned: list[TrainingVolume], held: list[TrainingVolume]
+    ) -> Adapted:
         state = self.state
         self.progress(0, 1, "Writing the report")
+        write_supervoxel_picture(scans, self.output / "pictures" / "supervoxels.png")
         best = self._best()
         best.to(self.device)
         before = starting_pipeline(self.config).to(self.device)
@@ -351,8 +360,7 @@ def _only(config: TrainingConfig, kind: str) -> TrainingConfig:
     return config.model_copy(update={"mix": {kind: 1.0}, "synthetic_share": 0.0})
 
 
-def _pace(steps: int) -> dict[str, int]:
-    every = max(1, steps // VALIDATIONS)
+def _pace(steps: int, every: int) -> dict[str, int]:
     return {"steps": steps, "save_every": every, "validate_every": every, "warmup": min(20, steps // 10)}
 
 

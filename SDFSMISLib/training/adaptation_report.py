@@ -31,6 +31,10 @@ NOTE = (
     "without the target how little was found. It tells whether weights have got better at such tasks; how good they "
     "are at organs only scans with labels tell (sdfsmis evaluate)."
 )
+SUPERVOXEL_NOTE = (
+    "What is learned from: a slice of each of some scans, large supervoxels on it, and smaller ones. Colours tell "
+    "neighbours apart. The better they follow what there is to see, the more is learned."
+)
 PICTURE_NOTE = (
     "Each row is an episode: painted slices with their masks, the query with its true mask (yellow), what the weights "
     "at the start find, and what the kept ones find (blue)."
@@ -53,7 +57,8 @@ def write_adaptation_report(
     best: int,
     log: Path,
 ) -> Path:
-    """Writes `report.html` and `pictures/curves.png` into `folder`, where the pictures of episodes are already.
+    """Writes `report.html` and `pictures/curves.png` into `folder`, where the pictures of supervoxels and of episodes
+    are already.
 
     Args:
         provenance: what is told of the run, by name.
@@ -72,6 +77,8 @@ def write_adaptation_report(
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><h1>Adaptation</h1>'
         f"{_verdict(scores, best)}<p class=note>{escape(NOTE)}</p>{_figure(pictures / 'curves.png', 'Curves')}"
         f"<h2>Before and after</h2><p class=note>{escape(PICTURE_NOTE)}</p>{shown}"
+        f"<h2>Supervoxels</h2><p class=note>{escape(SUPERVOXEL_NOTE)}</p>"
+        f"{_figure(pictures / 'supervoxels.png', 'Supervoxels')}"
         f"<h2>About</h2>{Table(['what', 'value'], about, 2).html()}"
         f"{f'<h2>Scans that were left out</h2><ul>{left_out}</ul>' if left_out else ''}"
         "<p class=note>The pictures show slices of the scans. Not a medical device.</p></body></html>\n"

@@ -17,12 +17,12 @@ from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.log import Log
-from SDFSMISLib.training.trainer import Progress, _Run
+from SDFSMISLib.training.trainer import Progress, TrainingRun
 
 __all__ = ["TimedRun", "accelerator_on"]
 
 
-class TimedRun(_Run):
+class TimedRun(TrainingRun):
     """A run that asks before each step, and hands its averages over where it would measure them."""
 
     def __init__(

@@ -23,7 +23,7 @@ class AdaptationState:
         request: what was asked for; another request does not go on with this.
         scans: contents (sha256, hex) of the scans that are used, in order; empty before they are ready.
         skipped: why scans are not used, by name.
-        steps: to learn; 0 before their time is known.
+        steps: to learn; 0 before their time is known. every: steps between validations.
         seconds: spent so far, as of the last time it was kept.
         scores: by step; step 0 are the weights at the start.
         best: the step whose weights are kept.
@@ -34,6 +34,7 @@ class AdaptationState:
     scans: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     steps: int = 0
+    every: int = 1
     seconds: float = 0.0
     scores: dict[int, Score] = field(default_factory=dict)
     best: int = 0
@@ -62,7 +63,7 @@ class AdaptationState:
         return begun
 
     def save(self) -> None:
-        names = ("request", "scans", "skipped", "steps", "seconds", "best")
+        names = ("request", "scans", "skipped", "steps", "every", "seconds", "best")
         content = {name: getattr(self, name) for name in names}
         content["scores"] = {str(step): dict(score.kinds) for step, score in self.scores.items()}
         with atomic_output(self.path, ".json") as part:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -126,8 +128,6 @@ def segmented(levels: np.ndarray, spacing: tuple[float, float, float], scale: fl
     less. Two components are joined over the weakest edge between them where it weighs less than either's own strongest
     edge plus `scale` / 255 over its size. Components that are too small then join a neighbour over the weakest edge.
     """
-    import numba
-
     numbers = np.arange(levels.size, dtype=np.int32).reshape(levels.shape)
     weights, starts, ends = [], [], []
     for step in EDGES:
@@ -140,7 +140,15 @@ def segmented(levels: np.ndarray, spacing: tuple[float, float, float], scale: fl
     weight = np.concatenate(weights)
     order = np.argsort(weight, kind="stable")
     start, end = np.concatenate(starts)[order], np.concatenate(ends)[order]
-    return numba.njit(_joined)(levels.size, weight[order], start, end, scale / 255, min_size).reshape(levels.shape)
+    return _compiled()(levels.size, weight[order], start, end, scale / 255, min_size).reshape(levels.shape)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., np.ndarray]:
+    """`_joined`, compiled once in a process; numba takes longer to import than most of what imports this."""
+    import numba
+
+    return numba.njit(_joined)
 
 
 def _shifted(shape: tuple[int, ...], step: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

@@ -38,7 +38,7 @@ from SDFSMISLib.training.log import Log
 from SDFSMISLib.training.pictures import write_episodes
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
 
-__all__ = ["Progress", "train"]
+__all__ = ["Progress", "TrainingRun", "starting_pipeline", "train"]
 
 AUTOENCODER, DENOISING, SEGMENTATION = 0, 5_000_000, 10_000_000  # first batches: no two stages share one
 COSINE_FLOOR = 0.03
@@ -68,7 +68,7 @@ def train(config: TrainingConfig, progress: Progress | None = None) -> Path:
     if config.on_device:
         on_device = DeviceEpisodes(made_up, resolution, config, accelerator.device)
     sampler = EpisodeSampler(volumes if on_device else volumes + made_up, resolution, config)
-    run = _Run(config, accelerator, sampler, on_device, Log(output, accelerator.is_main_process), progress)
+    run = TrainingRun(config, accelerator, sampler, on_device, Log(output, accelerator.is_main_process), progress)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
     if config.denoising_steps:
@@ -102,7 +102,7 @@ def _write(pipeline: SDFSMISPipeline, output: Path, half: bool) -> None:
     part.rename(output / "pipeline")
 
 
-class _Run:
+class TrainingRun:
     """The stages of one run."""
 
     def __init__(
