@@ -185,7 +185,7 @@ def ablate(
     runs = []
     for without in [None, *_ablations(config)]:
         place = output / (f"without-{without}" if without else "all")
-        plan = _plan(data, cases, place, setting, fold, None, protocol, exclusion, None)
+        plan = _plan(data, cases, place, setting, fold, None, protocol, exclusion, None, output / "training-set")
         runs.append(_run(plan, config, model, [without] if without else [], device))
     done = [results for results in runs if results is not None]
     if done:
@@ -232,6 +232,7 @@ def _plan(
     protocol: ProtocolName,
     exclusion: ExclusionName,
     train_on: DataName | None,
+    shared: Path | None = None,
 ) -> Plan:
     from SDFSMISLib.evaluation.benchmark import DATA_SETS, Plan
 
@@ -246,6 +247,7 @@ def _plan(
         folds=_fold_numbers(_names(folds)),
         shots=tuple(dict.fromkeys(shots or [1])),
         train_on=(other, _cases_of(other, manifests)) if other else None,
+        shared=shared,
     )
 
 
@@ -384,7 +386,7 @@ class _Trainer:
         if (folder / "model_index.json").exists():
             return folder
         with progress(f"Training {job.output.name}", settings.steps) as advance:
-            return train(settings, advance)
+            return train(settings, advance, job.shared / "supervoxels")
 
     def _for(self, job: Job, manifest: Path) -> TrainingConfig:
         changes: dict[str, Any] = {

@@ -110,6 +110,8 @@ def test_one_command_makes_the_ablation_table(
         kept = tmp_path / "out" / f"without-{name}" / "training" / "fold0-all" / "configuration.json"
         settings = json.loads(kept.read_text(encoding="utf-8"))
         assert settings["losses"].get(name, 1.0) == (0.0 if name in ("entropy", "dice", "latent") else 1.0)
+    kept_once = list((tmp_path / "out").rglob("supervoxels_*.npz"))
+    assert kept_once and {path.parent for path in kept_once} == {tmp_path / "out/training-set/chaos_t2/supervoxels"}
 
 
 def test_weights_as_they_are_can_be_ablated(manifest: Path, tmp_path: Path) -> None:

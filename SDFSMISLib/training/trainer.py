@@ -48,8 +48,12 @@ Progress = Callable[[int, int, str], None]
 """(steps done, steps in all, what they bring)"""
 
 
-def train(config: TrainingConfig, progress: Progress | None = None) -> Path:
-    """Train, or go on training, and return the folder of the finished pipeline."""
+def train(config: TrainingConfig, progress: Progress | None = None, cache: Path | None = None) -> Path:
+    """Train, or go on training, and return the folder of the finished pipeline.
+
+    Args:
+        cache: folder in which supervoxels are kept, for several trainings on the same scans; None: one of its own.
+    """
     accelerator = Accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.accumulate,
@@ -62,7 +66,7 @@ def train(config: TrainingConfig, progress: Progress | None = None) -> Path:
     volumes: list[TrainingVolume] = []
     if config.cases:
         with accelerator.main_process_first():  # which leaves the supervoxels for the others
-            volumes += load_training_volumes(Path(config.cases), output / "cache", config)
+            volumes += load_training_volumes(Path(config.cases), cache or output / "cache", config)
     made_up = synthetic_volumes(config.synthetic_count, config.seed)
     resolution, on_device = pipeline.config.resolution, None
     if config.on_device:

@@ -47,7 +47,7 @@ class Plan:
         setting: 1, or 2: training sees no slice of a tested organ. exclusion: in Setting II, see `Training`.
         protocol: `field`, or `official`: the official code's training targets, supports, masks and folds.
         folds: their numbers. shots: painted slices for each chunk; several numbers make several tests.
-        output: the run's folder.
+        output: the run's folder. shared: of what trainings share, also those of several runs; None: one in `output`.
 
     Raises :class:`InputError` for what does not go together.
     """
@@ -61,6 +61,7 @@ class Plan:
     folds: tuple[int, ...] = (0, 1, 2, 3, 4)
     shots: tuple[int, ...] = (1,)
     train_on: tuple[DataSet, tuple[Case, ...]] | None = None
+    shared: Path | None = None
 
     def __post_init__(self) -> None:
         source = self.train_on[0] if self.train_on else self.data
@@ -90,7 +91,8 @@ class Plan:
         seen = tuple(case for case in self.cases if case.id not in {held.id for held in fold.cases})
         data, cases = self.train_on or (self.data, seen)
         name = f"{'all-of-' + data.name if self.train_on else f'fold{number}'}-{training.name}"
-        return Job(data, cases, training, self.output / "training" / name, self.output / "training-set" / data.name)
+        shared = self.shared or self.output / "training-set"
+        return Job(data, cases, training, self.output / "training" / name, shared / data.name)
 
 
 @dataclass(frozen=True)
