@@ -1,7 +1,9 @@
-"""`sdfsmis adapt`: weights learn from scans without labels."""
+"""`sdfsmis adapt`: weights learn from scans without labels, here or on a server."""
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +11,18 @@ import typer
 
 from SDFSMISLib.cohort_list import find_scans
 from SDFSMISLib.console import duration, progress, say, waiting
+from SDFSMISLib.errors import InputError
 
 __all__ = ["EXAMPLE", "adapt"]
 
-EXAMPLE = "Example:\n\n  sdfsmis adapt --scans folder --output adapted\n\n  sdfsmis segment --model adapted ..."
+EXAMPLE = (
+    "Examples:\n\n"
+    "  sdfsmis adapt --scans folder --output adapted\n\n"
+    "  sdfsmis segment --model adapted ...\n\n"
+    "  sdfsmis adapt --scans folder --server http://computer:7861 --name ours\n\n"
+    "  sdfsmis segment --server http://computer:7861 --model ours ..."
+)
+BUILT_IN, AUTO = "built-in", "auto"
 
 
 def adapt(
@@ -25,11 +35,33 @@ def adapt(
         ),
     ],
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="The pipeline folder to make, for --model. One that was begun goes on.")
-    ],
-    model: Annotated[str, typer.Option(metavar="M", help="Weights to begin with, as in segment.")] = "built-in",
+        Path | None,
+        typer.Option(metavar="DIR", help="The pipeline folder to make, for --model. One that was begun goes on."),
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="M", help="Weights to begin with, as in segment.")] = BUILT_IN,
     minutes: Annotated[float, typer.Option(metavar="N", help="Time to take in all.")] = 10.0,
-    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = AUTO,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="In place of --output: learn on a backend (sdfsmis serve --adaptations); whole scans are sent to it, "
+            "kept there while they are learned from, and then deleted.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the backend is to call the model, for segment --model.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Have the backend forget a model of this name first.")
+    ] = False,
+    token: Annotated[
+        str | None, typer.Option(metavar="T", help="What the server asks for. Default: the variable SDFSMIS_TOKEN.")
+    ] = None,
+    server_certificate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Trust this certificate (PEM), such as a server's self-signed one."),
+    ] = None,
 ) -> None:
     """Let weights learn from your own scans, without any label.
 
@@ -37,18 +69,73 @@ def adapt(
     that do best there are kept: those at the start, where none do better. The report shows slices of the scans; the
     weights do not hold any.
     """
+    if server is None:
+        if output is None:
+            raise InputError("Neither --output nor --server was given; name a folder to make, or a server.")
+        if name is not None or replace or token is not None or server_certificate is not None:
+            raise InputError("--name, --replace, --token and --server-certificate belong to a server; name --server.")
+        _here(scans, output, model, minutes, device)
+        return
+    if output is not None or model != BUILT_IN or device != AUTO:
+        raise InputError("--output, --model and --device do not go with --server, whose model learns there.")
+    if name is None:
+        raise InputError("--name is missing: what is the server to call the model?")
+    _there(scans, server, token, server_certificate, name, minutes, replace)
+
+
+def _here(scans: Path, output: Path, model: str, minutes: float, device: str) -> None:
     with waiting("Starting"):
         from SDFSMISLib.training.adaptation import adapt as run_adaptation
 
     found = find_scans([scans])
     with progress("Adapting", 1) as advance:
         made = run_adaptation(found, output, model, minutes, device, advance)
-    say(f"Learned {made.steps} steps from {made.scans} scans in {duration(made.seconds)}.")
-    if made.improved:
-        typer.echo(f"Held-out supervoxels: soft Dice {made.start.mean:.3f} before, {made.kept.mean:.3f} after.")
-    else:
-        typer.echo(
-            f"Nothing better was learned (soft Dice {made.start.mean:.3f} on held-out supervoxels): the weights are "
-            "those at the start."
-        )
+    say(_learned(made.steps, made.scans, made.seconds))
+    typer.echo(_worth(made.improved, made.start.mean, made.kept.mean))
     typer.echo(f"Wrote the pipeline folder {made.folder} and, in it, report.html")
+
+
+def _there(
+    scans: Path, server: str, token: str | None, certificate: Path | None, name: str, minutes: float, replace: bool
+) -> None:
+    from SDFSMISLib.client import Client, ModelMissing
+    from SDFSMISLib.client.backend_process import TOKEN_VARIABLE
+    from SDFSMISLib.volume import Volume
+
+    ca_file = None if certificate is None else str(certificate)
+    client = Client(server, token or os.environ.get(TOKEN_VARIABLE), ca_file=ca_file)
+    found = find_scans([scans])
+    if replace:
+        try:
+            client.forget_model(name)
+        except ModelMissing:
+            say(f"There is no model {name} to replace.")
+    sources = [partial(Volume.read, path) for path in found]
+    try:
+        with progress("Adapting", 1) as advance:
+            made = client.learn(sources, name, minutes, on_progress=lambda far: advance(far.done, far.total, far.text))
+    except KeyboardInterrupt:
+        say("The server stops learning; the same command goes on with it.")
+        raise
+    for why in made.skipped:
+        say(f"Warning: {why}")
+    say(_learned(made.steps, made.scans, made.seconds))
+    typer.echo(_worth(made.improved, made.before, made.after))
+    typer.echo(f"Segment with it: sdfsmis segment --server {client.url} --model {_quoted(name)} ...")
+
+
+def _learned(steps: int, scans: int, seconds: float) -> str:
+    return f"Learned {steps} steps from {scans} scan{'s' * (scans > 1)} in {duration(seconds)}."
+
+
+def _worth(improved: bool, before: float, after: float) -> str:
+    if improved:
+        return f"Held-out supervoxels: soft Dice {before:.3f} before, {after:.3f} after."
+    return (
+        f"Nothing better was learned (soft Dice {before:.3f} on held-out supervoxels): the weights are those at the "
+        "start."
+    )
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"' if " " in name else name

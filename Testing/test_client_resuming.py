@@ -12,7 +12,7 @@ import pytest
 
 import small_backend
 from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, TWO_LABELS, collected, places
-from SDFSMISLib.client import Client, remote_run
+from SDFSMISLib.client import Client, trouble
 from SDFSMISLib.client.backend_error import (
     BackendBusy,
     BackendError,
@@ -74,7 +74,7 @@ def test_a_backend_that_breaks_without_anything_new_is_given_up(url: str, backen
     backend.faults.extend(Fault(after=2) for _ in range(20))
     with pytest.raises(ConnectionLost, match="lost and did not come back"):
         collected(Client(url).segment(STACK, SUPPORT))
-    assert len(backend.asked) == remote_run.MOST_IN_VAIN + 1
+    assert len(backend.asked) == trouble.MOST_IN_VAIN + 1
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_backend_that_keeps_losing_slices_is_given_up(url: str, backend: Small
     backend.faults.extend(Fault(forget=True) for _ in range(20))
     with pytest.raises(SlicesMissing, match="does not keep the slices"):
         collected(Client(url).segment(STACK, SUPPORT))
-    assert len(backend.asked) == remote_run.MOST_IN_VAIN + 1
+    assert len(backend.asked) == trouble.MOST_IN_VAIN + 1
 
 
 @pytest.mark.parametrize("code", ["queue_full", "stopping"])

@@ -25,7 +25,7 @@ from SDFSMISLib.client.backend_error import (
 )
 from SDFSMISLib.client.route import Proxy, Route
 from SDFSMISLib.errors import Cancelled
-from SDFSMISLib.protocol import PROTOCOL, PROTOCOL_HEADER
+from SDFSMISLib.protocol import PROTOCOL, PROTOCOL_HEADER, WireError, read_record
 
 __all__ = ["Connection", "Interrupt"]
 
@@ -130,6 +130,17 @@ class Connection:
             self.close()  # it may not have read the request to its end
             raise refused
         return response
+
+    def record(self, response: http.client.HTTPResponse, longest: int) -> dict[str, Any]:
+        """The next record of a stream, of `longest` bytes at most."""
+        try:
+            line = response.readline(longest)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self.explained(error) from error
+        try:
+            return read_record(line)
+        except WireError as error:
+            raise self.explained(http.client.IncompleteRead(line)) from error
 
     def explained(self, error: Exception) -> Exception:
         """What to raise where sending or receiving failed; closes the connection."""

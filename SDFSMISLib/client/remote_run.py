@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
-import random
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -14,38 +11,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from SDFSMISLib.client.backend_error import (
-    BackendBusy,
-    BackendError,
-    BackendFailed,
-    ConnectionLost,
-    SlicesMissing,
-    refusal,
-    shown,
-)
+from SDFSMISLib.client.backend_error import BackendError, BackendFailed, refusal, shown
 from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
 from SDFSMISLib.client.connection import Connection, Interrupt
 from SDFSMISLib.client.route import Route
+from SDFSMISLib.client.trouble import Trouble
 from SDFSMISLib.client.upload import OnProgress, Shipment, send, shipment_of
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.protocol import (
-    PROTOCOL,
-    WireError,
-    query_fields,
-    read_record,
-    support_fields,
-    unpack_probability,
-)
+from SDFSMISLib.protocol import PROTOCOL, query_fields, support_fields, unpack_probability
 from SDFSMISLib.stack import SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
 
 __all__ = ["Phase", "RemoteRun", "RunState", "SliceRecord"]
 
 Phase = Literal["not begun", "connecting", "sending", "waiting", "computing", "reconnecting", "finished"]
-BUSY_SHARE = 15  # times its patience that a run waits for a backend that is there and says when to come again
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds before trying again; doubled each time
 MOST_WARNINGS = 20
-MOST_IN_VAIN = 5  # streams that end without anything new before it is given up
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +101,7 @@ class RemoteRun:
     on_trouble: Callable[[BackendError], None] | None
     patience: float
     resume: RunState | None = None
+    asked_model: str | None = None
     phase: Phase = field(default="not begun", init=False)
     ahead: int = field(default=0, init=False)
     warnings: list[str] = field(default_factory=list, init=False)
@@ -142,7 +123,7 @@ class RemoteRun:
         self._painted = {label: self._painted_of(label) for label in self.labels}
         self._expected = self._to_come()
         self._got_lanes = {(one["label"], one["start"], one["index"]) for one in self._state.lanes}
-        self._trouble = _Trouble(self.patience)
+        self._trouble = Trouble(self.patience, self.route.address.name, self._interrupt)
 
     def __iter__(self) -> Iterator[SliceRecord]:
         return self._records
@@ -173,7 +154,7 @@ class RemoteRun:
         """Stands for all that has a part in the result."""
         fields = query_fields(self.stack, {}) | {"support": [piece.digest() for piece in self.pieces]}
         fields |= {"labels": list(self.labels), "wanted": self._wanted, "strategy": self.strategy}
-        fields |= {"region": self.region, "threshold": self.threshold}
+        fields |= {"region": self.region, "threshold": self.threshold} | self._model_fields()
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def _run(self) -> Generator[SliceRecord, None, None]:
@@ -195,7 +176,7 @@ class RemoteRun:
                     if not error.passing:
                         raise
                     self.phase = "reconnecting"
-                    self._pause(error)
+                    self._trouble.outlast(error, self._ask, self.on_trouble)
         self.phase = "finished"
 
     def _ask(self) -> None:
@@ -213,6 +194,8 @@ class RemoteRun:
             if given not in known:
                 raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(known)}.")
         capabilities.limits.check(self.stack, len(self.pieces), len(self.labels))
+        if self.asked_model is not None:
+            capabilities.model(self.asked_model, self.route.address.name)
         return capabilities
 
     def _painted_of(self, label: int) -> dict[int, bool]:
@@ -248,7 +231,12 @@ class RemoteRun:
             "strategy": self.strategy,
             "region": self.region,
             "threshold": self.threshold,
+            **self._model_fields(),
         }
+
+    def _model_fields(self) -> dict[str, str]:
+        """Nothing where the model that the backend serves is meant: older backends know no other."""
+        return {} if self.asked_model is None else {"model": self.asked_model}
 
     def _on_upload(self, done: int, total: int) -> None:
         self._trouble.over(done)
@@ -265,8 +253,10 @@ class RemoteRun:
         self.phase = "waiting"
         response = connection.open("POST", "/segmentations", body.encode())
         self._trouble.connected()
+        rows, columns = self.stack.native_shape
+        longest = (1 << 16) + 2 * rows * columns * len(self.labels)
         while True:
-            record = self._next_record(connection, response)
+            record = connection.record(response, longest)
             self._ask()
             try:
                 if record["type"] == "end":
@@ -280,18 +270,6 @@ class RemoteRun:
                 ) from error
             if fresh is not None:
                 yield fresh
-
-    def _next_record(self, connection: Connection, response: http.client.HTTPResponse) -> dict[str, Any]:
-        rows, columns = self.stack.native_shape
-        longest = (1 << 16) + 2 * rows * columns * len(self.labels)
-        try:
-            line = response.readline(longest)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise connection.explained(error) from error
-        try:
-            return read_record(line)
-        except WireError as error:
-            raise connection.explained(http.client.IncompleteRead(line)) from error
 
     def _take(self, record: Mapping[str, Any]) -> SliceRecord | None:
         """Take a record in; the slice that is new by it. Records of kinds that are not known are left out."""
@@ -361,70 +339,6 @@ class RemoteRun:
                 f"The backend at {self.route.address.name} ended after {len(self._state.finished)} of "
                 f"{self._state.total} slices. Begin the run again; if that does not help, update the backend."
             )
-
-    def _pause(self, error: BackendError) -> None:
-        """Wait until it makes sense to try again; raise where it does not."""
-        seconds = self._trouble.pause(error)
-        if seconds is None and isinstance(error, (BackendBusy, SlicesMissing)):
-            raise error
-        if seconds is None:
-            raise ConnectionLost(
-                f"The backend at {self.route.address.name} was lost and did not come back. Check the network and the "
-                "backend, then try again."
-            ) from error
-        if self.on_trouble is not None and seconds:
-            self.on_trouble(error)
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._ask()
-            self._interrupt.wait(min(left, 0.25))
-        self._ask()
-
-
-class _Trouble:
-    """How long it goes on without anything new coming, not counting the time in which the backend answers."""
-
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
-        self._spent = 0.0
-        self._since: float | None = None
-        self._tries = 0
-        self._in_vain = 0
-        self._most_sent = 0
-        self._ordered = 0.0
-
-    def pause(self, error: BackendError) -> float | None:
-        """Seconds to wait before trying again; None where patience has come to its end."""
-        now = time.monotonic()
-        self._since = now if self._since is None else self._since
-        if isinstance(error, SlicesMissing):
-            self._in_vain += 1
-            return 0.0 if self._in_vain <= MOST_IN_VAIN else None
-        asked = error.retry_after if isinstance(error, BackendBusy) else None
-        if asked is not None:  # the backend is there, and says when: that takes no patience, within bounds
-            self._ordered += asked
-            self._since += asked
-            late = random.uniform(0, 1)  # clients come apart
-            return asked + late if self._ordered <= BUSY_SHARE * self._patience else None
-        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._tries) * random.uniform(0.5, 1)  # clients come apart
-        self._tries = min(self._tries + 1, 16)
-        spent = self._spent + now - self._since
-        return None if self._in_vain > MOST_IN_VAIN or spent + seconds > self._patience else seconds
-
-    def connected(self) -> None:
-        """The backend has taken the run on."""
-        self._in_vain += 1
-        if self._since is not None:
-            self._spent += time.monotonic() - self._since
-            self._since = None
-
-    def over(self, sent: int | None = None) -> None:
-        """Something new has come; or, given their number, more slices than ever were sent."""
-        if sent is not None and sent <= self._most_sent:
-            return
-        self._most_sent = max(self._most_sent, sent or 0)
-        self._spent, self._since, self._tries, self._ordered = 0.0, None, 0, 0.0
-        self._in_vain = self._in_vain if sent is not None else 0
 
 
 def _kept(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
