@@ -234,10 +234,15 @@ def serve(
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="End with the program that holds standard input open.")
     ] = False,
+    adaptations: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Let clients teach weights, kept in this folder. Default: not offered."),
+    ] = None,
 ) -> None:
     """Segment for other programs, 3D Slicer among them: a backend on this computer, or for others.
 
-    Scans stay in memory, for an hour at most, and are neither logged nor written. The page /docs explains the routes.
+    Scans stay in memory, for an hour at most, and are neither logged nor written, but for those that weights are to
+    learn from (--adaptations). The page /docs explains the routes.
     """
     from SDFSMISLib.server import ServeSettings, run_server
 
@@ -252,6 +257,7 @@ def serve(
         device,
         engine=engine.value,
         until_stdin_closes=until_stdin_closes,
+        adaptations=adaptations,
     )
     code = run_server(settings)
     if code:

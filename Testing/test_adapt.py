@@ -372,12 +372,20 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_other_requests_do
     assert (output / "model_index.json").exists() and not (output / "work").exists()
 
 
-def test_a_cancelled_run_leaves_no_pipeline_and_goes_on(tmp_path: Path, start: str) -> None:
-    files, asked = write_scans(tmp_path / "scans", 1), []
+@pytest.mark.parametrize("moment", ["Reading", "Measuring", "Learning"])
+def test_a_run_that_is_cancelled_at_any_moment_leaves_no_pipeline_and_goes_on(
+    tmp_path: Path, start: str, moment: str
+) -> None:
+    files, said = write_scans(tmp_path / "scans", 1), [""]
+
+    def cancel() -> bool:
+        return said[-1].startswith(moment)
+
     with pytest.raises(Cancelled):
-        adapt(files, tmp_path / "out", start, MINUTES, "cpu", cancel=lambda: asked.append(1) or len(asked) > 6)
+        adapt(files, tmp_path / "out", start, MINUTES, "cpu", lambda *now: said.append(now[2]), cancel)
     assert not (tmp_path / "out" / "model_index.json").exists()
-    assert adapt(files, tmp_path / "out", start, MINUTES, "cpu").folder == tmp_path / "out"
+    made = adapt(files, tmp_path / "out", start, MINUTES, "cpu")
+    assert made.folder == tmp_path / "out" and made.steps > 0
 
 
 # -- bad input

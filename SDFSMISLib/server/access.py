@@ -83,7 +83,8 @@ class Access:
         try:
             self._check_origin(scope, headers)
             scope.setdefault("state", {})["owner"] = "" if scope["path"] in OPEN_PATHS else self._owner(headers)
-            most = self._most_slice if scope["method"] == "PUT" else self._most_body
+            is_slice = scope["method"] == "PUT" and scope["path"].startswith("/slices/")
+            most = self._most_slice if is_slice else self._most_body
             self._check_length(headers, most)
         except Refused as refused:
             await refused.answer()(scope, receive, sending)

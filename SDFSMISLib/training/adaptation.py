@@ -157,7 +157,7 @@ class _Adaptation:
         }
         self.held_out = HeldOut(samplers, self.config)
         pipeline = starting_pipeline(self.config).to(self.device)
-        if 0 not in self.state.scores:
+        if not self.state.steps:
             self._begin(sampler, pipeline)
         config = self.config.model_copy(update=_pace(self.state.steps, self.state.every))
         with accelerator_on(self.device, config) as accelerator:
@@ -218,7 +218,7 @@ class _Adaptation:
         """Measures the weights at the start, and for how many steps there is time."""
         self.progress(0, 1, "Measuring the weights at the start")
         began = time.monotonic()
-        self.state.scores[0] = self.held_out.score(pipeline)
+        self.state.scores[0] = self.held_out.score(pipeline, self._ask)
         validation = time.monotonic() - began
         self._ask()
         trial = self.config.model_copy(update={"steps": TRIAL, "output": str(self.work / "trial")})
@@ -246,7 +246,7 @@ class _Adaptation:
     def _take(self, step: int, pipeline: SDFSMISPipeline) -> None:
         """Measures weights, and keeps them where they are the best."""
         state = self.state
-        score = self.held_out.score(pipeline)
+        score = self.held_out.score(pipeline, self._ask)
         state.scores[step] = score
         if score.beats(state.scores[state.best], state.scores[0]):
             parts = {

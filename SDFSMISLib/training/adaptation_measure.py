@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +61,22 @@ class HeldOut:
             raise InputError("The scans show too little to measure on; give more scans, or larger ones.")
 
     @torch.no_grad()
-    def score(self, pipeline: SDFSMISPipeline) -> Score:
-        """What these weights reach; the training's random numbers are not touched."""
+    def score(self, pipeline: SDFSMISPipeline, ask: Callable[[], None] = lambda: None) -> Score:
+        """What these weights reach; the training's random numbers are not touched.
+
+        Args:
+            ask: called before each batch; may raise.
+        """
         learner = EpisodeLearner(pipeline, self.config)
         with torch.random.fork_rng():
             found = {}
             for kind, batches in self.batches.items():
                 torch.manual_seed(self.config.seed)
-                found[kind] = 1 - sum(float(learner(batch).parts["dice"]) for batch in batches) / len(batches)
+                lost = 0.0
+                for batch in batches:
+                    ask()
+                    lost += float(learner(batch).parts["dice"])
+                found[kind] = 1 - lost / len(batches)
         return Score(found)
 
     @torch.no_grad()
