@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,80 +15,12 @@ import pytest
 slicer = pytest.importorskip("slicer")
 pytest.importorskip("PySide6")
 
-from recording_logic import RecordingLogic, a_review, a_support  # noqa: E402
-from slicer_standin import install  # noqa: E402
+from recording_logic import a_review, a_support  # noqa: E402
 
-MODULE = Path(__file__).parents[1] / "SDFSMIS" / "SDFSMIS.py"
+if TYPE_CHECKING:
+    from panel_fixtures import Shown
 
-
-@pytest.fixture(scope="module")
-def standin() -> Iterator[Any]:
-    _forget_panel()
-    made = install()
-    yield made
-    made.uninstall()
-    _forget_panel()
-
-
-def _forget_panel() -> None:
-    """The panel's modules hold on to the Qt that they were imported with."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "SDFSMISPanel"]:
-        del sys.modules[name]
-
-
-@dataclass
-class Shown:
-    """The module, opened as a user opens it, on a logic that only writes down what it is asked for."""
-
-    standin: Any
-    logic: RecordingLogic
-    module: Any
-
-    @property
-    def widget(self) -> Any:
-        return self.module.widget
-
-    @property
-    def ui(self) -> Any:
-        return self.widget.ui
-
-    @property
-    def panel(self) -> Any:
-        return self.widget.panel
-
-    def put(self, **views: Any) -> None:
-        """Gives the logic other views, and waits until the panel shows them."""
-        self.logic.show(**views)
-        self.settle()
-
-    def settle(self) -> None:
-        steps = self.logic.stepped
-        assert self.standin.process(5, until=lambda: self.logic.stepped >= steps + 2)
-
-    def seen(self, name: str) -> bool:
-        """Whether a control would be seen, were the step that it belongs to open."""
-        return not getattr(self.ui, name)._native.isHidden()
-
-    def scan(self, name: str = "CTA abdomen") -> Any:
-        return slicer.util.addVolumeFromArray(np.zeros((6, 5, 4), np.int16), name=name)
-
-
-@pytest.fixture
-def shown(standin: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
-    logic = RecordingLogic()
-    monkeypatch.setitem(sys.modules, "SDFSMISPanel.logic", SimpleNamespace(make_logic=lambda settings: logic))
-    slicer.app.userSettings().remove("SDFSMIS")
-    module = standin.load_module(MODULE)
-    module.open()
-    made = Shown(standin, logic, module)
-    made.settle()
-    yield made
-    standin.unload(module)
-    slicer.mrmlScene.Clear()
-    standin.dialogs.clear()
-    errors = list(standin.errors)
-    standin.errors.clear()
-    assert errors == []
+pytest_plugins = ["panel_fixtures"]
 
 
 # -- step 1
@@ -551,9 +482,9 @@ def test_a_run_that_failed_tells_it(shown: Shown) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (130, "2 min"), (11_100, "3 h 5 min")])
 def test_the_remaining_time_is_said_as_a_clinician_says_it(standin: Any, seconds: float, text: str) -> None:
-    from SDFSMISPanel.run_section import remaining
+    from SDFSMISPanel.duration import spoken
 
-    assert remaining(seconds) == text
+    assert spoken(seconds) == text
 
 
 # -- step 5

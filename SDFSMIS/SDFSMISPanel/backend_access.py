@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from slicer.i18n import tr as _
 
 from SDFSMISLib.client import BackendError, Capabilities, Client, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISPanel.backend_questions import (
+    INSTALL,
+    REMOVE,
+    SEND_SCANS,
+    SEND_SLICES,
+    install_question,
+    remove_question,
+    scans_question,
+    slices_question,
+)
+from SDFSMISPanel.backend_sentences import described, sentence
 from SDFSMISPanel.background import Background, Cancel, Ended
+from SDFSMISPanel.computer import Computer
 from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, BackendView, Question
 from SDFSMISPanel.run_job import ClientSource, Doing, Post
 
-__all__ = ["BackendAccess", "Computer", "Remembered"]
-
-LOG = logging.getLogger("SDFSMIS")
-INSTALL, REMOVE, CONSENT = "install", "remove", "consent"
+__all__ = ["BackendAccess", "Remembered"]
 
 
 class Remembered(Protocol):
@@ -31,47 +38,6 @@ class Remembered(Protocol):
     def keep_host(self, url: str) -> None: ...
     def agreed_hosts(self) -> tuple[str, ...]: ...
     def keep_agreed(self, hosts: Sequence[str]) -> None: ...
-
-
-class Computer(Protocol):
-    """The backend on this computer, and what has to be installed for it.
-
-    Attributes:
-        folder: of the environment of our own.
-    """
-
-    folder: Path
-
-    def is_ready(self, choice: BackendChoice) -> bool:
-        """Whether nothing has to be installed."""
-
-    def is_there(self) -> bool:
-        """Whether there is an environment of our own, whole or not."""
-
-    def status(self, choice: BackendChoice) -> tuple[str, str]:
-        """What is true of it now, and the state as in :class:`BackendView`."""
-
-    def has_changed(self) -> bool:
-        """Whether the status may be another one than when it was asked for last."""
-
-    def client(self, choice: BackendChoice, say: Callable[[str], None], cancel: Cancel) -> Client:
-        """A client of it, which is started where it does not run; in any thread, and it takes a while."""
-
-    def install(self, options: Sequence[str], again: bool, report: Callable[[float, str], None], cancel: Cancel) -> str:
-        """Makes the environment; in any thread, and it takes minutes. ``report`` gets the share and what goes on.
-
-        Args:
-            options: words for pip.
-            again: whether packages are installed although nothing is missing.
-
-        Returns what was done, and what is to be known of it, in sentences.
-        """
-
-    def remove(self) -> str:
-        """Removes the environment; in any thread. What was done, in words."""
-
-    def stop(self) -> None:
-        """Ends the backend, if it runs."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +74,30 @@ class BackendAccess:
         self._progress: float | None = None
         self._doing = ""
         self._run_choice: BackendChoice | None = None
+        self._learning_choice: BackendChoice | None = None
         self._tried: _Tried | None = None
+        self._said: tuple[BackendChoice, Capabilities] | None = None
         self.view = BackendView(self._choice, "", "unknown")
         self._look()
+
+    @property
+    def choice(self) -> BackendChoice:
+        """What is chosen now."""
+        return self._choice
+
+    @property
+    def capabilities(self) -> Capabilities | None:
+        """What the chosen backend said of itself last; None = it was not asked."""
+        return self._said[1] if self._said is not None and self._said[0] == self._choice else None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether a run uses what is chosen now."""
+        return self._run_choice == self._choice
+
+    def knows(self, choice: BackendChoice, capabilities: Capabilities) -> None:
+        """A backend has said what it offers."""
+        self._said = choice, capabilities
 
     # -- what the user does --------------------------------------------------------------------------------------------
 
@@ -137,8 +124,12 @@ class BackendAccess:
 
     def problem(self) -> str:
         """Why it cannot be used, and what to do; "" where it can, as far as that is known."""
-        if self._changing is not None and self._choice.kind is BackendKind.LOCAL:
+        local = self._choice.kind is BackendKind.LOCAL
+        if self._changing is not None and local:
             return _("SDFSMIS is being installed or removed; wait until that has ended.")
+        learning = self._learning_choice
+        if local and learning is not None and learning.kind is BackendKind.LOCAL and learning != self._choice:
+            return _("This computer learns from scans with other settings; wait until that has ended, or cancel it.")
         try:
             if self._choice.kind is BackendKind.SERVER:
                 self._client()
@@ -148,41 +139,36 @@ class BackendAccess:
 
     def before_run(self, then: Callable[[], None]) -> None:
         """Calls it as soon as nothing needs to be asked, or installed, any more; never where the user declines."""
-        problem = self.problem()
-        if problem:
-            self.fails(problem)
-            return
-        question = self._what_to_ask()
-        if question is None:
-            then()
-        else:
-            self.question, self._then = question, then
-        self._look()
+        self._before(then, slices_question)
+
+    def before_learning(self, scans: int, then: Callable[[], None]) -> None:
+        """The same for sending so many whole scans."""
+        self._before(then, lambda host: scans_question(host, scans))
 
     def forget_waiting(self) -> None:
         """What waits for an answer or an installation does not go on."""
         self._then = None
-        if self.question is not None and self.question.key in (CONSENT, INSTALL):
+        if self.question is not None and self.question.key in (SEND_SLICES, SEND_SCANS, INSTALL):
             self.question = None
 
     def install(self) -> None:
         """Asks whether to install."""
-        if self._changing is None and self._run_choice is None:
-            self.question, self._then = self._install_question(), None
+        if self._may_change():
+            self.question, self._then = install_question(self._computer.folder), None
 
     def remove(self) -> None:
         """Asks whether to remove what was installed."""
-        if self._changing is None and self._run_choice is None:
-            text = _("Remove the Python environment of SDFSMIS, {folder}? Segmenting on this computer needs it.")
-            text = text.format(folder=self._computer.folder)
-            self.question, self._then = Question(REMOVE, text, _("Remove"), _("Keep it")), None
+        if self._may_change():
+            self.question, self._then = remove_question(self._computer.folder), None
 
     def answer(self, key: str, agreed: bool) -> None:
         """The answer to :attr:`question`."""
         if self.question is None or self.question.key != key:
             return
         then, self.question, self._then = self._then, None, None
-        if agreed and key == CONSENT:
+        if agreed and key == SEND_SCANS and then is not None:
+            then()
+        elif agreed and key == SEND_SLICES:
             self._remembered.keep_agreed([*self._remembered.agreed_hosts(), self._client().host])
             if then is not None:
                 self.before_run(then)
@@ -233,6 +219,16 @@ class BackendAccess:
             self._worked(choice, text)
         self._look()
 
+    def learning_begins(self) -> None:
+        """Learning uses what was chosen now; until :meth:`learning_ended` it is neither changed nor removed."""
+        self._learning_choice = self._choice
+        self._look()
+
+    def learning_ended(self) -> None:
+        """Nothing of it goes on any more."""
+        self._learning_choice = None
+        self._look()
+
     def fails(self, text: str) -> None:
         """What was chosen did not do what it was asked for, and why."""
         self._tried = _Tried(self._choice, text, False)
@@ -265,6 +261,7 @@ class BackendAccess:
 
     def _take(self, job: Background | None, message: Any) -> None:
         if isinstance(message, Capabilities):
+            self.knows(self._choice, message)
             self._worked(self._choice, described(message))
         elif isinstance(message, Doing):
             self._doing = message.text
@@ -318,29 +315,31 @@ class BackendAccess:
 
         self._changing = Background("SDFSMIS installation", install)
 
-    def _what_to_ask(self) -> Question | None:
-        """What has to be asked before the backend may be used."""
-        if self._choice.kind is BackendKind.LOCAL:
-            return None if self._computer.is_ready(self._choice) else self._install_question()
-        client = self._client()
-        if client.is_local or client.host in self._remembered.agreed_hosts():
-            return None
-        text = _(
-            "To segment on {host}, these are sent there over the network: grey values of the slices that are needed, "
-            "painted masks, and the geometry of the slices. Names of patients, files and segments are not sent, but "
-            "images can show a person. SDFSMIS keeps the slices in that computer's memory and writes them to no disk. "
-            "Send them, now and later?"
-        )
-        agree = _("Send to {host}").format(host=client.host)
-        return Question(CONSENT, text.format(host=client.host), agree, _("Do not send"))
+    def _before(self, then: Callable[[], None], consent: Callable[[str], Question]) -> None:
+        problem = self.problem()
+        if problem:
+            self.fails(problem)
+            return
+        question = self._what_to_ask(consent)
+        if question is None:
+            then()
+        else:
+            self.question, self._then = question, then
+        self._look()
 
-    def _install_question(self) -> Question:
-        text = _(
-            "Segmenting on this computer needs Python packages (PyTorch and others): 0.5 to 4 GB to download, 3 to 9 "
-            "GB on the disk, by the kind of computer. They go into an environment of their own, {folder}; Slicer's own "
-            "packages stay as they are, and it can be removed again. No image leaves this computer. Install them now?"
-        )
-        return Question(INSTALL, text.format(folder=self._computer.folder), _("Install"), _("Not now"))
+    def _what_to_ask(self, consent: Callable[[str], Question]) -> Question | None:
+        """What has to be asked before the backend may be used; ``consent`` gives what is asked of a host."""
+        if self._choice.kind is BackendKind.LOCAL:
+            return None if self._computer.is_ready(self._choice) else install_question(self._computer.folder)
+        client = self._client()
+        question = consent(client.host)
+        agreed = question.key == SEND_SLICES and client.host in self._remembered.agreed_hosts()
+        return None if client.is_local or agreed else question
+
+    def _may_change(self) -> bool:
+        """Whether the environment of our own may be made anew, or removed: nothing uses it."""
+        learns = self._learning_choice is not None and self._learning_choice.kind is BackendKind.LOCAL
+        return self._changing is None and self._run_choice is None and not learns
 
     def _client(self) -> Client:
         """Raises :class:`InputError` for an address, a token or a certificate that is none."""
@@ -353,7 +352,7 @@ class BackendAccess:
         """Brings the view up to date."""
         status, state = self._status()
         local = self._choice.kind is BackendKind.LOCAL
-        free = local and self._changing is None and self._run_choice is None
+        free = local and self._may_change()
         self.view = BackendView(
             self._choice,
             status,
@@ -367,7 +366,7 @@ class BackendAccess:
     def _status(self) -> tuple[str, str]:
         if self._changing is not None or self._testing is not None:
             return self._doing, "busy"
-        if self._run_choice == self._choice:
+        if self.runs_here:
             return _("It is used by the run that goes on."), "busy"
         tried = self._tried if self._tried is not None and self._tried.choice == self._choice else None
         if self._choice.kind is BackendKind.LOCAL:
@@ -393,26 +392,3 @@ def _words(options: str) -> list[str]:
 def _removed(computer: Computer) -> str:
     computer.stop()
     return computer.remove()
-
-
-def described(capabilities: Capabilities) -> str:
-    """A backend in a sentence."""
-    text = _("It works: SDFSMIS {version}, {model} on {device}, about {seconds} s a slice.").format(
-        version=capabilities.version,
-        model=capabilities.models[0].name,
-        device=capabilities.device_name,
-        seconds=f"{capabilities.seconds_per_slice:.2g}",
-    )
-    if capabilities.running:
-        text += " " + _("Runs that take turns there now: {count}.").format(count=capabilities.running)
-    return text
-
-
-def sentence(error: BaseException) -> str:
-    """An error in words; one that nobody expected is logged."""
-    if isinstance(error, (BackendError, InputError, OSError)):
-        return str(error)
-    LOG.error("The backend failed", exc_info=error)
-    return _("It failed ({kind}: {error}); the application's log says more.").format(
-        kind=type(error).__name__, error=error
-    )

@@ -10,29 +10,31 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from SDFSMISLib.client import ModelMissing
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import EditingRules, ObliqueView, Scans, make_parallel
 from SDFSMISPanel.backend_access import BackendAccess, Remembered
+from SDFSMISPanel.learning import Learning
+from SDFSMISPanel.learning_view import LearningView, LearnRequest, ModelsView
 from SDFSMISPanel.local_computer import LocalComputer
+from SDFSMISPanel.models import Models
 from SDFSMISPanel.panel_logic import (
     BackendChoice,
     BackendView,
     Editor,
-    QueryMode,
     Question,
     ReviewView,
     RunRequest,
     RunView,
     SupportView,
 )
-from SDFSMISPanel.panel_run import PanelRun, Target, unexpected
-from SDFSMISPanel.query import wanted_slices
+from SDFSMISPanel.panel_run import PanelRun, unexpected
 from SDFSMISPanel.review import Review
 from SDFSMISPanel.run_job import RunOptions
-from SDFSMISPanel.slice_views import show_in_views, visible_slice
+from SDFSMISPanel.run_targets import run_targets
+from SDFSMISPanel.slice_views import show_in_views
 from SDFSMISPanel.slicer_places import slicer_places
 from SDFSMISPanel.support_list import SupportList
-from SDFSMISPanel.support_plan import SupportPlan
 from SDFSMISPanel.support_saving import SupportSaving
 
 __all__ = ["Logic", "make_logic"]
@@ -46,6 +48,8 @@ class Logic:
 
     def __init__(self, access: BackendAccess) -> None:
         self._access, self._support, self._review = access, SupportList(), Review()
+        self._models = Models(access)
+        self._learning = Learning(access, self._models)
         self._scans = Scans()
         self._editor: Editor | None = None
         self._run: PanelRun | None = None
@@ -74,6 +78,14 @@ class Logic:
         return self._review.view
 
     @property
+    def models(self) -> ModelsView:
+        return self._models.view
+
+    @property
+    def learning(self) -> LearningView:
+        return self._learning.view
+
+    @property
     def question(self) -> Question | None:
         return self._question or self._access.question
 
@@ -90,7 +102,7 @@ class Logic:
         return more
 
     def _step(self) -> bool:
-        more = self._access.step()
+        more = any([self._access.step(), self._learning.step(), self._models.step()])
         if self._run is not None:
             more = self._run.step() or more
             if self._run.has_results and self._review.is_open:
@@ -138,6 +150,18 @@ class Logic:
 
     def remove_installation(self) -> None:
         self._access.remove()
+        self._tell()
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def choose_model(self, name: str) -> None:
+        self._models.choose(name)
+        self._tell()
+
+    def forget_model(self) -> None:
+        question = self._models.forget_question()
+        if question is not None:
+            self._ask(question, lambda agreed: self._models.forget() if agreed else None)
         self._tell()
 
     # -- support -------------------------------------------------------------------------------------------------------
@@ -188,11 +212,11 @@ class Logic:
     def why_not(self, request: RunRequest) -> str:
         if self.run.running:
             return _("Something goes on; wait until it has ended, or cancel it.")
-        problem = self._support.view.problem or self._access.problem()
+        problem = self._support.view.problem or self._access.problem() or self._models.view.problem
         if problem:
             return problem
         try:
-            self._targets(request, self._support.plan_so_far())
+            run_targets(request, self._support, self._support.plan_so_far())
         except InputError as error:
             return str(error)
         return ""
@@ -238,6 +262,20 @@ class Logic:
     def discard(self) -> None:
         self._end_review(self._review.discard)
 
+    # -- learning ------------------------------------------------------------------------------------------------------
+
+    def why_not_learn(self, request: LearnRequest) -> str:
+        return self._learning.why_not(request)
+
+    def learn(self, request: LearnRequest) -> None:
+        if not self._learning.why_not(request):
+            self._access.before_learning(len(request.scans), lambda: self._learning.start(request))
+        self._tell()
+
+    def cancel_learning(self) -> None:
+        self._learning.cancel()
+        self._tell()
+
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def close_scene(self) -> None:
@@ -245,6 +283,7 @@ class Logic:
             self._run.abandon()
             self._access.run_ended(None, self._run.remote)
         self._access.forget_waiting()
+        self._learning.close_scene()
         self._run, self._saving, self._last_run, self._editor = None, None, RunView(), None
         self._question = self._answered = None
         self._review.forget()
@@ -255,6 +294,8 @@ class Logic:
     def close(self) -> None:
         self._on_change = None
         self.close_scene()
+        self._learning.close()
+        self._models.close()
         self._access.close()
 
     # -- within --------------------------------------------------------------------------------------------------------
@@ -265,7 +306,7 @@ class Logic:
             return
         try:
             plan = self._support.plan()
-            targets = self._targets(request, plan)
+            targets = run_targets(request, self._support, plan)
             source = self._access.source()
             if self._support.scan is not None and targets[0].painted is not None:
                 EditingRules.of(editor.node, self._support.scan)  # refused now, not after a minute
@@ -273,46 +314,23 @@ class Logic:
             self._say(str(error))
             return
         painted = self._support.scan if plan.painting is not None else None
-        options = RunOptions(request.strategy, request.region, self._review.view.threshold or 0.01)
+        model = self._models.view.chosen or None
+        options = RunOptions(request.strategy, request.region, self._review.view.threshold or 0.01, model)
         self._editor = editor
         LOG.info("Run begins: %d scans, %s", len(targets), options)
         self._run = PanelRun(plan, painted, targets, options, editor, source, self._scans)
         self._access.run_begins()
 
-    def _targets(self, request: RunRequest, plan: SupportPlan) -> list[Target]:
-        """The scans of a run; raises :class:`InputError` where there is nothing to do."""
-        targets, scan = [], self._support.scan
-        if request.mode is not QueryMode.NONE and scan is not None:
-            targets.append(self._own(request, plan, scan))
-        others = [node for node in request.others if node is not None and node is not scan]
-        targets += [Target(node, None, None, node.GetName()) for node in others]
-        if not targets:
-            raise InputError(_("No scan to segment is chosen; choose slices of this scan, or another scan."))
-        return targets
-
-    def _own(self, request: RunRequest, plan: SupportPlan, scan: Any) -> Target:
-        painted = self._support.segmentation
-        if plan.painting is None:  # in which direction it is sliced follows from the file
-            if request.mode is not QueryMode.ALL:
-                raise InputError(_("Nothing is painted on this scan; choose all of its slices."))
-            return Target(scan, painted, None, scan.GetName())
-        wanted, problem = wanted_slices(
-            request, plan.painting.geometry.shape[plan.axis], visible_slice(scan, plan.axis)
-        )
-        if problem:
-            raise InputError(problem)
-        done = [set(plan.used) & set(plan.painting.slices(plan.axis, label)) for label in plan.looks]
-        if all(set(wanted) <= slices for slices in done):
-            raise InputError(
-                _("All wanted slices are painted already. Uncheck “Use every painted slice” to use chosen ones only.")
-            )
-        return Target(scan, painted, wanted, scan.GetName())
-
     def _end_run(self) -> None:
         run = self._run
         assert run is not None
         self._run, self._last_run = None, run.view
-        self._access.run_ended(run.error, run.remote)
+        here, missing = self._access.runs_here, isinstance(run.error, ModelMissing)
+        self._access.run_ended(None if missing else run.error, run.remote)  # nothing is wrong with the backend
+        if here and missing:
+            self._models.is_missing(run.options.model or "")
+        elif here and run.remote is not None and run.remote.version:
+            self._models.look()
         if run.has_results:
             self._review.begin(run.targets, run.plan.looks)
             self._edit(self._review.first_result())
@@ -365,8 +383,8 @@ class Logic:
 
     def _tell(self) -> None:
         """Calls who observes, if something that is shown has changed."""
-        shown = (self.backend, self.support, self.run, self.review, self.question)
-        if any(now is not before for now, before in zip(shown, self._shown or (None,) * 5, strict=True)):
+        shown = (self.backend, self.models, self.support, self.run, self.review, self.learning, self.question)
+        if any(now is not before for now, before in zip(shown, self._shown or (None,) * 7, strict=True)):
             self._shown = shown
             if self._on_change is not None:
                 self._on_change()

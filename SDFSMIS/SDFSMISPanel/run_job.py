@@ -24,11 +24,12 @@ ClientSource = Callable[[Post, Cancel], Client]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of ``Client.segment`` that all scans of a run share."""
+    """Options of ``Client.segment`` that all scans of a run share; ``model`` None = the one that is served."""
 
     strategy: str
     region: str
     threshold: float
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class RunJob:
             strategy=self.options.strategy,
             region=self.options.region,
             threshold=self.options.threshold,
+            model=self.options.model,
             on_upload=lambda there, total: post(Sent(there, total)),
             cancel=cancel,
             on_trouble=lambda error: post(Trouble(str(error))),

@@ -9,9 +9,10 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from SDFSMISPanel.control import Control
+from SDFSMISPanel.duration import spoken
 from SDFSMISPanel.panel_logic import Editor, PanelLogic, RunRequest, RunView
 
-__all__ = ["RunSection", "remaining"]
+__all__ = ["RunSection"]
 
 LOG = logging.getLogger("SDFSMIS")
 
@@ -93,14 +94,5 @@ class RunSection:
 def _text(view: RunView) -> str:
     if view.running and view.seconds_left is not None:
         text = view.text.rstrip(".…")
-        return _("{text}, about {remaining} left").format(text=text, remaining=remaining(view.seconds_left))
+        return _("{text}, about {remaining} left").format(text=text, remaining=spoken(view.seconds_left))
     return view.text
-
-
-def remaining(seconds: float) -> str:
-    """How long that is, as a clinician says it."""
-    if seconds < 60:
-        return _("{n} s").format(n=max(1, round(seconds)))
-    if seconds < 3600:
-        return _("{n} min").format(n=round(seconds / 60))
-    return _("{hours} h {minutes} min").format(hours=int(seconds // 3600), minutes=int(seconds % 3600 // 60))
