@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from SDFSMISLib.cohort_list import find_scans
 from SDFSMISLib.console import duration, progress, say, waiting
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.segment_command import CERTIFICATE, TOKEN
+
+if TYPE_CHECKING:
+    from SDFSMISLib.client import LearnedModel
 
 __all__ = ["EXAMPLE", "adapt"]
 
@@ -23,6 +28,7 @@ EXAMPLE = (
     "  sdfsmis segment --server http://computer:7861 --model ours ..."
 )
 BUILT_IN, AUTO = "built-in", "auto"
+ON_A_SERVER = "On a server"  # where the help shows the options of segment that are taken over
 
 
 def adapt(
@@ -47,21 +53,27 @@ def adapt(
             metavar="URL",
             help="In place of --output: learn on a backend (sdfsmis serve --adaptations); whole scans are sent to it, "
             "kept there while they are learned from, and then deleted.",
+            rich_help_panel=ON_A_SERVER,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the backend is to call the model, for segment --model.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the backend is to call the model, for segment --model.",
+            rich_help_panel=ON_A_SERVER,
+        ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Have the backend forget a model of this name first.")
+        bool,
+        typer.Option(
+            "--replace",
+            help="Where it has a model of this name that was learned from something else: forget that one.",
+            rich_help_panel=ON_A_SERVER,
+        ),
     ] = False,
-    token: Annotated[
-        str | None, typer.Option(metavar="T", help="What the server asks for. Default: the variable SDFSMIS_TOKEN.")
-    ] = None,
-    server_certificate: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Trust this certificate (PEM), such as a server's self-signed one."),
-    ] = None,
+    token: Annotated[str | None, TOKEN] = None,
+    server_certificate: Annotated[Path | None, CERTIFICATE] = None,
 ) -> None:
     """Let weights learn from your own scans, without any label.
 
@@ -98,22 +110,28 @@ def _here(scans: Path, output: Path, model: str, minutes: float, device: str) ->
 def _there(
     scans: Path, server: str, token: str | None, certificate: Path | None, name: str, minutes: float, replace: bool
 ) -> None:
-    from SDFSMISLib.client import Client, ModelMissing
+    from SDFSMISLib.client import Client, ModelMissing, NameTaken
     from SDFSMISLib.client.backend_process import TOKEN_VARIABLE
     from SDFSMISLib.volume import Volume
 
     ca_file = None if certificate is None else str(certificate)
     client = Client(server, token or os.environ.get(TOKEN_VARIABLE), ca_file=ca_file)
     found = find_scans([scans])
-    if replace:
-        try:
-            client.forget_model(name)
-        except ModelMissing:
-            say(f"There is no model {name} to replace.")
     sources = [partial(Volume.read, path) for path in found]
-    try:
+
+    def learn() -> LearnedModel:
         with progress("Adapting", 1) as advance:
-            made = client.learn(sources, name, minutes, on_progress=lambda far: advance(far.done, far.total, far.text))
+            return client.learn(sources, name, minutes, on_progress=lambda far: advance(far.done, far.total, far.text))
+
+    try:
+        try:
+            made = learn()
+        except NameTaken as error:
+            if not replace:
+                raise InputError(f"{error} With --replace it is forgotten.") from error
+            with suppress(ModelMissing):  # somebody else was faster
+                client.forget_model(name)
+            made = learn()
     except KeyboardInterrupt:
         say("The server stops learning; the same command goes on with it.")
         raise

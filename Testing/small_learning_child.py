@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from SDFSMISLib.server import learning_child
-from SDFSMISLib.training import adaptation, adaptation_measure, adaptation_recipe
+from SDFSMISLib.training import adaptation, adaptation_measure, adaptation_propagation, adaptation_recipe
 
 __all__ = ["make_small"]
 
@@ -16,6 +16,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(adaptation_recipe.OURS, "batch", 1)
     patch.setattr(adaptation_measure, "SIZE", 2)
     patch.setattr(adaptation_measure, "BATCHES", {"propagate": 1, "cross": 1})
+    patch.setattr(adaptation_propagation, "TASKS", 2)
     patch.setattr(adaptation, "PREPARING", 100.0)
 
 

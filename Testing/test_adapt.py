@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.model.loading import load_pipeline
-from SDFSMISLib.training import adaptation, adaptation_measure, adaptation_recipe
+from SDFSMISLib.support import SupportSet
+from SDFSMISLib.training import adaptation, adaptation_measure, adaptation_propagation, adaptation_recipe
 from SDFSMISLib.training.adaptation import adapt
 from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, DrawnSlice
 from SDFSMISLib.training.adaptation_levels import Levels, matched
 from SDFSMISLib.training.adaptation_measure import HeldOut, Score
+from SDFSMISLib.training.adaptation_propagation import Propagation
 from SDFSMISLib.training.adaptation_recipe import recipe
 from SDFSMISLib.training.adaptation_scans import AdaptationScan, _organ_like, prepared, split
 from SDFSMISLib.training.config import TrainingConfig
@@ -78,6 +81,7 @@ def small() -> Iterator[None]:
         patch.setitem(adaptation_recipe.OURS, "batch", 1)
         patch.setattr(adaptation_measure, "SIZE", 2)
         patch.setattr(adaptation_measure, "BATCHES", {"propagate": 1, "cross": 1})
+        patch.setattr(adaptation_propagation, "TASKS", 2)
         patch.setattr(adaptation, "PREPARING", 100.0)
         yield
 
@@ -257,13 +261,51 @@ def test_held_out_episodes_are_always_the_same_and_leave_random_numbers_alone(
     scans: list[AdaptationScan], start: str
 ) -> None:
     kinds = {kind: sampler(scans, mix={kind: 1.0}) for kind in ("propagate", "cross")}
-    held, pipeline = HeldOut(kinds, settings()), load_pipeline(start, "cpu")
+    propagation = Propagation(scans, [scan.volume for scan in scans], 0)
+    held, pipeline = HeldOut(kinds, propagation, settings()), load_pipeline(start, "cpu")
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
     first = held.score(pipeline)
     assert torch.equal(torch.rand(3), wanted)
     assert held.score(pipeline) == first and set(first.kinds) == {"propagate", "cross"}
+
+
+def test_along_a_scan_weights_are_measured_by_the_code_that_segments(scans: list[AdaptationScan], start: str) -> None:
+    """The same supervoxel, painted in a file, comes out with the same Dice."""
+    from SDFSMISLib.inference import Segmenter
+
+    segmenter = Segmenter(load_pipeline(start, "cpu"))
+    held = scans[1]
+    parts = np.asarray(held.volume.maps[0])
+    value = np.bincount(parts[parts > 0]).argmax()
+    one = replace(held.volume, maps=(np.where(parts == value, parts, 0),))
+    propagation = Propagation(scans, [one], 0)
+    (task,) = propagation.tasks
+    (piece,) = task.support.slices
+    assert piece.labels.sum() == max(np.count_nonzero(plane == value) for plane in parts)  # painted where it is largest
+    mask = (parts == value).astype(np.uint8)
+    scan = Volume(np.asarray(held.volume.image, dtype=np.float32), geometry(mask.shape))
+    painted = Volume(np.where(np.arange(len(mask))[:, None, None] == piece.index, mask, 0), scan.geometry)
+    found = SupportSet.from_labelmap(scan, painted, label=1, axis=0)
+    support = SupportSet(tuple(replace(one, window=piece.window) for one in found.slices))
+    wanted = sorted(task.masks)
+    soft = segmenter.segment(scan, support, slices=wanted, window="minmax").probabilities[1][wanted] / 255
+    expected = 2 * (soft * mask[wanted]).sum() / (soft.sum() + mask[wanted].sum())
+    assert propagation.score(segmenter.pipeline, lambda: None) == pytest.approx(expected, abs=1e-6)
+
+
+def test_supervoxels_on_too_few_slices_are_not_carried_along(scans: list[AdaptationScan]) -> None:
+    flat = np.zeros_like(np.asarray(scans[0].volume.maps[0]))
+    flat[5:7, 10:30, 10:30] = 1
+    assert not Propagation(scans, [replace(scans[0].volume, maps=(flat,))], 0).tasks
+
+
+def test_fewer_steps_take_a_lower_rate(adapted: tuple[Path, Any, list[str]]) -> None:
+    about = json.loads((adapted[0] / "adaptation.json").read_text(encoding="utf-8"))
+    steps = about["recipe"]["steps"]
+    assert steps < adaptation.FULL_RATE
+    assert about["recipe"]["rate"] == pytest.approx(adaptation_recipe.OURS["rate"] * steps / adaptation.FULL_RATE)
 
 
 def test_the_recipe_is_the_trainers_and_large_networks_learn_as_in_the_paper(start: str, tmp_path: Path) -> None:
@@ -372,18 +414,17 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_other_requests_do
     assert (output / "model_index.json").exists() and not (output / "work").exists()
 
 
-@pytest.mark.parametrize("moment", ["Reading", "Measuring", "Learning"])
-def test_a_run_that_is_cancelled_at_any_moment_leaves_no_pipeline_and_goes_on(
-    tmp_path: Path, start: str, moment: str
-) -> None:
-    files, said = write_scans(tmp_path / "scans", 1), [""]
+def test_a_run_that_is_cancelled_at_any_moment_leaves_no_pipeline_and_goes_on(tmp_path: Path, start: str) -> None:
+    files = write_scans(tmp_path / "scans", 1)
+    for moment in ("Reading", "Measuring", "Learning"):
+        said = [""]
 
-    def cancel() -> bool:
-        return said[-1].startswith(moment)
+        def cancel(said: list[str] = said, moment: str = moment) -> bool:
+            return said[-1].startswith(moment)
 
-    with pytest.raises(Cancelled):
-        adapt(files, tmp_path / "out", start, MINUTES, "cpu", lambda *now: said.append(now[2]), cancel)
-    assert not (tmp_path / "out" / "model_index.json").exists()
+        with pytest.raises(Cancelled):
+            adapt(files, tmp_path / "out", start, MINUTES, "cpu", lambda *now, said=said: said.append(now[2]), cancel)
+        assert not (tmp_path / "out" / "model_index.json").exists()
     made = adapt(files, tmp_path / "out", start, MINUTES, "cpu")
     assert made.folder == tmp_path / "out" and made.steps > 0
 

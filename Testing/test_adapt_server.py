@@ -12,6 +12,7 @@ import torch
 from learning_examples import LEARNS, body_scan, child_program, finished_model, models_of
 from SDFSMISLib import Volume
 from SDFSMISLib.cli import main
+from SDFSMISLib.client import learning as client_learning
 from SDFSMISLib.server import learning, learning_stream
 from serving import Backend, running
 
@@ -59,11 +60,27 @@ def test_a_name_that_is_taken_is_used_again_only_where_that_is_asked_for(
     backend: Backend, scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words(scans, backend, "--name", "ours")) == 0
-    assert main(words(scans, backend, "--name", "ours", "--minutes", "3")) == 1
+    assert main(words(scans, backend, "--name", "ours", "--minutes", "3")) == 2
     assert "choose another name" in capsys.readouterr().err
+    assert main(words(scans, backend, "--name", "ours", "--minutes", "1e5", "--replace")) == 2
+    assert ("ours", True) in models_of(backend), "what cannot be learned replaces nothing"
     assert main(words(scans, backend, "--name", "ours", "--minutes", "3", "--replace")) == 0
     assert main(words(scans, backend, "--name", "new", "--replace")) == 0
-    assert "There is no model new to replace." in capsys.readouterr().err
+    assert models_of(backend) == [("bright", False), ("new", True), ("ours", True)]
+
+
+def test_what_is_interrupted_says_how_it_goes_on_and_does(
+    backend: Backend, scans: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(client_learning.Learning, "_take", lambda *_: _interrupted())
+        assert main(words(scans, backend, "--name", "ours")) == 130
+    assert "the same command goes on with it" in capsys.readouterr().err
+    assert main(words(scans, backend, "--name", "ours")) == 0
+
+
+def _interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+import time
+import unicodedata
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +26,8 @@ from SDFSMISLib.client import (
     NotOffered,
     trouble,
 )
-from SDFSMISLib.client.backend_error import BackendBusy, BackendFailed, ScanTooLarge
+from SDFSMISLib.client import learning as client_learning
+from SDFSMISLib.client.backend_error import BackendBusy, BackendFailed, ConnectionLost, ScanTooLarge
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.inference import RemoteSegmenter
 from SDFSMISLib.server import learning, learning_stream
@@ -30,6 +35,11 @@ from SDFSMISLib.server.limits import Limits
 from serving import Backend, running, task
 
 WAITS = LEARNING_PARTS + "tell(3, 'Learning')\nsys.stdin.read()\nprint(json.dumps({'type': 'cancelled'}), flush=True)\n"
+NAMES = (
+    LEARNING_PARTS
+    + "import os\nname = 'scan ' + os.path.basename(asked['scans'][0])[:12]\n"
+    + "outcome['skipped'] = [name + ' is too small']\ntell(3, 'Reading ' + name)\ntime.sleep(0.3)\nfinish()\n"
+)
 FAILS = "print(json.dumps({'type': 'error', 'code': 'invalid_input', 'message': 'The scans show nothing.'}))\n"
 NO_MEMORY = "print(json.dumps({'type': 'error', 'code': 'out_of_memory', 'message': 'Too little memory.'}))\n"
 
@@ -60,6 +70,11 @@ def backend(folder: Path) -> Iterator[Backend]:
 def becomes(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that learns is this program."""
     monkeypatch.setattr(learning, "COMMAND", child_program(folder.parent, program))
+
+
+def forget_slices(backend: Backend) -> None:
+    for owner, address in list(backend.store._kept):
+        backend.store.delete(owner, address)
 
 
 class Counted:
@@ -99,9 +114,11 @@ def test_the_same_request_again_gives_the_same_model_and_another_one_finds_the_n
     client, scans = Client(backend.url), [partial(body_scan, 1)]
     first = client.learn(scans, "ours", 2.0)
     becomes(FAILS, folder, monkeypatch)
+    forget_slices(backend)
     assert client.learn(scans, "ours", 2.0) == first
     with pytest.raises(NameTaken, match="ours already"):
         client.learn(scans, "ours", 3.0)
+    assert not backend.store.bytes and not list(folder.glob("scans/*/*")), "nothing was sent for that"
     client.forget_model("ours")
     with pytest.raises(ModelMissing, match="ours"):
         client.forget_model("ours")
@@ -122,12 +139,10 @@ def test_scans_that_are_there_are_not_sent_again(
             on_progress=lambda far: stop.set() if far.phase == "learning" else None,
             cancel=stop.is_set,
         )
-    backend.store.expire()
-    for owner, address in list(backend.store._kept):
-        backend.store.delete(owner, address)
+    forget_slices(backend)
     becomes(LEARNS, folder, monkeypatch)
     client.learn([partial(body_scan, 1)], "ours", 2.0)
-    assert not backend.store._kept  # no slice came again
+    assert not backend.store.bytes  # no slice came again
 
 
 def test_scans_that_the_backend_has_lost_meanwhile_are_sent_again(
@@ -175,6 +190,71 @@ def test_a_backend_that_learns_already_is_waited_for(
     assert not other.is_alive()
 
 
+def test_a_scan_in_another_byte_order_is_the_same_scan(
+    backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    becomes(LEARNS, folder, monkeypatch)
+    scan = body_scan(1)
+    client = Client(backend.url)
+    first = client.learn([lambda: replace(scan, voxels=scan.voxels.astype(">i2"))], "ours", 2.0)
+    becomes(FAILS, folder, monkeypatch)
+    assert client.learn([lambda: scan], "ours", 2.0) == first
+
+
+def test_a_scan_that_takes_long_to_be_written_is_waited_for(
+    backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    becomes(LEARNS, folder, monkeypatch)
+    monkeypatch.setattr(client_learning, "SLOWEST_WRITE", 1000)
+    assert backend.adaptations is not None
+    held, written = backend.adaptations.scans, []
+    original = held.put
+
+    def put(owner: str, content: str, scan: Volume) -> bool:
+        written.append(content)
+        time.sleep(1.0)
+        return original(owner, content, scan)
+
+    monkeypatch.setattr(held, "put", put)
+    Client(backend.url, timeout=0.7).learn([body_scan], "ours", 2.0, patience=0.0)
+    assert len(written) == 1
+
+
+def test_a_backend_that_always_breaks_at_the_same_place_is_given_up(
+    backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    becomes(WAITS, folder, monkeypatch)
+    whole = learning_stream.LearningStream.lines
+    cuts = []
+
+    async def cut(stream: learning_stream.LearningStream) -> AsyncIterator[bytes]:
+        async for line in whole(stream):
+            yield line
+            if b'"progress"' in line:
+                cuts.append(line)
+                stream.leave()
+                assert stream._pupil is not None
+                await asyncio.to_thread(stream._pupil.learning.join, 20)
+                return
+
+    monkeypatch.setattr(learning_stream.LearningStream, "lines", cut)
+    with pytest.raises(ConnectionLost, match="did not come back"):
+        Client(backend.url).learn([body_scan], "ours", 2.0)
+    assert len(cuts) == trouble.MOST_IN_VAIN + 2  # the first brought something new
+
+
+def test_scans_have_the_names_that_they_have_here(
+    backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    becomes(NAMES, folder, monkeypatch)
+    client, heard = Client(backend.url), []
+    scan = replace(body_scan(), path=folder / "livers.nrrd")
+    for name, source, called in (("one", body_scan, "scan 1"), ("two", lambda: scan, "livers.nrrd")):
+        made = client.learn([source], name, 2.0, on_progress=heard.append)
+        assert f"Reading {called}" in {one.text for one in heard}
+        assert made.skipped == (f"{called} is too small",)
+
+
 def test_scans_that_cannot_be_read_are_named_and_passed_over(
     backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +280,7 @@ def test_what_goes_wrong_there_is_one_sentence(backend: Backend, folder: Path, m
     ("scans", "name", "minutes", "says"),
     [
         ([], "ours", 1.0, "No scan was given"),
-        ([body_scan], "", 1.0, "A name of 0 characters"),
+        ([body_scan], "  ", 1.0, "A name of 0 characters"),
         ([body_scan], "x" * 41, 1.0, "A name of 41 characters"),
         ([body_scan], "ours", 0.0, "must be above 0"),
         ([body_scan], "ours", float("nan"), "must be above 0"),
@@ -217,9 +297,14 @@ def test_bad_requests_are_refused_before_anything_is_sent(
 
 
 def test_names_that_the_backend_does_not_accept_and_scans_that_are_too_large_are_refused(tmp_path: Path) -> None:
-    with running(limits=Limits(scan_bytes=1000), adaptations=tmp_path / "a") as backend:
-        with pytest.raises(ScanTooLarge, match="Crop it, or leave it out"):
-            Client(backend.url).learn([body_scan], "ours", 1.0)
+    for limits, says in (
+        (Limits(scan_bytes=1 << 15), "0 MiB"),
+        (Limits(slices=8), "8 slices at most, and scan 1 has 16"),
+    ):
+        with running(limits=limits, adaptations=tmp_path / "a") as backend:
+            with pytest.raises(ScanTooLarge, match=f"{says}.*Crop it, or leave it out"):
+                Client(backend.url).learn([body_scan], "ours", 1.0)
+            assert not backend.store.bytes
     with running(adaptations=tmp_path / "b") as backend, pytest.raises(BackendError, match="name"):
         Client(backend.url).learn([body_scan], "../ours", 1.0)
 
@@ -236,14 +321,14 @@ def test_a_backend_that_does_not_learn_says_so_and_gets_nothing() -> None:
 
 
 def test_a_learned_model_segments_as_its_folder_does(tmp_path: Path) -> None:
-    model = finished_model(tmp_path / "adaptations", "ours")
+    model = finished_model(tmp_path / "adaptations", "für uns")
     served = Segmenter.from_pretrained(small_weights(tmp_path / "served"), "cpu")
     own = Segmenter.from_pretrained(model.pipeline, "cpu")
     with running(segmenter=served, adaptations=tmp_path / "adaptations") as backend:
         client, asked = Client(backend.url), task()
         assert [one.learned for one in client.capabilities().models] == [False, True]
-        remote = RemoteSegmenter(client, model="ours").checked()
-        assert (remote.name, remote.weights) == ("ours", own.weights)
+        remote = RemoteSegmenter(client, model=unicodedata.normalize("NFD", "für uns")).checked()
+        assert (remote.name, remote.weights) == ("für uns", own.weights)
         found = remote.segment(asked.scan, asked.support)
         expected = own.segment(asked.scan, asked.support)
         assert (found.labelmap.voxels == expected.labelmap.voxels).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from SDFSMISLib.client.connection import Connection
 from SDFSMISLib.protocol import PROTOCOL
 from SDFSMISLib.stack import SliceStack
 
-__all__ = ["Adaptations", "Capabilities", "Limits", "Model", "ask_capabilities"]
+__all__ = ["Adaptations", "Capabilities", "Limits", "Model", "ask_capabilities", "plain_name"]
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,16 @@ class Capabilities:
 
     def model(self, name: str, backend: str) -> Model:
         """The model of a name; raises `ModelMissing` where ``backend``, the computer's name, has none."""
-        found = next((one for one in self.models if one.name == name), None)
+        found = next((one for one in self.models if plain_name(one.name) == plain_name(name)), None)
         if found is None:
             there = ", ".join(one.name for one in self.models)
             raise ModelMissing(f"The backend at {backend} has no model {name!r:.60}; it has {there}.")
         return found
+
+
+def plain_name(text: str) -> str:
+    """A model's name in the one form in which names are compared: letters composed, single blanks between words."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def ask_capabilities(connection: Connection) -> Capabilities:

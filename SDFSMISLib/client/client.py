@@ -6,7 +6,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 
 from SDFSMISLib.client.backend_error import BackendError
-from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
+from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities, plain_name
 from SDFSMISLib.client.connection import Connection, Interrupt
 from SDFSMISLib.client.learning import LearnedModel, Learning, LearningProgress, ScanSource
 from SDFSMISLib.client.remote_run import RemoteRun, RunState
@@ -211,4 +211,4 @@ class Client:
             BackendError: where there is no backend, or it refuses; ``ModelMissing`` where it has no such model.
         """
         with Connection(self._route, Interrupt()) as connection:
-            connection.ask("DELETE", f"/models/{urllib.parse.quote(name, safe='')}")
+            connection.ask("DELETE", f"/models/{urllib.parse.quote(plain_name(name), safe='')}")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from SDFSMISLib.client.backend_error import BackendError, BackendFailed, ScanTooLarge, SlicesMissing, refusal, shown
-from SDFSMISLib.client.capabilities import Adaptations, Capabilities, ask_capabilities
+from SDFSMISLib.client.capabilities import Adaptations, Capabilities, Limits, ask_capabilities, plain_name
 from SDFSMISLib.client.connection import Connection, Interrupt
 from SDFSMISLib.client.route import Route
 from SDFSMISLib.client.trouble import Trouble
@@ -25,6 +25,8 @@ __all__ = ["LearnedModel", "Learning", "LearningProgress", "ScanSource"]
 LONGEST_RECORD = 1 << 17
 LONGEST_NAME = 40
 MOST_SKIPPED = 64
+SLOWEST_WRITE = 8 << 20  # bytes of a scan in a second, in which a backend at least compresses and writes it
+SHORT_HASH = 12  # letters of a scan's hash by which a backend names it in texts
 
 ScanSource = Callable[[], Volume]
 """Gives a scan when it is its turn to be sent; it may be called again, where the backend has lost the scan."""
@@ -67,6 +69,20 @@ class LearningProgress:
     phase: Literal["sending", "waiting", "learning"]
 
 
+@dataclass(frozen=True)
+class _ScanRequest:
+    """What puts a scan together on the backend.
+
+    Attributes:
+        content: hash. body: of the request. size: bytes of the scan in memory. called: its name, for people.
+    """
+
+    content: str
+    body: bytes
+    size: int
+    called: str
+
+
 class Learning:
     """One request to learn; made by ``Client.learn``."""
 
@@ -80,6 +96,7 @@ class Learning:
         cancel: Callable[[], bool] | None,
         patience: float,
     ) -> None:
+        name = plain_name(name)
         if not scans:
             raise InputError("No scan was given; give scans of the kind that is to be segmented.")
         if not 0 < len(name) <= LONGEST_NAME:
@@ -90,9 +107,11 @@ class Learning:
         self._on_progress, self._cancelled = on_progress, cancel
         self._interrupt = Interrupt()
         self._trouble = Trouble(patience, route.address.name, self._interrupt)
-        self._requests: dict[int, tuple[str, bytes]] = {}  # content hash, and what puts the scan together
+        self._requests: dict[int, _ScanRequest] = {}
         self._unread: dict[int, str] = {}  # why scans could not be read
         self._sent = 0  # slices of the scans before
+        self._heard: set[tuple[int, int, str]] = set()  # progress that has come
+        self._is_there = False  # a model of this name; what it was learned from only the backend knows
 
     def run(self) -> LearnedModel:
         """Sends what is missing and waits for the model; see ``Client.learn``."""
@@ -100,6 +119,7 @@ class Learning:
             self._ask()
             capabilities = ask_capabilities(connection)
             offered = self._offered(capabilities)
+            self._is_there = any(one.learned and one.name == self._name for one in capabilities.models)
             while True:
                 try:
                     self._sent = 0
@@ -114,6 +134,7 @@ class Learning:
                     connection.close()
                     if not error.passing:
                         raise
+                    self._is_there = False
                     self._trouble.outlast(error, self._ask, self._wait)
 
     def _offered(self, capabilities: Capabilities) -> Adaptations:
@@ -161,34 +182,43 @@ class Learning:
         self._tell_sent(number, 0, 1)
         scan = None
         if number not in self._requests:
-            scan = self._read(number, offered)
-            self._requests[number] = self._request(scan, scan_shipment(scan, self._ask))
+            scan = self._read(number, capabilities.limits, offered)
+            self._requests[number] = self._request(number, scan, scan_shipment(scan, self._ask))
+        if self._is_there:  # the name is taken, or all was learned before: either way nothing need be sent
+            return
         try:
-            self._put(connection, number)
+            self._put(number)
             return
         except SlicesMissing:
-            scan = scan or self._read(number, offered)
+            scan = scan or self._read(number, capabilities.limits, offered)
         shipment = scan_shipment(scan, self._ask)
-        self._requests[number] = self._request(scan, shipment)  # it may have been changed meanwhile
+        self._requests[number] = self._request(number, scan, shipment)  # it may have been changed meanwhile
 
         def on_progress(done: int, total: int) -> None:
             self._trouble.over(self._sent + done)
             self._tell_sent(number, done, total)
 
         send(connection, shipment, capabilities.limits, on_progress, self._cancelled)
-        self._put(connection, number)
+        self._put(number)
         self._sent += len(shipment.arrays)
 
-    def _read(self, number: int, offered: Adaptations) -> Volume:
+    def _read(self, number: int, limits: Limits, offered: Adaptations) -> Volume:
+        """A scan, in the byte order in which it is sent, whose hash is then that of what the backend gets."""
         scan = self._scans[number]()
-        if scan.voxels.nbytes > offered.most_bytes:
-            raise ScanTooLarge(
-                f"Scan {number + 1} takes {scan.voxels.nbytes / 2**20:.0f} MiB, and the backend takes "
-                f"{offered.most_bytes / 2**20:.0f} MiB at most. Crop it, or leave it out."
-            )
-        return scan
+        count, rows, columns = scan.geometry.shape
+        for given, most, what in (
+            (scan.voxels.nbytes / 2**20, offered.most_bytes / 2**20, "MiB"),
+            (count, limits.slices, "slices"),
+            (rows * columns, limits.slice_pixels, "pixels in a slice"),
+        ):
+            if given > most:
+                raise ScanTooLarge(
+                    f"The backend takes scans of {most:.0f} {what} at most, and {_called(number, scan)} has "
+                    f"{given:.0f}. Crop it, or leave it out."
+                )
+        return replace(scan, voxels=scan.voxels.astype(scan.voxels.dtype.newbyteorder("<"), copy=False))
 
-    def _request(self, scan: Volume, shipment: Shipment) -> tuple[str, bytes]:
+    def _request(self, number: int, scan: Volume, shipment: Shipment) -> _ScanRequest:
         grid = scan.geometry
         fields = {
             "protocol": PROTOCOL,
@@ -198,11 +228,14 @@ class Learning:
             "direction": list(grid.direction),
             "slices": [shipment.query[index] for index in range(grid.shape[0])],
         }
-        return scan.content_hash(), json.dumps(fields).encode()
+        body = json.dumps(fields).encode()
+        return _ScanRequest(scan.content_hash(), body, scan.voxels.nbytes, _called(number, scan))
 
-    def _put(self, connection: Connection, number: int) -> None:
-        content, body = self._requests[number]
-        connection.ask("PUT", f"/scans/{content}", body)
+    def _put(self, number: int) -> None:
+        asked = self._requests[number]
+        seconds = self._route.timeout + asked.size / SLOWEST_WRITE  # there is no sign of life before it is written
+        with Connection(replace(self._route, timeout=seconds), self._interrupt) as connection:
+            connection.ask("PUT", f"/scans/{asked.content}", asked.body)
 
     def _tell_sent(self, number: int, done: int, total: int) -> None:
         """Progress in thousandths of all scans, since nobody knows the slices of those that come."""
@@ -213,7 +246,7 @@ class Learning:
     # -- learning
 
     def _learned(self, connection: Connection) -> LearnedModel:
-        scans = list(dict.fromkeys(content for content, _ in self._requests.values()))
+        scans = list(dict.fromkeys(one.content for one in self._requests.values()))
         fields = {"protocol": PROTOCOL, "name": self._name, "scans": scans, "minutes": self._minutes}
         response = connection.open("POST", "/adaptations", json.dumps(fields).encode())
         self._trouble.connected()
@@ -234,8 +267,11 @@ class Learning:
         """Take a record in; the model where it is the last. Records of kinds that are not known are left out."""
         kind = record["type"]
         if kind == "progress":
-            self._trouble.over()
-            self._say(int(record["done"]), int(record["total"]), shown(record["text"]), "learning")
+            done, total, text = int(record["done"]), int(record["total"]), self._plain(record["text"])
+            if (done, total, text) not in self._heard:  # else a backend that always breaks there would be asked forever
+                self._heard.add((done, total, text))
+                self._trouble.over()
+            self._say(done, total, text, "learning")
         elif kind == "error" and record["code"] == "out_of_memory":
             raise ScanTooLarge(f"{shown(record['message'])} Use a backend with more memory.")
         elif kind == "error":
@@ -250,6 +286,18 @@ class Learning:
                 steps=int(record["steps"]),
                 seconds=float(record["seconds"]),
                 scans=int(record["scans"]),
-                skipped=(*self._unread.values(), *(shown(why) for why in record["skipped"][:MOST_SKIPPED])),
+                skipped=(*self._unread.values(), *(self._plain(why) for why in record["skipped"][:MOST_SKIPPED])),
             )
         return None
+
+    def _plain(self, text: object) -> str:
+        """A text of the backend, in which scans have the names that they have here."""
+        line = shown(text)
+        for asked in self._requests.values():
+            line = line.replace(f"scan {asked.content[:SHORT_HASH]}", asked.called)
+        return line
+
+
+def _called(number: int, scan: Volume) -> str:
+    """A scan's name for people: that of its file, where it has one."""
+    return scan.path.name if scan.path is not None else f"scan {number + 1}"

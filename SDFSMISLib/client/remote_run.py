@@ -113,6 +113,7 @@ class RemoteRun:
 
     def __post_init__(self) -> None:
         self._interrupt = Interrupt()
+        self._model_field: dict[str, str] = {}
         self._records = self._run()
         self._wanted = self.stack.wanted(self.slices)
         asked = self._asked()
@@ -154,7 +155,9 @@ class RemoteRun:
         """Stands for all that has a part in the result."""
         fields = query_fields(self.stack, {}) | {"support": [piece.digest() for piece in self.pieces]}
         fields |= {"labels": list(self.labels), "wanted": self._wanted, "strategy": self.strategy}
-        fields |= {"region": self.region, "threshold": self.threshold} | self._model_fields()
+        fields |= {"region": self.region, "threshold": self.threshold}
+        if self.asked_model is not None:
+            fields["model"] = self.asked_model
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def _run(self) -> Generator[SliceRecord, None, None]:
@@ -195,7 +198,9 @@ class RemoteRun:
                 raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(known)}.")
         capabilities.limits.check(self.stack, len(self.pieces), len(self.labels))
         if self.asked_model is not None:
-            capabilities.model(self.asked_model, self.route.address.name)
+            found = capabilities.model(self.asked_model, self.route.address.name)
+            # Older backends know no other than the one that they serve, and no field for it.
+            self._model_field = {} if found == capabilities.models[0] else {"model": found.name}
         return capabilities
 
     def _painted_of(self, label: int) -> dict[int, bool]:
@@ -231,12 +236,8 @@ class RemoteRun:
             "strategy": self.strategy,
             "region": self.region,
             "threshold": self.threshold,
-            **self._model_fields(),
+            **self._model_field,
         }
-
-    def _model_fields(self) -> dict[str, str]:
-        """Nothing where the model that the backend serves is meant: older backends know no other."""
-        return {} if self.asked_model is None else {"model": self.asked_model}
 
     def _on_upload(self, done: int, total: int) -> None:
         self._trouble.over(done)

@@ -30,6 +30,7 @@ from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, Pairs
 from SDFSMISLib.training.adaptation_levels import Levels, matched
 from SDFSMISLib.training.adaptation_measure import HeldOut, Score
+from SDFSMISLib.training.adaptation_propagation import Propagation
 from SDFSMISLib.training.adaptation_recipe import recipe
 from SDFSMISLib.training.adaptation_report import write_adaptation_report, write_before_after
 from SDFSMISLib.training.adaptation_run import TimedRun, accelerator_on
@@ -51,6 +52,9 @@ FEWEST_VALIDATIONS, MOST_VALIDATIONS = 2, 10
 PATIENCE = 4  # validations in succession without a better mean, after which learning ends; not counted are those of the
 HOPEFUL = 0.3  # first share of the steps, in which the rate is high and weights may get worse before they get better
 FEWEST_STEPS = 8
+FULL_RATE = (
+    400  # steps from which on the recipe's rate is taken: Adam's steps are of full size before they are any good
+)
 TRIAL = 4  # steps by which is told how many there is time for
 FINISHING = 10.0  # seconds kept for pictures and the report; of a short time no more than
 FINISHING_SHARE = 0.1
@@ -155,11 +159,11 @@ class _Adaptation:
             kind: AdaptationSampler(held, resolution, _only(self.config, kind), axes, pairs, volumes, brings)
             for kind in self.config.mix
         }
-        self.held_out = HeldOut(samplers, self.config)
+        self.held_out = HeldOut(samplers, Propagation(scans, held, SEED), self.config)
         pipeline = starting_pipeline(self.config).to(self.device)
         if not self.state.steps:
             self._begin(sampler, pipeline)
-        config = self.config.model_copy(update=_pace(self.state.steps, self.state.every))
+        config = self._paced()
         with accelerator_on(self.device, config) as accelerator:
             run = TimedRun(config, accelerator, sampler, self._say, self._goes_on, self._take)
             average = run.segmentation(pipeline)
@@ -231,6 +235,13 @@ class _Adaptation:
         self.state.steps = max(FEWEST_STEPS, int((left - count * validation) / run.seconds_per_step()))
         self.state.every = max(1, self.state.steps // count)
         self._keep_state()
+
+    def _paced(self) -> TrainingConfig:
+        """The configuration for the number of steps that there is time for."""
+        steps, every = self.state.steps, self.state.every
+        rate, warmup = self.config.rate * min(1.0, steps / FULL_RATE), min(20, steps // 10)
+        pace = {"rate": rate, "warmup": warmup, "steps": steps, "save_every": every, "validate_every": every}
+        return self.config.model_copy(update=pace)
 
     # -- while learning
 
@@ -343,7 +354,7 @@ class _Adaptation:
             "measured on": [volume.name for volume in held],
             "left out": len(state.skipped),
             "held-out soft Dice": {str(step): dict(score.kinds) for step, score in state.scores.items()},
-            "recipe": self.config.model_dump(mode="json", exclude={"cases", "output", "start", "held_out"}),
+            "recipe": self._paced().model_dump(mode="json", exclude={"cases", "output", "start", "held_out"}),
         }
 
 
@@ -358,10 +369,6 @@ def _check_output(output: Path, work: Path) -> None:
 
 def _only(config: TrainingConfig, kind: str) -> TrainingConfig:
     return config.model_copy(update={"mix": {kind: 1.0}, "synthetic_share": 0.0})
-
-
-def _pace(steps: int, every: int) -> dict[str, int]:
-    return {"steps": steps, "save_every": every, "validate_every": every, "warmup": min(20, steps // 10)}
 
 
 def _move_in(made: Path, output: Path) -> None:

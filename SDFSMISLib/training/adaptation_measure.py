@@ -1,4 +1,7 @@
-"""How well weights do on held-out supervoxels: always the same episodes, so that two weights can be compared."""
+"""How well weights do on held-out supervoxels: always the same ones, so that two weights can be compared.
+
+Along a scan they are carried from slice to slice as the segmenter does it (`Propagation`); across scans episodes tell.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.training.adaptation_propagation import Propagation
 from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
@@ -19,13 +23,13 @@ __all__ = ["HeldOut", "Score"]
 FIRST_BATCH = 20_000_000  # numbers of batches that no training draws
 BATCHES = {"propagate": 5, "cross": 5}
 SIZE = 8  # episodes of a batch
-WORSE = 0.01  # by which a kind may fall below the start while the mean rises: what chance makes of so few episodes
+WORSE = 0.003  # by which a kind may fall below the start while the mean rises: what chance makes of so few of them
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean soft Dice of held-out episodes by kind, 1 at best; of queries without the target how little was found, so
-    that it may fall below 0."""
+    """Mean soft Dice on held-out supervoxels by kind, 1 at best; of episodes without the target how little was found,
+    so that it may fall below 0."""
 
     kinds: Mapping[str, float]
 
@@ -41,14 +45,18 @@ class Score:
 
 
 class HeldOut:
-    """Episodes of each kind, drawn once."""
+    """What is measured on, drawn once."""
 
-    def __init__(self, samplers: Mapping[str, EpisodeSampler], config: TrainingConfig) -> None:
+    def __init__(
+        self, samplers: Mapping[str, EpisodeSampler], propagation: Propagation, config: TrainingConfig
+    ) -> None:
         """
         Args:
             samplers: of held-out targets, by kind of episode.
+            propagation: the supervoxels that the kind `propagate` is told by; where there are none, episodes do.
             config: of the training; gives the losses.
         """
+        self.propagation = propagation
         self.config = config.model_copy(update={"losses": {"dice": 1.0}})
         self.batches: dict[str, list[EpisodeBatch]] = {}
         for kind, sampler in samplers.items():
@@ -65,12 +73,15 @@ class HeldOut:
         """What these weights reach; the training's random numbers are not touched.
 
         Args:
-            ask: called before each batch; may raise.
+            ask: called again and again; may raise.
         """
         learner = EpisodeLearner(pipeline, self.config)
         with torch.random.fork_rng():
             found = {}
             for kind, batches in self.batches.items():
+                if kind == "propagate" and self.propagation.tasks:
+                    found[kind] = self.propagation.score(pipeline, ask)
+                    continue
                 torch.manual_seed(self.config.seed)
                 lost = 0.0
                 for batch in batches:
