@@ -45,7 +45,9 @@ def adapt(
         typer.Option(metavar="DIR", help="The pipeline folder to make, for --model. One that was begun goes on."),
     ] = None,
     model: Annotated[str, typer.Option(metavar="M", help="Weights to begin with, as in segment.")] = BUILT_IN,
-    minutes: Annotated[float, typer.Option(metavar="N", help="Time to take in all.")] = 10.0,
+    minutes: Annotated[
+        float, typer.Option(metavar="N", help="Time to take in all; a few steps are learned whatever time they take.")
+    ] = 10.0,
     device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = AUTO,
     server: Annotated[
         str | None,
@@ -110,7 +112,7 @@ def _here(scans: Path, output: Path, model: str, minutes: float, device: str) ->
 def _there(
     scans: Path, server: str, token: str | None, certificate: Path | None, name: str, minutes: float, replace: bool
 ) -> None:
-    from SDFSMISLib.client import Client, ModelMissing, NameTaken
+    from SDFSMISLib.client import BackendError, Client, ModelMissing, NameTaken
     from SDFSMISLib.client.backend_process import TOKEN_VARIABLE
     from SDFSMISLib.volume import Volume
 
@@ -133,7 +135,11 @@ def _there(
                 client.forget_model(name)
             made = learn()
     except KeyboardInterrupt:
-        say("The server stops learning; the same command goes on with it.")
+        say("The server ends what it did for this; scans stay there for an hour at most. The same command goes on.")
+        raise
+    except BackendError as error:
+        if error.passing:
+            say("The same command goes on where this ended.")
         raise
     for why in made.skipped:
         say(f"Warning: {why}")

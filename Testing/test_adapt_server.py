@@ -75,7 +75,7 @@ def test_what_is_interrupted_says_how_it_goes_on_and_does(
     with monkeypatch.context() as patch:
         patch.setattr(client_learning.Learning, "_take", lambda *_: _interrupted())
         assert main(words(scans, backend, "--name", "ours")) == 130
-    assert "the same command goes on with it" in capsys.readouterr().err
+    assert "The same command goes on." in capsys.readouterr().err
     assert main(words(scans, backend, "--name", "ours")) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 import unicodedata
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from SDFSMISLib.client import learning as client_learning
 from SDFSMISLib.client.backend_error import BackendBusy, BackendFailed, ConnectionLost, ScanTooLarge
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.inference import RemoteSegmenter
-from SDFSMISLib.server import learning, learning_stream
+from SDFSMISLib.server import adaptations, learning, learning_stream
 from SDFSMISLib.server.limits import Limits
 from serving import Backend, running, task
 
@@ -165,16 +167,22 @@ def test_scans_that_the_backend_has_lost_meanwhile_are_sent_again(
     assert lost and sum(scan.reads for scan in scans) <= 3
 
 
-def test_a_backend_that_learns_already_is_waited_for(
+def test_a_backend_that_learns_already_is_waited_for_but_not_for_ever(
     backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trouble, "BUSY_SHARE", 0)
+    monkeypatch.setattr(adaptations, "RETRY_SECONDS", 1)
     becomes(WAITS, folder, monkeypatch)
     client, stop, begun = Client(backend.url), threading.Event(), threading.Event()
 
     def first(far: LearningProgress) -> None:
         if far.phase == "learning":
             begun.set()
+
+    def second(far: LearningProgress) -> None:
+        if far.phase == "waiting":
+            assert "learning from other scans" in far.text
+            becomes(LEARNS, folder, monkeypatch)
+            stop.set()
 
     other = threading.Thread(
         target=lambda: pytest.raises(
@@ -184,10 +192,32 @@ def test_a_backend_that_learns_already_is_waited_for(
     other.start()
     assert begun.wait(20)
     with pytest.raises(BackendBusy, match="learning from other scans"):
-        client.learn([body_scan], "second", 2.0)
-    stop.set()
+        client.learn([body_scan], "second", 2.0, patience=0.0)
+    assert client.learn([body_scan], "second", 2.0, on_progress=second).name == "second"
     other.join(20)
-    assert not other.is_alive()
+    assert stop.is_set() and not other.is_alive()
+
+
+def test_an_upload_that_is_cut_again_and_again_goes_on_as_long_as_it_advances(
+    backend: Backend, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each cut takes more time than there is patience for in all."""
+    becomes(LEARNS, folder, monkeypatch)
+    put, cuts, clock = client_learning.Learning._put, [], itertools.count()
+    lost = [0.0]
+
+    def cut(asked: client_learning.Learning, number: int) -> None:
+        put(asked, number)
+        if number not in cuts:
+            cuts.append(number)
+            lost[0] += 50.0
+            raise ConnectionLost("It broke.")
+
+    monkeypatch.setattr(client_learning.Learning, "_put", cut)
+    monkeypatch.setattr(trouble, "time", SimpleNamespace(monotonic=lambda: lost[0] + next(clock) / 1000))
+    scans = [partial(body_scan, seed) for seed in range(4)]
+    assert Client(backend.url).learn(scans, "ours", 2.0, patience=60.0).scans == 4
+    assert cuts == [0, 1, 2, 3]
 
 
 def test_a_scan_in_another_byte_order_is_the_same_scan(
@@ -280,8 +310,9 @@ def test_what_goes_wrong_there_is_one_sentence(backend: Backend, folder: Path, m
     ("scans", "name", "minutes", "says"),
     [
         ([], "ours", 1.0, "No scan was given"),
-        ([body_scan], "  ", 1.0, "A name of 0 characters"),
-        ([body_scan], "x" * 41, 1.0, "A name of 41 characters"),
+        ([body_scan], "  ", 1.0, "a model's name has 1 to 40"),
+        ([body_scan], "x" * 41, 1.0, "a model's name has 1 to 40"),
+        ([body_scan], "../ours", 1.0, "a model's name has 1 to 40"),
         ([body_scan], "ours", 0.0, "must be above 0"),
         ([body_scan], "ours", float("nan"), "must be above 0"),
         ([body_scan], "ours", 1e4, "the backend takes 60"),
@@ -296,7 +327,7 @@ def test_bad_requests_are_refused_before_anything_is_sent(
     assert not backend.store.bytes
 
 
-def test_names_that_the_backend_does_not_accept_and_scans_that_are_too_large_are_refused(tmp_path: Path) -> None:
+def test_scans_that_are_too_large_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
     for limits, says in (
         (Limits(scan_bytes=1 << 15), "0 MiB"),
         (Limits(slices=8), "8 slices at most, and scan 1 has 16"),
@@ -305,8 +336,6 @@ def test_names_that_the_backend_does_not_accept_and_scans_that_are_too_large_are
             with pytest.raises(ScanTooLarge, match=f"{says}.*Crop it, or leave it out"):
                 Client(backend.url).learn([body_scan], "ours", 1.0)
             assert not backend.store.bytes
-    with running(adaptations=tmp_path / "b") as backend, pytest.raises(BackendError, match="name"):
-        Client(backend.url).learn([body_scan], "../ours", 1.0)
 
 
 def test_a_backend_that_does_not_learn_says_so_and_gets_nothing() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 from slicer.i18n import tr as _
 
 from SDFSMISLib.client import BackendError, Capabilities, LearnedModel, LearningProgress
+from SDFSMISLib.client.model_name import model_name
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.scene import Scans
 from SDFSMISPanel.backend_access import BackendAccess
@@ -27,7 +27,6 @@ from SDFSMISPanel.run_job import Doing
 __all__ = ["Learning"]
 
 LOG = logging.getLogger("SDFSMIS")
-NAME = re.compile(r"[^\W_](?:[\w .-]{0,38}[^\W_])?")  # of a model, as backends accept it
 
 
 class Learning:
@@ -220,7 +219,9 @@ class Learning:
             return _("One of the chosen scans holds no grey values; leave it out.")
         if not name:
             return _("Give the model that is learned a name.")
-        if not NAME.fullmatch(name):
+        try:
+            name = model_name(name)
+        except InputError:
             return _(
                 "The name has 1 to 40 letters and digits, and between them blanks, hyphens, underscores and dots; "
                 "change it."

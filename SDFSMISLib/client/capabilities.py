@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
 from SDFSMISLib.client.backend_error import ModelMissing, NotABackend, ScanTooLarge, shown, version_mismatch
 from SDFSMISLib.client.connection import Connection
+from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.protocol import PROTOCOL
 from SDFSMISLib.stack import SliceStack
 
-__all__ = ["Adaptations", "Capabilities", "Limits", "Model", "ask_capabilities", "plain_name"]
+__all__ = ["Adaptations", "Capabilities", "Limits", "Model", "ask_capabilities"]
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,6 @@ class Capabilities:
             there = ", ".join(one.name for one in self.models)
             raise ModelMissing(f"The backend at {backend} has no model {name!r:.60}; it has {there}.")
         return found
-
-
-def plain_name(text: str) -> str:
-    """A model's name in the one form in which names are compared: letters composed, single blanks between words."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def ask_capabilities(connection: Connection) -> Capabilities:

@@ -6,9 +6,10 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 
 from SDFSMISLib.client.backend_error import BackendError
-from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities, plain_name
+from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
 from SDFSMISLib.client.connection import Connection, Interrupt
 from SDFSMISLib.client.learning import LearnedModel, Learning, LearningProgress, ScanSource
+from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.client.remote_run import RemoteRun, RunState
 from SDFSMISLib.client.route import Address, Route, tls_context
 from SDFSMISLib.client.upload import OnProgress, send, shipment_of

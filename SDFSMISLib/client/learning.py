@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from SDFSMISLib.client.backend_error import BackendError, BackendFailed, ScanTooLarge, SlicesMissing, refusal, shown
-from SDFSMISLib.client.capabilities import Adaptations, Capabilities, Limits, ask_capabilities, plain_name
+from SDFSMISLib.client.capabilities import Adaptations, Capabilities, Limits, ask_capabilities
 from SDFSMISLib.client.connection import Connection, Interrupt
+from SDFSMISLib.client.model_name import model_name
 from SDFSMISLib.client.route import Route
 from SDFSMISLib.client.trouble import Trouble
 from SDFSMISLib.client.upload import Shipment, scan_shipment, send
@@ -23,7 +24,6 @@ from SDFSMISLib.volume import Volume
 __all__ = ["LearnedModel", "Learning", "LearningProgress", "ScanSource"]
 
 LONGEST_RECORD = 1 << 17
-LONGEST_NAME = 40
 MOST_SKIPPED = 64
 SLOWEST_WRITE = 8 << 20  # bytes of a scan in a second, in which a backend at least compresses and writes it
 SHORT_HASH = 12  # letters of a scan's hash by which a backend names it in texts
@@ -74,12 +74,14 @@ class _ScanRequest:
     """What puts a scan together on the backend.
 
     Attributes:
-        content: hash. body: of the request. size: bytes of the scan in memory. called: its name, for people.
+        content: hash. body: of the request. size: bytes of the scan in memory. slices: that are sent.
+        called: its name, for people.
     """
 
     content: str
     body: bytes
     size: int
+    slices: int
     called: str
 
 
@@ -96,14 +98,11 @@ class Learning:
         cancel: Callable[[], bool] | None,
         patience: float,
     ) -> None:
-        name = plain_name(name)
         if not scans:
             raise InputError("No scan was given; give scans of the kind that is to be segmented.")
-        if not 0 < len(name) <= LONGEST_NAME:
-            raise InputError(f"A name of {len(name)} characters was given; 1 to {LONGEST_NAME} are accepted.")
         if not minutes > 0:
             raise InputError(f"{minutes:g} minutes were given; the time to learn must be above 0.")
-        self._route, self._scans, self._name, self._minutes = route, scans, name, minutes
+        self._route, self._scans, self._name, self._minutes = route, scans, model_name(name), minutes
         self._on_progress, self._cancelled = on_progress, cancel
         self._interrupt = Interrupt()
         self._trouble = Trouble(patience, route.address.name, self._interrupt)
@@ -179,9 +178,9 @@ class Learning:
     def _send(self, connection: Connection, number: int, capabilities: Capabilities, offered: Adaptations) -> None:
         """Have the backend hold a scan, its slices sent only where it does not yet."""
         self._ask()
-        self._tell_sent(number, 0, 1)
         scan = None
         if number not in self._requests:
+            self._tell_sent(number, 0, 1)
             scan = self._read(number, capabilities.limits, offered)
             self._requests[number] = self._request(number, scan, scan_shipment(scan, self._ask))
         if self._is_there:  # the name is taken, or all was learned before: either way nothing need be sent
@@ -200,7 +199,6 @@ class Learning:
 
         send(connection, shipment, capabilities.limits, on_progress, self._cancelled)
         self._put(number)
-        self._sent += len(shipment.arrays)
 
     def _read(self, number: int, limits: Limits, offered: Adaptations) -> Volume:
         """A scan, in the byte order in which it is sent, whose hash is then that of what the backend gets."""
@@ -229,13 +227,15 @@ class Learning:
             "slices": [shipment.query[index] for index in range(grid.shape[0])],
         }
         body = json.dumps(fields).encode()
-        return _ScanRequest(scan.content_hash(), body, scan.voxels.nbytes, _called(number, scan))
+        return _ScanRequest(scan.content_hash(), body, scan.voxels.nbytes, len(shipment.arrays), _called(number, scan))
 
     def _put(self, number: int) -> None:
         asked = self._requests[number]
         seconds = self._route.timeout + asked.size / SLOWEST_WRITE  # there is no sign of life before it is written
         with Connection(replace(self._route, timeout=seconds), self._interrupt) as connection:
             connection.ask("PUT", f"/scans/{asked.content}", asked.body)
+        self._sent += asked.slices
+        self._trouble.over(self._sent)
 
     def _tell_sent(self, number: int, done: int, total: int) -> None:
         """Progress in thousandths of all scans, since nobody knows the slices of those that come."""

@@ -101,7 +101,7 @@ def adapt(
         scans: files or DICOM folders, of any modality; those that cannot be used are named in a warning.
         output: the pipeline folder to make.
         model: weights to begin with, as in `load_pipeline`.
-        minutes: how long it may take in all, above 0.
+        minutes: how long it may take in all, above 0; some steps are learned whatever time they take.
         device: as in `load_pipeline`.
         cancel: asked at each step; True ends the run with `Cancelled`, to be taken up again.
 
@@ -227,7 +227,7 @@ class _Adaptation:
         self._ask()
         trial = self.config.model_copy(update={"steps": TRIAL, "output": str(self.work / "trial")})
         with accelerator_on(self.device, trial) as accelerator:
-            run = TimedRun(trial, accelerator, sampler, self._say, goes_on=lambda _: True, take=self._take)
+            run = TimedRun(trial, accelerator, sampler, self._say_trial, goes_on=lambda _: True, take=self._take)
             run.segmentation(starting_pipeline(trial).to(self.device))
         shutil.rmtree(self.work / "trial", ignore_errors=True)
         left = self.limit - self.seconds
@@ -273,6 +273,10 @@ class _Adaptation:
     def _say(self, step: int, steps: int, text: str) -> None:
         best = self.state.scores[self.state.best].mean
         self.progress(step, steps, f"Learning: held out {self.state.scores[0].mean:.3f} → {best:.3f}")
+
+    def _say_trial(self, step: int, steps: int, text: str) -> None:
+        self.progress(step, steps, "Measuring how fast it learns")
+        self._ask()
 
     def _changing(self) -> list[str]:
         return ["vae" if part == "decoder" else part for part in self.config.learned]
