@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.model.built_in import Size
+from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.training.__main__ import main
 from SDFSMISLib.training.config import OURS, TrainingConfig
 
@@ -37,6 +38,14 @@ def test_the_papers_settings_are_the_official_ones() -> None:
     assert (paper.batch, paper.accumulate, paper.steps, paper.seed) == (1, 4, 15_000, 42)
     assert paper.mix == {"paper": 1.0} and paper.losses == {"latent": 1.0}
     assert (paper.supervoxels, paper.supervoxel_size, paper.window) == ("felzenszwalb", 5000, "minmax")
+
+
+def test_the_larger_network_has_twenty_million_parameters_at_most_and_needs_no_label() -> None:
+    larger = TrainingConfig.read(Path("larger"))
+    parts = new_built_in(0, larger.network).components.values()
+    count = sum(parameter.numel() for part in parts if isinstance(part, nn.Module) for parameter in part.parameters())
+    assert 15e6 < count <= 20e6
+    assert not larger.start and "cross" not in larger.mix and larger.label_share == 0
 
 
 def test_a_size_can_be_asked_for(tmp_path: Path) -> None:
