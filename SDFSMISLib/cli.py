@@ -173,7 +173,8 @@ def train(
     config: Annotated[
         Path,
         typer.Option(
-            metavar="FILE", help="JSON, or the name of one of ours: built_in, built_in_finish, built_in_gpu, larger, paper."
+            metavar="FILE",
+            help="JSON, or the name of one of ours: built_in, built_in_finish, built_in_gpu, larger, paper.",
         ),
     ],
     cases: Annotated[

@@ -16,6 +16,7 @@ from SDFSMISLib import Volume
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.protocol import read_record
+from SDFSMISLib.server.learning_folder import marked
 from SDFSMISLib.server.models import LearnedModel, Lesson, Outcome
 from SDFSMISLib.server.owners import owner_folder
 from SDFSMISLib.volume import Geometry
@@ -126,11 +127,16 @@ class Listening:
 def finished_model(folder: Path, name: str, owner: str = "", seed: int = 2, **changes: Any) -> LearnedModel:
     """A model that was learned before the backend starts, with `folder` for its adaptations."""
     lesson = Lesson(**{"name": name, "scans": ("0" * 64,), "minutes": 1.0, "weights": "1" * 64} | changes)
-    model = LearnedModel.made(owner_folder(folder / "models", owner) / uuid.uuid4().hex, lesson)
+    model = unfinished_model(folder, lesson, owner)
     pipeline = new_built_in(seed, Size(resolution=SIDE, channels=(16, 16)))
     pipeline.save_pretrained(model.pipeline)
     model.finish(Outcome(weights_digest(pipeline), SIDE, True, 0.5, 0.625, 30, 61.5, 1, ("scan 0000 is too small",)))
     return model
+
+
+def unfinished_model(folder: Path, lesson: Lesson, owner: str = "") -> LearnedModel:
+    """A model of which nothing was learned before the backend starts, with `folder` for its adaptations."""
+    return LearnedModel.made(owner_folder(marked(folder) / "models", owner) / uuid.uuid4().hex, lesson)
 
 
 def models_of(backend: Backend, **headers: str) -> list[tuple[str, bool]]:

@@ -43,7 +43,7 @@ NAMES = (
     + "outcome['skipped'] = [name + ' is too small']\ntell(3, 'Reading ' + name)\ntime.sleep(0.3)\nfinish()\n"
 )
 FAILS = "print(json.dumps({'type': 'error', 'code': 'invalid_input', 'message': 'The scans show nothing.'}))\n"
-NO_MEMORY = "print(json.dumps({'type': 'error', 'code': 'out_of_memory', 'message': 'Too little memory.'}))\n"
+NO_MEMORY = "print(json.dumps({'type': 'cut', 'code': 'out_of_memory', 'message': 'Too little memory.'}))\n"
 
 
 pytest_plugins = ["client_fixtures"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ from learning_examples import (
     send_scan,
     small_child,
     small_weights,
+    unfinished_model,
 )
 from SDFSMISLib import Segmenter, Volume
 from SDFSMISLib.protocol import read_record
 from SDFSMISLib.server import learning, learning_child, learning_stream
 from SDFSMISLib.server.adaptations import RETRY_SECONDS
-from SDFSMISLib.server.folder_lock import locked
-from SDFSMISLib.server.learning_child import ChildRequest, _without_places
+from SDFSMISLib.server.learning_child import ChildRequest
 from SDFSMISLib.server.limits import Limits
-from SDFSMISLib.server.models import LearnedModel, Lesson
+from SDFSMISLib.server.models import LearnedModel, Lesson, Outcome
 from serving import Backend, request_of, running, task, until
 from small_learning_child import make_small
 
@@ -134,9 +134,7 @@ def test_learning_that_was_cut_goes_on_in_another_backend_and_its_model_segments
 def cut_learning(folder: Path, scan: Volume, start: Segmenter) -> str:
     """What is left of a backend that ended when learning had just begun; the scan's content hash."""
     content = scan.content_hash()
-    model = LearnedModel.made(
-        folder / "models" / "everybody" / "begun", Lesson("liver of us", (content,), 0.03, start.weights)
-    )
+    model = unfinished_model(folder, Lesson("liver of us", (content,), 0.03, start.weights))
     path = scan.write(folder / "scans" / "everybody" / f"{content}.nrrd")
     said: list[str] = []
     ended = learning_child._learned(
@@ -146,26 +144,6 @@ def cut_learning(folder: Path, scan: Volume, start: Segmenter) -> str:
     )
     assert ended == {"type": "cancelled"} and said[0] == f"Reading {content}.nrrd"
     return content
-
-
-def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
-    """It waits for the folder, which another one has; then standard input ends, as where a backend is killed."""
-    model = LearnedModel.made(tmp_path / "model", Lesson("liver", (), 1.0, ""))
-    asked = {"folder": str(model.folder), "scans": [], "model": "built-in", "device": "cpu"}
-    with locked(model.folder):
-        process = subprocess.Popen(learning.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(asked).encode() + b"\n")
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["text"] == "Starting"
-        assert process.communicate(timeout=60)[0] == b'{"type": "cancelled"}\n' and process.returncode == 0
-
-
-def test_what_a_client_reads_names_no_place_of_the_backend() -> None:
-    asked = ChildRequest("/srv/models/x", (f"/srv/scans/{SHA}.nrrd",), "built-in", "cpu")
-    text = f"/srv/scans/{SHA}.nrrd has 2 voxels; {SHA}.nrrd is left out; cannot write /srv/models/x/pipeline"
-    told = "scan 000000000000 has 2 voxels; scan 000000000000 is left out; cannot write the backend's folder/pipeline"
-    assert _without_places(text, asked) == told
 
 
 # -- its end
@@ -182,8 +160,14 @@ def test_what_was_learned_is_told_again_and_another_request_of_its_name_is_refus
     assert not is_there(backend, scan) and models_of(backend) == [("bright", False), ("liver", True)]
     child("sys.exit(1)")
     assert learned(backend, request) == first  # the client that lost the last record; without scans
-    for change in ({"minutes": 0.04}, {"scans": [SHA]}):
-        assert refused(backend, "POST", "/adaptations", {**request, **change}) == (409, "name_taken")
+    for change in ({}, {"minutes": 0.04}, {"scans": [SHA]}):
+        send_scan(backend, body_scan())
+        if change:
+            assert refused(backend, "POST", "/adaptations", {**request, **change}) == (409, "name_taken")
+        else:
+            assert learned(backend, request) == first
+        assert is_there(backend, scan) == (change == {"scans": [SHA]})  # only what nobody learns from goes
+    backend.ask("DELETE", f"/scans/{scan}")
     assert backend.ask("DELETE", "/models/liver")[0] == 204
     assert refused(backend, "POST", "/adaptations", request) == (409, "scans_missing")
 
@@ -227,7 +211,24 @@ def test_an_unfinished_model_can_be_forgotten(
     stream.until("progress")
     stream.leave()
     until(lambda: not is_running(backend))
+    assert is_there(backend, scan)
     assert backend.ask("DELETE", "/models/liver%20of%20us")[0] == 204 and folders(backend, tmp_path) == 0
+    assert not is_there(backend, scan)
+
+
+def test_what_a_process_has_finished_after_its_backend_was_killed_is_found(
+    backend: Backend, scan: str, child: Callable[[str], None], tmp_path: Path
+) -> None:
+    child(WAITS)
+    stream = Listening(backend, lesson_request([scan]))
+    stream.until("progress")
+    stream.leave()
+    until(lambda: not is_running(backend))
+    (folder,) = (tmp_path / "adaptations" / "models").glob("*/*")
+    LearnedModel.read(folder).finish(Outcome("ab" * 32, 32, True, 0.5, 0.625, 8, 1.5, 1, ()))
+    child("sys.exit(1)")
+    assert [record["type"] for record in learned(backend, lesson_request([scan]))] == ["start", "end"]
+    assert models_of(backend) == [("bright", False), ("liver of us", True)] and not is_there(backend, scan)
 
 
 def test_a_process_that_does_not_hear_is_killed(backend: Backend, scan: str, child: Callable[[str], None]) -> None:
@@ -241,21 +242,22 @@ def test_a_process_that_does_not_hear_is_killed(backend: Backend, scan: str, chi
 
 
 @pytest.mark.parametrize(
-    ("program", "code"),
+    ("program", "code", "stays"),
     [
-        ("import os\nos._exit(3)", "failed"),
-        ("print('no record', flush=True)\nsys.stdin.read()", "failed"),
-        ("print(json.dumps({'type': 'error', 'code': 'invalid_input', 'message': 'No.'}))", "invalid_input"),
-        ("print(json.dumps({'type': 'error', 'code': 'out_of_memory', 'message': 'No.'}))", "out_of_memory"),
+        ("import os\nos._exit(3)", "failed", True),
+        ("print('no record', flush=True)\nsys.stdin.read()", "failed", True),
+        ("print(json.dumps({'type': 'cut', 'code': 'out_of_memory', 'message': 'No.'}))", "out_of_memory", True),
+        ("print(json.dumps({'type': 'error', 'code': 'failed', 'message': 'No.'}))", "failed", False),
+        ("print(json.dumps({'type': 'error', 'code': 'invalid_input', 'message': 'No.'}))", "invalid_input", False),
     ],
 )
-def test_what_fails_says_why_and_leaves_nothing(
-    backend: Backend, scan: str, child: Callable[[str], None], tmp_path: Path, program: str, code: str
+def test_what_fails_says_why_and_stays_only_where_it_may_go_on(
+    backend: Backend, scan: str, child: Callable[[str], None], tmp_path: Path, program: str, code: str, stays: bool
 ) -> None:
     child(program)
     last = learned(backend, lesson_request([scan]))[-1]
     assert (last["type"], last["code"]) == ("error", code)
-    assert not is_there(backend, scan) and folders(backend, tmp_path) == 0 and not is_running(backend)
+    assert is_there(backend, scan) == stays and folders(backend, tmp_path) == stays and not is_running(backend)
     child(FINISHES)
     send_scan(backend, body_scan())
     assert learned(backend, lesson_request([scan]))[-1]["type"] == "end"
@@ -280,6 +282,22 @@ def test_a_process_that_cannot_be_started_is_one_sentence(
     monkeypatch.setattr(learning, "COMMAND", ("no-such-program-here",))
     assert refused(backend, "POST", "/adaptations", lesson_request([scan])) == (500, "failed")
     assert not is_running(backend) and is_there(backend, scan)
+
+
+def test_a_process_that_no_thread_can_follow_is_killed(
+    backend: Backend, scan: str, child: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoThread(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    class Threading:
+        Thread, RLock, Lock = NoThread, threading.RLock, threading.Lock
+
+    child(STAYS)
+    monkeypatch.setattr(learning, "threading", Threading)
+    assert refused(backend, "POST", "/adaptations", lesson_request([scan])) == (500, "failed")
+    assert not is_running(backend) and is_there(backend, scan) and not psutil.Process().children()
 
 
 def test_silence_is_broken_by_signs_of_life(

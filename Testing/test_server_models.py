@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from learning_examples import SIDE, finished_model, model_path, models_of, refused
+from learning_examples import SIDE, finished_model, model_path, models_of, refused, unfinished_model
 from SDFSMISLib import Segmenter
 from SDFSMISLib.cli import main
 from SDFSMISLib.errors import InputError
@@ -112,7 +112,13 @@ def test_two_owners_of_one_name_get_each_their_own_weights(backend: Backend) -> 
     assert mine.outcome.weights_sha256 != theirs.outcome.weights_sha256
 
 
-@pytest.mark.parametrize("name", ["liver", "../models", "", "/etc", "bright "])
+def test_a_name_whose_letters_are_put_together_otherwise_is_the_same(tmp_path: Path) -> None:
+    finished_model(tmp_path, "L\u00e9ber")
+    with running(adaptations=tmp_path) as backend:
+        assert segmented(backend, task((5, 40, 40)), "Le\u0301ber")[0]["model"] == "L\u00e9ber"
+
+
+@pytest.mark.parametrize("name", ["liver", "../models", "", "/etc"])
 def test_a_model_that_is_not_there_is_missing(backend: Backend, name: str) -> None:
     request = request_of(backend, task((5, 40, 40)), model=name)
     assert refused(backend, "POST", "/segmentations", request) == (404, "model_missing")
@@ -189,7 +195,7 @@ def test_nobody_forgets_a_model_of_another(backend: Backend) -> None:
         ("/models/%2e%2e", 422),
         ("/models/a%00b", 422),
         ("/models/-a", 422),
-        ("/models/a%20", 422),
+        ("/models/a%20", 404),
         ("/models/%ff%fe", 422),
         (f"/models/{'a' * 41}", 422),
         ("/models/bright", 404),
@@ -213,8 +219,8 @@ def test_models_outlive_the_backend(tmp_path: Path) -> None:
 
 def test_what_was_left_unfinished_goes_after_its_time_and_what_is_no_model_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "models"
-    young, old = (LearnedModel.made(folder / "everybody" / name, Lesson(name, (), 1.0, "")) for name in ("new", "old"))
-    no_model = folder / "everybody" / "none"
+    young, old = (unfinished_model(tmp_path, Lesson(name, (), 1.0, "")) for name in ("new", "old"))
+    no_model = folder / "everybody" / ("0" * 32)
     (no_model / "pipeline").mkdir(parents=True)
     for path in (old.folder, *old.folder.iterdir()):
         os.utime(path, (time.time() - 200,) * 2)
@@ -223,6 +229,30 @@ def test_what_was_left_unfinished_goes_after_its_time_and_what_is_no_model_at_on
     assert models.finished("") == []
     models.forget("", "new")
     assert not young.folder.exists()
+
+
+def test_a_model_that_is_not_finished_does_not_count_against_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        unfinished_model(tmp_path, Lesson(name, (), 1.0, ""))
+    models = LearnedModels(tmp_path / "models", 1, 100.0)
+    assert models.taken("", Lesson("c", (), 1.0, "")) is None
+
+
+def test_what_cannot_be_looked_at_stays_and_the_rest_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, old = (unfinished_model(tmp_path, Lesson(name, (), 1.0, "")).folder for name in ("a", "b"))
+    models, stat = LearnedModels(tmp_path / "models", 20, 100.0), Path.stat
+    for path in (hidden, old, *hidden.iterdir(), *old.iterdir()):
+        os.utime(path, (time.time() - 200,) * 2)
+
+    def failing(path: Path, **options: Any) -> os.stat_result:
+        if hidden in path.parents:
+            raise PermissionError(13, "out of reach")
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", failing)
+        models.expire()
+    assert (hidden.exists(), old.exists()) == (True, False)
 
 
 def test_two_backends_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from learning_examples import body_scan, refused, scan_request, send_scan
 from SDFSMISLib import Volume
+from SDFSMISLib.server.failures import Refused
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.scans import ScanStore
 from serving import Backend, running
@@ -196,12 +197,31 @@ def test_what_was_not_used_for_too_long_goes_and_what_is_learned_from_stays(tmp_
     assert not held.exists()
 
 
-def test_of_more_than_fits_those_unused_for_longest_go(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_and_only_what_has_expired_makes_room(tmp_path: Path) -> None:
     size = stored(ScanStore(tmp_path / "first", 1 << 30, 100.0), "a").stat().st_size
     store = ScanStore(tmp_path / "scans", int(2.5 * size), 100.0)
     oldest, older = stored(store, "a", 20), stored(store, "b", 10)
-    newest = stored(store, "c")
-    assert (oldest.exists(), older.exists(), newest.exists()) == (False, True, True)
+    for owner, status in (("", 413), ("0" * 16, 503)):
+        with pytest.raises(Refused) as refusal:
+            store.put(owner, SHA, body_scan())
+        assert refusal.value.status_code == status and not store.path(owner, SHA).exists()
+    assert oldest.exists() and older.exists()
+    os.utime(oldest, (time.time() - 200,) * 2)
+    assert store.put("0" * 16, SHA, body_scan()) and not oldest.exists() and older.exists()
+
+
+def test_a_scan_beyond_what_is_kept_is_refused_and_the_others_stay(tmp_path: Path) -> None:
+    scans = [body_scan(seed) for seed in (1, 2)]
+    size = scans[0].write(tmp_path / "one.nrrd").stat().st_size
+    with running(adaptations=tmp_path / "on", limits=Limits(kept_scan_bytes=int(1.5 * size)), tokens=TOKENS) as backend:
+        content = send_scan(backend, scans[0])
+        request = scan_request(backend, scans[1])
+        assert refused(backend, "PUT", f"/scans/{scans[1].content_hash()}", request) == (413, "too_large")
+        theirs = Backend(backend.port, backend.engine, backend.store, TOKENS[1])
+        request = scan_request(theirs, scans[1])
+        status, headers, answer = theirs.ask("PUT", f"/scans/{scans[1].content_hash()}", request)
+        assert (status, headers["retry-after"]) == (503, "60") and b"scans_full" in answer
+        assert files(tmp_path / "on") == [f"{content}.nrrd"]
 
 
 def test_what_a_backend_before_has_left_is_deleted(tmp_path: Path) -> None:

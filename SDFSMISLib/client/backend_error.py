@@ -30,6 +30,7 @@ __all__ = [
 BUSY = {
     "queue_full": "is busy with other runs",
     "busy": "is learning from other scans, and does so one after the other",
+    "scans_full": "has no room for more scans to learn from",
     "stopping": "is being stopped or restarted",
 }
 LONGEST_TEXT = 500  # characters of what a backend says

@@ -10,9 +10,9 @@ from typing import Any
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.server.failures import Refused
-from SDFSMISLib.server.folder_lock import locked
 from SDFSMISLib.server.learning import Ending, Learning
 from SDFSMISLib.server.learning_child import ChildRequest
+from SDFSMISLib.server.learning_folder import opened
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.logs import LOGGER, event
 from SDFSMISLib.server.models import LearnedModel, LearnedModels, Lesson
@@ -36,7 +36,8 @@ class Adaptations:
         folder: made where it is missing.
 
     Raises:
-        InputError: where the folder cannot be used, another backend has it, or a package is missing.
+        InputError: where the folder cannot be used, holds other things, another backend has it, or a package is
+            missing.
     """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
@@ -45,16 +46,14 @@ class Adaptations:
             raise InputError(
                 f'Learning needs {lacking[0]}, which is not installed: pip install "sdfsmis[serve,train]".'
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = locked(folder)
-        except BlockingIOError as error:
-            raise InputError(f"Another backend keeps its learned weights in {folder}; name another folder.") from error
-        except OSError as error:
-            raise InputError(f"Learned weights cannot be kept in {folder} ({error}); name another folder.") from error
+        self._file = opened(folder)
         folder = folder.absolute()  # what goes on after a restart knows its scans by their place
-        self.scans = ScanStore(folder / "scans", limits.kept_scan_bytes, limits.store_seconds)
-        self.models = LearnedModels(folder / "models", limits.models, limits.store_seconds)
+        try:
+            self.scans = ScanStore(folder / "scans", limits.kept_scan_bytes, limits.store_seconds)
+            self.models = LearnedModels(folder / "models", limits.models, limits.store_seconds)
+        except OSError as error:
+            self._file.close()
+            raise InputError(f"What is in {folder} cannot be used ({error}); name another folder.") from error
         self._running: Pupil | None = None
         self._is_stopping = False
         self._lock = threading.RLock()
@@ -76,7 +75,7 @@ class Adaptations:
                 the backend is stopping.
         """
         with self._lock:
-            finished = self.models.taken(owner, lesson)
+            finished = self._finished(owner, lesson)
             if finished is not None:
                 return finished
             if self._running is not None and self._running.is_of(owner, lesson):
@@ -89,17 +88,20 @@ class Adaptations:
                 paths = tuple(str(self.scans.path(owner, content)) for content in lesson.scans)
                 request = ChildRequest(str(started.folder), paths, model, device)
                 self._running = Pupil(owner, started, request, self._ended)
-            except (OSError, InputError) as error:
+            except Exception as error:  # of the disk, the process or its threads
                 LOGGER.exception("learning cannot begin")
                 self.models.leave()
                 self.scans.release()
                 raise Refused(500, "failed", "The backend cannot begin to learn; its log tells why.") from error
             return self._running
 
-    def expire(self) -> None:
-        """Forget what nobody has used for too long."""
-        self.scans.expire()
-        self.models.expire()
+    def forget(self, owner: str, name: str) -> LearnedModel:
+        """Delete a model, and scans that wait for it where it is not finished; see `LearnedModels.forget`."""
+        with self._lock:
+            model = self.models.forget(owner, name)
+            if model.outcome is None:
+                self.scans.delete(owner, model.lesson.scans)
+        return model
 
     def stop(self) -> None:
         """Let nothing begin any more, and cancel what is running. Does not wait; may be called by a signal."""
@@ -109,7 +111,8 @@ class Adaptations:
                 self._running.stop()
 
     def close(self) -> None:
-        """`stop`, and wait; no scan stays. What was begun can go on in another process."""
+        """`stop`, and wait; no scan stays as it was sent. What was begun can go on in another process: until it is
+        finished or expires it keeps what it has made of its scans."""
         self.stop()
         running = self._running
         if running is not None:
@@ -118,6 +121,18 @@ class Adaptations:
             running.learning.join()
         self.scans.clear()
         self._file.close()
+
+    def _finished(self, owner: str, lesson: Lesson) -> LearnedModel | None:
+        """See `LearnedModels.taken`. What was sent for a lesson that nobody will learn from is of no use."""
+        try:
+            finished = self.models.taken(owner, lesson)
+        except Refused as refused:
+            if refused.code == "name_taken":
+                self.scans.delete(owner, lesson.scans)
+            raise
+        if finished is not None:
+            self.scans.delete(owner, lesson.scans)
+        return finished
 
     def _check_scans(self, owner: str, lesson: Lesson) -> None:
         missing = self.scans.missing(owner, lesson.scans)
@@ -143,8 +158,9 @@ class Adaptations:
         with self._lock:
             self._running = None
             self.scans.release()
-            model = self.models.end(pupil.owner, keep=ending == "cancelled")
-            if ending != "cancelled" or model.outcome is not None:
+            goes_on = ending in ("cancelled", "cut")
+            model = self.models.end(pupil.owner, keep=goes_on)
+            if model.outcome is not None or not goes_on:
                 self.scans.delete(pupil.owner, model.lesson.scans)
         return model
 
@@ -210,7 +226,7 @@ class Pupil:
         event(f"adaptation {ending}", scans=len(model.lesson.scans), minutes=model.lesson.minutes)
         if model.outcome is not None:
             self._tell(end_record(model))
-        elif ending == "failed":
+        elif ending in ("cut", "failed"):
             self._tell({"type": "error", "code": code, "message": message})
         else:
             text = "Learning was cancelled; the same request goes on with it."

@@ -31,7 +31,7 @@ from SDFSMISLib.protocol import (
     content_address,
     unpack_array,
 )
-from SDFSMISLib.server.access import Access
+from SDFSMISLib.server.access import Access, owners_of
 from SDFSMISLib.server.adaptations import Adaptations
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.failures import Refused, documented
@@ -81,6 +81,8 @@ def make_app(
         adaptations: what belongs to learning, closed when the application ends; None = that is not offered.
     """
     metrics = Metrics(engine, store)
+    if adaptations is not None:
+        _tell_unowned(adaptations, owners_of(tokens))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -107,17 +109,29 @@ def make_app(
     _add_segmentation_route(app, engine, store, metrics)
     add_learning_routes(app, engine, store, adaptations)
     _add_page(app)
-    _adddocumented(app)
+    _add_failures(app)
     limits = engine.limits
     return _Counting(Access(app, tokens, limits.body_bytes, limits.slice_bytes + HEADER_BYTES), metrics)
 
 
+def _tell_unowned(adaptations: Adaptations, owners: Sequence[str]) -> None:
+    """Logs how many models nobody can use who may come in: owners change with tokens, and with how many there are."""
+    count = adaptations.models.owned_by_others(owners)
+    if count:
+        LOGGER.warning("%d learned models belong to no token that is accepted now; they stay on disk", count)
+
+
 async def _expire(store: Store, adaptations: Adaptations | None) -> None:
+    forgetful = [store.expire]
+    if adaptations is not None:
+        forgetful += [adaptations.scans.expire, adaptations.models.expire]
     while True:
         await asyncio.sleep(EXPIRE_SECONDS)
-        await run_in_threadpool(store.expire)
-        if adaptations is not None:
-            await run_in_threadpool(adaptations.expire)
+        for expire in forgetful:
+            try:
+                await run_in_threadpool(expire)
+            except Exception:  # the others go on, and this one the next time
+                LOGGER.exception("what is not used any more cannot be forgotten")
 
 
 def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics, adaptations: Adaptations | None) -> None:
@@ -129,7 +143,7 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics, adaptation
         return Health(status="stopping" if engine.lost is None else "device lost", version=__version__)
 
     @app.get("/capabilities", response_model=Capabilities, summary="What it can do, and what a slice costs")
-    async def capabilities(request: Request) -> Capabilities:
+    def capabilities(request: Request) -> Capabilities:
         limits = {name: getattr(engine.limits, name) for name in AcceptedLimits.model_fields}
         return Capabilities(
             version=__version__,
@@ -264,7 +278,7 @@ def _add_page(app: FastAPI) -> None:
         )
 
 
-def _adddocumented(app: FastAPI) -> None:
+def _add_failures(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
         return error.answer()
@@ -305,7 +319,7 @@ def _adddocumented(app: FastAPI) -> None:
 
 def _problem(problem: dict[str, Any]) -> str:
     where = ".".join(str(place) for place in problem["loc"])
-    return f"{where}: {problem['msg']}"[:200]
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"[:200]
 
 
 class _Counting:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmenter import Segmenter
@@ -67,10 +68,13 @@ class Engine:
         """The segmenter of a model: the one that is served (None, or its name), or one that the owner has learned,
         which may have to be loaded first.
 
+        Args:
+            model: its plain name.
+
         Raises:
             Refused: where there is none, or it cannot be loaded.
         """
-        if model is None or model == self.segmenter.name:
+        if model is None or model == plain_name(self.segmenter.name):
             return self.segmenter
         if self._models is None:
             raise model_missing(model)

@@ -65,12 +65,18 @@ class Entrance:
         print(json.dumps({"url": self.url, "version": __version__}), flush=True)
 
 
-def when_stdin_closes(end: Callable[[], None]) -> None:
-    """Calls `end`, from a thread, when the program ends that holds standard input open, however that ends."""
+def when_stdin_closes(end: Callable[[], None], descriptor: int | None = None) -> None:
+    """Calls `end`, from a thread, when the program ends that holds standard input open, however that ends.
 
-    if sys.stdin is None or sys.stdin.closed:
+    Args:
+        descriptor: where standard input is; None: where it always is.
+
+    Raises:
+        InputError: where there is none.
+    """
+    if descriptor is None and (sys.stdin is None or sys.stdin.closed):
         raise InputError("There is no standard input that could close; leave --until-stdin-closes out.")
-    stdin = sys.stdin.fileno()
+    stdin = sys.stdin.fileno() if descriptor is None else descriptor
 
     def watch() -> None:
         while os.read(stdin, 1 << 10):  # not by sys.stdin, whose lock the thread would hold at the program's end

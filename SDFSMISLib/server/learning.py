@@ -27,7 +27,8 @@ else:
     FLAGS = 0
 
 Record = dict[str, Any]
-Ending = Literal["done", "cancelled", "failed"]
+Ending = Literal["done", "cancelled", "cut", "failed"]
+"""`cut` is a failure after which the same request goes on; `failed` is one for good."""
 
 
 class Learning:
@@ -36,11 +37,11 @@ class Learning:
     Args:
         request: what it is told.
         on_end: called once, in a thread, when the process is gone: with how it ended, and with the code and the message
-            of its failure.
+            of its failure, `cut` or `failed`.
         tell: called with each record of progress, in a thread.
 
     Raises:
-        OSError: where the process cannot be started.
+        OSError, RuntimeError: where the process, or a thread that follows it, cannot be started.
     """
 
     def __init__(
@@ -60,9 +61,14 @@ class Learning:
             start_new_session=True,  # Ctrl+C in the backend's terminal is the backend's to hear
         )
         self._log = threading.Thread(target=self._read_log, name="learning log", daemon=True)
-        self._log.start()
         self._thread = threading.Thread(target=self._work, args=(request,), name="learning", daemon=True)
-        self._thread.start()
+        try:
+            self._log.start()
+            self._thread.start()
+        except RuntimeError:  # as many as may be; nobody would follow the process
+            self._process.kill()
+            self._process.wait()
+            raise
 
     @property
     def is_ending(self) -> bool:
@@ -112,16 +118,17 @@ class Learning:
     def _ending(self, last: Record) -> tuple[Ending, str, str]:
         if last.get("type") == "done":
             return "done", "", ""
-        if last.get("type") == "error":
+        if last.get("type") in ("cut", "error"):
             if last["code"] != "invalid_input":
                 self._log.join(1.0)
                 LOGGER.error("learning failed: %s\n%s", last["message"], "\n".join(self._lines))
-            return "failed", last["code"], last["message"]
+            return "cut" if last["type"] == "cut" else "failed", last["code"], last["message"]
         if self._cancelled or last.get("type") == "cancelled":
             return "cancelled", "", ""
         self._log.join(1.0)
         LOGGER.error("learning process ended by %s\n%s", self._process.returncode, "\n".join(self._lines))
-        return "failed", "failed", f"The learning process ended by itself ({self._process.returncode}); see the log."
+        code = self._process.returncode
+        return "cut", "failed", f"The learning process ended by itself ({code}); the backend's log tells more."
 
     def _stop(self) -> None:
         """Tell the process to end and wait until it is gone; by force where that takes too long."""

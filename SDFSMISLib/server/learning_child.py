@@ -55,6 +55,7 @@ def main() -> None:
     """Learn once, as standard input says."""
     records = _own_output()
     request = _request()
+    stdin = _own_input()
     cancelled = threading.Event()
 
     def end() -> None:
@@ -62,7 +63,7 @@ def main() -> None:
         time.sleep(END_SECONDS)
         os._exit(1)  # nobody is there any more to do it; what was kept so far is whole
 
-    when_stdin_closes(end)
+    when_stdin_closes(end, stdin)
     if sys.platform != "win32":  # where the backend says it when it starts the process
         os.nice(NICE)
 
@@ -71,6 +72,10 @@ def main() -> None:
 
     say(0, 1, "Starting")  # which takes some seconds, for libraries that are large
     _tell(records, _learned(request, say, cancelled.is_set))
+
+
+class _InUse(RuntimeError):
+    """Another process has the folder."""
 
 
 def _learned(request: ChildRequest, say: Say, cancel: Callable[[], bool]) -> dict[str, Any]:
@@ -83,14 +88,14 @@ def _learned(request: ChildRequest, say: Say, cancel: Callable[[], bool]) -> dic
         return {"type": "cancelled"}
     except InputError as error:
         return _error("invalid_input", _without_places(str(error), request))
+    except _InUse as error:
+        return _cut("failed", str(error))
     except Exception as error:
         from SDFSMISLib.inference.networks import is_out_of_memory
 
         traceback.print_exc()
         if is_out_of_memory(error):
-            return _error(
-                "out_of_memory", "The backend's device has too little memory to learn beside what runs there."
-            )
+            return _cut("out_of_memory", "The backend's device has too little memory to learn beside what runs there.")
         return _error("failed", f"Learning failed ({type(error).__name__}); the backend's log tells more.")
 
 
@@ -100,6 +105,8 @@ def _learn(request: ChildRequest, say: Say, cancel: Callable[[], bool]) -> None:
     from SDFSMISLib.training.adaptation import adapt
 
     model = LearnedModel.read(Path(request.folder))
+    if model.outcome is not None:  # by a child of a backend that was killed, while this one waited for it
+        return
     if not (model.pipeline / "work" / "state.json").exists() or (model.pipeline / "model_index.json").exists():
         shutil.rmtree(model.pipeline, ignore_errors=True)  # cut before there was anything, or between two last steps
     scans = [Path(scan) for scan in request.scans]
@@ -125,7 +132,7 @@ def _learn(request: ChildRequest, say: Say, cancel: Callable[[], bool]) -> None:
 
 
 def _alone(folder: Path, cancel: Callable[[], bool]) -> IO[bytes]:
-    """The folder, once a child before has left it. Raises `Cancelled`, or `RuntimeError` where that does not end."""
+    """The folder, once a child before has left it. Raises `Cancelled`, or `_InUse` where that does not end."""
     end = time.monotonic() + LOCK_SECONDS
     while time.monotonic() < end:
         try:
@@ -134,7 +141,7 @@ def _alone(folder: Path, cancel: Callable[[], bool]) -> IO[bytes]:
             if cancel():
                 raise Cancelled("It was cancelled before it began.") from None
             time.sleep(LOOK)
-    raise RuntimeError("The learning process of before does not end.")
+    raise _InUse("The learning process of before does not end; ask again later, or start the backend again.")
 
 
 def _request() -> ChildRequest:
@@ -156,6 +163,17 @@ def _own_output() -> IO[str]:
     return records
 
 
+def _own_input() -> int:
+    """Where standard input is from now on: for whatever a library looks at there is nothing in its place, since on
+    Windows a library that is loaded while a thread reads from there waits for that thread."""
+    stdin = sys.stdin.fileno()
+    kept = os.dup(stdin)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, stdin)
+    os.close(nothing)
+    return kept
+
+
 def _tell(records: IO[str], record: dict[str, Any]) -> None:
     records.write(json.dumps(record) + "\n")
     records.flush()
@@ -163,6 +181,11 @@ def _tell(records: IO[str], record: dict[str, Any]) -> None:
 
 def _error(code: str, message: str) -> dict[str, Any]:
     return {"type": "error", "code": code, "message": message}
+
+
+def _cut(code: str, message: str) -> dict[str, Any]:
+    """A failure that may be over when the same is asked for again, which then goes on."""
+    return {"type": "cut", "code": code, "message": message}
 
 
 def _without_places(text: str, request: ChildRequest) -> str:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import Geometry
 from SDFSMISLib.protocol import RECORDS_TYPE
@@ -46,7 +47,7 @@ def add_learning_routes(app: FastAPI, engine: Engine, store: Store, adaptations:
         summary="Forget a model that was learned",
     )
     def forget(name: Name, request: Request) -> Response:
-        engine.loaded.drop(_offered(adaptations).models.forget(request.state.owner, name))
+        engine.loaded.drop(_offered(adaptations).forget(request.state.owner, name))
         return Response(status_code=204)
 
 
@@ -76,7 +77,7 @@ def _add_scan_routes(app: FastAPI, limits: Limits, store: Store, adaptations: Ad
         "/scans/{content}",
         status_code=201,
         response_class=Response,
-        responses={200: {"description": "It was here already."}, **documented(400, 404, 409, 422, 426)},
+        responses={200: {"description": "It was here already."}, **documented(400, 404, 409, 422, 426, 503)},
         summary="Put a scan together from slices that were sent; to be learned from",
     )
     async def put(content: Content, asked: ScanRequest, request: Request) -> Response:
@@ -168,5 +169,5 @@ def _check(wanted: AdaptationRequest, served: str, limits: Limits) -> None:
         raise InputError(f"{wanted.minutes:g} minutes were given; {limits.minutes:g} are accepted.")
     if len(set(wanted.scans)) > limits.scans:
         raise InputError(f"{len(set(wanted.scans))} scans were given; {limits.scans} are accepted.")
-    if wanted.name == served:
+    if wanted.name == plain_name(served):
         raise InputError(f"{served} is the name of the model that is served; choose another one.")

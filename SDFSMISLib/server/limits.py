@@ -28,8 +28,8 @@ class Limits:
     minutes: of one adaptation.
     scans: that one adaptation learns from.
     scan_bytes: of one of them, as it is in memory.
-    kept_scan_bytes: of all that wait on disk to be learned from, as files; those unused for longest go first.
-    models: that one owner may have learned.
+    kept_scan_bytes: of all that wait on disk to be learned from, as files; one beyond them is refused.
+    models: finished ones that one owner may have.
     loaded_models: learned ones that are kept in memory; the one unused for longest goes first.
     """
 

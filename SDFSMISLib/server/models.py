@@ -7,11 +7,13 @@ going on needs; and `learned.json`, which makes it a finished one.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from SDFSMISLib.server.owners import owner_folder, owner_of
 __all__ = ["LearnedModel", "LearnedModels", "Lesson", "Outcome", "model_missing"]
 
 REQUEST, LEARNED, PIPELINE = "request.json", "learned.json", "pipeline"
+OURS = re.compile("[0-9a-f]{32}")  # names of folders of models
+UNREADABLE = (OSError, ValueError, TypeError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class LearnedModels:
 
     Args:
         folder: of them alone.
-        most: models of one owner.
+        most: finished models of one owner.
         most_seconds: that one which is not finished stays without being learned.
     """
 
@@ -112,6 +116,7 @@ class LearnedModels:
         self._most_seconds = most_seconds
         self._learning: LearnedModel | None = None
         self._lock = threading.RLock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._kept = self._found()
         self.expire()
 
@@ -120,6 +125,11 @@ class LearnedModels:
         with self._lock:
             models = [model for (whose, _), model in self._kept.items() if whose == owner and model.outcome]
         return sorted(models, key=lambda model: model.lesson.name)
+
+    def owned_by_others(self, owners: Collection[str]) -> int:
+        """How many models belong to none of these owners."""
+        with self._lock:
+            return sum(whose not in owners for whose, _ in self._kept)
 
     def of(self, owner: str, name: str) -> LearnedModel:
         """A finished one.
@@ -140,8 +150,9 @@ class LearnedModels:
             Refused: where another lesson has led to a model of this name, or the owner has too many.
         """
         with self._lock:
+            self._look_again((owner, lesson.name))
             model = self._kept.get((owner, lesson.name))
-            others = sum(whose == owner and name != lesson.name for whose, name in self._kept)
+            others = sum(other.lesson.name != lesson.name for other in self.finished(owner))
         if model is not None and model.outcome is not None:
             if model.lesson == lesson:
                 return model
@@ -210,16 +221,25 @@ class LearnedModels:
                 if model.outcome is None and model is not self._learning and _touched(model.folder) < oldest:
                     self._remove(key)
 
+    def _look_again(self, key: tuple[str, str]) -> None:
+        """A process of a backend that was killed may have finished a model since."""
+        model = self._kept.get(key)
+        if model is not None and model.outcome is None and model is not self._learning:
+            with suppress(*UNREADABLE):
+                self._kept[key] = LearnedModel.read(model.folder)
+
     def _remove(self, key: tuple[str, str]) -> None:
         _delete(self._kept.pop(key).folder)
 
     def _found(self) -> dict[tuple[str, str], LearnedModel]:
-        """What an earlier process has left; of that, what is no model is deleted."""
+        """What an earlier process has left; of that, what is no model is deleted. What others have put there stays."""
         found = {}
         for folder in self._folder.glob("*/*"):
+            if not OURS.fullmatch(folder.name) or not folder.is_dir():
+                continue
             try:
                 model = LearnedModel.read(folder)
-            except (OSError, ValueError, TypeError, KeyError):
+            except UNREADABLE:
                 _delete(folder)
             else:
                 found[owner_of(folder.parent), model.lesson.name] = model
@@ -232,12 +252,20 @@ def model_missing(name: str) -> Refused:
 
 
 def _touched(folder: Path) -> float:
-    """When something of an unfinished model was last written."""
-    return max((path.stat().st_mtime for path in (folder, *folder.glob("*"), *folder.glob("*/*/*.json"))), default=0.0)
+    """When something of an unfinished model was last written; now, where that cannot be told."""
+    times = [0.0]
+    try:
+        for path in (folder, *folder.glob("*"), *folder.glob("*/*/*.json")):
+            with suppress(FileNotFoundError):  # gone meanwhile
+                times.append(path.stat().st_mtime)
+    except OSError:
+        return time.time()
+    return max(times)
 
 
 def _delete(folder: Path) -> None:
-    (folder / REQUEST).unlink(missing_ok=True)  # first: what cannot be deleted now is no model later
+    with suppress(OSError):  # first: what cannot be deleted now is no model later
+        (folder / REQUEST).unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 

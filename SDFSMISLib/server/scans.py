@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from SDFSMISLib.server.failures import Refused
 from SDFSMISLib.server.owners import owner_folder
 from SDFSMISLib.volume import Volume
 
 __all__ = ["ScanStore"]
 
 EXTENSION = ".nrrd"
+OURS = re.compile(rf"\.?[0-9a-f]{{64}}(\.[0-9a-f]{{8}})?{re.escape(EXTENSION)}")  # those being written too
+RETRY_SECONDS = 60  # after which to ask again whether there is room
 
 
 class ScanStore:
@@ -25,7 +28,7 @@ class ScanStore:
 
     Args:
         folder: of them alone.
-        most_bytes: of all files; those unused for longest go first.
+        most_bytes: of all files; one beyond them is refused.
         most_seconds: that a scan stays without being used.
     """
 
@@ -35,6 +38,7 @@ class ScanStore:
         self._most_seconds = most_seconds
         self._held: frozenset[Path] = frozenset()
         self._lock = threading.RLock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.clear()
 
     def path(self, owner: str, content: str) -> Path:
@@ -46,13 +50,17 @@ class ScanStore:
 
         Raises:
             InputError: where it cannot be written.
+            Refused: where there is no room for it beside the others, which all may still be asked for.
         """
         path = self.path(owner, content)
         if self._used(path):
             return False
         scan.write(path)
-        with self._lock:
-            self._drop_beyond(self._most_bytes, sparing=path)
+        try:
+            self._check_room(path.parent)
+        except Refused:
+            _remove(path)
+            raise
         return True
 
     def missing(self, owner: str, contents: Iterable[str]) -> list[str]:
@@ -87,8 +95,10 @@ class ScanStore:
                     _remove(path)
 
     def clear(self) -> None:
-        """Forget all."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Forget all. What others have put into the folder stays."""
+        with self._lock:
+            for path, _, _ in self._files():
+                _remove(path)
 
     def _used(self, path: Path) -> bool:
         """Whether a scan is there; then it has been used now."""
@@ -98,23 +108,32 @@ class ScanStore:
             return False
         return True
 
-    def _drop_beyond(self, most_bytes: int, sparing: Path) -> None:
-        files = sorted(self._files(), key=lambda file: file[2])
-        size = sum(of_one for _, of_one, _ in files)
-        for path, of_one, _ in files:
-            if size <= most_bytes:
-                break
-            if path != sparing and path not in self._held:
-                _remove(path)
-                size -= of_one
+    def _check_room(self, own: Path) -> None:
+        """Raises `Refused` where files are too many, those of the owner's folder `own` or all together."""
+        files = self._files()
+        if sum(size for _, size, _ in files) > self._most_bytes:
+            self.expire()
+            files = self._files()
+        mine = sum(size for path, size, _ in files if path.parent == own)
+        if mine > self._most_bytes:
+            raise Refused(
+                413,
+                "too_large",
+                f"Your scans would take {mine} bytes here, as files; {self._most_bytes} are kept. Send fewer, or "
+                "forget some first.",
+            )
+        if sum(size for _, size, _ in files) > self._most_bytes:
+            text = "Scans of others wait here to be learned from, and leave too little room; ask again later."
+            raise Refused(503, "scans_full", text, headers={"Retry-After": str(RETRY_SECONDS)})
 
     def _files(self) -> list[tuple[Path, int, float]]:
-        """All files, those being written too: path, bytes, and when it was last used."""
+        """All files of ours, those being written too: path, bytes, and when it was last used."""
         found = []
-        for path in self._folder.glob(f"*/*{EXTENSION}"):
+        for path in self._folder.glob("*/*"):
             with suppress(FileNotFoundError):
-                about = path.stat()
-                found.append((path, about.st_size, about.st_mtime))
+                if OURS.fullmatch(path.name) and path.is_file():
+                    about = path.stat()
+                    found.append((path, about.st_size, about.st_mtime))
         return found
 
 

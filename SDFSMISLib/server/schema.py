@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
+from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.server.model_name import ModelName
 
 ScanHash = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content hash (sha256, hex) of a whole scan")]
@@ -107,7 +108,8 @@ class SegmentationRequest(Strict):
 
     protocol: int
     model: Annotated[
-        str | None, Field(max_length=256, description="one of /capabilities; null = the one that is served")
+        Annotated[str, AfterValidator(plain_name)] | None,
+        Field(max_length=256, description="one of /capabilities; null = the one that is served"),
     ] = None
     query: Query
     support: Annotated[list[Painted], Field(min_length=1, max_length=MOST_PIECES), FailFast()]
