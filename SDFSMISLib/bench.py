@@ -45,6 +45,7 @@ SCHEDULES = {
 PARTS = ("VAE encode", "DINOv2", "U-Net, support", "U-Net, query", "VAE decode", "rest")
 NAIVE_QUERIES = 4  # each costs the same, so that these tell what more of them would take
 LEAST_SECONDS, MOST_REPEATS = 3.0, 20  # a short schedule is repeated this long, and the fastest repetition counts
+LONG_PRODUCT = 0.1  # seconds of a matrix product that is large enough
 THRESHOLD = 0.5
 MIB = 1 << 20
 
@@ -392,17 +393,27 @@ def _flop(pipeline: SDFSMISPipeline, image: torch.Tensor, mask: torch.Tensor, on
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product: the best of several."""
+    """Floating-point operations per second of a matrix product: the best of several, of matrices that are as large as a
+    device needs to show what it can; a processor takes minutes for a large one of a type that it does not know."""
+    side, most, repeats = (256, 8192, 20) if device.type == "cuda" else (256, 2048, 5)
+    while True:
+        seconds = _product_seconds(side, repeats, device, dtype)
+        if side >= most or seconds > LONG_PRODUCT:
+            return 2 * side**3 / seconds
+        side *= 2
+
+
+def _product_seconds(side: int, repeats: int, device: torch.device, dtype: torch.dtype) -> float:
+    """The shortest time of a product of two square matrices."""
     import torch
 
-    side, repeats = (8192, 20) if device.type == "cuda" else (2048, 5)
     left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(repeats):
         start = _now(device)
         left @ right
         seconds.append(_now(device) - start)
-    return 2 * side**3 / min(seconds)
+    return min(seconds)
 
 
 def _now(device: torch.device) -> float:
