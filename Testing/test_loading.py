@@ -65,6 +65,13 @@ def test_a_saved_pipeline_gives_the_same_output(saved: Path, capfd: pytest.Captu
         assert torch.equal(pipe(*inputs()).maps, expected)
 
 
+def test_weights_begin_where_torchs_own_memory_does_however_they_were_read(saved: Path) -> None:
+    """Some processors round otherwise where they do not."""
+    for pipe in (load_pipeline(saved, "cpu"), SDFSMISPipeline.from_pretrained(saved)):
+        for part in (pipe.vae, pipe.unet, pipe.image_encoder, pipe.translator):
+            assert all(tensor.data_ptr() % 64 == 0 for tensor in (*part.parameters(), *part.buffers()))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_runs(saved: Path, dtype: torch.dtype) -> None:
     expected = golden.pipeline()(*inputs()).maps

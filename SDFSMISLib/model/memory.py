@@ -1,11 +1,18 @@
-"""Freed memory kept for the next network layer; for processes that are ours, such as the commands."""
+"""Memory of networks: where weights lie in it, and freed memory kept for the next layer."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from itertools import chain
+from typing import TYPE_CHECKING
 
-__all__ = ["keep_freed_memory"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["align", "keep_freed_memory"]
+
+ALIGNMENT = 64  # bytes; torch's own memory begins at multiples of it
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
 KEPT = 1 << 30  # bytes at the end of the heap, at most
@@ -24,3 +31,14 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT), (M_ARENA_MAX, 1))
     return all(library.mallopt(what, value) for what, value in settings)
+
+
+def align(network: nn.Module) -> None:
+    """Let weights and buffers begin where torch's own memory would, copying those that do not.
+
+    Weights that are read from a file lie where they lie in the file, and some processors compute by other instructions
+    then: the same weights gave answers that differ in their last bits, by whether they were loaded or made.
+    """
+    for tensor in chain(network.parameters(), network.buffers()):
+        if not tensor.is_meta and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()

@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from transformers import Dinov2Model
 
 from SDFSMISLib.model.likeness import likeness, likeness_table
+from SDFSMISLib.model.memory import align
 from SDFSMISLib.model.prototypes import query_probabilities, query_prototypes, support_prototypes
 from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_feature
 from SDFSMISLib.model.unet import Hints, SupportBank, SupportQueryUNet
@@ -66,6 +67,8 @@ class SDFSMISPipeline(DiffusionPipeline):
         without: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        for part in (vae, unet, image_encoder, translator):
+            align(part)
         self.register_modules(vae=vae, unet=unet, image_encoder=image_encoder, translator=translator)
         self.register_to_config(resolution=resolution, official_details=official_details, without=list(without))
 
