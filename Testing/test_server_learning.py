@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,16 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 def backend(tmp_path: Path) -> Iterator[Backend]:
     with running(adaptations=tmp_path / "adaptations") as made:
         yield made
+
+
+def learners() -> list[psutil.Process]:
+    """The stand-ins that run now; other tests of a run may have left processes that serve many."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "child.py" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.fixture
@@ -235,7 +246,7 @@ def test_a_process_that_does_not_hear_is_killed(backend: Backend, scan: str, chi
     child(STAYS)
     stream = Listening(backend, lesson_request([scan]))
     stream.until("progress")
-    (process,) = psutil.Process().children()
+    (process,) = learners()
     stream.leave()
     until(lambda: not is_running(backend))
     assert not process.is_running() and is_there(backend, scan)
@@ -297,7 +308,7 @@ def test_a_process_that_no_thread_can_follow_is_killed(
     child(STAYS)
     monkeypatch.setattr(learning, "threading", Threading)
     assert refused(backend, "POST", "/adaptations", lesson_request([scan])) == (500, "failed")
-    assert not is_running(backend) and is_there(backend, scan) and not psutil.Process().children()
+    assert not is_running(backend) and is_there(backend, scan) and not learners()
 
 
 def test_silence_is_broken_by_signs_of_life(
@@ -366,13 +377,11 @@ def numbered(count: int) -> list[str]:
         ("protocol", 2, 426, "protocol_mismatch"),
         ("name", "", 422, "invalid_request"),
         ("name", "a" * 41, 422, "invalid_request"),
-        ("name", " a", 422, "invalid_request"),
         ("name", "a.", 422, "invalid_request"),
         ("name", "-a", 422, "invalid_request"),
         ("name", "../a", 422, "invalid_request"),
         ("name", "a/b", 422, "invalid_request"),
         ("name", "a\\b", 422, "invalid_request"),
-        ("name", "a\nb", 422, "invalid_request"),
         ("name", "a\u202eb", 422, "invalid_request"),
         ("name", "\u0301a", 422, "invalid_request"),
         ("name", "C:", 422, "invalid_request"),
@@ -400,13 +409,15 @@ def test_a_bad_field_is_refused_with_one_sentence(
     assert refused(idle, "POST", "/adaptations", lesson_request([SHA]) | {field: value}) == (status, code)
 
 
-@pytest.mark.parametrize("name", ["a", "Leber 2", "пе-чень", "肝臓", "यकृत", "a.b_c", "1", "COM1", "e\u0301"])
+@pytest.mark.parametrize(
+    "name", ["a", "Leber 2", "пе-чень", "肝臓", "यकृत", "a.b_c", "1", "COM1", "e\u0301", " Leber\n 2 "]
+)
 def test_a_name_of_any_script_is_taken(backend: Backend, child: Callable[[str], None], name: str) -> None:
     child(FINISHES)
     content = send_scan(backend, body_scan())
     composed = learned(backend, lesson_request([content], name=name))[-1]["name"]
     assert models_of(backend) == [("bright", False), (composed, True)]
-    assert composed == ("\u00e9" if name == "e\u0301" else name)
+    assert composed == {"e\u0301": "\u00e9", " Leber\n 2 ": "Leber 2"}.get(name, name)
 
 
 def test_scans_that_are_missing_are_named(backend: Backend, scan: str) -> None:
