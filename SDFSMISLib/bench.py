@@ -395,7 +395,8 @@ def _flop(pipeline: SDFSMISPipeline, image: torch.Tensor, mask: torch.Tensor, on
 def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a matrix product: the best of several, of matrices that are as large as a
     device needs to show what it can; a processor takes minutes for a large one of a type that it does not know."""
-    side, most, repeats = (256, 8192, 20) if device.type == "cuda" else (256, 2048, 5)
+    most, repeats = (8192, 20) if device.type == "cuda" else (2048, 5)
+    side = 256
     while True:
         seconds = _product_seconds(side, repeats, device, dtype)
         if side >= most or seconds > LONG_PRODUCT:

@@ -22,7 +22,7 @@ from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.training import adaptation, adaptation_measure, adaptation_propagation, adaptation_recipe
+from SDFSMISLib.training import adaptation, adaptation_recipe
 from SDFSMISLib.training.adaptation import adapt
 from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, DrawnSlice
 from SDFSMISLib.training.adaptation_levels import Levels, matched
@@ -33,6 +33,7 @@ from SDFSMISLib.training.adaptation_scans import AdaptationScan, _organ_like, pr
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.slices import SliceKey
 from SDFSMISLib.volume import Geometry, Volume
+from small_learning_child import make_small
 
 MINUTES = 0.05
 
@@ -75,14 +76,9 @@ def organ(scan: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
-    """Few synthetic volumes and few held-out episodes, and time for all scans."""
+    """What takes long is made small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(adaptation_recipe.OURS, "synthetic_count", 1)
-        patch.setitem(adaptation_recipe.OURS, "batch", 1)
-        patch.setattr(adaptation_measure, "SIZE", 2)
-        patch.setattr(adaptation_measure, "BATCHES", {"propagate": 1, "cross": 1})
-        patch.setattr(adaptation_propagation, "TASKS", 2)
-        patch.setattr(adaptation, "PREPARING", 100.0)
+        make_small(patch)
         yield
 
 

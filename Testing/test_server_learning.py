@@ -86,6 +86,15 @@ def learners() -> list[psutil.Process]:
     return found
 
 
+def leave_off(backend: Backend, scan: str, child: Callable[[str], None]) -> None:
+    """Weights begin to learn, and their client leaves."""
+    child(WAITS)
+    stream = Listening(backend, lesson_request([scan]))
+    stream.until("progress")
+    stream.leave()
+    until(lambda: not is_running(backend))
+
+
 @pytest.fixture
 def scan(backend: Backend) -> str:
     return send_scan(backend, body_scan())
@@ -217,11 +226,7 @@ def test_another_request_takes_the_place_of_an_unfinished_one_of_its_name(
 def test_an_unfinished_model_can_be_forgotten(
     backend: Backend, scan: str, child: Callable[[str], None], tmp_path: Path
 ) -> None:
-    child(WAITS)
-    stream = Listening(backend, lesson_request([scan]))
-    stream.until("progress")
-    stream.leave()
-    until(lambda: not is_running(backend))
+    leave_off(backend, scan, child)
     assert is_there(backend, scan)
     assert backend.ask("DELETE", "/models/liver%20of%20us")[0] == 204 and folders(backend, tmp_path) == 0
     assert not is_there(backend, scan)
@@ -230,11 +235,7 @@ def test_an_unfinished_model_can_be_forgotten(
 def test_what_a_process_has_finished_after_its_backend_was_killed_is_found(
     backend: Backend, scan: str, child: Callable[[str], None], tmp_path: Path
 ) -> None:
-    child(WAITS)
-    stream = Listening(backend, lesson_request([scan]))
-    stream.until("progress")
-    stream.leave()
-    until(lambda: not is_running(backend))
+    leave_off(backend, scan, child)
     (folder,) = (tmp_path / "adaptations" / "models").glob("*/*")
     LearnedModel.read(folder).finish(Outcome("ab" * 32, 32, True, 0.5, 0.625, 8, 1.5, 1, ()))
     child("sys.exit(1)")

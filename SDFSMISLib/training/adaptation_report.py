@@ -27,9 +27,10 @@ KINDS = {
     "cross": "a painted slice of another scan",
 }
 NOTE = (
-    "Measured on supervoxels that were held out of learning, always the same episodes: soft Dice, and for queries "
-    "without the target how little was found. It tells whether weights have got better at such tasks; how good they "
-    "are at organs only scans with labels tell (sdfsmis evaluate)."
+    "Measured on supervoxels that were held out of learning, always the same ones. Within a scan: painted on one slice "
+    "and carried to the others as sdfsmis segment does it, soft Dice. Across scans: single slices, soft Dice, "
+    "and for those without the target how little was found. It tells whether weights have got better at such tasks; "
+    "how good they are at organs only scans with labels tell (sdfsmis evaluate)."
 )
 SUPERVOXEL_NOTE = (
     "What is learned from: a slice of each of some scans, large supervoxels on it, and smaller ones. Colours tell "
