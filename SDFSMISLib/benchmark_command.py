@@ -355,15 +355,13 @@ def _parts(without: list[str]) -> list[str]:
 def _changed(settings: TrainingConfig, without: list[str]) -> TrainingConfig:
     """The configuration as the benchmark trains by it: on all scans that a job names, without their labels."""
     losses: dict[str, float] = {name: 0.0 if name in without else weight for name, weight in settings.losses.items()}
-    mix = {kind: share for kind, share in settings.mix.items() if kind != "cross"}  # which needs labels
     if absent := [name for name in without if name in LOSSES and name not in losses]:
         raise InputError(f"The configuration has no loss {absent[0]!r} to leave out; it has {', '.join(losses)}.")
-    for what, shares in (("loss", losses), ("kind of episode that needs no labels", mix)):
-        if not any(shares.values()):
-            raise InputError(f"The configuration would have no {what} left; name another one.")
-    own = {"shippable": False, "held_out": (), "validate_every": 0, "label_share": 0.0}
+    if not any(losses.values()):
+        raise InputError("The configuration would have no loss left; name another one.")
+    own = {"shippable": False, "held_out": (), "validate_every": 0, "label_share": 0.0, "across": "registration"}
     parts = {"without": _parts(without)} if _parts(without) else {}
-    return type(settings)(**(settings.model_dump() | own | parts | {"losses": losses, "mix": mix}))
+    return type(settings)(**(settings.model_dump() | own | parts | {"losses": losses}))
 
 
 class _Trainer:
@@ -395,7 +393,7 @@ class _Trainer:
             "supervoxel_size": job.data.supervoxel_size,
         }
         if job.training.targets == "labels":
-            changes["supervoxels"] = "labels"
+            changes |= {"supervoxels": "labels", "across": "labels"}
         return type(self.settings)(**(self.settings.model_dump() | changes))
 
 

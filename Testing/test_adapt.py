@@ -24,14 +24,18 @@ from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.training import adaptation, adaptation_recipe
 from SDFSMISLib.training.adaptation import adapt
-from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, DrawnSlice
-from SDFSMISLib.training.adaptation_levels import Levels, matched
 from SDFSMISLib.training.adaptation_measure import HeldOut, Score
 from SDFSMISLib.training.adaptation_propagation import Propagation
 from SDFSMISLib.training.adaptation_recipe import recipe
 from SDFSMISLib.training.adaptation_scans import AdaptationScan, _organ_like, prepared, split
+from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.learner import EpisodeLearner
+from SDFSMISLib.training.levels import Levels, matched
 from SDFSMISLib.training.slices import SliceKey
+from SDFSMISLib.training.trainer import train
+from SDFSMISLib.training.unlabelled_episodes import DrawnSlice, UnlabelledSampler
+from SDFSMISLib.training.volumes import MainAxis
 from SDFSMISLib.volume import Geometry, Volume
 from small_learning_child import make_small
 
@@ -100,12 +104,11 @@ def settings(**changes: Any) -> TrainingConfig:
     return TrainingConfig(**{"cases": "", "output": "", "seed": 3, "mix": {"cross": 1.0}, "label_share": 0.9} | changes)
 
 
-def sampler(scans: list[AdaptationScan], **changes: Any) -> AdaptationSampler:
+def sampler(scans: list[AdaptationScan], **changes: Any) -> UnlabelledSampler:
     volumes = [scan.volume for scan in scans]
     levels = Levels(0.0, 1.0, 1.0, volumes[0].maps[0].shape[0])
     pairs = {(a.name, b.name): levels for a in volumes for b in volumes if a is not b}
-    axes = {scan.content: scan.axis for scan in scans}
-    return AdaptationSampler(volumes, 32, settings(**changes), axes, pairs, volumes)
+    return UnlabelledSampler(volumes, 32, settings(**changes), pairs, volumes)
 
 
 # -- scans
@@ -114,7 +117,7 @@ def sampler(scans: list[AdaptationScan], **changes: Any) -> AdaptationSampler:
 def test_supervoxels_are_made_once_and_read_from_disk(scans: list[AdaptationScan]) -> None:
     scan = scans[0]
     assert isinstance(scan.volume.image, np.memmap) and all(isinstance(part, np.memmap) for part in scan.volume.maps)
-    assert scan.plane == "axial" and scan.axis == 0 and scan.rising
+    assert scan.volume.main == MainAxis(0, "axial", True)
     assert all(part.shape == scan.volume.image.shape for part in scan.volume.maps)
     assert all(len(np.unique(part)) >= 4 for part in scan.volume.maps)
 
@@ -180,9 +183,9 @@ def test_levels_of_another_scan_are_found(tmp_path: Path, backwards: bool) -> No
         turned = backwards and number == 1
         volume = Volume(voxels[::-1].copy() if turned else voxels, geometry(voxels.shape, -1.0 if turned else 1.0))
         made.append(prepared(volume.write(tmp_path / f"{number}.nii.gz"), tmp_path / "cache"))
-    one, other = made
-    assert (one.rising != other.rising) == backwards
-    levels = matched(one.volume, other.volume, one.axis, other.axis, one.rising != other.rising)
+    one, other = (scan.volume for scan in made)
+    assert one.main is not None and other.main == replace(one.main, rising=not backwards)
+    levels = matched(one, other)
     assert levels is not None
     for index in (6, 8, 10):
         there = levels.at(index)
@@ -192,7 +195,7 @@ def test_levels_of_another_scan_are_found(tmp_path: Path, backwards: bool) -> No
 def test_scans_of_other_anatomies_are_no_partners(tmp_path: Path, scans: list[AdaptationScan]) -> None:
     noise = np.random.default_rng(0).normal(500, 200, (16, 64, 64)).astype(np.float32)
     other = prepared(Volume(noise, geometry(noise.shape)).write(tmp_path / "noise.nii.gz"), tmp_path / "cache")
-    assert matched(scans[0].volume, other.volume, 0, 0) is None
+    assert matched(scans[0].volume, other.volume) is None
 
 
 def test_a_target_is_carried_to_where_it_lies_in_the_other_scan(scans: list[AdaptationScan]) -> None:
@@ -236,6 +239,28 @@ def test_a_mask_that_is_brought_lies_on_the_query_but_not_where_the_answer_is(sc
     both = (brought & answers).sum((1, 2)).float()
     overlap = 2 * both / (brought.sum((1, 2)) + answers.sum((1, 2)))
     assert 0.5 < overlap.mean() < 0.99
+
+
+def test_a_trainer_carries_supervoxels_across_scans_where_the_configuration_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    cases = []
+    for path in write_scans(tmp_path, 3):
+        shown = Volume.read(path)
+        Volume((shown.voxels > 0).astype(np.uint8), shown.geometry).write(tmp_path / f"body_{path.name}")
+        about = {"id": path.stem, "group": "bodies", "modality": "MR", "targets": {"body": 1}, "split": "train"}
+        cases.append(about | {"image": path.name, "labels": f"body_{path.name}"})
+    (tmp_path / "cases.json").write_text(json.dumps({"groups": {"bodies": {}}, "cases": cases}), encoding="utf-8")
+    seen: list[EpisodeBatch] = []
+    forward = EpisodeLearner.forward
+    monkeypatch.setattr(EpisodeLearner, "forward", lambda self, batch: seen.append(batch) or forward(self, batch))
+    about = {"cases": str(tmp_path / "cases.json"), "output": str(tmp_path / "out"), "start": start, "label_share": 0.0}
+    own = {"shippable": False, "supervoxels": "felzenszwalb", "supervoxel_size": 200, "across": "registration"}
+    fast = {"steps": 2, "batch": 2, "synthetic_count": 0, "workers": 0}
+    train(TrainingConfig(**about, **own, **fast, mix={"cross": 1.0}))
+    assert len(seen) == 2 and all(batch.brought for batch in seen)
+    for batch in seen:
+        torch.testing.assert_close(batch.support_images[:, -1], batch.query_images)
 
 
 def test_one_scan_alone_makes_episodes_too(scans: list[AdaptationScan]) -> None:

@@ -177,9 +177,7 @@ def test_options_that_mean_nothing_are_refused(manifest: Path, tmp_path: Path, w
         ran(*run_words(manifest, "none", tmp_path), *words)
 
 
-def test_a_configuration_that_needs_labels_or_has_no_loss_left_is_refused(manifest: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no kind of episode that needs no labels left"):
-        ran(*run_words(manifest, write_config(tmp_path, mix={"cross": 1.0}), tmp_path / "out"))
+def test_a_configuration_that_has_no_loss_left_is_refused(manifest: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, losses={"latent": 1.0})
     with pytest.raises(InputError, match="no loss left"):
         ran(*run_words(manifest, config, tmp_path / "out", "--without", "latent"))
@@ -229,7 +227,7 @@ def test_a_run_trains_without_labels_and_tests_what_it_trained(manifest: Path, t
         seen = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
         assert all(case["targets"] == {"body": 1} for case in seen) and len(seen) == 11
         kept = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
-        assert kept["label_share"] == 0 and "cross" not in kept["mix"] and not kept["shippable"]
+        assert kept["label_share"] == 0 and kept["across"] == "registration" and not kept["shippable"]
         (path,) = (tmp_path / "out" / "results").glob(f"*-{group}-*.json")
         content = json.loads(path.read_text(encoding="utf-8"))
         assert {row["organ"] for row in content["scores"]} == set(organs)

@@ -27,8 +27,6 @@ from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.model.loading import BUILT_IN, load_pipeline, quiet, resolve_device
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
-from SDFSMISLib.training.adaptation_episodes import AdaptationSampler, Pairs
-from SDFSMISLib.training.adaptation_levels import Levels, matched
 from SDFSMISLib.training.adaptation_measure import HeldOut, Score
 from SDFSMISLib.training.adaptation_propagation import Propagation
 from SDFSMISLib.training.adaptation_recipe import recipe
@@ -38,15 +36,16 @@ from SDFSMISLib.training.adaptation_scans import AdaptationScan, kept, prepared,
 from SDFSMISLib.training.adaptation_state import AdaptationState
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
+from SDFSMISLib.training.levels import paired
 from SDFSMISLib.training.supervoxel_picture import write_supervoxel_picture
 from SDFSMISLib.training.trainer import starting_pipeline
+from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler
 from SDFSMISLib.training.volumes import TrainingVolume, synthetic_volumes
 
 __all__ = ["Adapted", "Progress", "adapt"]
 
 PREPARING = 0.2  # share of the time that scans may take to be made ready
 MOST_SCANS = 40
-PARTNERS = 3  # scans that each one is compared with
 MEASURING = 0.25  # share of the time left that validations may take,
 FEWEST_VALIDATIONS, MOST_VALIDATIONS = 2, 10
 PATIENCE = 4  # validations in succession without a better mean, after which learning ends; not counted are those of the
@@ -147,16 +146,15 @@ class _Adaptation:
 
     def run(self) -> Adapted:
         scans = self._scans()
-        pairs = self._pairs(scans)
-        learned, held = split(scans, SEED)
-        axes = {scan.content: scan.axis for scan in scans}
         volumes = [scan.volume for scan in scans]
+        pairs = paired(volumes, self._say_compared(len(scans)))
+        learned, held = split(scans, SEED)
         resolution = self.begun.config.resolution
         made_up = synthetic_volumes(self.config.synthetic_count, SEED)
         brings = self.begun.takes_neighbours
-        sampler = AdaptationSampler(learned + made_up, resolution, self.config, axes, pairs, learned, brings)
+        sampler = UnlabelledSampler(learned + made_up, resolution, self.config, pairs, learned, brings)
         samplers: dict[str, EpisodeSampler] = {
-            kind: AdaptationSampler(held, resolution, _only(self.config, kind), axes, pairs, volumes, brings)
+            kind: UnlabelledSampler(held, resolution, _only(self.config, kind), pairs, volumes, brings)
             for kind in self.config.mix
         }
         self.held_out = HeldOut(samplers, Propagation(scans, held, SEED), self.config)
@@ -202,23 +200,14 @@ class _Adaptation:
         self._keep_state()
         return [found[content] for content in state.scans]
 
-    def _pairs(self, scans: Sequence[AdaptationScan]) -> Pairs:
-        """Levels of scans and their partners, of slices in the same plane."""
-        pairs: dict[tuple[str, str], Levels] = {}
-        shifts = range(1, min(PARTNERS, len(scans) - 1) + 1)
-        for number, one in enumerate(scans):
-            self.progress(number, len(scans), "Comparing scans")
+    def _say_compared(self, count: int) -> Callable[[int], None]:
+        def told(number: int) -> None:
+            self.progress(number, count, "Comparing scans")
             self._ask()
-            for shift in shifts:
-                other = scans[(number + shift) % len(scans)]
-                if one.plane == other.plane:
-                    backwards = one.rising != other.rising
-                    levels = matched(one.volume, other.volume, one.axis, other.axis, backwards)
-                    if levels is not None:
-                        pairs[one.content, other.content] = levels
-        return pairs
 
-    def _begin(self, sampler: AdaptationSampler, pipeline: SDFSMISPipeline) -> None:
+        return told
+
+    def _begin(self, sampler: UnlabelledSampler, pipeline: SDFSMISPipeline) -> None:
         """Measures the weights at the start, and for how many steps there is time."""
         self.progress(0, 1, "Measuring the weights at the start")
         began = time.monotonic()

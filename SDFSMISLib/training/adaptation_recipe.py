@@ -17,6 +17,7 @@ MOST_WORKERS = 8
 COMMON: dict[str, Any] = {
     "cases": "",
     "mix": {"propagate": 0.5, "cross": 0.5},
+    "across": "registration",
     "label_share": 0.7,
     "rollout": 0.4,
     "average": 0.99,

@@ -15,7 +15,7 @@ from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import Geometry
 from SDFSMISLib.training.supervoxels import Felzenszwalb
-from SDFSMISLib.training.volumes import TrainingVolume
+from SDFSMISLib.training.volumes import TrainingVolume, slicing
 from SDFSMISLib.volume import Volume
 
 __all__ = ["AdaptationScan", "prepared", "split"]
@@ -42,14 +42,12 @@ class AdaptationScan:
         volume: its maps are supervoxels whose borders the image shows: large ones, then smaller ones.
         content: sha256 (hex) of the scan.
         axis: along which scans are compared. plane: of its slices, such as `axial`.
-        rising: whether slices run towards left, posterior or superior.
     """
 
     volume: TrainingVolume
     content: str
     axis: int
     plane: str
-    rising: bool
 
 
 def prepared(path: Path, cache: Path) -> AdaptationScan:
@@ -73,22 +71,19 @@ def kept(folder: Path) -> AdaptationScan:
     image = np.load(folder / "image.npy", mmap_mode="r")
     maps = tuple(np.load(folder / f"map_{number}.npy", mmap_mode="r") for number in range(about["maps"]))
     spacing = tuple(about["spacing"])
-    thick = int(np.argmax(spacing))
-    isotropic = max(spacing) < 2.2 * min(spacing) and min(image.shape) >= 24
-    axis = geometry.default_axis() if isotropic else thick
+    axes, main = slicing(geometry, image.shape, spacing)
     volume = TrainingVolume(
         name=about["content"],
         image=image,
         maps=maps,
         labelled=True,
         spacing=spacing,
-        axes=(0, 1, 2) if isotropic else (thick,),
+        axes=axes,
         orientations=tuple(geometry.slice_orientation(one) for one in range(3)),  # type: ignore[arg-type]
         group="scans",
+        main=main,
     )
-    through = geometry.index_to_physical()[:3, 2 - axis]
-    rising = bool(through[np.argmax(np.abs(through))] > 0)
-    return AdaptationScan(volume, about["content"], axis, geometry.plane(axis), rising)
+    return AdaptationScan(volume, about["content"], main.number, main.plane)
 
 
 def split(scans: Sequence[AdaptationScan], seed: int) -> tuple[list[TrainingVolume], list[TrainingVolume]]:

@@ -43,6 +43,8 @@ class TrainingConfig(BaseModel):
             swapped: see `EpisodeSampler`. late: share of the steps, at the end, in which `swapped` counts.
             synthetic_count: synthetic volumes that episodes are drawn from. on_device: whether synthetic episodes are
             made where the networks are, whole batches of them; else by the workers, one by one.
+        across: what episodes of the kind `cross` ask for: `labels`, which both scans have, or `registration`: parts of
+            one scan that registration carries onto the other, which needs no labels; see `UnlabelledSampler`.
         window: `robust`, or `minmax`, the paper's: how the intensities of training scans become [-1, 1].
         supervoxels: `slic`, or `felzenszwalb`, the literature's; supervoxel_size: least voxels of one of the latter.
             `labels`: the labels in their place, which is what the official code trains on.
@@ -87,6 +89,7 @@ class TrainingConfig(BaseModel):
     rollout: NonNegativeFloat = 0.5
     swapped: NonNegativeFloat = 0.5
     late: NonNegativeFloat = 0.3
+    across: Literal["labels", "registration"] = "labels"
     window: Literal["robust", "minmax"] = "robust"
     supervoxels: Literal["slic", "felzenszwalb", "labels"] = "slic"
     supervoxel_size: PositiveInt = 5000

@@ -34,8 +34,10 @@ from SDFSMISLib.training.denoising import Denoiser, begin_supports_alike
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import EpisodeLearner, folding
+from SDFSMISLib.training.levels import paired
 from SDFSMISLib.training.log import Log
 from SDFSMISLib.training.pictures import write_episodes
+from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
 
 __all__ = ["Progress", "TrainingRun", "starting_pipeline", "train"]
@@ -68,10 +70,10 @@ def train(config: TrainingConfig, progress: Progress | None = None, cache: Path 
         with accelerator.main_process_first():  # which leaves the supervoxels for the others
             volumes += load_training_volumes(Path(config.cases), cache or output / "cache", config)
     made_up = synthetic_volumes(config.synthetic_count, config.seed)
-    resolution, on_device = pipeline.config.resolution, None
+    on_device = None
     if config.on_device:
-        on_device = DeviceEpisodes(made_up, resolution, config, accelerator.device)
-    sampler = EpisodeSampler(volumes if on_device else volumes + made_up, resolution, config)
+        on_device = DeviceEpisodes(made_up, pipeline.config.resolution, config, accelerator.device)
+    sampler = _sampler(config, volumes, [] if on_device else made_up, pipeline)
     run = TrainingRun(config, accelerator, sampler, on_device, Log(output, accelerator.is_main_process), progress)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
@@ -95,6 +97,16 @@ def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
     fresh.load_state_dict(fresh.state_dict() | begun.unet.state_dict())
     begun.register_modules(unet=fresh)
     return begun
+
+
+def _sampler(
+    config: TrainingConfig, scans: list[TrainingVolume], made_up: list[TrainingVolume], pipeline: SDFSMISPipeline
+) -> EpisodeSampler:
+    resolution = pipeline.config.resolution
+    if config.across == "registration" and config.mix.get("cross"):
+        brings = pipeline.takes_neighbours
+        return UnlabelledSampler(scans + made_up, resolution, config, paired(scans), scans, brings)
+    return EpisodeSampler(scans + made_up, resolution, config)
 
 
 def _write(pipeline: SDFSMISPipeline, output: Path, half: bool) -> None:

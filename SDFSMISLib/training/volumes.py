@@ -12,12 +12,27 @@ from scipy import ndimage
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.cases import Case, read_manifest
 from SDFSMISLib.evaluation.protocols import load_case
+from SDFSMISLib.geometry import Geometry
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels, kept_supervoxels
 from SDFSMISLib.training.synthesis import synthetic_labels
 from SDFSMISLib.volume import SliceOrientation
 
 LEAST_PART = 200  # voxels
+
+
+@dataclass(frozen=True)
+class MainAxis:
+    """The axis along which scans are compared.
+
+    Attributes:
+        number: in array order. plane: of its slices, such as `axial`.
+        rising: whether slices run towards left, posterior or superior.
+    """
+
+    number: int
+    plane: str
+    rising: bool
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,7 @@ class TrainingVolume:
         axes: the axes along which slices are taken: all of a nearly isotropic volume, else the thick one.
         orientations: of slices along each axis.
         group: volumes of one group show the same anatomy with the same targets under the same label values.
+        main: the axis along which it is compared with others; None for a synthetic volume.
     """
 
     name: str
@@ -43,6 +59,25 @@ class TrainingVolume:
     axes: tuple[int, ...]
     orientations: tuple[SliceOrientation, SliceOrientation, SliceOrientation]
     group: str
+    main: MainAxis | None = None
+
+    @property
+    def main_axis(self) -> int:
+        """Number of the axis along which a scan is compared with others."""
+        assert self.main is not None, "synthetic volumes are not compared"
+        return self.main.number
+
+
+def slicing(
+    geometry: Geometry, shape: tuple[int, ...], spacing: tuple[float, float, float]
+) -> tuple[tuple[int, ...], MainAxis]:
+    """The `axes` and the `main` of a scan whose voxels, perhaps averaged, have this shape and spacing, array order."""
+    thick = int(np.argmax(spacing))
+    isotropic = max(spacing) < 2.2 * min(spacing) and min(shape) >= 24
+    number = geometry.default_axis() if isotropic else thick
+    through = geometry.index_to_physical()[:3, 2 - number]
+    rising = bool(through[np.argmax(np.abs(through))] > 0)
+    return (0, 1, 2) if isotropic else (thick,), MainAxis(number, geometry.plane(number), rising)
 
 
 def load_training_volumes(manifest: Path, cache: Path, config: TrainingConfig) -> list[TrainingVolume]:
@@ -104,8 +139,7 @@ def _real_volume(case: Case, cache: Path, config: TrainingConfig) -> TrainingVol
     image = scan.window(config.window).normalize(scan.voxels).astype(np.float16)
     along = scan.geometry.axis_spacing
     spacing = (along(0), along(1), along(2))
-    thick = int(np.argmax(spacing))
-    isotropic = max(spacing) < 2.2 * min(spacing) and min(image.shape) >= 24
+    axes, main = slicing(scan.geometry, image.shape, spacing)
     kinds: Sequence[Supervoxels] = [Slic(100), Slic(400)]
     if config.supervoxels == "felzenszwalb":
         kinds = [Felzenszwalb(config.supervoxel_size)]
@@ -117,7 +151,8 @@ def _real_volume(case: Case, cache: Path, config: TrainingConfig) -> TrainingVol
         maps=maps,
         labelled=True,
         spacing=spacing,
-        axes=(0, 1, 2) if isotropic else (thick,),
+        axes=axes,
         orientations=tuple(scan.geometry.slice_orientation(axis) for axis in range(3)),  # type: ignore[arg-type]
         group=f"{case.group} {sorted(case.targets.items())}",
+        main=main,
     )

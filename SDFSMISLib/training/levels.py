@@ -6,7 +6,7 @@ which what was registered looks most alike. Scans of other anatomies look alike 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.training.slices import SliceKey
 from SDFSMISLib.training.volumes import TrainingVolume
 
-__all__ = ["Levels", "matched"]
+__all__ = ["Levels", "Pairs", "matched", "paired"]
 
 SIDE = 64  # of the grid on which bodies are compared
 PROBES = 8  # slices of the one scan, and twice as many of the other
@@ -25,6 +25,7 @@ LEAST_LIKENESS = 0.65  # mean correlation along the line; abdomens reach 0.8 to 
 SCALES = tuple(np.round(np.arange(0.75, 1.3, 0.05), 2).tolist())  # of mm along the axis
 HEIGHTS = 48  # that are tried
 LEAST_SHARED = 4  # probes that lie within the other scan
+PARTNERS = 3  # scans that each one is compared with
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,35 @@ class Levels:
         return there if 0 <= there < self.count else None
 
 
-def matched(
-    one: TrainingVolume, other: TrainingVolume, axis: int, other_axis: int, backwards: bool = False
-) -> Levels | None:
-    """How slices of `one` along `axis` and of `other` along `other_axis` belong together; None where they do not.
+Pairs = Mapping[tuple[str, str], Levels]
+"""By the names of two scans how their slices belong together."""
 
-    `backwards`: whether the slices of one run towards the head and those of the other towards the feet.
+
+def paired(volumes: Sequence[TrainingVolume], told: Callable[[int], None] = lambda _: None) -> Pairs:
+    """Levels of scans and their partners, a few for each.
+
+    Args:
+        told: called before each scan with the number of those that are done.
     """
+    pairs: dict[tuple[str, str], Levels] = {}
+    for number, one in enumerate(volumes):
+        told(number)
+        for shift in range(1, min(PARTNERS, len(volumes) - 1) + 1):
+            other = volumes[(number + shift) % len(volumes)]
+            levels = matched(one, other)
+            if levels is not None:
+                pairs[one.name, other.name] = levels
+    return pairs
+
+
+def matched(one: TrainingVolume, other: TrainingVolume) -> Levels | None:
+    """How slices of `one` and of `other` along their main axes belong together; None where they do not, or lie in
+    other planes."""
+    assert one.main is not None and other.main is not None
+    if one.main.plane != other.main.plane:
+        return None
+    axis, other_axis = one.main.number, other.main.number
+    backwards = one.main.rising != other.main.rising
     mine = _probes(one, axis, PROBES)
     theirs = _probes(other, other_axis, 2 * PROBES)
     scores = np.array([[_score(a, b) for b in theirs.values()] for a in mine.values()])

@@ -11,7 +11,7 @@ was painted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,13 +21,13 @@ from SDFSMISLib.inference.brought import SIDE, SIDES, PaintedBody, body
 from SDFSMISLib.inference.greys import by_greys
 from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.inference.shots import Shot
-from SDFSMISLib.training.adaptation_levels import Levels
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import FOREIGN, LEAST_NEXT, LEAST_PIXELS, EpisodeSampler
+from SDFSMISLib.training.levels import Levels, Pairs
 from SDFSMISLib.training.slices import Frame, SliceKey
 from SDFSMISLib.training.volumes import TrainingVolume
 
-__all__ = ["AdaptationSampler"]
+__all__ = ["DrawnSlice", "UnlabelledSampler"]
 
 ALIKE = 0.3  # share of episodes across scans in which the painted slice is of the scan itself, bent as if of another
 BENT = 0.08  # of half a side, where it is
@@ -36,8 +36,6 @@ WHOLE = (0.85, 1.05)  # of half a slice's longer side
 MISPLACED = 0.06  # of half a side, at most, by which what is brought is misplaced beyond what registration does
 WRONG = 0.5  # share of the masks that are brought with errors of another network's kind
 SAME_LOOK = 0.8  # share of episodes across scans in which both slices look as one scanner shows them
-
-Pairs = Mapping[tuple[str, str], Levels]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class DrawnSlice(SliceKey):
         return self.drawn
 
 
-class AdaptationSampler(EpisodeSampler):
+class UnlabelledSampler(EpisodeSampler):
     """`EpisodeSampler` whose `cross` episodes need no labels."""
 
     def __init__(
@@ -59,7 +57,6 @@ class AdaptationSampler(EpisodeSampler):
         volumes: list[TrainingVolume],
         resolution: int,
         config: TrainingConfig,
-        axes: Mapping[str, int],
         pairs: Pairs,
         painted: Sequence[TrainingVolume],
         brings: bool = False,
@@ -67,13 +64,12 @@ class AdaptationSampler(EpisodeSampler):
         """
         Args:
             volumes: scans with maps of supervoxels; the first map's end where the image shows it. Synthetic ones too.
-            axes: by name of a scan, the axis along which scans are compared.
-            pairs: by the names of two scans, how their slices belong together.
+            pairs: how scans belong together; see `levels`.
             painted: scans that targets may be carried onto, to be painted there.
             brings: whether the networks take what registration brings.
         """
         super().__init__(volumes, resolution, config)
-        self.axes, self.brings = axes, brings
+        self.brings = brings
         asked, shown = {volume.name for volume in self.real}, {volume.name: volume for volume in painted}
         self.partners: dict[str, list[tuple[TrainingVolume, Levels]]] = {}
         for (one, other), levels in pairs.items():
@@ -144,14 +140,14 @@ class AdaptationSampler(EpisodeSampler):
     def _elsewhere(self, key: SliceKey) -> SliceKey | None:
         """Now and then the other scan's slice, as in labelled scans, where the same number would mean the same."""
         partners = self.partners.get(key.volume.name, [])
-        if not partners or key.axis != self.axes[key.volume.name] or self.rng.random() > FOREIGN:
+        if not partners or key.axis != key.volume.main_axis or self.rng.random() > FOREIGN:
             return None
         partner, levels = partners[int(self.rng.integers(len(partners)))]
         return self._carried(key, partner, levels)
 
     def _query(self) -> SliceKey:
         volume = self.real[int(self.rng.integers(len(self.real)))]
-        axis = self.axes[volume.name]
+        axis = volume.main_axis
         while True:
             key = self._target(volume)
             if key.axis == axis:
@@ -162,7 +158,7 @@ class AdaptationSampler(EpisodeSampler):
         index = levels.at(key.index)
         if index is None:
             return None
-        there = replace(key, volume=partner, axis=self.axes[partner.name], index=index)
+        there = replace(key, volume=partner, axis=partner.main_axis, index=index)
         image, seen = key.image().astype(np.float32), there.image().astype(np.float32)
         region, other = body(image, key.spacing), body(seen, there.spacing)
         moving, fixed = region.to_grid(image, SIDE, -1.0), other.to_grid(seen, SIDE, -1.0)
