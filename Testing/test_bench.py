@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
+import SDFSMISLib
 from SDFSMISLib import bench
+from SDFSMISLib.bench import schedules
+from SDFSMISLib.bench.gauges import PARTS, flop
+from SDFSMISLib.bench.schedules import CHUNK, NAIVE, OURS, OURS_HALF, Job
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.upsampling import FoldedUpsample, fold_upsampling
@@ -27,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("bench") / "report.json"
     stages: list[tuple[int, int, str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "SIZES", {"built-in": 96})
+        patch.setattr("SDFSMISLib.bench.run.SIZES", {"built-in": 96})
         found = bench.run_bench(
             ["built-in"], queries=3, resolution=64, device="cpu", output=output, on_stage=lambda *x: stages.append(x)
         )
@@ -38,7 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_all_schedules_give_the_same_masks(report: dict[str, Any]) -> None:
     (entry,) = report["sizes"]
-    assert set(entry["schedules"]) == {bench.NAIVE, bench.CHUNK, bench.OURS}
+    assert set(entry["schedules"]) == {NAIVE, CHUNK, OURS}
     assert 0 < entry["mask_share"] < 1  # else equal masks would say nothing
     for run in entry["schedules"].values():
         assert run["largest_difference"] < 1e-4
@@ -47,14 +52,14 @@ def test_all_schedules_give_the_same_masks(report: dict[str, Any]) -> None:
 
 def test_the_parts_add_up_to_the_whole(report: dict[str, Any]) -> None:
     for run in report["sizes"][0]["schedules"].values():
-        assert set(run["parts"]) == set(bench.PARTS)
+        assert set(run["parts"]) == set(PARTS)
         assert sum(run["parts"].values()) == pytest.approx(run["seconds_per_slice"])
         assert min(run["parts"].values()) > 0
         assert run["peak_memory_mib"] >= run["working_memory_mib"] >= 0
 
 
 def test_our_schedule_says_what_share_of_the_matrix_rate_it_reaches(report: dict[str, Any]) -> None:
-    rate = report["sizes"][0]["schedules"][bench.OURS]["matrix_rate"]
+    rate = report["sizes"][0]["schedules"][OURS]["matrix_rate"]
     assert rate["share"] == pytest.approx(rate["reached"] / rate["measured"])
     assert rate["flop_per_slice"] > 1e8
 
@@ -68,22 +73,24 @@ def test_the_report_is_printed(report: dict[str, Any], capsys: pytest.CaptureFix
 
 def test_attention_is_counted_at_any_size(tmp_path: Path) -> None:
     """Twice the side is four times the work, and more only by attention, which grows with the fourth power."""
-    flop = []
+    found = []
     for side in (64, 128):
-        job = bench.Job("built-in", bench.OURS, 1, 1, side, "cpu", str(tmp_path / "x.npy"))
-        image, mask, slices = bench._inputs(job)
+        job = Job("built-in", OURS, 1, 1, side, "cpu", str(tmp_path / "x.npy"))
+        image, mask, slices = schedules._inputs(job)
         with torch.no_grad():
-            flop.append(bench._flop(new_built_in(), image, mask, slices)[1])
-    assert 4 < flop[1] / flop[0] < 8
+            pipeline = new_built_in()
+            encode = partial(pipeline.encode_support, image[None], mask[None])
+            found.append(flop(pipeline, encode, slices)[1])
+    assert 4 < found[1] / found[0] < 8
 
 
 def test_the_half_precision_schedule_runs(tmp_path: Path) -> None:
     """It is for a GPU; that its types fit together shows on a CPU, too."""
-    job = bench.Job("built-in", bench.OURS_HALF, 2, 2, 64, "cpu", str(tmp_path / "half.npy"))
+    job = Job("built-in", OURS_HALF, 2, 2, 64, "cpu", str(tmp_path / "half.npy"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "LEAST_SECONDS", 0.0)
+        patch.setattr(schedules, "LEAST_SECONDS", 0.0)
         patch.setattr("SDFSMISLib.model.memory.keep_freed_memory", lambda: False)  # it is for a whole process
-        result = bench.measure(job)
+        result = schedules.measure(job)
     assert result["repeats"] == 1
     probabilities = np.load(job.probabilities)
     assert probabilities.shape == (2, 64, 64) and np.isfinite(probabilities).all()
@@ -92,7 +99,7 @@ def test_the_half_precision_schedule_runs(tmp_path: Path) -> None:
 def test_sd15_has_the_size_of_stable_diffusion() -> None:
     """Parameters as published: U-Net 860 M (without what the method adds), autoencoder 84 M, DINOv2-base 87 M."""
     with torch.device("meta"):
-        pipeline = bench.new_pipeline("sd15", 256)
+        pipeline = schedules.new_pipeline("sd15", 256)
     count = {name: sum(x.numel() for x in part.parameters()) for name, part in pipeline.components.items()}
     assert count["unet"] - 11_520 - 23_360 == 859_520_964  # conv_in is wider by 4 channels, conv_in_ref is added
     assert count["vae"] == 83_653_863
@@ -204,4 +211,4 @@ def test_freed_memory_is_kept() -> None:
         "assert not kept or faults() - before < 1000, faults() - before"
     )
     pytest.importorskip("resource")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(bench.__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(SDFSMISLib.__file__).parents[1])
