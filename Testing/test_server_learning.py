@@ -207,6 +207,9 @@ def test_who_leaves_cancels_and_what_goes_on_is_kept(
     assert is_there(backend, scan) and folders(backend, tmp_path) == 1
     child(FINISHES)
     assert learned(backend, lesson_request([scan]))[-1]["type"] == "end" and folders(backend, tmp_path) == 1
+    counted = backend.ask("GET", "/metrics")[2].decode()
+    for outcome in ("cancelled", "done"):
+        assert f'sdfsmis_adaptations_total{{outcome="{outcome}"}} 1.0' in counted
 
 
 def test_another_request_takes_the_place_of_an_unfinished_one_of_its_name(

@@ -35,6 +35,10 @@ class Adaptations:
     Args:
         folder: made where it is missing.
 
+    Attributes:
+        scans, models: what is kept in it.
+        on_end: told how each adaptation has ended.
+
     Raises:
         InputError: where the folder cannot be used, holds other things, another backend has it, or a package is
             missing.
@@ -54,6 +58,7 @@ class Adaptations:
         except OSError as error:
             self._file.close()
             raise InputError(f"What is in {folder} cannot be used ({error}); name another folder.") from error
+        self.on_end: Callable[[Ending], None] = lambda _: None
         self._running: Pupil | None = None
         self._is_stopping = False
         self._lock = threading.RLock()
@@ -155,6 +160,7 @@ class Adaptations:
 
     def _ended(self, pupil: Pupil, ending: Ending) -> LearnedModel:
         """Put away what is not needed any more; what became of the model."""
+        self.on_end(ending)
         with self._lock:
             self._running = None
             self.scans.release()

@@ -82,6 +82,7 @@ def make_app(
     """
     metrics = Metrics(engine, store)
     if adaptations is not None:
+        adaptations.on_end = lambda ending: metrics.adaptations.labels(ending).inc()
         _tell_unowned(adaptations, owners_of(tokens))
 
     @asynccontextmanager

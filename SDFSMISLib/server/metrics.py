@@ -22,6 +22,12 @@ class Metrics:
         self.runs = Counter(
             "sdfsmis_runs", "Segmentations that ended: done, cancelled or failed.", ["outcome"], registry=self._registry
         )
+        self.adaptations = Counter(
+            "sdfsmis_adaptations",
+            "Adaptations that ended: done, cancelled, cut (they can go on) or failed.",
+            ["outcome"],
+            registry=self._registry,
+        )
         self.received = Counter("sdfsmis_received_bytes", "Bytes of the bodies of requests.", registry=self._registry)
         self.slices = Counter("sdfsmis_slices", "Slices segmented.", registry=self._registry)
         self.seconds_per_slice = Histogram(
