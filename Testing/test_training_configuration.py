@@ -40,12 +40,18 @@ def test_the_papers_settings_are_the_official_ones() -> None:
     assert (paper.supervoxels, paper.supervoxel_size, paper.window) == ("felzenszwalb", 5000, "minmax")
 
 
-def test_the_larger_network_has_twenty_million_parameters_at_most_and_needs_no_label() -> None:
+@pytest.mark.parametrize("name", ["self_supervised", "from_nothing", "larger"])
+def test_the_benchmark_s_own_configurations_need_no_label(name: str) -> None:
+    config = TrainingConfig.read(Path(name))
+    assert config.label_share == 0 and config.across == "registration" and not config.shippable
+
+
+def test_the_larger_network_has_twenty_million_parameters_at_most() -> None:
     larger = TrainingConfig.read(Path("larger"))
     parts = new_built_in(0, larger.network).components.values()
     count = sum(parameter.numel() for part in parts if isinstance(part, nn.Module) for parameter in part.parameters())
     assert 15e6 < count <= 20e6
-    assert not larger.start and "cross" not in larger.mix and larger.label_share == 0
+    assert not larger.start
 
 
 def test_a_size_can_be_asked_for(tmp_path: Path) -> None:
