@@ -31,7 +31,7 @@ from SDFSMISLib.training.adaptation_scans import AdaptationScan, _organ_like, pr
 from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.learner import EpisodeLearner
-from SDFSMISLib.training.levels import Levels, matched
+from SDFSMISLib.training.levels import PARTNERS, Levels, matched, paired
 from SDFSMISLib.training.slices import SliceKey
 from SDFSMISLib.training.trainer import train
 from SDFSMISLib.training.unlabelled_episodes import DrawnSlice, UnlabelledSampler
@@ -196,6 +196,39 @@ def test_scans_of_other_anatomies_are_no_partners(tmp_path: Path, scans: list[Ad
     noise = np.random.default_rng(0).normal(500, 200, (16, 64, 64)).astype(np.float32)
     other = prepared(Volume(noise, geometry(noise.shape)).write(tmp_path / "noise.nii.gz"), tmp_path / "cache")
     assert matched(scans[0].volume, other.volume) is None
+
+
+def test_each_scan_has_a_few_partners_of_its_group_and_plane(scans: list[AdaptationScan]) -> None:
+    volume = scans[0].volume
+    assert volume.main is not None
+    kinds = [("a", volume.main), ("b", volume.main), ("a", replace(volume.main, plane="coronal"))]
+    many = [replace(volume, name=f"{n} {k}", group=kinds[k][0], main=kinds[k][1]) for n in range(5) for k in range(3)]
+    pairs = paired(many)
+    partners = {one.name: [other for first, other in pairs if first == one.name] for one in many}
+    assert all(len(found) == PARTNERS for found in partners.values())
+    assert all(other.split()[1] == name.split()[1] for name, found in partners.items() for other in found)
+    assert not paired([]) and not paired([volume]) and set(paired(many[:4])) == {
+        (many[0].name, many[3].name),
+        (many[3].name, many[0].name),
+    }
+
+
+def test_slices_that_are_hidden_are_neither_compared_nor_painted(tmp_path: Path) -> None:
+    """As in Setting II, where slices that show a tested organ are blank."""
+    made = []
+    for number in range(2):
+        voxels = body(number, slices=24)
+        voxels[10 + number : 18 + number] = 0
+        path = Volume(voxels, geometry(voxels.shape)).write(tmp_path / f"{number}.nii.gz")
+        made.append(prepared(path, tmp_path / "cache"))
+    pairs = paired([scan.volume for scan in made])
+    assert len(pairs) == 2
+    levels = pairs[made[0].content, made[1].content]
+    assert all(abs((levels.at(index) or 0) - index) <= 1 for index in (4, 8))  # behind them nothing tells
+    drawn = sampler(made)
+    one, other = made[0].volume, made[1].volume
+    value = int(np.bincount(one.maps[0][8][one.maps[0][8] > 0]).argmax())
+    assert drawn._carried(SliceKey(one, 0, 8, 0, (value,)), other, Levels(4.0, 1.0, 1.0, 24)) is None  # a blank one
 
 
 def test_a_target_is_carried_to_where_it_lies_in_the_other_scan(scans: list[AdaptationScan]) -> None:

@@ -41,7 +41,7 @@ def test_the_papers_settings_are_the_official_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["self_supervised", "from_nothing", "larger"])
-def test_the_benchmark_s_own_configurations_need_no_label(name: str) -> None:
+def test_configurations_for_the_benchmark_need_no_label(name: str) -> None:
     config = TrainingConfig.read(Path(name))
     assert config.label_share == 0 and config.across == "registration" and not config.shippable
 

@@ -7,4 +7,5 @@ import sys
 
 from SDFSMISLib.bench.schedules import Job, measure
 
-print(json.dumps(measure(Job(**json.load(sys.stdin)))))
+if __name__ == "__main__":
+    print(json.dumps(measure(Job(**json.load(sys.stdin)))))

@@ -160,14 +160,18 @@ class Adaptations:
 
     def _ended(self, pupil: Pupil, ending: Ending) -> LearnedModel:
         """Put away what is not needed any more; what became of the model."""
+        try:
+            with self._lock:
+                self._running = None
+                self.scans.release()
+                goes_on = ending in ("cancelled", "cut")
+                model = self.models.end(pupil.owner, keep=goes_on)
+                if model.outcome is not None or not goes_on:
+                    self.scans.delete(pupil.owner, model.lesson.scans)
+        except Exception:
+            self.on_end("failed")
+            raise
         self.on_end(ending)
-        with self._lock:
-            self._running = None
-            self.scans.release()
-            goes_on = ending in ("cancelled", "cut")
-            model = self.models.end(pupil.owner, keep=goes_on)
-            if model.outcome is not None or not goes_on:
-                self.scans.delete(pupil.owner, model.lesson.scans)
         return model
 
 

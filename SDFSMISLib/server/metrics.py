@@ -24,7 +24,7 @@ class Metrics:
         )
         self.adaptations = Counter(
             "sdfsmis_adaptations",
-            "Adaptations that ended: done, cancelled, cut (they can go on) or failed.",
+            "Adaptations that ended: done, failed, or cancelled or cut, which can go on.",
             ["outcome"],
             registry=self._registry,
         )

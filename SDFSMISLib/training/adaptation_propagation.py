@@ -71,7 +71,7 @@ class Propagation:
 def _tasks(scan: AdaptationScan, volume: TrainingVolume, rng: np.random.Generator) -> list[_Task]:
     """The supervoxels of a volume in an order by chance, large ones and small ones in turn."""
     by_map = []
-    for parts in (np.moveaxis(np.asarray(part), scan.axis, 0) for part in volume.maps):
+    for parts in (np.moveaxis(np.asarray(part), volume.main_axis, 0) for part in volume.maps):
         made = (_task(scan, volume, parts == value) for value in rng.permutation(np.unique(parts[parts > 0])))
         by_map.append(list(islice((task for task in made if task is not None), TASKS)))
     most = max(map(len, by_map))
@@ -105,8 +105,9 @@ def _task(scan: AdaptationScan, volume: TrainingVolume, mask: np.ndarray) -> _Ta
 
 
 def _stack(scan: AdaptationScan, volume: TrainingVolume) -> SliceStack:
-    axis, image = scan.axis, volume.image
-    assert image is not None
+    main, image = volume.main, volume.image
+    assert main is not None and image is not None
+    axis = main.number
     rest = [along for along in range(3) if along != axis]
     return SliceStack(
         read=lambda index: np.take(image, index, axis=axis).astype(np.float32),
@@ -116,7 +117,7 @@ def _stack(scan: AdaptationScan, volume: TrainingVolume) -> SliceStack:
         native_spacing=(volume.spacing[rest[0]], volume.spacing[rest[1]]),
         thickness=volume.spacing[axis],
         orientation=volume.orientations[axis],
-        plane=scan.plane,
+        plane=main.plane,
         window=SEEN,
         scan=volume.name,
     )

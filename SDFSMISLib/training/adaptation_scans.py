@@ -41,13 +41,10 @@ class AdaptationScan:
     Attributes:
         volume: its maps are supervoxels whose borders the image shows: large ones, then smaller ones.
         content: sha256 (hex) of the scan.
-        axis: along which scans are compared. plane: of its slices, such as `axial`.
     """
 
     volume: TrainingVolume
     content: str
-    axis: int
-    plane: str
 
 
 def prepared(path: Path, cache: Path) -> AdaptationScan:
@@ -83,7 +80,7 @@ def kept(folder: Path) -> AdaptationScan:
         group="scans",
         main=main,
     )
-    return AdaptationScan(volume, about["content"], main.number, main.plane)
+    return AdaptationScan(volume, about["content"])
 
 
 def split(scans: Sequence[AdaptationScan], seed: int) -> tuple[list[TrainingVolume], list[TrainingVolume]]:

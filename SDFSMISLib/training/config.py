@@ -44,7 +44,9 @@ class TrainingConfig(BaseModel):
             synthetic_count: synthetic volumes that episodes are drawn from. on_device: whether synthetic episodes are
             made where the networks are, whole batches of them; else by the workers, one by one.
         across: what episodes of the kind `cross` ask for: `labels`, which both scans have, or `registration`: parts of
-            one scan that registration carries onto the other, which needs no labels; see `UnlabelledSampler`.
+            one scan that registration carries onto the other, which needs no labels, with one painted slice each and
+            none `swapped`; some `propagate` episodes then look at a slice of another scan too; see `UnlabelledSampler`.
+            Synthetic episodes that are made `on_device` know their labels and are as ever.
         window: `robust`, or `minmax`, the paper's: how the intensities of training scans become [-1, 1].
         supervoxels: `slic`, or `felzenszwalb`, the literature's; supervoxel_size: least voxels of one of the latter.
             `labels`: the labels in their place, which is what the official code trains on.

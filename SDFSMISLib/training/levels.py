@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.brought import body
+from SDFSMISLib.inference.brought import AIR, body
 from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.training.slices import SliceKey
 from SDFSMISLib.training.volumes import TrainingVolume
@@ -53,32 +53,38 @@ Pairs = Mapping[tuple[str, str], Levels]
 
 
 def paired(volumes: Sequence[TrainingVolume], told: Callable[[int], None] = lambda _: None) -> Pairs:
-    """Levels of scans and their partners, a few for each.
+    """Levels of scans and their partners, a few for each, of the same group and plane.
 
     Args:
+        volumes: scans, no synthetic ones.
         told: called before each scan with the number of those that are done.
     """
     pairs: dict[tuple[str, str], Levels] = {}
     for number, one in enumerate(volumes):
         told(number)
-        for shift in range(1, min(PARTNERS, len(volumes) - 1) + 1):
-            other = volumes[(number + shift) % len(volumes)]
+        others = [*volumes[number + 1 :], *volumes[:number]]
+        for other in [other for other in others if _is_like(one, other)][:PARTNERS]:
             levels = matched(one, other)
             if levels is not None:
                 pairs[one.name, other.name] = levels
     return pairs
 
 
+def _is_like(one: TrainingVolume, other: TrainingVolume) -> bool:
+    assert one.main is not None and other.main is not None, "synthetic volumes are not compared"
+    return (one.group, one.main.plane) == (other.group, other.main.plane)
+
+
 def matched(one: TrainingVolume, other: TrainingVolume) -> Levels | None:
-    """How slices of `one` and of `other` along their main axes belong together; None where they do not, or lie in
-    other planes."""
-    assert one.main is not None and other.main is not None
-    if one.main.plane != other.main.plane:
-        return None
+    """How slices of `one` and of `other` along their main axes, which lie in the same plane, belong together; None
+    where they do not."""
+    assert one.main is not None and other.main is not None, "synthetic volumes are not compared"
     axis, other_axis = one.main.number, other.main.number
     backwards = one.main.rising != other.main.rising
     mine = _probes(one, axis, PROBES)
     theirs = _probes(other, other_axis, 2 * PROBES)
+    if min(len(mine), len(theirs)) < LEAST_SHARED:
+        return None
     scores = np.array([[_score(a, b) for b in theirs.values()] for a in mine.values()])
     best: Levels | None = None
     for offset, slope in _lines(one, other, axis, other_axis, backwards):
@@ -90,10 +96,13 @@ def matched(one: TrainingVolume, other: TrainingVolume) -> Levels | None:
 
 
 def _probes(volume: TrainingVolume, axis: int, most: int) -> dict[int, torch.Tensor]:
-    """Bodies (SIDE, SIDE) in [-1, 1] of slices that are spread evenly, by slice."""
-    count = volume.maps[0].shape[axis]
+    """Bodies (SIDE, SIDE) in [-1, 1] of slices that are spread evenly over those that show one, by slice."""
+    assert volume.image is not None
+    shown = np.flatnonzero((np.moveaxis(volume.image, axis, 0) > AIR).any(axis=(1, 2)))
+    if not len(shown):
+        return {}
     found = {}
-    for index in np.unique(np.linspace(0, count - 1, most + 2).round().astype(int)[1:-1]).tolist():
+    for index in np.unique(shown[np.linspace(0, len(shown) - 1, most + 2).round().astype(int)[1:-1]]).tolist():
         key = SliceKey(volume, axis, index, 0, ())
         image = key.image().astype(np.float32)
         found[index] = body(image, key.spacing).to_grid(image, SIDE, -1.0)
@@ -125,7 +134,7 @@ def _along(levels: Levels, mine: np.ndarray, theirs: np.ndarray, scores: np.ndar
     """Mean score of a line, at probes of the other scan's that lie on it or beside it; -1 where few do."""
     places = levels.offset + levels.slope * mine
     inside = (places >= 0) & (places <= levels.count - 1)
-    if inside.sum() < min(LEAST_SHARED, len(mine)):
+    if inside.sum() < LEAST_SHARED:
         return -1.0
     seen = [np.interp(place, theirs, row) for place, row in zip(places[inside], scores[inside], strict=True)]
     return float(np.mean(seen))

@@ -44,7 +44,7 @@ def _slices(scan: AdaptationScan) -> list[np.ndarray]:
     from skimage.color import label2rgb
     from skimage.segmentation import mark_boundaries
 
-    volume, axis = scan.volume, scan.axis
+    volume, axis = scan.volume, scan.volume.main_axis
     assert volume.image is not None
     index = volume.image.shape[axis] // 2
 
@@ -62,6 +62,6 @@ def _slices(scan: AdaptationScan) -> list[np.ndarray]:
 
 def _aspect(scan: AdaptationScan) -> float:
     """Height of a pixel over its width."""
-    rest = [side for along, side in enumerate(scan.volume.spacing) if along != scan.axis]
-    rows, columns = scan.volume.orientations[scan.axis].apply_spacing((rest[0], rest[1]))
+    rest = [side for along, side in enumerate(scan.volume.spacing) if along != scan.volume.main_axis]
+    rows, columns = scan.volume.orientations[scan.volume.main_axis].apply_spacing((rest[0], rest[1]))
     return rows / columns

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def train(config: TrainingConfig, progress: Progress | None = None, cache: Path 
     on_device = None
     if config.on_device:
         on_device = DeviceEpisodes(made_up, pipeline.config.resolution, config, accelerator.device)
-    sampler = _sampler(config, volumes, [] if on_device else made_up, pipeline)
+    sampler = _sampler(config, volumes, [] if on_device else made_up, pipeline, progress)
     run = TrainingRun(config, accelerator, sampler, on_device, Log(output, accelerator.is_main_process), progress)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
@@ -100,12 +101,24 @@ def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
 
 
 def _sampler(
-    config: TrainingConfig, scans: list[TrainingVolume], made_up: list[TrainingVolume], pipeline: SDFSMISPipeline
+    config: TrainingConfig,
+    scans: list[TrainingVolume],
+    made_up: list[TrainingVolume],
+    pipeline: SDFSMISPipeline,
+    progress: Progress | None,
 ) -> EpisodeSampler:
     resolution = pipeline.config.resolution
     if config.across == "registration" and config.mix.get("cross"):
-        brings = pipeline.takes_neighbours
-        return UnlabelledSampler(scans + made_up, resolution, config, paired(scans), scans, brings)
+
+        def told(number: int) -> None:
+            if progress:
+                progress(0, config.steps, f"comparing scans, {number} of {len(scans)}")
+
+        pairs = paired(scans, told)
+        if len(scans) > 1 and not pairs:
+            text = "No two scans look alike: episodes across scans show slices of one scan, bent as if of another."
+            warnings.warn(text, stacklevel=2)
+        return UnlabelledSampler(scans + made_up, resolution, config, pairs, scans, pipeline.takes_neighbours)
     return EpisodeSampler(scans + made_up, resolution, config)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.brought import SIDE, SIDES, PaintedBody, body
+from SDFSMISLib.inference.brought import AIR, SIDE, SIDES, PaintedBody, body
 from SDFSMISLib.inference.greys import by_greys
 from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.inference.shots import Shot
@@ -63,7 +63,7 @@ class UnlabelledSampler(EpisodeSampler):
     ) -> None:
         """
         Args:
-            volumes: scans with maps of supervoxels; the first map's end where the image shows it. Synthetic ones too.
+            volumes: scans with maps of supervoxels, where the first map may be labels; synthetic ones too.
             pairs: how scans belong together; see `levels`.
             painted: scans that targets may be carried onto, to be painted there.
             brings: whether the networks take what registration brings.
@@ -160,6 +160,8 @@ class UnlabelledSampler(EpisodeSampler):
             return None
         there = replace(key, volume=partner, axis=partner.main_axis, index=index)
         image, seen = key.image().astype(np.float32), there.image().astype(np.float32)
+        if not (seen > AIR).any():
+            return None
         region, other = body(image, key.spacing), body(seen, there.spacing)
         moving, fixed = region.to_grid(image, SIDE, -1.0), other.to_grid(seen, SIDE, -1.0)
         mask = region.to_grid(key.mask().astype(np.float32), SIDE, 0.0)
