@@ -296,7 +296,7 @@ def _run(plan: Plan, config: str, weights: str | None, without: list[str], devic
     if config == NOTHING:
         folders, model = None, _model_as_it_is(weights or "built-in", without, device)
     else:
-        settings = _changed(_read(config, weights), without)
+        settings = _changed(_read(config, weights), without, plan.protocol == "official")
         folders, model = train_folds(plan, _Trainer(settings)), _trained_model(config, settings, without, device)
         if not _leads():
             return None
@@ -352,14 +352,17 @@ def _parts(without: list[str]) -> list[str]:
     return [PARTS[name] for name in without if name in PARTS]
 
 
-def _changed(settings: TrainingConfig, without: list[str]) -> TrainingConfig:
-    """The configuration as the benchmark trains by it: on all scans that a job names, without their labels."""
+def _changed(settings: TrainingConfig, without: list[str], official: bool) -> TrainingConfig:
+    """The configuration as the benchmark trains by it: on all scans that a job names, without their labels; by them
+    where it is `official`."""
     losses: dict[str, float] = {name: 0.0 if name in without else weight for name, weight in settings.losses.items()}
     if absent := [name for name in without if name in LOSSES and name not in losses]:
         raise InputError(f"The configuration has no loss {absent[0]!r} to leave out; it has {', '.join(losses)}.")
     if not any(losses.values()):
         raise InputError("The configuration would have no loss left; name another one.")
     own = {"shippable": False, "held_out": (), "validate_every": 0, "label_share": 0.0, "across": "registration"}
+    if official:
+        own |= {"supervoxels": "labels", "across": "labels"}
     parts = {"without": _parts(without)} if _parts(without) else {}
     return type(settings)(**(settings.model_dump() | own | parts | {"losses": losses}))
 
@@ -392,8 +395,6 @@ class _Trainer:
             "output": str(job.output),
             "supervoxel_size": job.data.supervoxel_size,
         }
-        if job.training.targets == "labels":
-            changes |= {"supervoxels": "labels", "across": "labels"}
         return type(self.settings)(**(self.settings.model_dump() | changes))
 
 

@@ -134,3 +134,6 @@ def test_the_official_training_asks_for_labels_in_place_of_supervoxels(manifest:
         assert np.array_equal(labels, targets) and set(np.unique(targets)) == {0, 2, 3}  # the kidneys
     rows = dice_of(tmp_path / "out")
     assert {organ for _, _, organ in rows} == {"liver", "right kidney", "left kidney", "spleen"}
+    (path,) = (tmp_path / "out" / "results").iterdir()
+    told = json.loads(path.read_text(encoding="utf-8"))["about"]["configuration"]
+    assert (told["supervoxels"], told["across"]) == ("labels", "labels")
