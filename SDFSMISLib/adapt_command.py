@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from SDFSMISLib.cohort_list import find_scans
+from SDFSMISLib.cohort.scan_list import find_scans
 from SDFSMISLib.console import duration, progress, say, waiting
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.segment_command import CERTIFICATE, TOKEN

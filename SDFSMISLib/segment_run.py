@@ -12,15 +12,15 @@ from typing import Literal
 
 import typer
 
-from SDFSMISLib.cohort_list import find_scans, is_cohort
+from SDFSMISLib.cohort.job import Backend, ScanJob, ScanOptions, ScanOutcome, ScanWorker, failed
+from SDFSMISLib.cohort.pool import Finished, run_cohort
+from SDFSMISLib.cohort.result_files import check_outputs, is_folder, plan_results, same_file
+from SDFSMISLib.cohort.scan_list import find_scans, is_cohort
+from SDFSMISLib.cohort.table import CohortTable
 from SDFSMISLib.console import duration, progress, say, waiting
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.inference.cohort import Finished, run_cohort
-from SDFSMISLib.inference.cohort_table import CohortTable
 from SDFSMISLib.inference.postprocess import Postprocessing
-from SDFSMISLib.inference.scan_job import Backend, ScanJob, ScanOptions, ScanOutcome, ScanWorker, failed
 from SDFSMISLib.labelmap import label_values
-from SDFSMISLib.result_files import check_outputs, is_folder, plan_results, same_file
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.volume import Volume, read_labelmap
 
@@ -285,7 +285,7 @@ def _check_options(request: SegmentRequest) -> None:
     if request.jobs is not None and request.jobs < 1:
         raise InputError(f"--jobs {request.jobs} was given; 1 or more scans at a time are accepted.")
     if request.engine == "ray":
-        from SDFSMISLib.inference import ray_cohort  # noqa: F401  (says so where Ray is not installed)
+        from SDFSMISLib.cohort import ray_pool  # noqa: F401  (says so where Ray is not installed)
 
         if request.device not in ("auto", "cpu", "cuda"):
             raise InputError(f"Ray gives each worker its GPU; use auto, cuda or cpu in place of {request.device}.")

@@ -29,10 +29,9 @@ from cohort_examples import (
 from SDFSMISLib import InputError, Volume, read_labelmap
 from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.cli import main
-from SDFSMISLib.inference import cohort_table
-from SDFSMISLib.inference.cohort import Finished, run_cohort
-from SDFSMISLib.inference.cohort_table import COLUMNS, CohortTable
-from SDFSMISLib.inference.scan_job import LabelResult, ScanJob, ScanOptions, ScanOutcome, failed
+from SDFSMISLib.cohort.job import LabelResult, ScanJob, ScanOptions, ScanOutcome, failed
+from SDFSMISLib.cohort.pool import Finished, run_cohort
+from SDFSMISLib.cohort.table import COLUMNS, CohortTable
 from SDFSMISLib.support import SupportSet
 from small_scans import ball_scan, painted_on
 
@@ -103,7 +102,7 @@ def test_workers_do_not_outlive_the_process_that_started_them(tmp_path: Path) ->
         "import sys, pathlib\n"
         f"sys.path.insert(0, {str(TESTING)!r})\n"
         "from cohort_examples import Work\n"
-        "from SDFSMISLib.inference.cohort import run_cohort\n"
+        "from SDFSMISLib.cohort.pool import run_cohort\n"
         "if __name__ == '__main__':\n"
         f"    list(run_cohort(range(3), Work(pathlib.Path({str(tmp_path)!r}), slow=True), workers=2))\n"
     )
@@ -371,11 +370,11 @@ def test_a_table_that_cannot_be_written_for_a_while_does_not_stop_the_run(
             raise InputError(f"Cannot write {path}.")
         return atomic_output(path, extension)
 
-    monkeypatch.setattr(cohort_table, "atomic_output", sometimes)
+    monkeypatch.setattr("SDFSMISLib.cohort.table.atomic_output", sometimes)
     ran = cohort("--output", files / "results")
     assert ran.code == 1 and ran.err.count("Warning: Cannot write") == 1
     assert status(files / "results" / "cohort.csv") == {"s0": "done", "s1": "failed", "s2": "done"}
-    monkeypatch.setattr(cohort_table, "atomic_output", lambda path, _: times.clear() or sometimes(path, ""))
+    monkeypatch.setattr("SDFSMISLib.cohort.table.atomic_output", lambda path, _: times.clear() or sometimes(path, ""))
     ran = cohort("--output", files / "results")
     assert ran.code == 2 and ran.err.splitlines()[-1].startswith("Error: Cannot write")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SDFSMISLib.cohort_list import find_scans, is_cohort, result_names
+from SDFSMISLib.cohort.scan_list import find_scans, is_cohort, result_names
 from SDFSMISLib.errors import InputError
 
 DICOM = bytes(128) + b"DICM" + bytes(16)

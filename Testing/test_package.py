@@ -37,7 +37,7 @@ COMMANDS = {
     "segment_command",
     "segment_run",
 }
-FILES_OF_COMMANDS = {"cohort_list", "ray_cluster", "result_files"}
+FILES_OF_COMMANDS = {"ray_cluster"}
 SLICER_ROOMS = sorted(
     {path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - FILES_OF_COMMANDS - {"__init__"} | {"client", "scene"}
 )

@@ -17,7 +17,7 @@ import pytest
 from cohort_examples import NodeWork, make_bad_input, make_square, wait_until
 from SDFSMISLib import InputError, read_labelmap
 from SDFSMISLib.cli import main
-from SDFSMISLib.inference.cohort import run_cohort
+from SDFSMISLib.cohort.pool import run_cohort
 from small_scans import ball_scan, painted_on
 
 pytest.importorskip("ray")
@@ -138,7 +138,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 def test_workers_fit_the_cluster(
     nodes_have: list[tuple[int, int]], workers: int | None, gpus: bool, expected: tuple[int, int, int]
 ) -> None:
-    from SDFSMISLib.inference.ray_cohort import Share, share
+    from SDFSMISLib.cohort.ray_pool import Share, share
 
     assert share(nodes_have, workers, gpus) == Share(*expected)
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.cohort.job import LabelResult, ScanJob, ScanOutcome
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.scan_job import LabelResult, ScanJob, ScanOutcome
 
 __all__ = ["COLUMNS", "CohortTable"]
 

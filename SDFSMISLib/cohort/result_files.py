@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from SDFSMISLib.cohort_list import result_names
+from SDFSMISLib.cohort.job import ScanJob
+from SDFSMISLib.cohort.scan_list import result_names
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.imagefile import written_extension
 from SDFSMISLib.inference.output import check_writable, written_files
-from SDFSMISLib.inference.scan_job import ScanJob
 
 __all__ = ["check_outputs", "is_folder", "plan_results", "same_file"]
 

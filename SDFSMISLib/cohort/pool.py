@@ -66,7 +66,7 @@ def run_cohort(
         Exception: what `make_work` or a work raises.
     """
     if engine == "ray":
-        from SDFSMISLib.inference.ray_cohort import run_on_ray
+        from SDFSMISLib.cohort.ray_pool import run_on_ray
 
         yield from run_on_ray(jobs, make_work, workers, gpus)
     elif (workers or 1) > 1:

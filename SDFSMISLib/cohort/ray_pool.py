@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from SDFSMISLib.cohort.pool import Finished, MakeWork, answer
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.cohort import Finished, MakeWork, answer
 
 try:
     import ray
