@@ -17,7 +17,7 @@ import slicer
 from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtWidgets import QApplication
 
-from slicer_standin import errors, i18n, parameters, scripted_module, widgets
+from slicer_standin import errors, i18n, parameter_node, scripted_module, widgets
 from slicer_standin.connections import connections
 from slicer_standin.dialogs import dialogs
 from slicer_standin.loaded_module import LoadedModule
@@ -182,7 +182,7 @@ class Standin:
         python = {"qt": qt_module(), "ctk": ctk, "SampleData": sample_data_module()}
         python["slicer.i18n"] = i18n.i18n_module()
         python["slicer.ScriptedLoadableModule"] = scripted_module
-        python["slicer.parameterNodeWrapper"] = parameters.parameter_node_module()
+        python["slicer.parameterNodeWrapper"] = parameter_node.parameter_node_module()
         for name, module in python.items():
             self._set(sys.modules, name, module)
             if name.startswith("slicer."):

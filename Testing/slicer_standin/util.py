@@ -51,4 +51,3 @@ def _asked(name: str) -> Callable[..., bool]:
         return dialogs.ask(name, text, default=True)
 
     return ask
-

@@ -23,7 +23,3 @@ class qMRMLWidget(QWidget):
             return
         self._scene = scene
         self.mrmlSceneChanged.emit(scene)
-
-
-class qSlicerWidget(qMRMLWidget):
-    pass

@@ -95,18 +95,3 @@ class ctkSliderWidget(QWidget):
         span = self._box.maximum() - self._box.minimum()
         with QSignalBlocker(self._slider):
             self._slider.setValue(round((self._box.value() - self._box.minimum()) / span * STEPS) if span else 0)
-
-
-class qMRMLSliderWidget(ctkSliderWidget):
-    quantity = kept(str, "")
-    unitAwareProperties = kept(int, 0)
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self._scene: Any = None
-
-    def mrmlScene(self) -> Any:
-        return self._scene
-
-    def setMRMLScene(self, scene: Any) -> None:
-        self._scene = scene
