@@ -1,4 +1,4 @@
-# The backend: docker build -t sdfsmis .    (see Resources/BACKEND.md)
+# The backend: docker build -t sdfsmis .    (see Resources/Documentation/how-to/server.md)
 #
 # As it is, pip takes PyTorch's CUDA build, which runs on a CPU too and is some gigabytes large. For the small CPU build
 # give its address from https://pytorch.org/get-started/locally/: --build-arg TORCH_INDEX=ADDRESS

@@ -2,6 +2,7 @@
 # make test         lint, types, import contract and tests: what must hold before a change lands
 # make environment  .venv with all that demo and tests need (demo and test make what they need themselves)
 # make lint         the quick part of test
+# make docs         the documentation's site, in site/
 # make bench        seconds and memory per slice, beside the naive schedule
 #
 # make PYTHON=/path/to/python3.12 ... chooses the Python that .venv is made of (3.10 to 3.12).
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test environment lint bench
+.PHONY: demo test environment lint docs bench
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.runtime
@@ -31,10 +32,14 @@ lint: $(VENV)/.testing
 	PYTHONPATH=SDFSMIS $(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+docs: $(VENV)/.documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site is in site/: open site/index.html, or serve it with $(BIN)/mkdocs serve."
+
 bench: $(VENV)/.runtime
 	$(BIN)/sdfsmis bench
 
-# The two stamps say what .venv holds; a change of pyproject.toml or constraints.txt brings it up to date.
+# The stamps say what .venv holds; a change of pyproject.toml or constraints.txt brings it up to date.
 # torch goes in first, by its pin, so that nothing else can ask for another build of it.
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what running needs into $(VENV); the first time this takes a few minutes."
@@ -45,6 +50,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.testing: $(VENV)/.runtime
 	@echo "Installing what the tests need into $(VENV)."
 	$(PIP) --editable '.[demo,train,evaluate,serve,ray,test]'
+	@touch $@
+
+$(VENV)/.documentation: $(VENV)/.runtime
+	@echo "Installing what the documentation needs into $(VENV)."
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(BIN)/python:

@@ -1,10 +1,10 @@
-"""The pictures of Resources/TUTORIAL.md: the panel on the stand-in for Slicer's Qt side, with a real scene and backend.
+"""The pictures of the tutorial: the panel on the stand-in for Slicer's Qt side, with a real scene and backend.
 
     python Testing/panel_pictures.py FOLDER
 
 The scan is the MNI152 head of `sdfsmis demo`. Its lateral ventricles are painted on one coronal slice, as a user would,
 and segmented by the built-in weights in a process of its own. The "next patient" is the same head, warped and with
-noise. The pictures are looked at before they are committed.
+noise. ``loop.gif`` shows the steps one after the other. The pictures are looked at before they are committed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT / "SDFSMIS"), str(ROOT)]
 
 import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from mrml_scene import SegmentEditor  # noqa: E402
@@ -42,6 +42,13 @@ ZOOM = 0.8
 SIZE = (1280, 860)  # pixels of the window
 MARGIN = 6  # pixels
 COLORS = 128  # of a picture, beside greys
+LOOP = {  # pictures of the moving picture, in order: what is written above each, and how long it stays, in ms
+    "painted": ("1. Paint the structure on one slice", 3000),
+    "running": ("2. Segment: slices appear as they are finished", 2500),
+    "wrong": ("3. Look: here too much was found", 3500),
+    "corrected": ("4. Correct one slice and segment again: the error is gone from all slices", 4500),
+}
+CAPTION = 48  # pixels; the height of the line above a picture of the loop
 PATIENCE = 120.0  # seconds of one step; the first starts the backend
 
 
@@ -251,6 +258,20 @@ def few_colors(picture: Image.Image) -> Image.Image:
     return picture.quantize(palette=wanted, dither=Image.Dither.NONE)
 
 
+def write_loop(folder: Path) -> None:
+    """The moving picture of the README, from the pictures in ``folder``."""
+    frames = []
+    for name, (text, _) in LOOP.items():
+        picture = Image.open(folder / f"{name}.png").convert("RGB")
+        frame = Image.new("RGB", (picture.width, picture.height + CAPTION), "#303030")
+        frame.paste(picture, (0, CAPTION))
+        ImageDraw.Draw(frame).text((16, CAPTION / 2), text, "white", ImageFont.load_default(28), anchor="lm")
+        frames.append(few_colors(frame))
+    path, durations = folder / "loop.gif", [duration for _, duration in LOOP.values()]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+    print(f"{path} {frames[0].width} x {frames[0].height}, {path.stat().st_size / 1e3:.0f} kB")
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit("Name one folder for the pictures: python Testing/panel_pictures.py FOLDER")
@@ -261,6 +282,7 @@ def main() -> None:
         Pictures(standin, folder).make()
     finally:
         standin.uninstall()
+    write_loop(folder)
     print(f"{time.monotonic() - began:.0f} s")
 
 

@@ -192,12 +192,6 @@ def test_the_checkout_is_smaller_than_the_index_allows() -> None:
     assert size < 100e6
 
 
-def test_the_links_of_the_extension_s_page_lead_somewhere() -> None:
-    page = (ROOT / "Resources" / "EXTENSION.md").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page) if "://" not in link]
-    assert links and all((ROOT / "Resources" / link).is_file() for link in links)
-
-
 # Pictures
 
 
@@ -305,8 +299,8 @@ def steps(workflow: Path) -> list[dict[str, Any]]:
     return [step for job in jobs for step in job["steps"]]
 
 
-def test_there_is_a_workflow_without_slicer_and_one_with_it() -> None:
-    assert [path.name for path in WORKFLOWS] == ["slicer.yml", "tests.yml"]
+def test_there_is_a_workflow_without_slicer_one_with_it_and_one_of_the_documentation() -> None:
+    assert [path.name for path in WORKFLOWS] == ["docs.yml", "slicer.yml", "tests.yml"]
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)

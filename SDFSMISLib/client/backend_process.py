@@ -89,7 +89,8 @@ def start_backend(
 
     Args:
         python: a Python that has this package; or the words of a command that take the place of one.
-        model, device: as ``sdfsmis serve`` takes them.
+        model: weights, as ``sdfsmis serve`` takes them.
+        device: where to compute, as ``sdfsmis serve`` takes it.
         arguments: more of ``sdfsmis serve``.
         environment: variables; None = those of this process. PYTHONHOME and PYTHONPATH are left out, since they belong
             to the Python that runs here.
