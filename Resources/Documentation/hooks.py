@@ -32,4 +32,11 @@ def commands() -> str:
     text = subprocess.run(words, check=True, capture_output=True, text=True, encoding="utf-8").stdout
     text = "## " + text.partition("\n## ")[2]  # behind the list of the commands
     text = re.sub(r"(?m)^  (?=[ \w])", "      ", text)  # examples become code
+    text = re.sub(r"(?m)^(\* `[^`]+`: )(.+)$", lambda option: option[1] + with_code(option[2]), text)
     return re.sub(r"\*\*(Usage|Options)\*\*:\n\n", "", text).replace("```console\n$ ", "```\n")
+
+
+def with_code(text: str) -> str:
+    """The help of an option with the names of options, and its default, as code."""
+    text = re.sub(r"(?<![\w-])--[a-z][\w-]*", r"`\g<0>`", text)
+    return re.sub(r"\s+\[default: (.+)\]$", r" Default: `\1`.", text).replace("  [required]", " **Required.**")
