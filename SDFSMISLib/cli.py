@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 
 from SDFSMISLib import __version__
-from SDFSMISLib.adapt_command import EXAMPLE, adapt
 from SDFSMISLib.benchmark_command import benchmark
 from SDFSMISLib.client import BackendError
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
@@ -67,7 +66,6 @@ def _sdfsmis(
 
 
 app.command(cls=ManyValues, epilog=EXAMPLES)(segment)
-app.command("adapt", epilog=EXAMPLE)(adapt)
 app.add_typer(benchmark, name="benchmark")
 
 
@@ -235,15 +233,10 @@ def serve(
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="End with the program that holds standard input open.")
     ] = False,
-    adaptations: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Let clients teach weights, kept in this folder. Default: not offered."),
-    ] = None,
 ) -> None:
     """Segment for other programs, 3D Slicer among them: a backend on this computer, or for others.
 
-    Scans stay in memory, for an hour at most, and are neither logged nor written, but for those that weights are to
-    learn from (--adaptations). The page /docs explains the routes.
+    Scans stay in memory, for an hour at most, and are neither logged nor written. The page /docs explains the routes.
     """
     from SDFSMISLib.server import ServeSettings, run_server
 
@@ -258,7 +251,6 @@ def serve(
         device,
         engine=engine.value,
         until_stdin_closes=until_stdin_closes,
-        adaptations=adaptations,
     )
     code = run_server(settings)
     if code:

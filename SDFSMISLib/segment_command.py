@@ -185,11 +185,7 @@ STRATEGY = _run(
 )
 THRESHOLD = _run("Probability above which a voxel belongs to the structure, between 0 and 1.", "T")
 REGION = _run("auto: look at a square around the structure. full: at whole slices, as in the paper.")
-MODEL = _run(
-    "Weights: built-in, a pipeline folder (sdfsmis convert makes one), or a model hub's id. With --server the name of "
-    "a model that it has learned (sdfsmis adapt --server); by default the one that it serves.",
-    "M",
-)
+MODEL = _run("Weights: built-in, a pipeline folder (sdfsmis convert makes one), or a model hub's id.", "M")
 DEVICE = _run("auto (the GPU where there is one), cpu, cuda or cuda:N.", "D")
 SERVER = _server("Segment on a backend (sdfsmis serve) instead of here; slices that it needs are sent to it.", "URL")
 TOKEN = _server("What the server asks for. Default: the variable SDFSMIS_TOKEN.", "T")

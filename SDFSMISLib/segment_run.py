@@ -27,7 +27,6 @@ from SDFSMISLib.volume import Volume, read_labelmap
 __all__ = ["SegmentRequest", "run_segment"]
 
 TABLE = "cohort.csv"
-DEFAULT = "built-in"  # weights here; on a backend those that it serves
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class SegmentRequest:
     threshold: float = 0.5
     probabilities: str | None = None
     region: Literal["auto", "full"] = "auto"
-    model: str = DEFAULT
+    model: str = "built-in"
     device: str = "auto"
     server: str | None = None
     token: str | None = None
@@ -81,7 +80,7 @@ class SegmentRequest:
         if self.server is None:
             return None
         certificate = None if self.server_certificate is None else str(self.server_certificate)
-        return Backend(self.server, self.token, certificate, None if self.model == DEFAULT else self.model)
+        return Backend(self.server, self.token, certificate)
 
 
 def run_segment(request: SegmentRequest, command: str) -> bool:
@@ -276,8 +275,8 @@ def _check_options(request: SegmentRequest) -> None:
         raise InputError(
             f"The threshold {request.threshold:g} was given; a probability between 0 and 1 is accepted, 0.5 by default."
         )
-    if request.server is not None and request.device != "auto":
-        raise InputError("--device is that of the server; leave it out, or leave --server out.")
+    if request.server is not None and (request.model != "built-in" or request.device != "auto"):
+        raise InputError("--model and --device are those of the server; leave them out, or leave --server out.")
     if request.backend is not None:
         request.backend.client()  # says what is wrong with the address, the token or the certificate
     if request.server is None and (request.token is not None or request.server_certificate is not None):

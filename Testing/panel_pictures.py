@@ -101,7 +101,6 @@ class Pictures:
         self._segment()
         self._correct()
         self._next_patient()
-        self._learn()
         self._server()
         if self._standin.errors:
             raise SystemExit(f"The panel failed: {self._standin.errors}")
@@ -163,20 +162,6 @@ class Pictures:
         self._ui.runButton.click()
         self._end_run()
         self._save("next-patient")
-
-    def _learn(self) -> None:
-        """What is asked for, before the backend learns; it takes too long for a picture."""
-        self._load(self._head, "Head")
-        for volume in self._slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
-            self._ui.learningScansSelector.check(volume)
-        steps = (self._ui.supportCollapsibleButton, self._ui.reviewCollapsibleButton)
-        for step in steps:  # else it lies below the window
-            step.collapsed = True
-        self._ui.learningCollapsibleButton.collapsed = False
-        self._save("learn", self._ui.learningCollapsibleButton, self._ui.learnButton)
-        self._ui.learningCollapsibleButton.collapsed = True
-        for step in steps:
-            step.collapsed = False
 
     def _server(self) -> None:
         """What is asked before anything is sent; it is declined."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISPanel.learning_view import LearningView, LearnRequest, ModelsView
 from SDFSMISPanel.panel_logic import (
     BackendChoice,
     BackendView,
@@ -31,9 +30,8 @@ class RecordingLogic:
     """Keeps :class:`SDFSMISPanel.panel_logic.PanelLogic`.
 
     Attributes:
-        calls: names of the methods that were called and their arguments, in order; without ``step``, ``why_not`` and
-            ``why_not_learn``.
-        reason: what ``why_not`` says. learning_reason: what ``why_not_learn`` says.
+        calls: names of the methods that were called and their arguments, in order; without ``step`` and ``why_not``.
+        reason: what ``why_not`` says.
         steps: how often ``step`` is to say that more is to be done at once.
         stepped: how often it was called.
     """
@@ -41,7 +39,6 @@ class RecordingLogic:
     def __init__(self) -> None:
         self.backend = BackendView(BackendChoice(), "Not tried yet.", "unknown", can_install=True)
         self.support, self.run, self.review = SupportView(), RunView(), ReviewView()
-        self.models, self.learning, self.learning_reason = ModelsView(), LearningView(), ""
         self.question: Question | None = None
         self.calls: list[tuple[Any, ...]] = []
         self.reason, self.steps, self.stepped = "", 0, 0
@@ -118,23 +115,6 @@ class RecordingLogic:
 
     def cancel(self) -> None:
         self.calls.append(("cancel",))
-
-    def choose_model(self, name: str) -> None:
-        self.calls.append(("choose_model", name))
-        self.show(models=replace(self.models, chosen=name))
-
-    def forget_model(self) -> None:
-        self.calls.append(("forget_model",))
-
-    def why_not_learn(self, request: LearnRequest) -> str:
-        self.learning_requested = request
-        return self.learning_reason
-
-    def learn(self, request: LearnRequest) -> None:
-        self.calls.append(("learn", request))
-
-    def cancel_learning(self) -> None:
-        self.calls.append(("cancel_learning",))
 
     def review_scan(self, number: int) -> None:
         self.calls.append(("review_scan", number))

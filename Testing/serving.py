@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ import uvicorn
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.client import Client
 from SDFSMISLib.protocol import content_address, pack_array, query_fields, support_fields, support_image_for_wire
-from SDFSMISLib.server.adaptations import Adaptations
 from SDFSMISLib.server.app import make_app
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.limits import Limits
@@ -35,7 +33,6 @@ class Backend:
     engine: Engine
     store: MemoryStore
     token: str | None = None
-    adaptations: Adaptations | None = None
 
     @property
     def url(self) -> str:
@@ -68,35 +65,20 @@ class Backend:
 
 @contextmanager
 def running(
-    pipeline: Any = None,
-    limits: Limits | None = None,
-    tokens: Sequence[str] = (),
-    segmenter: Segmenter | None = None,
-    adaptations: Path | None = None,
+    pipeline: Any = None, limits: Limits | None = None, tokens: Sequence[str] = (), segmenter: Segmenter | None = None
 ) -> Iterator[Backend]:
-    """A backend around a pipeline (None: one that finds what is bright), stopped behind the block.
-
-    Args:
-        adaptations: the folder where weights learn; None = that is not offered.
-    """
-    limits = limits or Limits()
-    offered = None if adaptations is None else Adaptations(adaptations, limits)
-    models = None if offered is None else offered.models
-    engine = Engine(segmenter or Segmenter(pipeline or BrightPipeline(), "bright"), limits, models=models)
+    """A backend around a pipeline (None: one that finds what is bright), stopped behind the block."""
+    engine = Engine(segmenter or Segmenter(pipeline or BrightPipeline(), "bright"), limits or Limits())
     store = MemoryStore(engine.limits.store_bytes, engine.limits.store_seconds)
-    config = uvicorn.Config(
-        make_app(engine, store, tokens, offered), port=0, log_config=None, timeout_graceful_shutdown=1
-    )
+    config = uvicorn.Config(make_app(engine, store, tokens), port=0, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Backend(port, engine, store, tokens[0] if tokens else None, offered)
+        yield Backend(port, engine, store, tokens[0] if tokens else None)
     finally:
-        if offered is not None:
-            offered.stop()
         server.should_exit = True
         engine.scheduler.stop()
         thread.join(20)

@@ -27,7 +27,6 @@ LAZY_NAMES = sorted(set(SDFSMISLib.__all__) - {"__version__"})
 # What 3D Slicer itself may import: every file beside volume.py except those of the commands, and the client; the other
 # folders may use torch.
 COMMANDS = {
-    "adapt_command",
     "bench",
     "benchmark_command",
     "cli",

@@ -24,7 +24,6 @@ from panel_examples import Kept, PaintedScene, dice, differ  # noqa: E402
 from SDFSMISLib import Segmenter, SupportSet  # noqa: E402
 from SDFSMISLib.volume import Volume  # noqa: E402
 from SDFSMISPanel.backend_access import BackendAccess  # noqa: E402
-from SDFSMISPanel.learning_view import LearnRequest  # noqa: E402
 from SDFSMISPanel.local_computer import LocalComputer, Places  # noqa: E402
 from SDFSMISPanel.logic import Logic  # noqa: E402
 from SDFSMISPanel.panel_logic import BackendChoice, BackendKind  # noqa: E402
@@ -45,9 +44,7 @@ def computer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalComputer
     requirements = ROOT / "SDFSMIS" / "Resources" / "requirements-backend.txt"
     folder = tmp_path_factory.mktemp("computer") / "environment"
     variables = {"startup": dict(os.environ)}
-    made = LocalComputer(
-        Places(folder, folder.parent / "learned", ROOT / "SDFSMISLib", requirements, sys.executable, variables)
-    )
+    made = LocalComputer(Places(folder, ROOT / "SDFSMISLib", requirements, sys.executable, variables))
     yield made
     made.stop()
 
@@ -82,11 +79,10 @@ def test_the_panel_gives_the_library_s_own_voxels(computer: LocalComputer, direc
     assert dice(expected[others], truth[others]) > 0.7
 
 
-def test_the_process_ends_with_the_panel(tmp_path: Path) -> None:
+def test_the_process_ends_with_the_panel() -> None:
     earlier = _backends()
     requirements = ROOT / "SDFSMIS" / "Resources" / "requirements-backend.txt"
-    variables = {"startup": dict(os.environ)}
-    places = Places(ROOT / "nowhere", tmp_path, ROOT / "SDFSMISLib", requirements, sys.executable, variables)
+    places = Places(ROOT / "nowhere", ROOT / "SDFSMISLib", requirements, sys.executable, {"startup": dict(os.environ)})
     logic = Logic(BackendAccess(Kept(), LocalComputer(places)))
     logic.choose_backend(BackendChoice(BackendKind.LOCAL, python=sys.executable, device="cpu"))
     logic.test_backend()
@@ -96,7 +92,6 @@ def test_the_process_ends_with_the_panel(tmp_path: Path) -> None:
         logic.step()
         time.sleep(0.01)
     assert logic.backend.state == "good" and "built-in" in logic.backend.status, logic.backend
-    assert "does not learn" not in logic.why_not_learn(LearnRequest()), "it is started so that it learns"
     started = _backends() - earlier
     assert started
     logic.close()

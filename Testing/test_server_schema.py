@@ -22,17 +22,12 @@ ROUTES = [
     ("HEAD", "/slices/{address}"),
     ("DELETE", "/slices/{address}"),
     ("POST", "/segmentations"),
-    ("PUT", "/scans/{content}"),
-    ("HEAD", "/scans/{content}"),
-    ("DELETE", "/scans/{content}"),
-    ("POST", "/adaptations"),
-    ("DELETE", "/models/{name}"),
 ]
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    with running(adaptations=tmp_path_factory.mktemp("adaptations")) as made:
+def backend() -> Iterator[Backend]:
+    with running() as made:
         yield made
 
 

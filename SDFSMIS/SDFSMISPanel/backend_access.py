@@ -15,11 +15,9 @@ from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISPanel.backend_questions import (
     INSTALL,
     REMOVE,
-    SEND_SCANS,
     SEND_SLICES,
     install_question,
     remove_question,
-    scans_question,
     slices_question,
 )
 from SDFSMISPanel.backend_sentences import described, sentence
@@ -74,30 +72,9 @@ class BackendAccess:
         self._progress: float | None = None
         self._doing = ""
         self._run_choice: BackendChoice | None = None
-        self._learning_choice: BackendChoice | None = None
         self._tried: _Tried | None = None
-        self._said: tuple[BackendChoice, Capabilities] | None = None
         self.view = BackendView(self._choice, "", "unknown")
         self._look()
-
-    @property
-    def choice(self) -> BackendChoice:
-        """What is chosen now."""
-        return self._choice
-
-    @property
-    def capabilities(self) -> Capabilities | None:
-        """What the chosen backend said of itself last; None = it was not asked."""
-        return self._said[1] if self._said is not None and self._said[0] == self._choice else None
-
-    @property
-    def runs_here(self) -> bool:
-        """Whether a run uses what is chosen now."""
-        return self._run_choice == self._choice
-
-    def knows(self, choice: BackendChoice, capabilities: Capabilities) -> None:
-        """A backend has said what it offers."""
-        self._said = choice, capabilities
 
     # -- what the user does --------------------------------------------------------------------------------------------
 
@@ -124,12 +101,8 @@ class BackendAccess:
 
     def problem(self) -> str:
         """Why it cannot be used, and what to do; "" where it can, as far as that is known."""
-        local = self._choice.kind is BackendKind.LOCAL
-        if self._changing is not None and local:
+        if self._changing is not None and self._choice.kind is BackendKind.LOCAL:
             return _("SDFSMIS is being installed or removed; wait until that has ended.")
-        learning = self._learning_choice
-        if local and learning is not None and learning.kind is BackendKind.LOCAL and learning != self._choice:
-            return _("This computer learns from scans with other settings; wait until that has ended, or cancel it.")
         try:
             if self._choice.kind is BackendKind.SERVER:
                 self._client()
@@ -139,16 +112,21 @@ class BackendAccess:
 
     def before_run(self, then: Callable[[], None]) -> None:
         """Calls it as soon as nothing needs to be asked, or installed, any more; never where the user declines."""
-        self._before(then, slices_question)
-
-    def before_learning(self, scans: int, then: Callable[[], None]) -> None:
-        """The same for sending so many whole scans."""
-        self._before(then, lambda host: scans_question(host, scans))
+        problem = self.problem()
+        if problem:
+            self.fails(problem)
+            return
+        question = self._what_to_ask()
+        if question is None:
+            then()
+        else:
+            self.question, self._then = question, then
+        self._look()
 
     def forget_waiting(self) -> None:
         """What waits for an answer or an installation does not go on."""
         self._then = None
-        if self.question is not None and self.question.key in (SEND_SLICES, SEND_SCANS, INSTALL):
+        if self.question is not None and self.question.key in (SEND_SLICES, INSTALL):
             self.question = None
 
     def install(self) -> None:
@@ -166,9 +144,7 @@ class BackendAccess:
         if self.question is None or self.question.key != key:
             return
         then, self.question, self._then = self._then, None, None
-        if agreed and key == SEND_SCANS and then is not None:
-            then()
-        elif agreed and key == SEND_SLICES:
+        if agreed and key == SEND_SLICES:
             self._remembered.keep_agreed([*self._remembered.agreed_hosts(), self._client().host])
             if then is not None:
                 self.before_run(then)
@@ -219,16 +195,6 @@ class BackendAccess:
             self._worked(choice, text)
         self._look()
 
-    def learning_begins(self) -> None:
-        """Learning uses what was chosen now; until :meth:`learning_ended` it is neither changed nor removed."""
-        self._learning_choice = self._choice
-        self._look()
-
-    def learning_ended(self) -> None:
-        """Nothing of it goes on any more."""
-        self._learning_choice = None
-        self._look()
-
     def fails(self, text: str) -> None:
         """What was chosen did not do what it was asked for, and why."""
         self._tried = _Tried(self._choice, text, False)
@@ -261,7 +227,6 @@ class BackendAccess:
 
     def _take(self, job: Background | None, message: Any) -> None:
         if isinstance(message, Capabilities):
-            self.knows(self._choice, message)
             self._worked(self._choice, described(message))
         elif isinstance(message, Doing):
             self._doing = message.text
@@ -315,31 +280,17 @@ class BackendAccess:
 
         self._changing = Background("SDFSMIS installation", install)
 
-    def _before(self, then: Callable[[], None], consent: Callable[[str], Question]) -> None:
-        problem = self.problem()
-        if problem:
-            self.fails(problem)
-            return
-        question = self._what_to_ask(consent)
-        if question is None:
-            then()
-        else:
-            self.question, self._then = question, then
-        self._look()
-
-    def _what_to_ask(self, consent: Callable[[str], Question]) -> Question | None:
-        """What has to be asked before the backend may be used; ``consent`` gives what is asked of a host."""
+    def _what_to_ask(self) -> Question | None:
+        """What has to be asked before the backend may be used."""
         if self._choice.kind is BackendKind.LOCAL:
             return None if self._computer.is_ready(self._choice) else install_question(self._computer.folder)
         client = self._client()
-        question = consent(client.host)
-        agreed = question.key == SEND_SLICES and client.host in self._remembered.agreed_hosts()
-        return None if client.is_local or agreed else question
+        agreed = client.is_local or client.host in self._remembered.agreed_hosts()
+        return None if agreed else slices_question(client.host)
 
     def _may_change(self) -> bool:
         """Whether the environment of our own may be made anew, or removed: nothing uses it."""
-        learns = self._learning_choice is not None and self._learning_choice.kind is BackendKind.LOCAL
-        return self._changing is None and self._run_choice is None and not learns
+        return self._changing is None and self._run_choice is None
 
     def _client(self) -> Client:
         """Raises :class:`InputError` for an address, a token or a certificate that is none."""
@@ -366,7 +317,7 @@ class BackendAccess:
     def _status(self) -> tuple[str, str]:
         if self._changing is not None or self._testing is not None:
             return self._doing, "busy"
-        if self.runs_here:
+        if self._run_choice == self._choice:
             return _("It is used by the run that goes on."), "busy"
         tried = self._tried if self._tried is not None and self._tried.choice == self._choice else None
         if self._choice.kind is BackendKind.LOCAL:

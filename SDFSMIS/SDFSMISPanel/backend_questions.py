@@ -11,15 +11,13 @@ from SDFSMISPanel.panel_logic import Question
 __all__ = [
     "INSTALL",
     "REMOVE",
-    "SEND_SCANS",
     "SEND_SLICES",
     "install_question",
     "remove_question",
-    "scans_question",
     "slices_question",
 ]
 
-INSTALL, REMOVE, SEND_SLICES, SEND_SCANS = "install", "remove", "send slices", "send scans"  # keys of the answers
+INSTALL, REMOVE, SEND_SLICES = "install", "remove", "send slices"  # keys of the answers
 
 
 def install_question(folder: Path) -> Question:
@@ -47,15 +45,3 @@ def slices_question(host: str) -> Question:
         "Send them, now and later?"
     )
     return Question(SEND_SLICES, text.format(host=host), _("Send to {host}").format(host=host), _("Do not send"))
-
-
-def scans_question(host: str, scans: int) -> Question:
-    """Before learning on another computer; asked each time, for it is more than a run sends, and lies on a disk."""
-    text = _(
-        "To learn on {host}, WHOLE scans are sent there over the network: all slices of {scans} scans, with all their "
-        "grey values, and their geometry. Names of patients and files are not sent, but images can show a person. "
-        "SDFSMIS writes the scans to that computer's disk and deletes them when the learning has ended, or some time "
-        "after one that was cut off; what was learned stays there until you forget the model. Send the scans this time?"
-    )
-    agree = _("Send whole scans to {host}")
-    return Question(SEND_SCANS, text.format(host=host, scans=scans), agree.format(host=host), _("Do not send"))

@@ -42,18 +42,15 @@ class LocalBackend:
         *,
         model: str = "built-in",
         device: str = "auto",
-        learned: Path | None = None,
     ) -> None:
         """
         Args:
             python: path of a Python that has SDFSMIS.
             variables: environment variables that it starts with.
             model, device: as ``sdfsmis serve`` takes them.
-            learned: folder of what it learns; None = it does not learn. Where it cannot start with it (another one uses
-                the folder, its Python lacks packages, or has a version that does not know of it), it starts without.
         """
         self._python, self._variables = str(python), dict(variables)
-        self._model, self._device, self._learned = model, device, learned
+        self._model, self._device = model, device
         self._own = _Own()
         self._lock = threading.Lock()  # held for moments only, so that the main thread never waits for it
         self._starting = False
@@ -123,7 +120,14 @@ class LocalBackend:
         own = self._own
         own.stop_process()  # what is left of one that ended by itself
         try:
-            process = self._process(own.writer(on_log), lambda: stopped.is_set() or (cancel is not None and cancel()))
+            process = start_backend(
+                self._python,
+                model=self._model,
+                device=self._device,
+                environment=self._variables,
+                on_log=own.writer(on_log),
+                cancel=lambda: stopped.is_set() or (cancel is not None and cancel()),
+            )
             if not own.take(process, stopped):
                 raise Cancelled("The backend was stopped while it started.")
             return process.client()
@@ -134,27 +138,6 @@ class LocalBackend:
             with self._lock:
                 self._starting = False
                 own.ended.set()
-
-    def _process(self, on_log: Callable[[str], None], cancel: Callable[[], bool]) -> BackendProcess:
-        """A process that learns, too, where it can."""
-
-        def started(*arguments: str) -> BackendProcess:
-            return start_backend(
-                self._python,
-                model=self._model,
-                device=self._device,
-                arguments=arguments,
-                environment=self._variables,
-                on_log=on_log,
-                cancel=cancel,
-            )
-
-        if self._learned is not None:
-            try:
-                return started("--adaptations", str(self._learned))
-            except BackendError:  # why, stands in the log
-                on_log("It is started again, without learning from scans.")
-        return started()
 
     def _look(self) -> tuple[LocalBackendState, str]:
         process = self._own.process

@@ -35,14 +35,12 @@ class Places:
     Attributes:
         environment: folder of the environment of our own.
         panel_library: the folder ``SDFSMISLib`` that the panel was loaded from.
-        learned: folder of what the backend learns; it outlives the environment.
         requirements: file of the packages that the backend needs.
         python: the Python that the environment is made of, Slicer's own.
         variables: environment variables that another Python may start with, by name; the first that work are used.
     """
 
     environment: Path
-    learned: Path
     panel_library: Path
     requirements: Path
     python: str
@@ -122,13 +120,7 @@ class LocalComputer:
             if self._environment.state is EnvironmentState.OUTDATED:  # the panel was updated: its files are copied
                 self.install((), False, lambda share, text: None, cancel)
             python, variables = str(self._environment.python), self._environment.environment_variables()
-        return LocalBackend(
-            python,
-            variables,
-            model=choice.model or "built-in",
-            device=choice.device,
-            learned=self._places.learned,
-        )
+        return LocalBackend(python, variables, model=choice.model or "built-in", device=choice.device)
 
     def _status(self, choice: BackendChoice) -> tuple[str, str]:
         backend = self._backend if self._made_for == _key(choice) else None

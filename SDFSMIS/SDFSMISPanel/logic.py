@@ -10,14 +10,10 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from SDFSMISLib.client import ModelMissing
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import EditingRules, ObliqueView, Scans, make_parallel
 from SDFSMISPanel.backend_access import BackendAccess, Remembered
-from SDFSMISPanel.learning import Learning
-from SDFSMISPanel.learning_view import LearningView, LearnRequest, ModelsView
 from SDFSMISPanel.local_computer import LocalComputer
-from SDFSMISPanel.models import Models
 from SDFSMISPanel.panel_logic import (
     BackendChoice,
     BackendView,
@@ -48,8 +44,6 @@ class Logic:
 
     def __init__(self, access: BackendAccess) -> None:
         self._access, self._support, self._review = access, SupportList(), Review()
-        self._models = Models(access)
-        self._learning = Learning(access, self._models)
         self._scans = Scans()
         self._editor: Editor | None = None
         self._run: PanelRun | None = None
@@ -78,14 +72,6 @@ class Logic:
         return self._review.view
 
     @property
-    def models(self) -> ModelsView:
-        return self._models.view
-
-    @property
-    def learning(self) -> LearningView:
-        return self._learning.view
-
-    @property
     def question(self) -> Question | None:
         return self._question or self._access.question
 
@@ -102,7 +88,7 @@ class Logic:
         return more
 
     def _step(self) -> bool:
-        more = any([self._access.step(), self._learning.step(), self._models.step()])
+        more = self._access.step()
         if self._run is not None:
             more = self._run.step() or more
             if self._run.has_results and self._review.is_open:
@@ -150,18 +136,6 @@ class Logic:
 
     def remove_installation(self) -> None:
         self._access.remove()
-        self._tell()
-
-    # -- models --------------------------------------------------------------------------------------------------------
-
-    def choose_model(self, name: str) -> None:
-        self._models.choose(name)
-        self._tell()
-
-    def forget_model(self) -> None:
-        question = self._models.forget_question()
-        if question is not None:
-            self._ask(question, lambda agreed: self._models.forget() if agreed else None)
         self._tell()
 
     # -- support -------------------------------------------------------------------------------------------------------
@@ -212,7 +186,7 @@ class Logic:
     def why_not(self, request: RunRequest) -> str:
         if self.run.running:
             return _("Something goes on; wait until it has ended, or cancel it.")
-        problem = self._support.view.problem or self._access.problem() or self._models.view.problem
+        problem = self._support.view.problem or self._access.problem()
         if problem:
             return problem
         try:
@@ -262,20 +236,6 @@ class Logic:
     def discard(self) -> None:
         self._end_review(self._review.discard)
 
-    # -- learning ------------------------------------------------------------------------------------------------------
-
-    def why_not_learn(self, request: LearnRequest) -> str:
-        return self._learning.why_not(request)
-
-    def learn(self, request: LearnRequest) -> None:
-        if not self._learning.why_not(request):
-            self._access.before_learning(len(request.scans), lambda: self._learning.start(request))
-        self._tell()
-
-    def cancel_learning(self) -> None:
-        self._learning.cancel()
-        self._tell()
-
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def close_scene(self) -> None:
@@ -283,7 +243,6 @@ class Logic:
             self._run.abandon()
             self._access.run_ended(None, self._run.remote)
         self._access.forget_waiting()
-        self._learning.close_scene()
         self._run, self._saving, self._last_run, self._editor = None, None, RunView(), None
         self._question = self._answered = None
         self._review.forget()
@@ -294,8 +253,6 @@ class Logic:
     def close(self) -> None:
         self._on_change = None
         self.close_scene()
-        self._learning.close()
-        self._models.close()
         self._access.close()
 
     # -- within --------------------------------------------------------------------------------------------------------
@@ -314,8 +271,7 @@ class Logic:
             self._say(str(error))
             return
         painted = self._support.scan if plan.painting is not None else None
-        model = self._models.view.chosen or None
-        options = RunOptions(request.strategy, request.region, self._review.view.threshold or 0.01, model)
+        options = RunOptions(request.strategy, request.region, self._review.view.threshold or 0.01)
         self._editor = editor
         LOG.info("Run begins: %d scans, %s", len(targets), options)
         self._run = PanelRun(plan, painted, targets, options, editor, source, self._scans)
@@ -325,12 +281,7 @@ class Logic:
         run = self._run
         assert run is not None
         self._run, self._last_run = None, run.view
-        here, missing = self._access.runs_here, isinstance(run.error, ModelMissing)
-        self._access.run_ended(None if missing else run.error, run.remote)  # nothing is wrong with the backend
-        if here and missing:
-            self._models.is_missing(run.options.model or "")
-        elif here and run.remote is not None and run.remote.version:
-            self._models.look()
+        self._access.run_ended(run.error, run.remote)
         if run.has_results:
             self._review.begin(run.targets, run.plan.looks)
             self._edit(self._review.first_result())
@@ -383,8 +334,8 @@ class Logic:
 
     def _tell(self) -> None:
         """Calls who observes, if something that is shown has changed."""
-        shown = (self.backend, self.models, self.support, self.run, self.review, self.learning, self.question)
-        if any(now is not before for now, before in zip(shown, self._shown or (None,) * 7, strict=True)):
+        shown = (self.backend, self.support, self.run, self.review, self.question)
+        if any(now is not before for now, before in zip(shown, self._shown or (None,) * 5, strict=True)):
             self._shown = shown
             if self._on_change is not None:
                 self._on_change()

@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from SDFSMISPanel.learning_view import LearningView, LearnRequest, ModelsView
-
 __all__ = [
     "BackendChoice",
     "BackendKind",
@@ -278,10 +276,6 @@ class PanelLogic(Protocol):
     @property
     def review(self) -> ReviewView: ...
     @property
-    def models(self) -> ModelsView: ...
-    @property
-    def learning(self) -> LearningView: ...
-    @property
     def question(self) -> Question | None: ...
 
     def observe(self, on_change: Callable[[], None] | None) -> None:
@@ -304,13 +298,6 @@ class PanelLogic(Protocol):
     def cancel_installation(self) -> None: ...
     def remove_installation(self) -> None:
         """Asks whether the environment may be removed."""
-
-    # -- models
-    def choose_model(self, name: str) -> None:
-        """The learned model that segments from now on; "" = the one that the backend was started with."""
-
-    def forget_model(self) -> None:
-        """Asks whether the chosen model may be deleted on the backend."""
 
     # -- support
     def select(self, scan: Any | None, segmentation: Any | None) -> None:
@@ -345,15 +332,6 @@ class PanelLogic(Protocol):
     def go_to_slice(self, index: int) -> None: ...
     def accept(self) -> None: ...
     def discard(self) -> None: ...
-
-    # -- learning
-    def why_not_learn(self, request: LearnRequest) -> str:
-        """Why learning cannot begin, and what to do; "" where it can."""
-
-    def learn(self, request: LearnRequest) -> None:
-        """Learns from whole scans; asks first where they leave this computer. Runs may go on beside it."""
-
-    def cancel_learning(self) -> None: ...
 
     # -- life
     def close_scene(self) -> None:

@@ -77,7 +77,7 @@ class PanelRun:
     """It goes on by :meth:`step`, on the main thread; the backend is talked to in a thread of its own.
 
     Attributes:
-        plan: of the support. options: as given.
+        plan: of the support.
         view: what the panel shows.
         targets: those whose writer is there have results.
         over: whether nothing more comes. error: that the worker thread ended with.
@@ -102,7 +102,7 @@ class PanelRun:
         self.targets, self.over = list(targets), False
         self.error: BaseException | None = None
         self.view = RunView(True, _("Reading the scan…"))
-        self.plan, self._painted, self.options, self._editor = plan, painted, options, editor
+        self.plan, self._painted, self._options, self._editor = plan, painted, options, editor
         self._source, self._scans = source, scans
         self._copying = self._copy()
         self._background: Background | None = None
@@ -180,7 +180,7 @@ class PanelRun:
             return True
         scans = [(self._copies[number], target.wanted) for number, target in enumerate(self.targets)]
         painted = self._painted_copy
-        job = RunJob(self._source, self.plan, painted, scans, self.options)
+        job = RunJob(self._source, self.plan, painted, scans, self._options)
         self._doing = _("Connecting to the backend…")
         self._background = Background("SDFSMIS run", job)
         return False
@@ -270,7 +270,7 @@ class PanelRun:
             into=home.results,
             rules=EditingRules.of(self._editor.node, target.volume) if edited else None,
             save_undo=self._editor.save_undo if edited else None,
-            threshold=self.options.threshold,
+            threshold=self._options.threshold,
         )
 
     def _slice_came(self, message: SliceCame) -> None:
@@ -280,7 +280,7 @@ class PanelRun:
         self._finished, self._total, self._trouble = record.finished, record.total, ""
         if target.writer is not None:
             target.writer.take(record.label, record.index, record.probability, record.certainty)
-            if record.probability.max() > 255 * self.options.threshold:
+            if record.probability.max() > 255 * self._options.threshold:
                 first, last = target.found.get(record.label, (record.index, record.index))
                 target.found[record.label] = min(first, record.index), max(last, record.index)
 

@@ -26,7 +26,6 @@ class Parameter:
         every_painted: whether each painted slice is support.
         mode, first, last, reach, strategy, region: as in RunRequest; -1 for last = the range was not set yet.
         threshold, keep_largest, smooth_mm: as in ReviewView.
-        model: the learned model that segments; "" = the one that the backend serves.
     """
 
     scan: vtkMRMLVolumeNode
@@ -42,7 +41,6 @@ class Parameter:
     threshold: Annotated[float, WithinRange(0, 1)] = 0.5
     keep_largest: bool = False
     smooth_mm: Annotated[float, WithinRange(0, 20)] = 0.0
-    model: str = ""
 
 
 def left_out(parameter: Parameter) -> set[str]:

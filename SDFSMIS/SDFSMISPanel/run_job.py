@@ -24,12 +24,11 @@ ClientSource = Callable[[Post, Cancel], Client]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of ``Client.segment`` that all scans of a run share; ``model`` None = the one that is served."""
+    """Options of ``Client.segment`` that all scans of a run share."""
 
     strategy: str
     region: str
     threshold: float
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ class RunJob:
             strategy=self.options.strategy,
             region=self.options.region,
             threshold=self.options.threshold,
-            model=self.options.model,
             on_upload=lambda there, total: post(Sent(there, total)),
             cancel=cancel,
             on_trouble=lambda error: post(Trouble(str(error))),

@@ -11,7 +11,7 @@ from SDFSMISPanel.local_computer import Places
 
 __all__ = ["slicer_places"]
 
-FOLDER, LEARNED = "SDFSMIS-backend", "SDFSMIS-adaptations"
+FOLDER = "SDFSMIS-backend"
 
 
 def slicer_places() -> Places:
@@ -23,7 +23,6 @@ def slicer_places() -> Places:
     settings = Path(slicer.app.slicerUserSettingsFilePath).parent
     return Places(
         environment=settings / FOLDER,
-        learned=settings / LEARNED,
         panel_library=Path(SDFSMISLib.__file__).resolve().parent,
         requirements=Path(__file__).resolve().parent.parent / "Resources" / "requirements-backend.txt",
         python=shutil.which("PythonSlicer") or sys.executable,

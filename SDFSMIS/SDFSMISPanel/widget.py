@@ -11,8 +11,6 @@ from typing import Any
 import qt
 
 from SDFSMISPanel.backend_section import BackendSection
-from SDFSMISPanel.learning_section import LearningSection
-from SDFSMISPanel.model_section import ModelSection
 from SDFSMISPanel.paint_editor import PaintEditor
 from SDFSMISPanel.panel_logic import PanelLogic
 from SDFSMISPanel.parameter import Parameter
@@ -56,10 +54,7 @@ class Panel:
             ui, logic, self._query.request, self._paint.editor, self._backend.take_over, self._review.advice
         )
         self._support = SupportSection(ui, logic, settings, self._paint, self._query.leave_out)
-        self._models = ModelSection(ui, logic)
-        self._learning = LearningSection(ui, logic, self._backend.take_over)
-        steps = (self._backend, self._models, self._support, self._query, self._review, self._run)
-        self._sections = (question, *steps, self._learning)
+        self._sections = (question, self._backend, self._support, self._query, self._review, self._run)
         self._shortcuts = Shortcuts(root, self._run.start, self._review.go_to_least_certain)
         logic.observe(self._on_change)
         self.show()
@@ -85,7 +80,7 @@ class Panel:
 
     def restore(self, parameter: Parameter | None) -> None:
         """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
-        for section in (self._models, self._support, self._query, self._review):
+        for section in (self._support, self._query, self._review):
             section.restore(parameter)
         self.show()
 
@@ -94,8 +89,6 @@ class Panel:
         self.restore(None)
         self._paint.close_scene()
         self._support.close_scene()
-        self._models.close_scene()
-        self._learning.close_scene()
         self.logic.close_scene()
         self.show()
 
@@ -145,5 +138,4 @@ class Panel:
 
     def _goes_on(self) -> bool:
         logic = self.logic
-        at_work = logic.run.running or logic.learning.running or logic.review.working
-        return at_work or logic.backend.state == "busy"
+        return logic.run.running or logic.review.working or logic.backend.state == "busy"

@@ -3,11 +3,10 @@ carry it."""
 
 from __future__ import annotations
 
-from SDFSMISLib.client.backend_error import BackendError, ModelMissing, NameTaken, NotOffered
+from SDFSMISLib.client.backend_error import BackendError
 from SDFSMISLib.client.backend_process import BackendProcess, start_backend
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.client.client import Client
-from SDFSMISLib.client.learning import LearnedModel, LearningProgress
 from SDFSMISLib.client.remote_run import RemoteRun, RunState, SliceRecord
 
 __all__ = [
@@ -15,11 +14,6 @@ __all__ = [
     "BackendProcess",
     "Capabilities",
     "Client",
-    "LearnedModel",
-    "LearningProgress",
-    "ModelMissing",
-    "NameTaken",
-    "NotOffered",
     "RemoteRun",
     "RunState",
     "SliceRecord",

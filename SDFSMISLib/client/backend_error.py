@@ -11,10 +11,7 @@ __all__ = [
     "BackendNotFound",
     "BackendRefused",
     "ConnectionLost",
-    "ModelMissing",
-    "NameTaken",
     "NotABackend",
-    "NotOffered",
     "RequestRefused",
     "ScanTooLarge",
     "SlicesMissing",
@@ -27,12 +24,6 @@ __all__ = [
 ]
 
 
-BUSY = {
-    "queue_full": "is busy with other runs",
-    "busy": "is learning from other scans, and does so one after the other",
-    "scans_full": "has no room for more scans to learn from",
-    "stopping": "is being stopped or restarted",
-}
 LONGEST_TEXT = 500  # characters of what a backend says
 
 
@@ -107,18 +98,6 @@ class SlicesMissing(BackendError):
     passing = True
 
 
-class NotOffered(BackendError):
-    """The backend does not let weights learn."""
-
-
-class NameTaken(BackendError):
-    """The backend has a model of this name, which was learned from something else."""
-
-
-class ModelMissing(BackendError):
-    """The backend has no model of this name, or not any more."""
-
-
 def version_mismatch(name: str, theirs: object) -> VersionMismatch:
     """The error for a backend of another protocol."""
     older = str(theirs).isdigit() and int(str(theirs)) < PROTOCOL
@@ -144,22 +123,18 @@ def refusal(name: str, status: int, code: str, message: str, retry_after: float 
     """
     message = shown(message)
     said = f": {message}" if message else "."
-    learning = _of_learning(name, code, message)
-    if learning is not None:
-        return learning
     if status in (404, 405):
         return NotABackend(f"There is no backend under the address {name}; give it as http://computer:7861.")
     if code == "token_missing":
         return TokenRefused(f"The backend at {name} asks for a token. Enter the one that it was started with.")
     if code == "token_wrong" or status == 401:
         return TokenRefused(f"The backend at {name} does not accept the token. Enter the one that it was started with.")
-    if code in ("slices_missing", "scans_missing"):
-        what = code.partition("_")[0]
-        return SlicesMissing(f"The backend at {name} does not keep the {what} that are sent to it. Try again later.")
+    if code == "slices_missing":
+        return SlicesMissing(f"The backend at {name} does not keep the slices that are sent to it. Try again later.")
     if code == "protocol_mismatch":
         return VersionMismatch(f"The backend at {name} speaks another protocol{said} Update the older of the two.")
-    if code in BUSY or status == 503:
-        what = BUSY.get(code, "is busy with other runs")
+    if code in ("queue_full", "stopping") or status == 503:
+        what = "is being stopped or restarted" if code == "stopping" else "is busy with other runs"
         return BackendBusy(f"The backend at {name} {what}. Try again in a few minutes.", retry_after)
     if code == "stalled":
         return ConnectionLost(f"The backend at {name} waited too long for this program. Try again.")
@@ -170,17 +145,3 @@ def refusal(name: str, status: int, code: str, message: str, retry_after: float 
     if code in ("invalid_input", "invalid_request", "bad_request") or 400 <= status < 500:
         return RequestRefused(message or f"The backend at {name} refuses the request ({status}).")
     return BackendFailed(f"The backend at {name} failed{said} Try again; where it fails again, its log says more.")
-
-
-def _of_learning(name: str, code: str, message: str) -> BackendError | None:
-    """The error where it is one of learning, or of a learned model."""
-    if code == "not_offered":
-        return NotOffered(
-            f"The backend at {name} does not learn from scans. Whoever keeps it can start it so that it does: sdfsmis "
-            "serve --adaptations FOLDER."
-        )
-    if code == "name_taken":
-        return NameTaken(message or f"The backend at {name} has a model of this name already. Choose another one.")
-    if code == "model_missing":
-        return ModelMissing(message or f"The backend at {name} does not have this model any more. Choose another one.")
-    return None

@@ -6,39 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from SDFSMISLib.client.backend_error import ModelMissing, NotABackend, ScanTooLarge, shown, version_mismatch
+from SDFSMISLib.client.backend_error import NotABackend, ScanTooLarge, shown, version_mismatch
 from SDFSMISLib.client.connection import Connection
-from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.protocol import PROTOCOL
 from SDFSMISLib.stack import SliceStack
 
-__all__ = ["Adaptations", "Capabilities", "Limits", "Model", "ask_capabilities"]
+__all__ = ["Capabilities", "Limits", "Model", "ask_capabilities"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a backend. ``resolution`` is the side of the square on which its networks see, in pixels; ``learned``
-    says that it was learned there from scans that were sent with the same token."""
+    """A model of a backend. ``resolution`` is the side of the square on which its networks see, in pixels."""
 
     name: str
     weights_sha256: str
     resolution: int
-    learned: bool = False
-
-
-@dataclass(frozen=True)
-class Adaptations:
-    """How a backend lets weights learn from scans.
-
-    Attributes:
-        running: whether one is learning now, whoever asked for it; another one waits.
-        most_minutes: for one. most_scans: of one. most_bytes: of a scan, as it is in memory.
-    """
-
-    running: bool
-    most_minutes: float
-    most_scans: int
-    most_bytes: int
 
 
 @dataclass(frozen=True)
@@ -96,11 +78,10 @@ class Capabilities:
 
     Attributes:
         version: of its program.
-        models: the first is the one that it serves, those that were learned follow.
+        models: the first is the one that segments.
         device_name: of the processor or graphics card. device_kind: ``cpu`` or ``cuda``.
         seconds_per_slice: of one label, as measured there.
         running: runs that take turns on it now.
-        adaptations: how it learns from scans; None = it does not.
     """
 
     version: str
@@ -112,15 +93,6 @@ class Capabilities:
     regions: tuple[str, ...]
     limits: Limits
     running: int
-    adaptations: Adaptations | None = None
-
-    def model(self, name: str, backend: str) -> Model:
-        """The model of a name; raises `ModelMissing` where ``backend``, the computer's name, has none."""
-        found = next((one for one in self.models if plain_name(one.name) == plain_name(name)), None)
-        if found is None:
-            there = ", ".join(one.name for one in self.models)
-            raise ModelMissing(f"The backend at {backend} has no model {name!r:.60}; it has {there}.")
-        return found
 
 
 def ask_capabilities(connection: Connection) -> Capabilities:
@@ -148,13 +120,7 @@ def _capabilities(answer: dict[str, Any]) -> Capabilities:
     return Capabilities(
         version=shown(answer["version"]),
         models=tuple(
-            Model(
-                shown(one["name"]),
-                shown(one["weights_sha256"]),
-                int(one["resolution"]),
-                bool(one.get("learned", False)),
-            )
-            for one in answer["models"]
+            Model(shown(one["name"]), shown(one["weights_sha256"]), int(one["resolution"])) for one in answer["models"]
         ),
         device_name=shown(answer["device"]["name"]),
         device_kind=str(answer["device"]["kind"]),
@@ -163,16 +129,4 @@ def _capabilities(answer: dict[str, Any]) -> Capabilities:
         regions=tuple(map(str, answer["regions"])),
         limits=Limits(**{name: int(limits[name]) for name in Limits.__dataclass_fields__}),
         running=int(answer["queue"]["running"]),
-        adaptations=_adaptations(answer.get("adaptations")),
-    )
-
-
-def _adaptations(answer: dict[str, Any] | None) -> Adaptations | None:
-    if answer is None:
-        return None
-    return Adaptations(
-        running=bool(answer["running"]),
-        most_minutes=float(answer["most_minutes"]),
-        most_scans=int(answer["most_scans"]),
-        most_bytes=int(answer["most_bytes"]),
     )

@@ -1,15 +1,12 @@
-"""The client of a backend: what it offers, sending, segmenting, learning; numpy and the standard library only."""
+"""The client of a backend: what it offers, sending slices, segmenting; numpy and the standard library only."""
 
 from __future__ import annotations
 
-import urllib.parse
 from collections.abc import Callable, Sequence
 
 from SDFSMISLib.client.backend_error import BackendError
 from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
 from SDFSMISLib.client.connection import Connection, Interrupt
-from SDFSMISLib.client.learning import LearnedModel, Learning, LearningProgress, ScanSource
-from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.client.remote_run import RemoteRun, RunState
 from SDFSMISLib.client.route import Address, Route, tls_context
 from SDFSMISLib.client.upload import OnProgress, send, shipment_of
@@ -118,7 +115,6 @@ class Client:
         on_trouble: Callable[[BackendError], None] | None = None,
         patience: float = 60.0,
         resume: RunState | None = None,
-        model: str | None = None,
     ) -> RemoteRun:
         """A run: iterate over it to get the finished slices, in a ``with`` block so that it ends with the block.
 
@@ -137,14 +133,12 @@ class Client:
             patience: seconds to go on trying where nothing new comes because the backend is not there; for one that is
                 busy, and says when to come again, fifteen times as long.
             resume: state of an earlier run with the same arguments; what it has received does not come again.
-            model: name of one that :meth:`learn` has made there; None = the one that the backend serves.
 
         Raises (here):
             InputError: where a slice is outside the stack, a label is painted nowhere, an option is unknown, or the
                 state is of another run.
         Raises (while iterating):
-            BackendError: where there is no backend, it refuses, fails, or is lost for longer than ``patience``;
-                ``ModelMissing`` where it has no such model.
+            BackendError: where there is no backend, it refuses, fails, or is lost for longer than ``patience``.
             Cancelled: where ``cancel`` said so, or :meth:`RemoteRun.cancel` was called.
         """
         wanted = tuple(dict.fromkeys(support.labels if labels is None else map(int, labels)))
@@ -168,48 +162,4 @@ class Client:
             on_trouble,
             patience,
             resume,
-            model,
         )
-
-    def learn(
-        self,
-        scans: Sequence[ScanSource],
-        name: str,
-        minutes: float = 10.0,
-        *,
-        on_progress: Callable[[LearningProgress], None] | None = None,
-        cancel: Callable[[], bool] | None = None,
-        patience: float = 60.0,
-    ) -> LearnedModel:
-        """Let the weights that the backend serves learn from whole scans without labels; see ``sdfsmis adapt``.
-
-        Scans are sent one by one, and only those that the backend has not. The same request again, after a cut or a
-        cancel, goes on where it was; after its end it gives the same model.
-
-        Args:
-            scans: each gives a scan when it is its turn, so that one is in memory at a time; or raises `InputError`
-                where it cannot be read, and is passed over.
-            name: of the new model, for :meth:`segment`.
-            minutes: that learning may take there, above 0.
-            on_progress: called with how far it is, in this thread.
-            cancel: asked between slices and at every sign of life of the backend, every five seconds at least; True
-                stops it.
-            patience: seconds to go on trying where the backend is not there; for one that is busy fifteen times as
-                long.
-
-        Raises:
-            InputError: where there is no scan, none can be read, or name or minutes are none that are accepted.
-            BackendError: where there is no backend, it refuses, fails, or is lost for longer than ``patience``:
-                ``NotOffered`` where it does not learn, ``NameTaken`` where another request has led to this name.
-            Cancelled: where ``cancel`` said so.
-        """
-        return Learning(self._route, scans, name, minutes, on_progress, cancel, patience).run()
-
-    def forget_model(self, name: str) -> None:
-        """Have the backend delete a model that it has learned.
-
-        Raises:
-            BackendError: where there is no backend, or it refuses; ``ModelMissing`` where it has no such model.
-        """
-        with Connection(self._route, Interrupt()) as connection:
-            connection.ask("DELETE", f"/models/{urllib.parse.quote(plain_name(name), safe='')}")

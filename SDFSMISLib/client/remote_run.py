@@ -101,7 +101,6 @@ class RemoteRun:
     on_trouble: Callable[[BackendError], None] | None
     patience: float
     resume: RunState | None = None
-    asked_model: str | None = None
     phase: Phase = field(default="not begun", init=False)
     ahead: int = field(default=0, init=False)
     warnings: list[str] = field(default_factory=list, init=False)
@@ -113,7 +112,6 @@ class RemoteRun:
 
     def __post_init__(self) -> None:
         self._interrupt = Interrupt()
-        self._model_field: dict[str, str] = {}
         self._records = self._run()
         self._wanted = self.stack.wanted(self.slices)
         asked = self._asked()
@@ -156,8 +154,6 @@ class RemoteRun:
         fields = query_fields(self.stack, {}) | {"support": [piece.digest() for piece in self.pieces]}
         fields |= {"labels": list(self.labels), "wanted": self._wanted, "strategy": self.strategy}
         fields |= {"region": self.region, "threshold": self.threshold}
-        if self.asked_model is not None:
-            fields["model"] = self.asked_model
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def _run(self) -> Generator[SliceRecord, None, None]:
@@ -197,10 +193,6 @@ class RemoteRun:
             if given not in known:
                 raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(known)}.")
         capabilities.limits.check(self.stack, len(self.pieces), len(self.labels))
-        if self.asked_model is not None:
-            found = capabilities.model(self.asked_model, self.route.address.name)
-            # Older backends know no other than the one that they serve, and no field for it.
-            self._model_field = {} if found == capabilities.models[0] else {"model": found.name}
         return capabilities
 
     def _painted_of(self, label: int) -> dict[int, bool]:
@@ -236,7 +228,6 @@ class RemoteRun:
             "strategy": self.strategy,
             "region": self.region,
             "threshold": self.threshold,
-            **self._model_field,
         }
 
     def _on_upload(self, done: int, total: int) -> None:

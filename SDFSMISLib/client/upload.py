@@ -19,9 +19,8 @@ from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.protocol import ARRAY_TYPE, content_address, pack_array, support_image_for_wire
 from SDFSMISLib.stack import SliceStack
 from SDFSMISLib.support import SupportSlice
-from SDFSMISLib.volume import Volume
 
-__all__ = ["OnProgress", "Shipment", "scan_shipment", "send", "shipment_of"]
+__all__ = ["OnProgress", "Shipment", "send", "shipment_of"]
 
 CONNECTIONS = 4  # to another computer, whose answers are waited for; on this one compressing would only cost time
 LOOK = 0.1  # seconds between two looks at whether it was cancelled
@@ -71,17 +70,6 @@ def shipment_of(
     query = {index: addressed(partial(stack.read, index)) for index in indices}
     support = [addressed(partial(_image, stack, piece)) for piece in pieces]
     return Shipment(query, support, arrays, size)
-
-
-def scan_shipment(scan: Volume, ask: Callable[[], None]) -> Shipment:
-    """All slices of a scan along array axis 0; see `shipment_of`."""
-    arrays: dict[str, Callable[[], np.ndarray]] = {}
-    query: dict[int, str] = {}
-    for index in range(len(scan.voxels)):
-        ask()
-        query[index] = content_address(scan.voxels[index])
-        arrays[query[index]] = partial(scan.voxels.__getitem__, index)
-    return Shipment(query, [], arrays, len(arrays) * scan.voxels[0].nbytes)
 
 
 def send(

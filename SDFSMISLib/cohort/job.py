@@ -100,12 +100,11 @@ class ScanOutcome:
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend to segment on; see `Client`. `model`: one that it has learned; None = the one that it serves."""
+    """A backend to segment on; see `Client`."""
 
     url: str
     token: str | None = None
     ca_file: str | None = None
-    model: str | None = None
 
     def client(self) -> Client:
         """Its client, which sends nothing yet.
@@ -165,7 +164,7 @@ class ScanOptions:
             from SDFSMISLib.inference.remote import RemoteSegmenter
 
             there = self.backend
-            return RemoteSegmenter(there.client(), on_trouble=_tell_trouble, model=there.model).checked()
+            return RemoteSegmenter(there.client(), on_trouble=_tell_trouble).checked()
         from SDFSMISLib.inference.segmenter import Segmenter
 
         return Segmenter.from_pretrained(self.model, self.device)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from SDFSMISLib.client import BackendError, Client
-from SDFSMISLib.client.capabilities import Capabilities, Model
+from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.inference.collecting import Collection
 from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
@@ -23,31 +23,25 @@ class RemoteSegmenter:
     """
 
     def __init__(
-        self,
-        client: Client,
-        patience: float = 60.0,
-        on_trouble: Callable[[BackendError], None] | None = None,
-        model: str | None = None,
+        self, client: Client, patience: float = 60.0, on_trouble: Callable[[BackendError], None] | None = None
     ) -> None:
         """
         Args:
             client: of the backend; nothing is asked of it here.
             patience: seconds to go on trying where the backend is not there.
             on_trouble: called with what is wrong, before it is waited and tried again.
-            model: name of one that the backend has learned (`Client.learn`); None: the one that it serves.
         """
         self.client = client
-        self.model = model
         self.patience = patience
         self.on_trouble = on_trouble
 
     def checked(self) -> RemoteSegmenter:
-        """Itself, after asking the backend what it is; so that it is known early where it or the model is not there.
+        """Itself, after asking the backend what it is; so that one that is not there is known early.
 
         Raises:
-            BackendError: as `capabilities`, and `ModelMissing`.
+            BackendError: as `capabilities`.
         """
-        assert self._model
+        assert self.capabilities
         return self
 
     @cached_property
@@ -62,18 +56,12 @@ class RemoteSegmenter:
     @property
     def name(self) -> str:
         """The model's, for a result's provenance."""
-        return self._model.name
+        return self.capabilities.models[0].name
 
     @property
     def weights(self) -> str:
         """The digest of the model's weights."""
-        return self._model.weights_sha256
-
-    @property
-    def _model(self) -> Model:
-        if self.model is None:
-            return self.capabilities.models[0]
-        return self.capabilities.model(self.model, self.client.host)
+        return self.capabilities.models[0].weights_sha256
 
     @property
     def device(self) -> str:
@@ -129,7 +117,6 @@ class RemoteSegmenter:
             cancel=cancel,
             on_trouble=self.on_trouble,
             patience=self.patience,
-            model=self.model,
         )
         with run:
             for one in run:

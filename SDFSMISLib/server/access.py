@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -51,13 +51,6 @@ def check_token(token: str, what: str) -> None:
         )
 
 
-def owners_of(tokens: Sequence[str]) -> list[str]:
-    """Whom each token stands for: "" for all where there is one, else a name of its own; without tokens, all."""
-    if len(tokens) < 2:
-        return [""]
-    return [hashlib.sha256(token.encode()).hexdigest()[:16] for token in tokens]
-
-
 class Access:
     """An ASGI application in front of another: refuses who must not come in, and bodies that are too large.
 
@@ -73,7 +66,6 @@ class Access:
     def __init__(self, app: ASGIApp, tokens: Iterable[str], most_body: int, most_slice: int) -> None:
         self._app = app
         self._tokens = tuple(tokens)
-        self._owners = owners_of(self._tokens)
         self._most_body = most_body
         self._most_slice = most_slice
 
@@ -91,8 +83,7 @@ class Access:
         try:
             self._check_origin(scope, headers)
             scope.setdefault("state", {})["owner"] = "" if scope["path"] in OPEN_PATHS else self._owner(headers)
-            is_slice = scope["method"] == "PUT" and scope["path"].startswith("/slices/")
-            most = self._most_slice if is_slice else self._most_body
+            most = self._most_slice if scope["method"] == "PUT" else self._most_body
             self._check_length(headers, most)
         except Refused as refused:
             await refused.answer()(scope, receive, sending)
@@ -140,7 +131,9 @@ class Access:
                 "The token is not one of this backend's; give the one it was started with.",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return self._owners[equal.index(True)]
+        if len(self._tokens) == 1:
+            return ""
+        return hashlib.sha256(self._tokens[equal.index(True)].encode()).hexdigest()[:16]
 
     def _check_length(self, headers: Headers, most: int) -> None:
         length = headers.get("content-length", "0")

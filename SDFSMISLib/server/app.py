@@ -31,11 +31,9 @@ from SDFSMISLib.protocol import (
     content_address,
     unpack_array,
 )
-from SDFSMISLib.server.access import Access, owners_of
-from SDFSMISLib.server.adaptations import Adaptations
+from SDFSMISLib.server.access import Access
 from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.failures import Refused, documented
-from SDFSMISLib.server.learning_routes import adaptation_state, add_learning_routes
+from SDFSMISLib.server.failures import Refused
 from SDFSMISLib.server.logs import LOGGER
 from SDFSMISLib.server.metrics import Metrics
 from SDFSMISLib.server.scheduler import QueueFull, Stopping
@@ -45,6 +43,7 @@ from SDFSMISLib.server.schema import (
     Addresses,
     Capabilities,
     Device,
+    FailureAnswer,
     Health,
     MissingAddresses,
     Model,
@@ -65,32 +64,23 @@ DESCRIPTION = """Paint one structure on one slice of a scan, get it on the other
 
 1. `POST /slices/missing`: which slices are not here yet? 2. `PUT /slices/{sha256}`: send those.
 3. `POST /segmentations`: a stream of finished slices. Slices stay in memory for a while, so that a correction sends
-nothing again. Where it is offered, weights learn from whole scans: `PUT /scans/{sha256}`, `POST /adaptations`.
-SDFSMISLib/client does all this with numpy and the standard library. Not a medical device."""
+nothing again. SDFSMISLib/client does all this with numpy and the standard library. Not a medical device."""
 
 SliceAddress = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="content address of the slice")]
 
 
-def make_app(
-    engine: Engine, store: Store, tokens: Sequence[str] = (), adaptations: Adaptations | None = None
-) -> ASGIApp:
+def make_app(engine: Engine, store: Store, tokens: Sequence[str] = ()) -> ASGIApp:
     """The application around an engine and the slices that were sent.
 
     Args:
         tokens: that are accepted; with several, each has slices of its own. None: whoever reaches the address comes in.
-        adaptations: what belongs to learning, closed when the application ends; None = that is not offered.
     """
     metrics = Metrics(engine, store)
-    if adaptations is not None:
-        adaptations.on_end = lambda ending: metrics.adaptations.labels(ending).inc()
-        _tell_unowned(adaptations, owners_of(tokens))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        keeper = asyncio.create_task(_expire(store, adaptations))
+        keeper = asyncio.create_task(_expire(store))
         yield
-        if adaptations is not None:
-            await run_in_threadpool(adaptations.close)
         keeper.cancel()
         with suppress(asyncio.CancelledError):
             await keeper
@@ -103,39 +93,32 @@ def make_app(
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [],  # for the page; `Access` asks
-        responses=documented(401, 403, 413),
+        responses=_failures(401, 403, 413),
     )
-    _add_state_routes(app, engine, metrics, adaptations)
+    _add_state_routes(app, engine, metrics)
     _add_slice_routes(app, engine, store, metrics)
     _add_segmentation_route(app, engine, store, metrics)
-    add_learning_routes(app, engine, store, adaptations)
     _add_page(app)
     _add_failures(app)
     limits = engine.limits
     return _Counting(Access(app, tokens, limits.body_bytes, limits.slice_bytes + HEADER_BYTES), metrics)
 
 
-def _tell_unowned(adaptations: Adaptations, owners: Sequence[str]) -> None:
-    """Logs how many models nobody can use who may come in: owners change with tokens, and with how many there are."""
-    count = adaptations.models.owned_by_others(owners)
-    if count:
-        LOGGER.warning("%d learned models belong to no token that is accepted now; they stay on disk", count)
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documented answers of these statuses, all of one form."""
+    return {status: {"model": FailureAnswer} for status in statuses}
 
 
-async def _expire(store: Store, adaptations: Adaptations | None) -> None:
-    forgetful = [store.expire]
-    if adaptations is not None:
-        forgetful += [adaptations.scans.expire, adaptations.models.expire]
+async def _expire(store: Store) -> None:
     while True:
         await asyncio.sleep(EXPIRE_SECONDS)
-        for expire in forgetful:
-            try:
-                await run_in_threadpool(expire)
-            except Exception:  # the others go on, and this one the next time
-                LOGGER.exception("what is not used any more cannot be forgotten")
+        try:
+            await run_in_threadpool(store.expire)
+        except Exception:  # it is tried again
+            LOGGER.exception("slices that are not used any more cannot be forgotten")
 
 
-def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics, adaptations: Adaptations | None) -> None:
+def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     @app.get("/healthz", response_model=Health, responses={503: {"model": Health}}, summary="Is it there?")
     async def healthz(response: Response) -> Health:
         if engine.lost is None and engine.scheduler.is_alive:
@@ -144,19 +127,19 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics, adaptation
         return Health(status="stopping" if engine.lost is None else "device lost", version=__version__)
 
     @app.get("/capabilities", response_model=Capabilities, summary="What it can do, and what a slice costs")
-    def capabilities(request: Request) -> Capabilities:
+    def capabilities() -> Capabilities:
+        segmenter = engine.segmenter
         limits = {name: getattr(engine.limits, name) for name in AcceptedLimits.model_fields}
         return Capabilities(
             version=__version__,
             protocol=PROTOCOL,
-            models=_models(engine, adaptations, request.state.owner),
+            models=[Model(name=segmenter.name, weights_sha256=segmenter.weights, resolution=engine.resolution)],
             device=Device(name=engine.device_name, kind=engine.device_kind),
             seconds_per_slice=engine.seconds_per_slice,
             strategies=list(STRATEGIES),
             regions=list(REGIONS),
             limits=AcceptedLimits(**limits),
             queue=QueueState(running=engine.scheduler.running),
-            adaptations=adaptation_state(adaptations, engine.limits),
         )
 
     @app.get(
@@ -166,23 +149,9 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics, adaptation
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _models(engine: Engine, adaptations: Adaptations | None, owner: str) -> list[Model]:
-    """The model that is served, then those that an owner has learned."""
-    served = engine.segmenter
-    models = [Model(name=served.name, weights_sha256=served.weights, resolution=engine.resolution, learned=False)]
-    for model in adaptations.models.finished(owner) if adaptations is not None else ():
-        if (outcome := model.outcome) is not None:
-            digest, resolution = outcome.weights_sha256, outcome.resolution
-            models.append(Model(name=model.lesson.name, weights_sha256=digest, resolution=resolution, learned=True))
-    return models
-
-
 def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metrics) -> None:
     @app.post(
-        "/slices/missing",
-        response_model=MissingAddresses,
-        responses=documented(400, 422),
-        summary="Which are not here?",
+        "/slices/missing", response_model=MissingAddresses, responses=_failures(400, 422), summary="Which are not here?"
     )
     def missing(addresses: Addresses, request: Request) -> MissingAddresses:
         lacking = store.missing(request.state.owner, addresses.slices)
@@ -194,7 +163,7 @@ def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metri
         "/slices/{address}",
         status_code=201,
         response_class=Response,
-        responses={200: {"description": "It was here already."}, **documented(400, 422)},
+        responses={200: {"description": "It was here already."}, **_failures(400, 422)},
         openapi_extra={"requestBody": {"required": True, "content": {ARRAY_TYPE: {"schema": {"type": "string"}}}}},
         summary="Send one: a packed array (rows, columns), see SDFSMISLib/protocol.py",
     )
@@ -209,7 +178,7 @@ def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metri
         return Response(status_code=404 if store.missing(request.state.owner, [address]) else 200)
 
     @app.delete(
-        "/slices/{address}", status_code=204, response_class=Response, responses=documented(422), summary="Forget it"
+        "/slices/{address}", status_code=204, response_class=Response, responses=_failures(422), summary="Forget it"
     )
     def delete(address: SliceAddress, request: Request) -> Response:
         store.delete(request.state.owner, address)
@@ -245,15 +214,15 @@ def _add_segmentation_route(app: FastAPI, engine: Engine, store: Store, metrics:
         response_class=StreamingResponse,
         responses={
             200: {"description": STREAM, "content": {RECORDS_TYPE: {}}},
-            **documented(400, 404, 409, 422, 426, 503),
+            **_failures(400, 409, 422, 426, 503),
         },
         summary="Segment; a stream of finished slices",
     )
     async def segment(wanted: SegmentationRequest, request: Request) -> ResultResponse:
         engine.scheduler.check()
         async with making:
-            asked = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
-        return ResultResponse(ResultStream(engine, asked, metrics))
+            run, held = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
+        return ResultResponse(ResultStream(engine, run, held, metrics))
 
 
 def _add_page(app: FastAPI) -> None:
@@ -320,7 +289,7 @@ def _add_failures(app: FastAPI) -> None:
 
 def _problem(problem: dict[str, Any]) -> str:
     where = ".".join(str(place) for place in problem["loc"])
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"[:200]
+    return f"{where}: {problem['msg']}"[:200]
 
 
 class _Counting:

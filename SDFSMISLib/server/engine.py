@@ -7,41 +7,29 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from SDFSMISLib.client.model_name import plain_name
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmenter import Segmenter
 from SDFSMISLib.server.limits import Limits
-from SDFSMISLib.server.loaded_models import LatentsOf, LoadedModels
-from SDFSMISLib.server.models import LearnedModels, model_missing
 from SDFSMISLib.server.scheduler import QueueFull, Scheduler
 from SDFSMISLib.stack import SliceStack
 from SDFSMISLib.support import SupportSet
 
 
 class Engine:
-    """A segmenter with its device, and learned models beside it.
+    """A segmenter with its device.
 
     Args:
         on_lost: called once, in the device's thread, when the device has failed for good.
-        models: that clients have learned; None = that is not offered.
     """
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        limits: Limits,
-        on_lost: Callable[[], None] = lambda: None,
-        models: LearnedModels | None = None,
-    ) -> None:
+    def __init__(self, segmenter: Segmenter, limits: Limits, on_lost: Callable[[], None] = lambda: None) -> None:
         self.segmenter = segmenter
         self.limits = limits
         self.seconds_per_slice = segmenter.seconds_per_slice()
         self.latents = LatentCache(limits.latent_bytes)
         self.lost: str | None = None
         """what the device failed by"""
-        self.loaded = LoadedModels(segmenter.pipeline.device, limits.loaded_models)
-        self._models = models
         self._on_lost = on_lost
         self._held = 0
         self._lock = threading.Lock()
@@ -64,25 +52,8 @@ class Engine:
         """Side of the square on which the networks see, pixels."""
         return self.segmenter.pipeline.config.resolution
 
-    def segmenter_of(self, owner: str, model: str | None) -> Segmenter:
-        """The segmenter of a model: the one that is served (None, or its name), or one that the owner has learned,
-        which may have to be loaded first.
-
-        Args:
-            model: its plain name.
-
-        Raises:
-            Refused: where there is none, or it cannot be loaded.
-        """
-        if model is None or model == plain_name(self.segmenter.name):
-            return self.segmenter
-        if self._models is None:
-            raise model_missing(model)
-        return self.loaded.segmenter(self._models.of(owner, model))
-
     def run(
         self,
-        segmenter: Segmenter,
         scan: SliceStack,
         support: SupportSet,
         options: Options,
@@ -91,8 +62,9 @@ class Engine:
         finished: Finished,
     ) -> Run:
         """See `Segmenter.run`; slices that were encoded for an earlier run are not encoded again."""
-        latents = self.latents if segmenter is self.segmenter else LatentsOf(self.latents, segmenter.weights)
-        return segmenter.run(scan, support, options, slices=slices, labels=labels, latents=latents, finished=finished)
+        return self.segmenter.run(
+            scan, support, options, slices=slices, labels=labels, latents=self.latents, finished=finished
+        )
 
     def hold(self, size: int, retry_after: int) -> None:
         """Count the bytes of a run's slices, until `release`.

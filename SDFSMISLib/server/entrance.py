@@ -65,18 +65,15 @@ class Entrance:
         print(json.dumps({"url": self.url, "version": __version__}), flush=True)
 
 
-def when_stdin_closes(end: Callable[[], None], descriptor: int | None = None) -> None:
+def when_stdin_closes(end: Callable[[], None]) -> None:
     """Calls `end`, from a thread, when the program ends that holds standard input open, however that ends.
 
-    Args:
-        descriptor: where standard input is; None: where it always is.
-
     Raises:
-        InputError: where there is none.
+        InputError: if there is no standard input.
     """
-    if descriptor is None and (sys.stdin is None or sys.stdin.closed):
+    if sys.stdin is None or sys.stdin.closed:
         raise InputError("There is no standard input that could close; leave --until-stdin-closes out.")
-    stdin = sys.stdin.fileno() if descriptor is None else descriptor
+    stdin = sys.stdin.fileno()
 
     def watch() -> None:
         while os.read(stdin, 1 << 10):  # not by sys.stdin, whose lock the thread would hold at the program's end

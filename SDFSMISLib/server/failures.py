@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-
-from SDFSMISLib.server.schema import FailureAnswer
 
 
 class Refused(HTTPException):
@@ -37,8 +34,3 @@ class Refused(HTTPException):
     def answer(self) -> JSONResponse:
         error = {"code": self.code, "message": self.detail, **self.more}
         return JSONResponse({"error": error}, self.status_code, self.headers)
-
-
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of these statuses, all of one form."""
-    return {status: {"model": FailureAnswer} for status in statuses}

@@ -25,12 +25,6 @@ class Limits:
     queue: runs that take turns; another one is told to come again.
     backlog_bytes: results of a run that wait for its client; a run with more waits, and does not hold the device.
     stall_seconds: a client that takes nothing for so long has gone.
-    minutes: of one adaptation.
-    scans: that one adaptation learns from.
-    scan_bytes: of one of them, as it is in memory.
-    kept_scan_bytes: of all that wait on disk to be learned from, as files; one beyond them is refused.
-    models: finished ones that one owner may have.
-    loaded_models: learned ones that are kept in memory; the one unused for longest goes first.
     """
 
     slice_pixels: int = 4096 * 4096
@@ -46,12 +40,6 @@ class Limits:
     queue: int = 32
     backlog_bytes: int = 64 * MIB
     stall_seconds: float = 120.0
-    minutes: float = 60.0
-    scans: int = 40
-    scan_bytes: int = 1024 * MIB
-    kept_scan_bytes: int = 32768 * MIB
-    models: int = 20
-    loaded_models: int = 2
 
     @property
     def slice_bytes(self) -> int:

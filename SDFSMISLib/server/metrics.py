@@ -22,12 +22,6 @@ class Metrics:
         self.runs = Counter(
             "sdfsmis_runs", "Segmentations that ended: done, cancelled or failed.", ["outcome"], registry=self._registry
         )
-        self.adaptations = Counter(
-            "sdfsmis_adaptations",
-            "Adaptations that ended: done, failed, or cancelled or cut, which can go on.",
-            ["outcome"],
-            registry=self._registry,
-        )
         self.received = Counter("sdfsmis_received_bytes", "Bytes of the bodies of requests.", registry=self._registry)
         self.slices = Counter("sdfsmis_slices", "Slices segmented.", registry=self._registry)
         self.seconds_per_slice = Histogram(

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from SDFSMISLib.client.model_name import plain_name
-from SDFSMISLib.server.model_name import ModelName
-
-ScanHash = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content hash (sha256, hex) of a whole scan")]
 Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
 LabelValue = Annotated[int, Field(ge=1, le=65535)]
@@ -22,12 +18,11 @@ ScanName = Annotated[str, Field(max_length=256, description="content hash of the
 Shape = Annotated[tuple[Side, Side], Field(description="(rows, columns)")]
 Spacing = Annotated[tuple[Millimetres, Millimetres], Field(description="(row, column), mm")]
 Plane = Literal["axial", "coronal", "sagittal"]
-Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 
 
 # Beyond these a request is refused before it is looked at: each element that is wrong takes time and memory. What the
 # backend accepts may be less, and is told by /capabilities.
-MOST_SLICES, MOST_PIECES, MOST_ANSWERS, MOST_SCANS = 1 << 16, 1 << 10, 1 << 16, 1 << 10
+MOST_SLICES, MOST_PIECES, MOST_ANSWERS = 1 << 16, 1 << 10, 1 << 16
 
 
 class Strict(BaseModel):
@@ -107,10 +102,6 @@ class SegmentationRequest(Strict):
     """What to segment, by what; and, after a cut, what has come already."""
 
     protocol: int
-    model: Annotated[
-        Annotated[str, AfterValidator(plain_name)] | None,
-        Field(max_length=256, description="one of /capabilities; null = the one that is served"),
-    ] = None
     query: Query
     support: Annotated[list[Painted], Field(min_length=1, max_length=MOST_PIECES), FailFast()]
     labels: Annotated[list[LabelValue], Field(min_length=1, max_length=MOST_PIECES), FailFast()]
@@ -124,31 +115,6 @@ class SegmentationRequest(Strict):
     finished: Annotated[list[Answer], Field(max_length=MOST_ANSWERS), FailFast()] = []
     lanes: Annotated[list[LaneAnswer], Field(max_length=MOST_ANSWERS), FailFast()] = []
     found: Annotated[list[Answer] | None, Field(max_length=MOST_PIECES)] = None
-
-
-class ScanRequest(Strict):
-    """A whole scan, put together from slices that were sent; its numbers as SimpleITK has them."""
-
-    protocol: int
-    shape: Annotated[tuple[Side, Side, Side], Field(description="(slices, height, width)")]
-    spacing: Annotated[tuple[Millimetres, Millimetres, Millimetres], Field(description="(x, y, z), mm")]
-    origin: Annotated[tuple[Coordinate, Coordinate, Coordinate], Field(description="(x, y, z), LPS mm")]
-    direction: Annotated[
-        list[Coordinate],
-        Field(min_length=9, max_length=9, description="3 × 3, row by row; columns are the directions of x, y, z"),
-    ]
-    slices: Annotated[
-        list[Address], Field(min_length=1, max_length=MOST_SLICES, description="along array axis 0"), FailFast()
-    ]
-
-
-class AdaptationRequest(Strict):
-    """Which scans weights are to learn from, for how long, and what the new ones are to be called."""
-
-    protocol: int
-    name: ModelName
-    scans: Annotated[list[ScanHash], Field(min_length=1, max_length=MOST_SCANS), FailFast()]
-    minutes: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, description="that it may take in all")]
 
 
 class Addresses(BaseModel):
@@ -168,7 +134,6 @@ class Model(BaseModel):
     name: str
     weights_sha256: str
     resolution: Annotated[int, Field(description="side of the square on which the networks see, pixels")]
-    learned: Annotated[bool, Field(description="from scans that this client sent, by POST /adaptations")]
 
 
 class Device(BaseModel):
@@ -190,25 +155,17 @@ class QueueState(BaseModel):
     running: int
 
 
-class AdaptationState(BaseModel):
-    running: Annotated[bool, Field(description="one is running, of this client or of another; a second has to wait")]
-    most_minutes: float
-    most_scans: int
-    most_bytes: Annotated[int, Field(description="of one scan, as it is in memory")]
-
-
 class Capabilities(BaseModel):
     name: Literal["sdfsmis"] = "sdfsmis"
     version: str
     protocol: int
-    models: Annotated[list[Model], Field(description="the one that is served, then those that this client has learned")]
+    models: list[Model]
     device: Device
     seconds_per_slice: Annotated[float, Field(description="of one label, measured when the backend started")]
     strategies: list[str]
     regions: list[str]
     limits: AcceptedLimits
     queue: QueueState
-    adaptations: Annotated[AdaptationState | None, Field(description="null = learning from scans is not offered")]
 
 
 class Failure(BaseModel):
@@ -232,16 +189,4 @@ STREAM = """One JSON object per line, each closed by `crc32`, that of the line's
 - `end`: all is done. `error`: it is not, and why
 
 A stream without `end` or `error` was cut: send what is missing, ask again with what has come. Closing it cancels.
-"""
-
-LEARNING_STREAM = """One JSON object per line, each closed by `crc32`, that of the line's bytes before `,"crc32":`.
-
-- `start`: `model` and `weights_sha256` that it begins with, `device`, `name`, the number of `scans`, `minutes`
-- `progress`: `done` of `total`, what comes now (`text`), and `seconds` since the start
-- `alive`: nothing new for some seconds
-- `end`: the new model is there: `name`, `weights_sha256`, `improved` (else its weights are those at the start), the
-  mean soft Dice on held-out supervoxels `before` and `after`, `steps`, `seconds`, `scans` and why others were `skipped`
-- `error`: it is not, and why: `invalid_input`, `failed`, `stopping`, `out_of_memory`
-
-A stream without `end` or `error` was cut: the same request goes on with it, or gives its end again. Closing it cancels.
 """

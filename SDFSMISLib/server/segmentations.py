@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.run import Finished, Options, Run
-from SDFSMISLib.inference.segmenter import Segmenter
 from SDFSMISLib.protocol import PROTOCOL, stack_of, support_slice
 from SDFSMISLib.server.answers import PackedAnswers
 from SDFSMISLib.server.engine import Engine
@@ -21,42 +19,33 @@ from SDFSMISLib.server.store import MissingSlices, Store
 from SDFSMISLib.support import SupportSet
 
 
-@dataclass(frozen=True, eq=False)
-class AskedRun:
-    """A run, the segmenter whose networks it uses, and the bytes of its slices, which it holds on to whatever the store
-    does."""
+def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engine) -> tuple[Run, int]:
+    """The run that a request asks for, and the bytes of its slices, which it holds on to whatever the store does.
 
-    run: Run
-    segmenter: Segmenter
-    held: int
-
-
-def check_protocol(protocol: int) -> None:
-    """Raise `Refused` for a request of another protocol than this one."""
-    if protocol != PROTOCOL:
+    Raises:
+        Refused: where slices are missing, the request is too large, or of another protocol.
+        InputError: where it makes no sense.
+    """
+    if request.protocol != PROTOCOL:
         raise Refused(
             426,
             "protocol_mismatch",
-            f"This backend speaks protocol {PROTOCOL}, the request is of protocol {protocol}; install the same "
+            f"This backend speaks protocol {PROTOCOL}, the request is of protocol {request.protocol}; install the same "
             "version of SDFSMIS on both sides.",
         )
-
-
-def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engine) -> AskedRun:
-    """The run that a request asks for.
-
-    Raises:
-        Refused: where slices are missing, the request is too large, of another protocol, or asks for a model that is
-            not there.
-        InputError: where it makes no sense.
-    """
-    check_protocol(request.protocol)
     _check_size(request, engine.limits)
-    segmenter = engine.segmenter_of(owner, request.model)
     query = request.query
     sent = dict(query.slices)
     addresses = [*sent.values(), *(piece.slice for piece in request.support)]
-    arrays = slices_of(addresses, owner, store)
+    try:
+        arrays = store.get(owner, dict.fromkeys(addresses))
+    except MissingSlices as missing:
+        raise Refused(
+            409,
+            "slices_missing",
+            f"{len(missing.addresses)} slices are not here, or no longer; send them, and ask again.",
+            {"missing": missing.addresses},
+        ) from missing
     scan = stack_of(
         query.model_dump(), lambda index: arrays[sent[index]], identity=lambda index: f"{owner} {sent[index]}"
     )
@@ -69,26 +58,12 @@ def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engin
             )
     options = Options(request.strategy, request.region, request.threshold)
     labels = list(dict.fromkeys(request.labels))
-    finished = _finished(request, scan.native_shape)
-    run = engine.run(segmenter, scan, SupportSet(painted), options, request.slices, labels, finished)
+    run = engine.run(scan, SupportSet(painted), options, request.slices, labels, _finished(request, scan.native_shape))
     lacking = [index for index in run.needed() if index not in sent]
     if lacking:
         raise InputError(f"Slice {lacking[0]} is needed for those that are wanted, and the query does not name it.")
     painted_bytes = sum(piece.labels.size * (1 + len(labels)) for piece in painted)
-    return AskedRun(run, segmenter, sum(array.nbytes for array in arrays.values()) + painted_bytes)
-
-
-def slices_of(addresses: Sequence[str], owner: str, store: Store) -> dict[str, np.ndarray]:
-    """Slices that were sent, by address. Raises `Refused` where some are missing."""
-    try:
-        return store.get(owner, dict.fromkeys(addresses))
-    except MissingSlices as missing:
-        raise Refused(
-            409,
-            "slices_missing",
-            f"{len(missing.addresses)} slices are not here, or no longer; send them, and ask again.",
-            {"missing": missing.addresses},
-        ) from missing
+    return run, sum(array.nbytes for array in arrays.values()) + painted_bytes
 
 
 def _check_size(request: SegmentationRequest, limits: Limits) -> None:

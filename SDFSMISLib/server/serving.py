@@ -11,14 +11,12 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from SDFSMISLib.console import waiting
-from SDFSMISLib.errors import InputError
 from SDFSMISLib.server.entrance import Entrance, when_stdin_closes
 from SDFSMISLib.server.logs import log_to_stderr
 from SDFSMISLib.server.settings import ServeSettings
 from SDFSMISLib.server.store import MemoryStore
 
 if TYPE_CHECKING:
-    from SDFSMISLib.server.adaptations import Adaptations
     from SDFSMISLib.server.engine import Engine
 
 __all__ = ["ServeSettings", "run_server"]
@@ -37,16 +35,11 @@ def run_server(settings: ServeSettings) -> int:
         InputError: where the address is taken, a file is missing, the model cannot be loaded, or Ray is not there.
     """
     if settings.engine == "ray":
-        if settings.adaptations is not None:
-            raise InputError(
-                "--adaptations was given with --engine ray, whose replicas share no folder; leave one of the two out."
-            )
         from SDFSMISLib.server.ray_serving import run_ray_server
 
         return run_ray_server(settings)
     entrance = Entrance.of(settings)
     log_to_stderr()
-    adaptations = _adaptations(settings)
     with waiting(f"Loading the model {settings.model}"):
         from SDFSMISLib.inference.segmenter import Segmenter
         from SDFSMISLib.server.app import make_app
@@ -54,39 +47,22 @@ def run_server(settings: ServeSettings) -> int:
 
         segmenter = Segmenter.from_pretrained(settings.model, settings.device)
         process: list[_Process] = []
-        models = None if adaptations is None else adaptations.models
-        engine = Engine(segmenter, settings.limits, on_lost=lambda: process[0].stop(0.0), models=models)
+        engine = Engine(segmenter, settings.limits, on_lost=lambda: process[0].stop(0.0))
     store = MemoryStore(
         settings.limits.store_bytes,
         settings.limits.store_seconds,
         lambda owner, address: engine.latents.forget(f"{owner} {address}"),
     )
-    app = make_app(engine, store, entrance.tokens, adaptations)
-    server = _Process(settings, app, engine, entrance, adaptations)
+    server = _Process(settings, make_app(engine, store, entrance.tokens), engine, entrance)
     process.append(server)
     server.run_until_stopped()
     return 1 if engine.lost is not None else 0
 
 
-def _adaptations(settings: ServeSettings) -> Adaptations | None:
-    if settings.adaptations is None:
-        return None
-    from SDFSMISLib.server.adaptations import Adaptations
-
-    return Adaptations(settings.adaptations, settings.limits)
-
-
 class _Process(uvicorn.Server):
     """uvicorn, with an end that runs hear of."""
 
-    def __init__(
-        self,
-        settings: ServeSettings,
-        app: ASGIApp,
-        engine: Engine,
-        entrance: Entrance,
-        adaptations: Adaptations | None,
-    ) -> None:
+    def __init__(self, settings: ServeSettings, app: ASGIApp, engine: Engine, entrance: Entrance) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -102,7 +78,6 @@ class _Process(uvicorn.Server):
         self._settings = settings
         self._engine = engine
         self._entrance = entrance
-        self._adaptations = adaptations
 
     def run_until_stopped(self) -> None:
         if self._settings.until_stdin_closes:
@@ -117,18 +92,11 @@ class _Process(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Being told to stop is not a failure: unlike uvicorn's, this does not raise the signal again in the end."""
-        self._tell_all(0.0 if sig == signal.SIGINT else GRACE_SECONDS)
+        self._engine.scheduler.stop(0.0 if sig == signal.SIGINT else GRACE_SECONDS)
         self.force_exit = self.should_exit and sig == signal.SIGINT  # asked a second time
         self.should_exit = True
 
     def stop(self, grace: float) -> None:
         """Stop from another thread."""
-        self._tell_all(grace)
-        self.should_exit = True
-
-    def _tell_all(self, grace: float) -> None:
-        """Those that wait for something hear of the end: runs after `grace` seconds, learning, which goes on another
-        time, at once."""
         self._engine.scheduler.stop(grace)
-        if self._adaptations is not None:
-            self._adaptations.stop()
+        self.should_exit = True

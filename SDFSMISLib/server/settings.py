@@ -26,7 +26,6 @@ class ServeSettings:
     device: str = "auto"
     engine: Literal["process", "ray"] = "process"
     until_stdin_closes: bool = False
-    adaptations: Path | None = None
     limits: Limits = Limits()
 
     @property

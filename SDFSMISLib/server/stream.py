@@ -16,14 +16,13 @@ from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.collecting import unlikeness
 from SDFSMISLib.inference.networks import is_out_of_memory
-from SDFSMISLib.inference.run import FoundResult, LaneResult, Result
+from SDFSMISLib.inference.run import FoundResult, LaneResult, Result, Run
 from SDFSMISLib.inference.segmentation import SliceResult
 from SDFSMISLib.protocol import PROTOCOL, RECORDS_TYPE, pack_probability, write_record
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.logs import LOGGER, event
 from SDFSMISLib.server.metrics import Metrics
 from SDFSMISLib.server.scheduler import ClientStalled, QueueFull, Stopping, Ticket
-from SDFSMISLib.server.segmentations import AskedRun
 
 ALIVE_SECONDS = 5.0  # of silence, after which a sign of life is sent
 LONGEST_RETRY = 60
@@ -45,16 +44,17 @@ class ResultStream:
 
     To be made in the event loop's thread.
 
+    Args:
+        held: bytes of the run's slices.
+
     Raises:
         QueueFull: where too many runs take turns.
         Stopping: where the backend is about to end.
     """
 
-    def __init__(self, engine: Engine, asked: AskedRun, metrics: Metrics) -> None:
-        run, held = asked.run, asked.held
+    def __init__(self, engine: Engine, run: Run, held: int, metrics: Metrics) -> None:
         self._engine = engine
         self._run = run
-        self._segmenter = asked.segmenter
         self._held = held
         self._metrics = metrics
         self._name = uuid.uuid4().hex[:8]
@@ -116,8 +116,8 @@ class ResultStream:
                 "type": "start",
                 "protocol": PROTOCOL,
                 "version": __version__,
-                "model": self._segmenter.name,
-                "weights_sha256": self._segmenter.weights,
+                "model": self._engine.segmenter.name,
+                "weights_sha256": self._engine.segmenter.weights,
                 "device": self._engine.device_name,
                 "total": self._run.total,
                 "warnings": unlikeness(self._run.scan, self._run.pieces),
