@@ -131,8 +131,14 @@ def _finished(
     where = "on Ray" if request.engine == "ray" else f"by {workers} processes"
     say(f"{len(jobs)} scan{'s' * (len(jobs) > 1)} {where}.")
     absolute, began = [job.absolute() for job in jobs], time.monotonic()
-    make, gpus = options.absolute().worker, request.device != "cpu"
-    with closing(run_cohort(absolute, make, request.engine, request.jobs, gpus=gpus)) as run:
+    make = options.absolute().worker
+    if request.engine == "ray":
+        from SDFSMISLib.cohort.ray_pool import run_on_ray
+
+        finishing = run_on_ray(absolute, make, request.jobs, gpus=request.device != "cpu")
+    else:
+        finishing = run_cohort(absolute, make, request.jobs)
+    with closing(finishing) as run:
         for done in range(len(jobs)):
             left = (time.monotonic() - began) * (len(jobs) - done) / done if done else None
             text = "scans" if left is None else f"scans, about {duration(left)} left"

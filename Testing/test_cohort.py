@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from cohort_examples import (
@@ -70,7 +71,7 @@ def test_a_job_that_ends_its_process_is_tried_once_more_and_reported(tmp_path: P
     finished = list(run_cohort(range(6), Work(tmp_path, deadly={1}, deadly_once={0, 4}), workers=2))
     assert in_order(finished) == [0, None, 4, 9, 16, 25]
     (lost,) = [one for one in finished if one.result is None]
-    assert lost.error.startswith("The process that worked on it was ended 2 times (by SIGKILL); often the memory")
+    assert lost.error.startswith("The process that worked on it was ended 2 times; often the memory")
     assert "Traceback" not in lost.error
 
 
@@ -84,13 +85,14 @@ def test_what_keeps_workers_from_starting_stops_the_run(workers: int) -> None:
 
 @kills_itself
 def test_processes_that_end_while_they_start_stop_the_run() -> None:
-    with pytest.raises(InputError, match=r"was ended while it started \(by SIGKILL\)"):
+    with pytest.raises(InputError, match="was ended while it started; often the memory"):
         list(run_cohort(range(4), make_nothing, workers=2))
 
 
 def test_who_leaves_early_stops_the_workers(tmp_path: Path) -> None:
     run = run_cohort(range(3), Work(tmp_path, slow=True), workers=2)
-    assert next(run) == Finished(0, 0)  # by a worker that has the next job in hand by now
+    assert next(run) == Finished(0, 0)
+    wait_until(lambda: len(list(tmp_path.glob("begun *"))) > 1)
     run.close()
     begun, stopped = ({path.name.split()[1] for path in tmp_path.glob(f"{word} *")} for word in ("begun", "stopped"))
     assert stopped and begun == {"0", *stopped}
@@ -113,6 +115,14 @@ def test_workers_do_not_outlive_the_process_that_started_them(tmp_path: Path) ->
     process.kill()
     process.wait()
     wait_until(lambda: len(list(tmp_path.glob("stopped *"))) == 2)
+    wait_until(lambda: not any(is_running(int(mark.read_text())) for mark in tmp_path.glob("begun *")))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import pytest
 from cohort_examples import NodeWork, make_bad_input, make_square, wait_until
 from SDFSMISLib import InputError, read_labelmap
 from SDFSMISLib.cli import main
-from SDFSMISLib.cohort.pool import run_cohort
 from small_scans import ball_scan, painted_on
 
-pytest.importorskip("ray")
+if find_spec("ray") is None:
+    pytest.skip("Ray is not here", allow_module_level=True)
+
+from SDFSMISLib.cohort.ray_pool import Share, run_on_ray, share  # noqa: E402
 
 TESTING = Path(__file__).resolve().parent
 NODE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 << 20}
@@ -62,7 +65,7 @@ def test_jobs_of_a_lost_node_are_done_by_the_other(
     nodes.with_second(DOOMED="yes")
     results = {}
     with pytest.warns(UserWarning, match=r"A Ray worker was lost \(.*\); its scan is tried again"):
-        for finished in run_cohort(range(8), NodeWork(tmp_path, deadly={3}), "ray"):
+        for finished in run_on_ray(range(8), NodeWork(tmp_path, deadly={3})):
             results[finished.number] = finished.result, finished.error
             if nodes.second is not None and any(tmp_path.glob("doomed *")):
                 nodes.lose_second()
@@ -75,8 +78,8 @@ def test_jobs_of_a_lost_node_are_done_by_the_other(
 
 def test_what_keeps_workers_from_starting_stops_the_run(nodes: TwoNodes) -> None:
     with pytest.raises(InputError, match="no such model"):
-        list(run_cohort(range(4), make_bad_input, "ray"))
-    assert [finished.result for finished in run_cohort([3], make_square, "ray")] == [9]
+        list(run_on_ray(range(4), make_bad_input))
+    assert [finished.result for finished in run_on_ray([3], make_square)] == [9]
 
 
 def test_the_command_on_a_cluster_does_what_it_does_here(
@@ -138,8 +141,6 @@ def table(folder: Path) -> list[dict[str, str]]:
 def test_workers_fit_the_cluster(
     nodes_have: list[tuple[int, int]], workers: int | None, gpus: bool, expected: tuple[int, int, int]
 ) -> None:
-    from SDFSMISLib.cohort.ray_pool import Share, share
-
     assert share(nodes_have, workers, gpus) == Share(*expected)
 
 

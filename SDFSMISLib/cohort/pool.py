@@ -1,4 +1,4 @@
-"""Cohort runs: the same work on many jobs; here one after the other, in worker processes, or on a Ray cluster.
+"""Cohort runs: the same work on many jobs, one after the other in this process, or in several worker processes.
 
 A job that ends its worker, as the system does where memory runs out, is tried once more and then reported; the others
 go on. Who leaves the iterator early, by Ctrl+C for example, stops the workers: each is asked to, and is waited for.
@@ -7,15 +7,17 @@ go on. Who leaves the iterator early, by Ctrl+C for example, stops the workers: 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-import time
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, Literal, TypeVar
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
 
 from SDFSMISLib.client import BackendError
 from SDFSMISLib.errors import Cancelled, InputError
@@ -34,6 +36,7 @@ pickled."""
 
 TRIES = 2  # of a job whose process ends
 PATIENCE = 60.0  # seconds that a worker has for stopping; it asks whether to after each batch of slices
+LOOK = 0.5  # seconds between two looks at the workers; Windows does not hear Ctrl+C while it waits
 
 
 @dataclass(frozen=True)
@@ -46,30 +49,19 @@ class Finished(Generic[Result]):
 
 
 def run_cohort(
-    jobs: Sequence[Job],
-    make_work: MakeWork[Job, Result],
-    engine: Literal["process", "ray"] = "process",
-    workers: int | None = None,
-    *,
-    gpus: bool = True,
+    jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int | None = None
 ) -> Generator[Finished[Result], None, None]:
     """Work through jobs; each comes out as soon as it is finished.
 
     Args:
-        make_work: see `MakeWork`. With one worker process the work is done in this one.
-        engine: `process`, or `ray`: the cluster that RAY_ADDRESS names or that runs here, else this machine.
-        workers: how many at a time. None = one process; on Ray one for each GPU, or for each node without GPUs.
-        gpus: on Ray, whether a worker is to have a GPU where there are any.
+        make_work: see `MakeWork`.
+        workers: how many processes. None or 1 = the work is done in this one.
 
     Raises:
-        InputError: where Ray is not installed or not to be reached, or the workers cannot start.
+        InputError: where the workers cannot start.
         Exception: what `make_work` or a work raises.
     """
-    if engine == "ray":
-        from SDFSMISLib.cohort.ray_pool import run_on_ray
-
-        yield from run_on_ray(jobs, make_work, workers, gpus)
-    elif (workers or 1) > 1:
+    if (workers or 1) > 1:
         yield from _run_in_processes(jobs, make_work, workers or 1)
     else:
         work = make_work(0, 1)
@@ -101,118 +93,100 @@ def _run_in_processes(
     jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int
 ) -> Iterator[Finished[Result]]:
     """With several processes first; then, one after the other, jobs that ended theirs, which may fit in when alone."""
-    pool = _Pool(jobs, make_work)
     waiting = deque(range(len(jobs)))
-    tries: Counter[int] = Counter()
+    losses: Counter[int] = Counter()
     count = min(workers, len(jobs))
     while waiting:
         again: list[int] = []
-        for number, result, ended in pool.run(waiting, count):
-            tries[number] += 1
-            if not ended:
-                yield Finished(number, result)
-            elif tries[number] < TRIES:
-                again.append(number)
-            else:
+        with closing(_taken(waiting, jobs, make_work, count)) as taken:
+            for number, finished in taken:
+                if finished is not None:
+                    yield finished
+                    continue
+                losses[number] += 1
+                if losses[number] < TRIES:
+                    again.append(number)
+                    continue
                 yield Finished(
                     number,
                     None,
-                    f"The process that worked on it was ended {TRIES} times ({ended}); often the memory does not "
-                    "suffice: use a smaller scan, or another device.",
+                    f"The process that worked on it was ended {TRIES} times; often the memory does not suffice: use a "
+                    "smaller scan, or another device.",
                 )
         if waiting and count == 1:
             raise InputError(
-                f"The worker process was ended while it started ({pool.ended}); often the memory does not suffice: use "
-                "a smaller model, or another device."
+                "The worker process was ended while it started; often the memory does not suffice: use a smaller "
+                "model, or another device."
             )
         waiting.extendleft(reversed(again))
         count = 1
 
 
-class _Pool(Generic[Job, Result]):
-    """Worker processes, each with a line of its own: whose line breaks has ended, and the others do not notice."""
-
-    def __init__(self, jobs: Sequence[Job], make_work: MakeWork[Job, Result]) -> None:
-        self.jobs = jobs
-        self.make_work = make_work
-        self.workers: list[_Worker] = []
-        self.ended = ""  # how a process ended last, before it took a job
-
-    def run(self, waiting: deque[int], count: int) -> Iterator[tuple[int, Result | None, str]]:
-        """Take job after job from `waiting`, with `count` processes: its number, and its result or how its process
-        ended. Jobs are left in `waiting` only where no process could start."""
-        try:
-            for place in range(count):
-                self.workers.append(_Worker(self.make_work, place, count))
-            while self.workers:
-                lines = {worker.line: worker for worker in self.workers}
-                for line in wait(list(lines)):
-                    yield from self._heard(lines[line], waiting, count)  # type: ignore[index]
-        finally:
-            self._stop(self.workers)
-            self.workers = []
-
-    def _heard(self, worker: _Worker, waiting: deque[int], count: int) -> Iterator[tuple[int, Result | None, str]]:
-        number = worker.number
-        try:
-            result, error = worker.line.recv()
-        except (EOFError, OSError):
-            ended = worker.end()
-            self.workers.remove(worker)
-            if number is None:
-                self.ended = ended  # no other in its place: it would end the same way
-                return
-            if waiting:
-                self.workers.append(_Worker(self.make_work, worker.place, count))
-            yield number, None, ended
-            return
-        if error is not None:
-            raise error
-        if waiting:
-            worker.give(waiting.popleft(), self.jobs)
-        else:
-            self.workers.remove(worker)
-            self._stop([worker])
-        if number is not None:
-            yield number, result, ""
-
-    def _stop(self, workers: list[_Worker]) -> None:
-        """A worker whose line is closed stops, even in the middle of a job; one that does not is ended."""
-        for worker in workers:
-            worker.line.close()
-        until = time.monotonic() + PATIENCE
-        for worker in workers:
-            worker.process.join(max(0.0, until - time.monotonic()))
-            worker.process.terminate()
-            worker.process.join()
+def _taken(
+    waiting: deque[int], jobs: Sequence[Job], make_work: MakeWork[Job, Result], count: int
+) -> Generator[tuple[int, Finished[Result] | None], None, None]:
+    """`count` processes take job after job from `waiting`: each one's number, and None where it ended its process. Jobs
+    are left in `waiting` only where no process could start."""
+    workers: list[_Worker] = []
+    try:
+        for place in range(count):
+            workers.append(_Worker(make_work, place, count))
+        while workers:
+            wait([worker.future for worker in workers], LOOK, FIRST_COMPLETED)
+            for worker in [worker for worker in workers if worker.future.done()]:
+                number = worker.number
+                try:
+                    result, error = worker.future.result()
+                except BrokenProcessPool:
+                    workers.remove(worker)
+                    _stop([worker])
+                    if number is None:
+                        continue  # no other in its place: it would end the same way
+                    if waiting:
+                        workers.append(_Worker(make_work, worker.place, count))
+                    yield number, None
+                    continue
+                if error is not None:
+                    raise error
+                if waiting:
+                    worker.give(waiting.popleft(), jobs)
+                else:
+                    workers.remove(worker)
+                    _stop([worker])
+                if number is not None:
+                    yield number, Finished(number, result)
+    finally:
+        _stop(workers)
 
 
 class _Worker:
-    """A process that does one job after the other."""
+    """A process that does one job after the other. It is a pool of its own: where it ends, the others do not notice."""
 
     def __init__(self, make_work: MakeWork[Any, Any], place: int, of: int) -> None:
         context = multiprocessing.get_context("spawn")  # a copy of a process that runs torch's threads would hang
+        theirs, self.line = context.Pipe(duplex=False)
         self.place = place
         self.number: int | None = None  # of the job in hand; None while it starts
-        self.line, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make_work, place, of), daemon=True)
+        self.pool = ProcessPoolExecutor(1, context, _begin, (theirs,))
         with _no_interruption():
-            self.process.start()
-        theirs.close()  # else the end of the process would not be heard
+            self.future: Future[Any] = self.pool.submit(_make, make_work, place, of)
+        theirs.close()
 
     def give(self, number: int, jobs: Sequence[Any]) -> None:
         self.number = number
-        with suppress(OSError):  # it has ended: its line says so next
-            self.line.send(jobs[number])
+        try:
+            self.future = self.pool.submit(_do, jobs[number])
+        except BrokenProcessPool as ended:  # since its last job
+            self.future = Future()
+            self.future.set_exception(ended)
 
-    def end(self) -> str:
-        """How it ended: a signal's name or an exit code."""
-        self.line.close()
-        self.process.join()
-        code = self.process.exitcode or 0
-        with suppress(ValueError):
-            return f"by {signal.Signals(-code).name}"
-        return f"exit code {code}"
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    """A worker whose line is closed stops, even in the middle of a job."""
+    for worker in workers:
+        worker.line.close()
+    for worker in workers:
+        worker.pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -229,20 +203,40 @@ def _no_interruption() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(line: Connection, make_work: MakeWork[Any, Any], place: int, of: int) -> None:
-    """A worker process, until its line is closed; that happens too where the process that started it is no more."""
+# -- in a worker process -----------------------------------------------------------------------------------------------
+
+_work: Work[Any, Any] | None = None
+_told_to_stop = threading.Event()
+_at_a_job = threading.Lock()
+
+
+def _begin(line: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError, EOFError, Cancelled):
-        work, error = answer(lambda: make_work(place, of))
-        line.send((None, error))
-        while work is not None:
-            job = line.recv()
-            line.send(answer(partial(work, job, partial(_closed, line))))
+    threading.Thread(target=_listen, args=(line,), daemon=True).start()
 
 
-def _closed(line: Connection) -> bool:
-    """Whether the other end is closed; nothing else comes while a job is in hand."""
-    try:
-        return line.poll()
-    except OSError:
-        return True
+def _listen(line: Connection) -> None:
+    """The line is closed to stop this process, and where the one that started it is no more. A job in hand has time to
+    stop; an executor that is there ends the process then, and else it ends by itself."""
+    with suppress(OSError):
+        line.poll(None)
+    _told_to_stop.set()
+    if _work is not None:
+        _at_a_job.acquire(timeout=PATIENCE)
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join(PATIENCE)
+    os._exit(1)
+
+
+def _make(make_work: MakeWork[Any, Any], place: int, of: int) -> tuple[None, Exception | None]:
+    global _work
+    _work, error = answer(lambda: make_work(place, of))
+    return None, error
+
+
+def _do(job: Any) -> tuple[Any, Exception | None]:
+    with _at_a_job:
+        assert _work is not None
+        work = _work
+        return answer(lambda: work(job, _told_to_stop.is_set))

@@ -1,31 +1,37 @@
-"""Cohort runs on a Ray cluster: the nodes share a file system, and each has this package."""
+"""Cohort runs on a Ray cluster, whose nodes share a file system and have this package; and the connection to Ray: to a
+cluster that is there, else to a Ray of this program's own."""
 
 from __future__ import annotations
 
+import logging
+import os
+import socket
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from SDFSMISLib.cohort.pool import Finished, MakeWork, answer
 from SDFSMISLib.errors import InputError
 
+# Ray prints the log of a node that was lost on standard output, where results go; it reads what to leave out while it
+# is imported.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 try:
     import ray
     from ray.exceptions import RayError, RayTaskError
-
-    from SDFSMISLib.ray_cluster import connected, nodes
 except ImportError as error:
     raise InputError('The engine ray needs Ray, which is not here; run: pip install "sdfsmis[ray]"') from error
 
-__all__ = ["Share", "run_on_ray", "share"]
+__all__ = ["Share", "connected", "nodes", "run_on_ray", "share"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+REACH = 10.0  # seconds within which a cluster answers
 TRIES = 3  # of a job whose worker is lost
 FALSE_STARTS = 3  # workers one after the other that are lost before they can take a job
 NOTICE = 60.0  # seconds without a worker after which the user is told
@@ -33,13 +39,61 @@ PATIENCE = 60.0  # seconds that a worker has for stopping; it asks whether to af
 
 
 def run_on_ray(
-    jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int | None, gpus: bool
-) -> Iterator[Finished[Result]]:
-    """See `run_cohort`. A job whose worker is lost, with its node for example, goes to another one; a worker comes in
-    the place of the lost one where the cluster has room."""
+    jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int | None = None, gpus: bool = True
+) -> Generator[Finished[Result], None, None]:
+    """Work through jobs; each comes out as soon as it is finished. One whose worker is lost, with its node for example,
+    goes to another one; a worker comes in the place of the lost one where the cluster has room.
+
+    Args:
+        make_work: see `MakeWork`.
+        workers, gpus: see `share`.
+
+    Raises:
+        InputError: where Ray is not to be reached, or the workers cannot start.
+        Exception: what `make_work` or a work raises.
+    """
     with connected():
-        mine = share(nodes(), workers, gpus)
-        yield from _Workers(jobs, make_work, mine).run()
+        yield from _Workers(jobs, make_work, share(nodes(), workers, gpus)).run()
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A connection to the cluster that RAY_ADDRESS names or that runs here, which stays; else to a Ray that ends with
+    the block. A connection that is there already is used.
+
+    Raises:
+        InputError: where the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    named = os.environ.get("RAY_ADDRESS", "")
+    try:
+        _knock(named)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Cannot reach the Ray cluster {named} ({' '.join(str(error).split())}); start one with ray start --head, "
+            "or unset RAY_ADDRESS to use this machine."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises an OSError where nobody listens at an address; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
+
+
+def nodes() -> list[tuple[int, int]]:
+    """Processors and GPUs of each node."""
+    alive = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return [(int(resources.get("CPU", 0)), int(resources.get("GPU", 0))) for resources in alive]
 
 
 @dataclass(frozen=True)
