@@ -36,10 +36,7 @@ COMMANDS = {
     "segment_command",
     "segment_run",
 }
-FILES_OF_COMMANDS = {"ray_cluster"}
-SLICER_ROOMS = sorted(
-    {path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - FILES_OF_COMMANDS - {"__init__"} | {"client", "scene"}
-)
+SLICER_ROOMS = sorted({path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - {"__init__"} | {"client", "scene"})
 
 
 @pytest.fixture(scope="module")

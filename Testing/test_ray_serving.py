@@ -218,7 +218,7 @@ def test_a_second_one_on_the_same_cluster_is_refused(served: OnRay, capsys: pyte
 
 
 def test_replicas_hear_of_slices_that_another_one_deleted(served: OnRay) -> None:
-    from SDFSMISLib.server.ray_store import RayStore
+    from SDFSMISLib.server.ray_serving import RayStore
 
     forgotten: list[tuple[str, str]] = []
     here, there = RayStore(lambda *key: forgotten.append(key)), RayStore(lambda *key: None)
@@ -242,11 +242,11 @@ def test_replicas_hear_of_slices_that_another_one_deleted(served: OnRay) -> None
 
 
 def test_where_the_store_is_lost_clients_send_again(served: OnRay, asked: Task, expected: Segmentation) -> None:
-    from SDFSMISLib.server.ray_store import NAME, NAMESPACE
+    from SDFSMISLib.server.ray_serving import SLICES
 
     with served.client().segment(asked.stack, asked.support) as run:
         next(iter(run))  # its slices are there
-    ray.kill(ray.get_actor(NAME, NAMESPACE), no_restart=False)
+    ray.kill(ray.get_actor(*SLICES), no_restart=False)
     assert_same(RemoteSegmenter(served.client()).segment(asked.scan, asked.support), expected)
 
 
@@ -349,7 +349,7 @@ def test_without_ray_it_says_what_to_install(
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_an_answer_that_no_replica_gave_becomes_one_that_says_to_come_again(begins: bool) -> None:
-    from SDFSMISLib.server.ray_proxy import middlewares
+    from SDFSMISLib.server.ray_serving import middlewares
 
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
         if begins:

@@ -1,52 +1,67 @@
-"""The backend on Ray Serve: the same application in a replica for each GPU, or processor, of a cluster."""
+"""The backend on Ray Serve: the same application in a replica for each GPU, or processor, of a cluster; the store of
+slices that all of them share, and what stands before Ray Serve's proxies."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from starlette.types import ASGIApp
+import numpy as np
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib.console import one_line, say, waiting
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.protocol import PROTOCOL, PROTOCOL_HEADER
 from SDFSMISLib.server.entrance import Entrance, when_stdin_closes
+from SDFSMISLib.server.failures import Refused
+from SDFSMISLib.server.limits import Limits
+from SDFSMISLib.server.logs import event
 from SDFSMISLib.server.settings import ServeSettings
+from SDFSMISLib.server.store import MemoryStore, MissingSlices
 
 try:
+    from SDFSMISLib.cohort.ray_pool import connected, nodes  # isort: skip  (says what Ray is to print, before it loads)
     import ray
     from ray import serve
-    from ray.exceptions import RayError
-except ImportError as error:
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except (ImportError, InputError) as error:
     raise InputError('The engine ray needs Ray, which is not here; run: pip install "sdfsmis[serve,ray]"') from error
 
-from SDFSMISLib.ray_cluster import connected, nodes
-from SDFSMISLib.server.ray_store import RayStore, shared_slices
-
-__all__ = ["Room", "room", "run_ray_server"]
+__all__ = ["RayStore", "Room", "middlewares", "room", "run_ray_server"]
 
 APPLICATION = "sdfsmis"
 CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")  # name and namespace under which Ray Serve runs on a cluster
+SLICES = ("sdfsmis-slices", "sdfsmis")  # name and namespace of the store
 BESIDE = 64  # requests that a replica answers beside its runs
 HEALTH_SECONDS = 2.0  # between two questions how a replica is; one that is ill three times is replaced
 GRACE_SECONDS = 10.0  # that runs have to end in when their replica is told to stop
 NOTICE = 60.0  # seconds without a replica after which the user is told
 STARTS = 2  # that a replica tries before it is given up
-ANSWER_SECONDS = 60.0
+DESCRIBE_SECONDS = 60.0  # that a replica has to say what it serves
+STORE_SECONDS = 30.0  # that an answer of the store is waited for, a restart of its actor included
+RETRY_SECONDS = 2
+TOGETHER = 16  # slices that come at once, so that a large scan does not fill the object store
 LOOK = 0.5  # seconds between two looks at whether to stop; Windows does not wake who waits for longer
 
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
-TRANSLATED = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "SDFSMISLib.server.ray_proxy.middlewares"}
+TRANSLATED = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares"}
+SERVES_OWN = "/-/"  # paths that tell load balancers how a proxy is
 
 # A run keeps a replica busy, so that a second one at the same time is worth another replica. They stay for a while,
 # since a correction comes soon after the result and finds the latents of its scan in the replica that made it.
 SCALING = {"target_ongoing_requests": 1, "look_back_period_s": 15, "upscale_delay_s": 5, "downscale_delay_s": 600}
+
+Key = tuple[str, str]  # owner and content address
 
 
 def run_ray_server(settings: ServeSettings) -> int:
@@ -71,7 +86,7 @@ def run_ray_server(settings: ServeSettings) -> int:
         _refuse_a_second()
         place = room(nodes(), settings.device)
         with shared_slices(settings.limits), _served(settings, entrance, place) as handle:
-            what, seconds = handle.describe.remote().result(timeout_s=ANSWER_SECONDS)
+            what, seconds = handle.describe.remote().result(timeout_s=DESCRIBE_SECONDS)
             with _told_to_stop(settings) as stopped:
                 entrance.tell_open(f"{what}, with room for {place.replicas} replicas", seconds)
                 while not stopped.wait(LOOK):
@@ -264,3 +279,181 @@ def _told_to_stop(settings: ServeSettings) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# -- slices that all replicas share: the store of one process, in an actor ---------------------------------------------
+
+
+@contextmanager
+def shared_slices(limits: Limits) -> Iterator[None]:
+    """The actor that every `RayStore` of the cluster asks; it ends with the block, and with this process, on whose node
+    it is."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    made = ray.remote(_Slices).options(
+        name=SLICES[0],
+        namespace=SLICES[1],
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=1,
+        scheduling_strategy=here,
+    )
+    actor: Any = made.remote(limits.store_bytes, limits.store_seconds)
+    try:
+        yield
+    finally:
+        ray.kill(actor)
+
+
+class _Slices:
+    """The actor. It does one thing at a time."""
+
+    def __init__(self, most_bytes: int, most_seconds: float) -> None:
+        self._store = MemoryStore(most_bytes, most_seconds, lambda *key: self._here.discard(key))
+        self._here: set[Key] = set()
+
+    def put(self, owner: str, address: str, array: np.ndarray) -> bool:
+        self._here.add((owner, address))
+        return self._store.put(owner, address, np.array(array))  # not a view that keeps a part of the object store
+
+    def missing(self, owner: str, addresses: list[str]) -> list[str]:
+        return self._store.missing(owner, addresses)
+
+    def get(self, owner: str, addresses: list[str]) -> dict[str, np.ndarray]:
+        """Those that are here."""
+        missing = set(self._store.missing(owner, addresses))
+        return self._store.get(owner, [address for address in addresses if address not in missing])
+
+    def delete(self, owner: str, address: str) -> None:
+        self._store.delete(owner, address)
+
+    def expire(self, read: list[Key]) -> tuple[int, list[Key]]:
+        """Memory in use, and which of the slices that a replica has read are here no longer."""
+        self._store.expire()
+        return self._store.bytes, [key for key in read if key not in self._here]
+
+
+class RayStore:
+    """Slices in an actor of the cluster; see `Store`. All calls block; the application makes them in its threads.
+
+    Arrays travel through Ray's object store and do not stay there: the actor and who asks for them have copies. What
+    does not fit into the object store Ray may write to its spill folder for that while.
+
+    Where the actor is lost, for want of memory for example, it starts again and is empty: clients are told which slices
+    are missing, and send them again. A call that is under way meanwhile is made once more; where no answer comes it
+    fails with 503, after which clients try again too.
+
+    Of a slice that goes, by a client's wish or by itself, other replicas learn by `expire`, which the application calls
+    twice a minute. For so long their latents of it may stay in memory; they are found under owner and content only, so
+    nobody else can come by them.
+
+    Args:
+        on_forgotten: called with owner and address of each slice that went, of those that this replica has read.
+    """
+
+    def __init__(self, on_forgotten: Callable[[str, str], None]) -> None:
+        self._actor: Any = ray.get_actor(*SLICES)
+        self._on_forgotten = on_forgotten
+        self._read: set[Key] = set()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Memory in use when `expire` was called last."""
+        return self._bytes
+
+    def put(self, owner: str, address: str, array: np.ndarray) -> bool:
+        return self._answer(self._actor.put.remote(owner, address, array))
+
+    def missing(self, owner: str, addresses: Iterable[str]) -> list[str]:
+        return self._answer(self._actor.missing.remote(owner, list(addresses)))
+
+    def get(self, owner: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
+        wanted = list(dict.fromkeys(addresses))
+        missing = self.missing(owner, wanted)
+        arrays: dict[str, np.ndarray] = {}
+        for start in range(0, 0 if missing else len(wanted), TOGETHER):
+            part = wanted[start : start + TOGETHER]
+            found = self._answer(self._actor.get.remote(owner, part))
+            arrays |= {address: _own(array) for address, array in found.items()}
+            missing += [address for address in part if address not in found]
+        if missing:
+            raise MissingSlices(missing)
+        with self._lock:
+            self._read |= {(owner, address) for address in wanted}
+        return arrays
+
+    def delete(self, owner: str, address: str) -> None:
+        self._answer(self._actor.delete.remote(owner, address))
+        self._forget([(owner, address)])
+
+    def expire(self) -> None:
+        with self._lock:
+            read = list(self._read)
+        with suppress(Refused):  # it is called again soon
+            self._bytes, gone = self._answer(self._actor.expire.remote(read))
+            self._forget(gone)
+
+    def _forget(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            with self._lock:
+                self._read.discard(key)
+            self._on_forgotten(*key)
+
+    def _answer(self, reference: Any) -> Any:
+        try:
+            return ray.get(reference, timeout=STORE_SECONDS)
+        except RayTaskError:
+            raise  # a defect
+        except RayError as error:
+            event("store does not answer", why=type(error).__name__)
+            raise Refused(
+                503,
+                "stopping",
+                "The store of the slices starts again; ask again in a moment.",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            ) from error
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """A copy that keeps no part of the object store."""
+    copy = np.array(array)
+    copy.flags.writeable = False
+    return copy
+
+
+# -- before Ray Serve's proxies: clients understand what these answer by themselves ------------------------------------
+
+
+def middlewares() -> list[Middleware]:
+    """For Ray Serve, which calls it in each proxy; see RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    return [Middleware(_Translated)]
+
+
+class _Translated:
+    """An ASGI application before another: what is not an answer of a replica becomes one that says to come again.
+
+    A proxy answers in plain text, or not at all, where the replica that it asked is lost, or it knows of none yet.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(SERVES_OWN):
+            await self._app(scope, receive, send)
+            return
+        is_replicas: bool | None = None  # not known before the answer begins
+
+        async def sending(message: Message) -> None:
+            nonlocal is_replicas
+            if is_replicas is None:
+                is_replicas = PROTOCOL_HEADER in Headers(raw=message.get("headers", ()))
+            if is_replicas:
+                await send(message)
+
+        await self._app(scope, receive, sending)
+        if not is_replicas:
+            headers = {"Retry-After": str(RETRY_SECONDS), PROTOCOL_HEADER: str(PROTOCOL)}
+            text = "The replica that was asked is gone, or none is there yet; ask again in a moment."
+            await Refused(503, "stopping", text, headers=headers).answer()(scope, receive, send)
