@@ -11,6 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# Tests of one file, or of one group of files, run in one process; a process takes 1.5 GB. None for one process: WORKERS=
+WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadgroup
+
 # Asked whether it runs, not whether it is found: a version manager's shim, or a Python without venv, is no use.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
@@ -23,7 +26,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/sdfsmis demo --output demo-output
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 environment: $(VENV)/.runtime $(VENV)/.testing
 
