@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "Resources" / "Documentation"
 README = ROOT / "README.md"
 MARKDOWN = sorted([*ROOT.glob("*.md"), *PAGES.rglob("*.md"), *(ROOT / "Testing").glob("**/README.md")])
+SLICER = {  # names that the tutorial takes from Slicer and its segment editor
+    *("MR head", "SDFSMIS", "Sample Data", "Segmentations"),
+    *("Add", "Draw", "Erase", "Paint", "Show 3D", "Sphere brush", "Undo"),
+    *("Close Scene", "Export to files", "File", "Help", "Report a Bug", "Save"),
+}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILE = re.compile(r"`((?:SDFSMIS|SDFSMISLib|Testing|Resources|\.github)/[\w./-]*\w\.\w+)`")
 
@@ -104,6 +110,15 @@ def test_every_picture_is_shown_somewhere() -> None:
 
 def test_the_moving_picture_is_small() -> None:
     assert (PAGES / "Screenshots" / "loop.gif").stat().st_size < 1_000_000
+
+
+def test_the_tutorial_calls_the_panel_s_controls_by_their_names() -> None:
+    form = text_of(ROOT / "SDFSMIS" / "Resources" / "UI" / "SDFSMIS.ui")
+    known = {html.unescape(text).rstrip(":") for text in re.findall(r"<string>([^<]*)</string>", form)}
+    known |= {"Install", "Segment", "Turn the view", "Ventricles (SDFSMIS)"}  # the panel's code writes these
+    phrases = re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", text_of(PAGES / "tutorial.md"))
+    named = {name for phrase in phrases for name in re.split(r" > |: ", " ".join(phrase.split()))}
+    assert sorted(named - known - SLICER) == []
 
 
 def test_every_address_and_every_error_of_the_server_is_explained() -> None:
