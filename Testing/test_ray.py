@@ -1,11 +1,12 @@
-"""The backend on Ray Serve: a cluster of three nodes in this machine, clients that know nothing of it, and its losses.
+"""Ray: cohort runs, and the backend on Ray Serve, on a cluster of three nodes in this machine, some of which are lost.
 
-The tests share the cluster and follow each other: what is lost comes last.
+The tests share the cluster and follow each other: what leaves a connection to it open comes after what needs none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import csv
 import http.client
 import json
 import logging
@@ -16,8 +17,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +31,8 @@ import pytest
 import torch
 
 from certificates import self_signed
-from SDFSMISLib import InputError, Segmenter
+from cohort_examples import NodeWork, make_bad_input, make_square, wait_until
+from SDFSMISLib import InputError, Segmenter, read_labelmap
 from SDFSMISLib.cli import main
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_error import BackendBusy, TokenRefused
@@ -39,15 +43,39 @@ from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.store import MissingSlices
 from serving import Task, task, until
-from small_scans import BrightPipeline
+from small_scans import BrightPipeline, ball_scan, painted_on
 
-ray = pytest.importorskip("ray")
-serve = pytest.importorskip("ray.serve")
+if find_spec("ray") is None:
+    pytest.skip("Ray is not here", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parent.parent
+from SDFSMISLib.cohort.ray_pool import Share, run_on_ray, share  # noqa: E402  (before Ray itself)
+from SDFSMISLib.server.ray_serving import SLICES, RayStore, Replica, middlewares, ray, room, serve  # noqa: E402
+
+TESTING = Path(__file__).resolve().parent
+ROOT = TESTING.parent
 TOKEN = "a-token-of-more-than-16-letters"
 SECONDS = 120.0  # that things may take on a slow machine
-SMALL = {"num_gpus": 0, "object_store_memory": 80 << 20}
+NODE = {"num_gpus": 0, "object_store_memory": 80 << 20}
+
+
+class Nodes:
+    """A cluster whose head takes no work, so that any node with some may be lost; the second of two comes back."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {**NODE, "num_cpus": 0, "include_dashboard": False}
+        self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+        self.cluster.add_node(**NODE, num_cpus=1)
+        self.second: Any = None
+
+    def with_second(self, **variables: str) -> None:
+        if self.second is None:
+            self.second = self.cluster.add_node(**NODE, num_cpus=1, env_vars=variables)
+
+    def lose_second(self) -> None:
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
 
 
 def free_port() -> int:
@@ -55,21 +83,159 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(TESTING)]))  # of the nodes' workers
+        for whose in ("REPLICA", "HANDLE"):  # else it takes ten seconds to see that there is much to do
+            patch.setenv(f"RAY_SERVE_{whose}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
+        # The nodes of a real cluster have addresses of their own; here they have ports.
+        patch.setenv("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(free_port()))
+        made = Nodes()
+        patch.setenv("RAY_ADDRESS", made.cluster.address)
+        yield made
+        made.cluster.shutdown()
+
+
+# -- cohort runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nodes_have", "workers", "gpus", "expected"),
+    [
+        ([(8, 0)], None, True, (1, 8, 0)),
+        ([(8, 0), (8, 0)], None, True, (2, 8, 0)),
+        ([(0, 0), (8, 0), (4, 0)], None, True, (2, 4, 0)),
+        ([(8, 0), (4, 0)], 3, True, (3, 4, 0)),
+        ([(8, 0)], 3, True, (3, 2, 0)),
+        ([(2, 0)], 5, True, (5, 1, 0)),
+        ([(16, 2), (32, 4), (8, 0)], None, True, (6, 8, 1)),
+        ([(16, 2)], 1, True, (1, 8, 1)),
+        ([(16, 2)], 9, True, (2, 8, 1)),
+        ([(16, 2)], None, False, (1, 16, 0)),
+        ([(0, 0)], None, True, (1, 1, 0)),
+        ([], None, True, (1, 1, 0)),
+    ],
+)
+def test_workers_fit_the_cluster(
+    nodes_have: list[tuple[int, int]], workers: int | None, gpus: bool, expected: tuple[int, int, int]
+) -> None:
+    assert share(nodes_have, workers, gpus) == Share(*expected)
+
+
+def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    """Runs the command with the engine ray, which must be refused with one sentence; the sentence."""
+    scan, labelmap = ball_scan((6, 32, 32))
+    scan.write(tmp_path / "scan.nii.gz")
+    painted_on(labelmap, 2).write(tmp_path / "painted.nii.gz")
+    painted = ("--support", str(tmp_path / "scan.nii.gz"), "--mask", str(tmp_path / "painted.nii.gz"))
+    assert main(["segment", *painted, "--output", str(tmp_path / "results.nii.gz"), "--engine", "ray", *more]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and not (tmp_path / "results.nii.gz").exists()
+    return captured.err.splitlines()[-1]
+
+
+def test_a_cluster_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    sentence = refusal(tmp_path, capsys)
+    assert sentence.startswith("Error: Cannot reach the Ray cluster 127.0.0.1:1 (") and "ray start --head" in sentence
+
+
+def test_a_gpu_is_not_named_on_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "use auto, cuda or cpu in place of cuda:1" in refusal(tmp_path, capsys, "--device", "cuda:1")
+
+
+def test_without_ray_segment_says_what_to_install(tmp_path: Path) -> None:
+    """Before anything is read."""
+    code = (
+        "import sys; sys.modules['ray'] = None; from SDFSMISLib.cli import main; "
+        "sys.exit(main(['segment', '--support', 'none', '--mask', 'none', '--output', 'x', '--engine', 'ray']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TESTING.parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == 'Error: The engine ray needs Ray, which is not here; run: pip install "sdfsmis[ray]"\n'
+
+
+def test_jobs_of_a_lost_node_are_done_by_the_other(
+    nodes: Nodes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And a job that ends every worker is reported."""
+    nodes.with_second(DOOMED="yes")
+    results = {}
+    with pytest.warns(UserWarning, match=r"A Ray worker was lost \(.*\); its scan is tried again"):
+        for finished in run_on_ray(range(8), NodeWork(tmp_path, deadly={3})):
+            results[finished.number] = finished.result, finished.error
+            if nodes.second is not None and any(tmp_path.glob("doomed *")):
+                nodes.lose_second()
+    lost = results.pop(3)
+    assert lost[0] is None and lost[1].startswith("The Ray worker that worked on it was lost 3 times (")
+    assert results == {number: (number**2, "") for number in (0, 1, 2, 4, 5, 6, 7)}
+    assert (tmp_path / "tries 3").read_text() == "xxx"
+    assert capfd.readouterr().out == ""  # where results go: nothing of Ray's own
+
+
+def test_what_keeps_workers_from_starting_stops_the_run(nodes: Nodes) -> None:
+    with pytest.raises(InputError, match="no such model"):
+        list(run_on_ray(range(4), make_bad_input))
+    assert [finished.result for finished in run_on_ray([3], make_square)] == [9]
+
+
+def test_the_command_on_a_cluster_does_what_it_does_here(
+    nodes: Nodes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the built-in weights, truly loaded on each node; one scan cannot be read, and one node is lost meanwhile."""
+    nodes.with_second()
+    scan, labelmap = ball_scan((6, 32, 32))
+    scan.write(tmp_path / "scan.nii.gz")
+    painted_on(labelmap, 2).write(tmp_path / "painted.seg.nrrd")
+    (tmp_path / "scans").mkdir()
+    for side in (30, 31, 32):
+        ball_scan((6, side, 32))[0].write(tmp_path / "scans" / f"s{side}.nii.gz")
+    (tmp_path / "scans" / "s20.nii.gz").write_bytes(b"no image")
+    painted = ("--support", tmp_path / "scan.nii.gz", "--mask", tmp_path / "painted.seg.nrrd")
+    words = ("segment", *painted, "--query", tmp_path / "scans", "--output")
+    assert main([str(word) for word in (*words, tmp_path / "here")]) == 1
+    capsys.readouterr()
+    loss = threading.Thread(target=lose_second_after_a_result, args=(nodes, tmp_path / "ray"))
+    loss.start()
+    assert main([str(word) for word in (*words, tmp_path / "ray", "--engine", "ray")]) == 1
+    loss.join()
+    captured = capsys.readouterr()
+    assert "4 scans on Ray." in captured.err and captured.err.splitlines()[-2] == "1 of 4 scans failed:"
+    assert len(captured.out.splitlines()) == 3
+    assert table(tmp_path / "ray") == table(tmp_path / "here")
+    for side in (30, 31, 32):
+        one, other = (read_labelmap(tmp_path / where / f"s{side}_seg.nii.gz").voxels for where in ("ray", "here"))
+        np.testing.assert_array_equal(one, other)
+
+
+def lose_second_after_a_result(nodes: Nodes, results: Path) -> None:
+    wait_until(lambda: any(results.glob("*_seg.nii.gz")))
+    nodes.lose_second()
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "cohort.csv").open(newline="", encoding="utf-8") as file:
+        return [{**row, "seconds": "", "error": ""} for row in csv.DictReader(file)]
+
+
+# -- the backend -------------------------------------------------------------------------------------------------------
+
+
 class OnRay:
-    """`sdfsmis serve --engine ray` on a cluster whose head has no replicas, so that any node with one may be lost."""
+    """`sdfsmis serve --engine ray` on the cluster."""
 
-    def __init__(self, certificate: Path) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args={**SMALL, "num_cpus": 0})
-        for threads in ("1", "2"):  # which the replicas are not to follow
-            self.cluster.add_node(**SMALL, num_cpus=1, env_vars={"OMP_NUM_THREADS": threads})
+    def __init__(self, cluster: Any, certificate: Path) -> None:
+        self.cluster = cluster
         self.certificate = certificate
         options = ["--engine", "ray", "--port", "0", "--tls-cert", certificate, "--tls-key", certificate]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "SDFSMISLib.cli", "serve", *map(str, options)],
             cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": self.cluster.address, "SDFSMIS_TOKEN": TOKEN},
+            env={**os.environ, "SDFSMIS_TOKEN": TOKEN},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -78,7 +244,7 @@ class OnRay:
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.url = json.loads(line)["url"]
-        ray.init(self.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
     def client(self, token: str = TOKEN, url: str = "") -> Client:
         return Client(url or self.url, token, ca_file=str(self.certificate))
@@ -121,27 +287,20 @@ class OnRay:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnRay]:
+def served(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnRay]:
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", str(ROOT))  # of the nodes' workers
-        for whose in ("REPLICA", "HANDLE"):  # else it takes ten seconds to see that there is much to do
-            patch.setenv(f"RAY_SERVE_{whose}_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
-        # The nodes of a real cluster have addresses of their own; here they have ports.
-        patch.setenv("RAY_SERVE_WORKER_PROXY_HTTP_PORT", str(free_port()))
-        made = OnRay(self_signed(tmp_path_factory.mktemp("tls")))
-        yield made
-        made.process.kill()
-        made.process.communicate()
-        serve.shutdown()
-        ray.shutdown()
-        made.cluster.shutdown()
+    nodes.with_second(OMP_NUM_THREADS="2")  # which its replica is not to follow
+    made = OnRay(nodes.cluster, self_signed(tmp_path_factory.mktemp("tls")))
+    yield made
+    made.process.kill()
+    made.process.communicate()
+    serve.shutdown()
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def asked() -> Task:
-    return task((12, 48, 48))
+    return task((8, 48, 48))
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +377,6 @@ def test_a_second_one_on_the_same_cluster_is_refused(served: OnRay, capsys: pyte
 
 
 def test_replicas_hear_of_slices_that_another_one_deleted(served: OnRay) -> None:
-    from SDFSMISLib.server.ray_serving import RayStore
-
     forgotten: list[tuple[str, str]] = []
     here, there = RayStore(lambda *key: forgotten.append(key)), RayStore(lambda *key: None)
     array = np.arange(70_000, dtype=np.int32).reshape(200, 350)
@@ -242,8 +399,6 @@ def test_replicas_hear_of_slices_that_another_one_deleted(served: OnRay) -> None
 
 
 def test_where_the_store_is_lost_clients_send_again(served: OnRay, asked: Task, expected: Segmentation) -> None:
-    from SDFSMISLib.server.ray_serving import SLICES
-
     with served.client().segment(asked.stack, asked.support) as run:
         next(iter(run))  # its slices are there
     ray.kill(ray.get_actor(*SLICES), no_restart=False)
@@ -274,19 +429,23 @@ def test_what_ray_serve_answers_by_itself_is_understood(served: OnRay) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to another process")
-def test_told_to_stop_it_ends_and_the_cluster_stays(served: OnRay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_told_to_stop_it_ends_and_the_cluster_stays(
+    served: OnRay, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     served.process.send_signal(signal.SIGINT)
     out, err = served.process.communicate(timeout=SECONDS)
     assert served.process.returncode == 0 and out == ""
     assert len(err.splitlines()) == 1 and "Ctrl+C" in err, err
     assert any(node["Alive"] for node in ray.nodes())
     until(lambda: not ray.util.list_named_actors(all_namespaces=True), SECONDS)
+    monkeypatch.setattr("SDFSMISLib.server.ray_serving.STARTS", 1)  # a second one would fail the same way
     assert main(["serve", "--engine", "ray", "--port", "0", "--model", "no-such-model"]) == 2
-    err = capsys.readouterr().err
-    assert "no-such-model" in err and len(err.splitlines()) == 1, err
+    *notice, why = capsys.readouterr().err.splitlines()
+    assert why.startswith("Error: The model 'no-such-model' is unknown"), why
+    assert all(line.startswith("No replica has started yet") for line in notice), notice
 
 
-# -- without a cluster -------------------------------------------------------------------------------------------------
+# -- the backend without a cluster -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,8 +460,6 @@ def test_told_to_stop_it_ends_and_the_cluster_stays(served: OnRay, capsys: pytes
     ],
 )
 def test_replicas_fit_the_cluster(nodes: list[tuple[int, int]], device: str, expected: tuple[int, int, str]) -> None:
-    from SDFSMISLib.server.ray_serving import room
-
     found = room(nodes, device)
     assert (found.replicas, found.gpus, found.device) == expected
 
@@ -317,15 +474,11 @@ def test_replicas_fit_the_cluster(nodes: list[tuple[int, int]], device: str, exp
     ],
 )
 def test_a_cluster_without_room_is_refused(nodes: list[tuple[int, int]], device: str, said: str) -> None:
-    from SDFSMISLib.server.ray_serving import room
-
     with pytest.raises(InputError, match=said):
         room(nodes, device)
 
 
 def test_a_replica_whose_device_is_lost_or_whose_thread_has_ended_is_ill() -> None:
-    from SDFSMISLib.server.ray_serving import Replica
-
     engine = Engine(Segmenter(BrightPipeline(), "bright"), Limits())
     replica = SimpleNamespace(engine=engine)  # one of Ray Serve's own would have to be awaited in its end
     Replica.check_health(replica)
@@ -338,7 +491,7 @@ def test_a_replica_whose_device_is_lost_or_whose_thread_has_ended_is_ill() -> No
         Replica.check_health(replica)
 
 
-def test_without_ray_it_says_what_to_install(
+def test_without_ray_serve_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -349,8 +502,6 @@ def test_without_ray_it_says_what_to_install(
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_an_answer_that_no_replica_gave_becomes_one_that_says_to_come_again(begins: bool) -> None:
-    from SDFSMISLib.server.ray_serving import middlewares
-
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
         if begins:
             await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
