@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -297,6 +299,38 @@ def test_a_saved_support_set_finds_the_structure_in_the_next_patient(panel: Pain
     assert differ(panel.held(result, segmentation, volume)[7], found[7] | wrong[7]) == 0
 
 
+def test_a_support_set_that_is_being_saved_cannot_be_cancelled(panel: PaintedScene, tmp_path: Path) -> None:
+    path = tmp_path / "ball.safetensors"
+    panel.logic.step()
+    panel.logic.save_support(path)
+    while panel.logic.run.running:
+        assert not panel.logic.run.can_cancel
+        panel.logic.cancel()
+        panel.logic.step()
+    assert path.exists() and "saved as ball.safetensors" in panel.logic.run.text and not panel.logic.run.failed
+
+
+def test_a_full_disk_is_told_though_the_scene_was_closed_while_a_support_set_was_saved(
+    panel: PaintedScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, closed = threading.Event(), threading.Event()
+
+    def save(support: SupportSet, path: Path) -> None:
+        begun.set()
+        assert closed.wait(20)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SupportSet, "save", save)
+    panel.logic.step()
+    panel.logic.save_support(tmp_path / "ball.safetensors")
+    panel.drive(begun.is_set)
+    panel.logic.cancel()
+    panel.logic.close_scene()
+    closed.set()
+    panel.drive(lambda: not panel.logic.run.running)
+    assert panel.logic.run.failed and "No space left" in panel.logic.run.text
+
+
 def test_a_file_that_is_no_support_set_is_refused_in_words(panel: PaintedScene, tmp_path: Path) -> None:
     path = tmp_path / "letter.safetensors"
     path.write_text("Dear colleague")
@@ -401,6 +435,23 @@ def test_another_scan_that_was_deleted_is_left_out_and_the_rest_goes_on(panel: P
     panel.scene.node.RemoveNode(gone)
     panel.drive(lambda: not panel.logic.run.running)
     assert panel.logic.review.scans == ("CT", "kept"), panel.logic.run
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("lost", list(itertools.product([False, True], repeat=3)))
+def test_a_run_whose_last_remaining_place_is_lost_is_cancelled(order: tuple[int, ...], lost: tuple[bool, ...]) -> None:
+    from SDFSMISPanel.panel_run import PanelRun, Target
+    from SDFSMISPanel.run_job import ScanEnds
+
+    targets = [Target(None, None, None, name) for name in ("CT", "MR", "PET")]
+    run = PanelRun(None, None, targets, None, None, None, None)
+    for place, number in enumerate(order):
+        if lost[number]:
+            run._lose(targets[number], "The segmentation was deleted.")
+        else:
+            run._take(ScanEnds(number, ()))
+        is_last = place == len(order) - 1
+        assert run._cancelled == (is_last and lost[number])  # who ends well ends the run without being told to
 
 
 def test_another_scan_that_cannot_be_read_is_left_out_with_a_note(panel: PaintedScene) -> None:

@@ -204,8 +204,6 @@ class Logic:
     def cancel(self) -> None:
         if self._run is not None:
             self._run.cancel()
-        elif self._saving is not None:
-            self._saving = None  # the file is written beside its place, and comes or does not
         self._tell()
 
     # -- review --------------------------------------------------------------------------------------------------------
@@ -243,7 +241,9 @@ class Logic:
             self._run.abandon()
             self._access.run_ended(None, self._run.remote)
         self._access.forget_waiting()
-        self._run, self._saving, self._last_run, self._editor = None, None, RunView(), None
+        self._run, self._last_run, self._editor = None, RunView(), None
+        if self._saving is not None and not self._saving.is_writing:
+            self._saving = None
         self._question = self._answered = None
         self._review.forget()
         self._scans.forget()

@@ -48,6 +48,7 @@ class Target:
         painted: the segmentation in which it is painted; None = it is another scan.
         wanted: its slices; None = all.
         axis, segmentation, writer: once its slices come.
+        over: whether nothing is to come any more: all its slices have, or what they go into is lost.
         found: the first and the last slice on which each label is, by label.
     """
 
@@ -58,6 +59,7 @@ class Target:
     axis: int = 0
     segmentation: Any | None = None
     writer: ResultWriter | None = None
+    over: bool = False
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
     surface_time: float = 0.0
     surface_cost: float = 0.0
@@ -225,6 +227,7 @@ class PanelRun:
             self._slice_came(message)
         elif isinstance(message, ScanEnds):
             target = self.targets[message.number]
+            target.over = True
             several = len(self.targets) > 1
             target.notes += [f"{target.name}: {text}" if several else text for text in message.warnings]
             if target.writer is not None:
@@ -316,9 +319,9 @@ class PanelRun:
     def _lose(self, target: Target, why: str) -> None:
         """What a scan's results go into is not there any more."""
         LOG.info("Results on %s cannot be written: %s", target.name, why)
-        target.writer = None
+        target.writer, target.over = None, True
         self._lost = why
-        if all(other.writer is None for other in self.targets[: self._done_scans + 1]):
+        if all(other.over for other in self.targets):  # what the backend computes now has no place
             self.cancel()
 
     def _finish(self) -> None:

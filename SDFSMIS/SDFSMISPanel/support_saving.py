@@ -31,10 +31,15 @@ class SupportSaving:
             painted: volume node of the scan that is painted; None = the support is from files.
             scans: where copies are kept.
         """
-        self.over, self.view = False, RunView(True, _("Saving the support…"))
+        self.over, self.view = False, RunView(True, _("Saving the support…"), can_cancel=False)
         self._plan, self._scans, self._path, self._painted = plan, scans, path, painted
         self._copying: Iterator[float] = scans.copying(painted) if painted is not None else iter(())
         self._background: Background | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the file is being written, for which the scene is not needed any more."""
+        return self._background is not None
 
     def step(self) -> bool:
         """Does the next piece, of some 20 ms; whether there is more to do at once."""
