@@ -22,6 +22,7 @@ from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lin
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.memory import keep_freed_memory
 from SDFSMISLib.segment_command import EXAMPLES, Engine, ManyValues, command_line, segment
+from SDFSMISLib.training import CONFIGURATIONS
 
 __all__ = ["main"]
 
@@ -172,7 +173,7 @@ def train(
         Path,
         typer.Option(
             metavar="FILE",
-            help="JSON, or the name of one of ours: built_in, built_in_finish, built_in_gpu, larger, paper.",
+            help=f"JSON, or the name of one of ours: {', '.join(CONFIGURATIONS)}.",
         ),
     ],
     cases: Annotated[

@@ -104,7 +104,7 @@ def server_context(certificate: Path) -> ssl.SSLContext:
 
 def test_a_certificate_is_trusted_by_choice_only(backend: SmallBackend, certificate: Path) -> None:
     with backend.serve(server_context(certificate)) as url:
-        with pytest.raises(TlsRefused, match="is not trusted .*name it as ca_file"):
+        with pytest.raises(TlsRefused, match="is not trusted .*give it as the server's certificate"):
             Client(url).capabilities()
         with pytest.raises(TlsRefused, match="is not trusted .*mismatch"):  # made for another name
             Client(url.replace("127.0.0.1", "localhost"), ca_file=str(certificate)).capabilities()

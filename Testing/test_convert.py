@@ -346,9 +346,10 @@ def test_a_checkpoint_alone_is_told_the_autoencoder_and_image_encoder(own: Path,
     alone = Path(shutil.move(checkpoint, tmp_path / "weights"))
     golden.write_dinov2(tmp_path / "dinov2")
     output = tmp_path / "out"
-    assert "has no autoencoder (vae); name it by stable_diffusion" in refusal(convert_official, alone, output)
+    text = refusal(convert_official, alone, output)
+    assert "has no autoencoder (vae); give the folder or hub id of Stable Diffusion" in text
     text = refusal(convert_official, alone, output, stable_diffusion=own / "sd")
-    assert "has no image encoder (image_encoder or dinov2); name it by dinov2" in text
+    assert "has no image encoder (image_encoder or dinov2); give the folder or hub id of DINOv2" in text
     check_masks(convert_official(alone, output, stable_diffusion=own / "sd", dinov2=tmp_path / "dinov2"))
 
 

@@ -234,7 +234,8 @@ class Connection:
         if isinstance(error, ssl.SSLCertVerificationError):
             return TlsRefused(
                 f"The certificate of {address.name} is not trusted ({error.verify_message}). Ask its keeper for the "
-                "certificate's file and name it as ca_file, or use the name that the certificate is made for."
+                "certificate's file (PEM) and give it as the server's certificate, or use the name that the "
+                "certificate is made for."
             )
         if isinstance(error, ssl.SSLError):
             return NotABackend(f"{address.name} does not speak TLS. Write http:// instead of https:// if it is yours.")

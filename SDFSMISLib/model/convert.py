@@ -143,11 +143,11 @@ def convert_official(
             source = _source_folder(stable_diffusion, "a Stable Diffusion folder with vae", _stable_diffusion_on_hub)
             vae = load_component(AutoencoderKL, source / "vae")
         else:
-            vae = load_component(AutoencoderKL, _part(around, ["vae"], "autoencoder", "stable_diffusion"))
+            vae = load_component(AutoencoderKL, _part(around, ["vae"], "autoencoder", "Stable Diffusion"))
         if dinov2 is not None:
             encoder_source = _source_folder(dinov2, "a DINOv2 folder", _dinov2_on_hub)
         else:
-            encoder_source = _part(around, ["image_encoder", "dinov2"], "image encoder", "dinov2")
+            encoder_source = _part(around, ["image_encoder", "dinov2"], "image encoder", "DINOv2")
         processors = [
             path for place in around for name in ("processor", "image_processor") if (path := place / name).is_dir()
         ]
@@ -359,11 +359,11 @@ def _last_checkpoint(folder: Path) -> Path:
     return steps[max(steps)]
 
 
-def _part(folders: list[Path], names: list[str], what: str, option: str | None = None) -> Path:
-    """The first of the sub-folders ``names`` that is there."""
+def _part(folders: list[Path], names: list[str], what: str, model: str | None = None) -> Path:
+    """The first of the sub-folders ``names`` that is there; ``model``: whose part may be given in its place."""
     for path in (folder / name for folder in folders for name in names):
         if path.is_dir():
             return path
     places = " or ".join(str(folder) for folder in folders)
-    way_out = f"; name it by {option}" if option else ""
+    way_out = f"; give the folder or hub id of {model}, which has one" if model else ""
     raise InputError(f"{places} has no {what} ({' or '.join(names)}){way_out}.")

@@ -18,10 +18,10 @@ from pydantic import (
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size
+from SDFSMISLib.training import CONFIGURATIONS
 
 __all__ = ["TrainingConfig"]
 
-OURS = Path(__file__).resolve().parent / "configs"
 Kind = Literal["propagate", "independent", "cross", "paper"]
 Part = Literal["unet", "image_encoder", "translator", "decoder"]
 Loss = Literal["entropy", "dice", "latent", "autoencoder"]
@@ -153,15 +153,14 @@ class TrainingConfig(BaseModel):
         Raises:
             InputError: for a file that cannot be read, and for keys or values that are unknown or missing.
         """
-        packaged = OURS / f"{path.name.removesuffix('.json')}.json"
-        if not path.exists() and path.name == str(path) and packaged.exists():
-            path = packaged
+        if not path.exists() and path.name == str(path):
+            path = CONFIGURATIONS.get(path.name.removesuffix(".json"), path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            ours = ", ".join(sorted(known.stem for known in OURS.glob("*.json")))
             raise InputError(
-                f"The configuration {path} cannot be read ({error}); give a JSON file, or one of ours: {ours}."
+                f"The configuration {path} cannot be read ({error}); give a JSON file, or one of ours: "
+                f"{', '.join(CONFIGURATIONS)}."
             ) from error
         if not isinstance(content, dict):
             raise InputError(f"The configuration {path} must be a JSON object; {content!r:.60} was given.")
