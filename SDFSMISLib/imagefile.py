@@ -13,12 +13,13 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.atomic import atomic_outputs
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.geometry import Geometry
 
@@ -27,6 +28,8 @@ __all__ = ["read_image", "write_image", "written_extension"]
 EXTENSIONS = (".seg.nrrd", ".nrrd", ".mha", ".nii.gz", ".nii")
 LONGEST_MHA_FIELD = 30_000  # MetaImage cannot read a file with longer lines, nor line breaks within a field
 NIFTI_HEADER = 348  # bytes; NIfTI-2, which is longer, is not read by SimpleITK
+NIFTI_FLOAT64 = 64
+NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", NIFTI_FLOAT64: "f8", 256: "i1", 512: "u2", 768: "u4"}
 CHUNK = 1 << 22
 UNEVEN = 0.05  # of the distance between slices; less is the rounding of a DICOM header
 
@@ -37,24 +40,19 @@ def read_image(path: Path, components: bool = False) -> tuple[np.ndarray, Geomet
     Integer types are kept, 64-bit floats become 32-bit. With ``components`` an image of several components per voxel is
     taken too, as ``(slices, height, width, components)``. Raises :class:`InputError` for whatever is not one volume.
     """
-    import SimpleITK
-
     if not path.exists():
         raise InputError(f"There is no file or folder {path}.")
     try:
-        image = _read_series(path) if path.is_dir() else _read_file(path, components)
+        header, voxels = _read_series(path) if path.is_dir() else _read_file(path, components)
     except (RuntimeError, MemoryError, OSError) as error:
         raise InputError(
             f"Cannot read {path} ({_reason(error)}); an undamaged image is needed: NIfTI, NRRD, MHA, another that "
             "SimpleITK reads, or a folder with one DICOM series."
         ) from error
-    if image.GetPixelID() in (SimpleITK.sitkFloat64, SimpleITK.sitkVectorFloat64):
-        single = SimpleITK.sitkFloat32 if image.GetNumberOfComponentsPerPixel() == 1 else SimpleITK.sitkVectorFloat32
-        image = SimpleITK.Cast(image, single)
-    shape = tuple(reversed(image.GetSize()))
-    geometry = _geometry(path, shape, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
-    return SimpleITK.GetArrayFromImage(image), geometry, fields
+    shape = tuple(reversed(header.GetSize()))
+    geometry = _geometry(path, shape, header.GetSpacing(), header.GetOrigin(), header.GetDirection())
+    fields = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
+    return voxels, geometry, fields
 
 
 def write_image(path: Path, voxels: np.ndarray, geometry: Geometry, fields: dict[str, str]) -> None:
@@ -79,16 +77,17 @@ def write_image(path: Path, voxels: np.ndarray, geometry: Geometry, fields: dict
     if in_header:
         for key, value in fields.items():
             image.SetMetaData(key, value)
-    with atomic_output(path, extension) as temporary:
+    beside = path.with_name(path.name[: -len(extension)] + ".json")
+    files = [path] if in_header or not fields else [beside, path]
+    with atomic_outputs(files) as temporary:
         try:
-            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
-            _check_nifti(temporary)  # a full disk goes unnoticed there
+            SimpleITK.WriteImage(image, str(temporary[path]), useCompression=True)
+            _check_nifti(temporary[path])  # a full disk goes unnoticed there
         except (RuntimeError, InputError) as error:
             raise OSError(_reason(error)) from error
-    if fields and not in_header:
-        beside = path.with_name(path.name[: -len(extension)] + ".json")
-        with atomic_output(beside, ".json") as temporary:
-            temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if beside in temporary:
+            text = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+            temporary[beside].write_text(text, encoding="utf-8")
 
 
 def written_extension(path: Path) -> str:
@@ -106,12 +105,14 @@ def _holds_fields(extension: str, fields: dict[str, str]) -> bool:
     return extension.endswith(".nrrd")
 
 
-def _read_file(path: Path, components: bool) -> Any:
+def _read_file(path: Path, components: bool) -> tuple[Any, np.ndarray]:
+    """What holds size, spacing and fields, as an image of SimpleITK does; and the voxels."""
     import SimpleITK
 
     if path.stat().st_size == 0:
         raise InputError(f"The file {path} is empty.")
-    _check_nifti(path)
+    content = bytearray()
+    _check_nifti(path, content)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -126,10 +127,47 @@ def _read_file(path: Path, components: bool) -> Any:
     if reader.GetPixelID() in (SimpleITK.sitkComplexFloat32, SimpleITK.sitkComplexFloat64):
         raise InputError(f"{path} holds complex numbers; one real value per voxel is needed, such as the magnitude.")
     _geometry(path, tuple(reversed(size)), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    return reader.Execute()
+    voxels = _nifti_voxels(content, size)
+    if voxels is not None:
+        return reader, voxels
+    image = reader.Execute()
+    return image, _array(image)
 
 
-def _read_series(folder: Path) -> Any:
+def _array(image: Any) -> np.ndarray:
+    """The voxels of an image; 64-bit floats as 32-bit."""
+    import SimpleITK
+
+    if image.GetPixelID() in (SimpleITK.sitkFloat64, SimpleITK.sitkVectorFloat64):
+        single = SimpleITK.sitkFloat32 if image.GetNumberOfComponentsPerPixel() == 1 else SimpleITK.sitkVectorFloat32
+        image = SimpleITK.Cast(image, single)
+    return SimpleITK.GetArrayFromImage(image)
+
+
+def _nifti_voxels(content: bytearray, size: Sequence[int]) -> np.ndarray | None:
+    """The voxels ``(slices, height, width)`` in a NIfTI file, the same as SimpleITK would read.
+
+    Args:
+        content: all bytes of the file, decompressed; empty where they are not at hand.
+        size: that SimpleITK gives, the file's first axis first.
+
+    Returns:
+        None where SimpleITK has to read them: they are scaled, of a rare type, or not in this file.
+    """
+    if content[344:348] != b"n+1\0":
+        return None
+    order = "<" if content[:4] == struct.pack("<i", NIFTI_HEADER) else ">"
+    (code,) = struct.unpack_from(f"{order}h", content, 70)
+    offset, slope, intercept = struct.unpack_from(f"{order}3f", content, 108)
+    if code not in NIFTI_TYPES or (slope, intercept) not in ((0, 0), (1, 0)) or offset < NIFTI_HEADER:
+        return None
+    stored = np.dtype(order + NIFTI_TYPES[code])
+    voxels = np.frombuffer(content, stored, math.prod(size), int(offset)).reshape(tuple(reversed(size)))
+    kind = np.dtype(np.float32) if code == NIFTI_FLOAT64 else stored.newbyteorder("=")
+    return np.require(voxels.astype(kind, copy=False), requirements=["ALIGNED", "WRITEABLE"])
+
+
+def _read_series(folder: Path) -> tuple[Any, np.ndarray]:
     import SimpleITK
 
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
@@ -144,7 +182,7 @@ def _read_series(folder: Path) -> Any:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"The DICOM series in {folder} is not a volume of one grey value per voxel.")
     _check_positions(folder, reader, image)
-    return image
+    return image, _array(image)
 
 
 def _check_positions(folder: Path, reader: Any, image: Any) -> None:
@@ -174,20 +212,29 @@ def _geometry(path: Path, shape: Any, spacing: Any, origin: Any, direction: Any)
         raise InputError(f"{path}: {error}") from error
 
 
-def _check_nifti(path: Path) -> None:
-    """Refuses a NIfTI file that is cut short, or whose header gives no sound spacing."""
+def _check_nifti(path: Path, content: bytearray | None = None) -> None:
+    """Refuses a NIfTI file that is cut short, or whose header gives no sound spacing.
+
+    Args:
+        content: takes what a compressed file holds, since decompressing is most of the time that reading takes.
+    """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return
+    is_gzip = _is_gzip(path)
     try:
-        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+        with gzip.open(path) if is_gzip else path.open("rb") as file:
             header = file.read(NIFTI_HEADER)
             order = next((order for order in "<>" if header[:4] == struct.pack(f"{order}i", NIFTI_HEADER)), None)
             if order is None or len(header) < NIFTI_HEADER:
                 return  # not NIfTI after all: SimpleITK says what is wrong with it
             _check_nifti_spacing(path, header, order)
-            length = len(header)
-            while chunk := file.read(CHUNK):
+            length = len(header) if is_gzip else path.stat().st_size
+            if content is not None and is_gzip:
+                content += header
+            while is_gzip and (chunk := file.read(CHUNK)):
                 length += len(chunk)
+                if content is not None:
+                    content += chunk
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged or cut short ({error}); fetch or export it again.") from error
     dim, (bits,) = struct.unpack_from(f"{order}8h", header, 40), struct.unpack_from(f"{order}h", header, 72)

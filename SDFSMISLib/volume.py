@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from SDFSMISLib.labelmap import integer_labels, merge_layers, read_segments, res
 
 __all__ = ["Geometry", "IntensityWindow", "SliceOrientation", "Volume", "match_labelmap", "read_labelmap"]
 
+Computed = TypeVar("Computed")
+
 OUTSIDE_SHARE = 0.01  # of what is painted; where more lies beside the scan, it was drawn on another one
 SAME_VOXELS = 0.1  # of a voxel: headers rounded by another program differ by less and still mean the same voxels
 
@@ -34,12 +36,25 @@ class Volume:
     """Voxels ``(slices, height, width)`` of any real dtype, and their geometry.
 
     ``path`` is where they were read from; ``segment_names`` gives a labelmap's names by label value.
+
+    Window and content hash are computed once. From then on the array is read-only, so that they stay true; work on a
+    copy, or give ``voxels`` another array.
+
+    >>> grid = Geometry((2, 3, 4), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> volume = Volume(np.zeros((2, 3, 4), np.int16), grid)
+    >>> volume.content_hash() == volume.content_hash()
+    True
+    >>> volume.voxels[0] = 5
+    Traceback (most recent call last):
+    ValueError: assignment destination is read-only
     """
 
     voxels: np.ndarray
     geometry: Geometry
     path: Path | None = None
     segment_names: dict[int, str] = field(default_factory=dict)
+    _computed: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _computed_of: tuple[np.ndarray, Geometry] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.voxels.shape != self.geometry.shape:
@@ -99,10 +114,25 @@ class Volume:
         """
         if method not in ("robust", "minmax"):
             raise InputError(f"The window method {method!r} was given; 'robust' and 'minmax' are accepted.")
-        return robust_window(self.voxels) if method == "robust" else minmax_window(self.voxels)
+        compute = robust_window if method == "robust" else minmax_window
+        return self._once(method, lambda: compute(self.voxels))
 
     def content_hash(self) -> str:
         """sha256 (hex) of voxels, dtype and geometry (to 4 decimals, the precision of file headers)."""
+        return self._once("hash", self._content_hash)
+
+    def _once(self, name: str, compute: Callable[[], Computed]) -> Computed:
+        """What `compute` gives for these voxels on this grid; the voxels are read-only from now on."""
+        of = self._computed_of
+        if of is None or of[0] is not self.voxels or of[1] is not self.geometry or self.voxels.flags.writeable:
+            self.voxels.flags.writeable = False
+            self._computed_of, self._computed = (self.voxels, self.geometry), {}
+        known = self._computed
+        if name not in known:
+            known[name] = compute()
+        return known[name]
+
+    def _content_hash(self) -> str:
         grid = self.geometry
         where = [round(value, 4) + 0.0 for value in (*grid.spacing, *grid.origin, *grid.direction)]
         digest = hashlib.sha256(f"{self.voxels.dtype.str} {grid.shape} {where}".encode())

@@ -340,3 +340,21 @@ def test_no_module_of_this_floor_needs_simpleitk_or_torch_before_a_file_is_touch
         "import sys, SDFSMISLib.support; assert not {'torch', 'SimpleITK', 'safetensors', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=True)
+
+
+def test_window_and_content_hash_are_never_those_of_other_voxels() -> None:
+    volume = plain(dtype="int16")
+    volume.voxels[0] = 3
+    known = volume.content_hash(), volume.window()
+    with pytest.raises(ValueError, match="read-only"):
+        volume.voxels[0] = 100
+    changed = volume.voxels.copy()
+    changed[0] = 100
+    volume.voxels = changed
+    assert volume.content_hash() == Volume(changed.copy(), volume.geometry).content_hash() != known[0]
+    assert volume.window() == Volume(changed.copy(), volume.geometry).window() != known[1]
+    volume.voxels.flags.writeable = True
+    volume.voxels[0] = 3
+    assert (volume.content_hash(), volume.window()) == known
+    volume.geometry = replace(volume.geometry, spacing=(5, 5, 5))
+    assert volume.content_hash() != known[0]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.volume import Geometry, Volume, read_labelmap
-from volume_examples import geometries, plain, quick, seeds, volumes
+from volume_examples import FailingMoves, contents, geometries, plain, quick, seeds, volumes
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
 
@@ -292,3 +292,68 @@ def test_reading_warns_of_nothing_without_a_reason(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         for extension in EXTENSIONS:
             read_labelmap(plain(dtype="uint8").write(tmp_path / f"a{extension}"))
+
+
+# -- what costs time is done once --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8", "i8"])
+@pytest.mark.parametrize("scale", [(0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (0.5, -3.0)])
+def test_voxels_of_a_compressed_file_are_those_that_simpleitk_reads(
+    tmp_path: Path, order: str, kind: str, scale: tuple[float, float]
+) -> None:
+    import SimpleITK
+
+    codes = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "i1": 256, "u2": 512, "u4": 768, "i8": 1024}
+    voxels = np.random.default_rng(0).integers(0, 100, (5, 4, 3)).astype(order + kind)
+    header = bytearray(352)
+    struct.pack_into(f"{order}i", header, 0, 348)
+    struct.pack_into(f"{order}8h", header, 40, 3, 3, 4, 5, 1, 1, 1, 1)
+    struct.pack_into(f"{order}2h", header, 70, codes[kind], 8 * voxels.itemsize)
+    struct.pack_into(f"{order}8f", header, 76, 1, 0.5, 0.75, 2, 1, 1, 1, 1)
+    struct.pack_into(f"{order}3f", header, 108, 352, *scale)
+    struct.pack_into(f"{order}2h", header, 252, 1, 0)
+    header[344:348] = b"n+1\0"
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(gzip.compress(bytes(header) + voxels.tobytes()))
+    theirs = SimpleITK.ReadImage(str(path))
+    expected = SimpleITK.GetArrayFromImage(theirs)
+    volume = Volume.read(path)
+    assert volume.voxels.dtype == (np.float32 if expected.dtype == np.float64 else expected.dtype)
+    np.testing.assert_array_equal(volume.voxels, expected)
+    assert volume.geometry.spacing == theirs.GetSpacing() and volume.geometry.origin == theirs.GetOrigin()
+    volume.voxels[0] = 0
+
+
+def test_a_compressed_file_is_decompressed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import SimpleITK
+
+    path = plain(dtype="int16").write(tmp_path / "scan.nii.gz")
+    opened: list[Path] = []
+    monkeypatch.setattr(gzip, "open", lambda path, *rest: opened.append(path) or gzip.GzipFile(path, *rest))
+    monkeypatch.setattr(SimpleITK.ImageFileReader, "Execute", lambda reader: opened.append("again"))
+    assert Volume.read(path).voxels.any() and opened == [path]
+
+
+@pytest.mark.parametrize("step", range(8))
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_file_and_the_json_beside_it_change_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, existing: bool
+) -> None:
+    path = tmp_path / "new" / "scan.nii.gz"
+    if existing:
+        plain(dtype="int16").write(path, {"model": "old"})
+    before, failing = contents(tmp_path), FailingMoves(step)
+    monkeypatch.setattr(os, "replace", failing)
+    try:
+        plain(dtype="uint8").write(path, {"model": "new"})
+    except InputError as error:
+        assert failing.failed and "scan.nii.gz" in str(error)
+        assert contents(tmp_path) == before
+    else:
+        assert not failing.failed and json.loads((path.parent / "scan.json").read_text()) == {"model": "new"}
+        assert step >= (4 if existing else 2) and sorted(one.name for one in path.parent.iterdir()) == [
+            "scan.json",
+            "scan.nii.gz",
+        ]

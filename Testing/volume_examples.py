@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 from hypothesis import settings
@@ -67,3 +70,23 @@ def canonical(volume: Volume, axis: int, index: int) -> np.ndarray:
 def plain(shape: tuple[int, int, int] = (4, 5, 6), dtype: str = "int16") -> Volume:
     voxels = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
     return Volume(voxels, Geometry(shape, (1.5, 2.0, 3.0), (-20.0, 10.0, 5.0), IDENTITY))
+
+
+class FailingMoves:
+    """In place of `os.replace`: the move of this number, from 0, fails, as where another program has the file open."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.failed = step, False
+        self._replace = os.replace
+
+    def __call__(self, source: Path, target: Path) -> None:
+        self.step -= 1
+        if self.step == -1:
+            self.failed = True
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+        self._replace(source, target)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """All files below a folder with their bytes, and all folders."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -6,17 +6,15 @@ The files of one run appear together or not at all.
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
 from SDFSMISLib import __version__
+from SDFSMISLib.atomic import atomic_outputs
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.imagefile import written_extension
 from SDFSMISLib.inference.segmentation import Segmentation
@@ -110,16 +108,15 @@ def write_segmentation(
     """
     probabilities = probabilities or {}
     volumes = _volumes_file(labelmap)
-    with ExitStack() as stack:
-        folders = dict.fromkeys(path.parent for path in (labelmap, *probabilities.values()))
-        staged = {folder: stack.enter_context(_staging(folder, labelmap.name)) for folder in folders}
-        segmentation.labelmap.write(staged[labelmap.parent] / labelmap.name, metadata)
-        _write_volumes(segmentation, staged[labelmap.parent] / volumes.name)
+    files = written_files(labelmap, list(probabilities.values()))
+    with atomic_outputs([*files[1:], labelmap]) as temporary:
+        segmentation.labelmap.write(temporary[labelmap], metadata)
+        _write_volumes(segmentation, temporary[volumes])
         for label, path in probabilities.items():
             soft = segmentation.probabilities[label].astype(np.float32)
             soft /= 255
             fields = {**metadata, "sdfsmis_content": f"probability of label {label}, 0 to 1, before post-processing"}
-            Volume(soft, segmentation.labelmap.geometry).write(staged[path.parent] / path.name, fields)
+            Volume(soft, segmentation.labelmap.geometry).write(temporary[path], fields)
     return volumes
 
 
@@ -135,27 +132,3 @@ def _write_volumes(segmentation: Segmentation, path: Path) -> None:
         for label, count in counts.items():
             name = segmentation.labelmap.segment_names.get(label, "")
             rows.writerow([label, name, f"{millilitres[label]:.6g}", count])
-
-
-@contextmanager
-def _staging(folder: Path, last: str) -> Iterator[Path]:
-    """A new folder in `folder`; its files move up when the block ends well, and are removed when it does not.
-
-    Args:
-        last: the name of the file that moves last, so that who sees it sees all.
-    """
-    staged: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".sdfsmis-", dir=folder))
-        yield staged
-        for file in sorted(staged.iterdir(), key=lambda file: file.name == last):
-            os.replace(file, folder / file.name)
-    except InputError as error:
-        raise InputError(str(error).replace(f"{staged}{os.sep}", f"{folder}{os.sep}")) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"Cannot write into {folder}: {reason}; name a folder that can be written to.") from error
-    finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
