@@ -24,7 +24,7 @@ from SDFSMISLib.labelmap import label_values
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.volume import Volume, read_labelmap
 
-__all__ = ["SegmentRequest", "run_segment"]
+__all__ = ["SegmentRequest", "passes_over_slices", "run_segment"]
 
 TABLE = "cohort.csv"
 
@@ -191,14 +191,25 @@ class _Here:
         support, count = options.support, len(options.labels)
         scan_hash = query.content_hash()
         axis = support.axis_on(query, scan_hash)
-        painted = {piece.index for piece in support.slices if piece.scan == scan_hash and piece.axis == axis}
-        slices = query.slice_count(axis) - len(painted)
-        passes = 2 if options.strategy == "propagate" and not painted else 1  # one to find the structure
+        here = [piece for piece in support.slices if piece.scan == scan_hash and piece.axis == axis]
+        slices = query.slice_count(axis) - len({piece.index for piece in here})
+        shown = {label: any(piece.mask(label).any() for piece in here) for label in options.labels}
+        passes = sum(passes_over_slices(options.strategy, painted, segmenter.searches) for painted in shown.values())
         say(
             f"{job.query.name}: {slices} {query.geometry.plane(axis)} slices of axis {axis}, {count} "
-            f"label{'s' * (count > 1)}: about {duration(passes * slices * count * self.seconds)} on {segmenter.device}."
+            f"label{'s' * (count > 1)}: about {duration(passes * slices * self.seconds)} on {segmenter.device}."
         )
         return slices * count
+
+
+def passes_over_slices(strategy: str, painted: bool, searches: bool) -> int:
+    """How often the networks see each slice of a label: twice where they first search for it.
+
+    Args:
+        painted: whether slices of the scan itself show the label.
+        searches: whether the networks do the searching; if not, registration does.
+    """
+    return 2 if strategy == "propagate" and not painted and searches else 1
 
 
 def _report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import errno
 import gzip
@@ -23,13 +24,15 @@ import SimpleITK
 import torch
 
 import SDFSMISLib
-from SDFSMISLib import SupportSet, Volume, read_labelmap
+from SDFSMISLib import SupportSet, Volume, read_labelmap, volume
 from SDFSMISLib.cli import main
+from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference import Segmenter, output
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, resolve_device
 from SDFSMISLib.segment_command import ManyValues
 from small_scans import BrightPipeline, ball_scan, painted_on
+from volume_examples import FailingMoves, contents
 
 MIDDLE = 5
 ROOT = Path(__file__).resolve().parent.parent
@@ -489,6 +492,48 @@ def test_a_full_disk_leaves_nothing(
     assert seen(files) == before
 
 
+@pytest.mark.parametrize("existing", [False, True])
+def test_whichever_move_of_a_result_to_its_place_fails_all_is_as_it_was(
+    files: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
+) -> None:
+    scan, labelmap = Volume.read(files / "scan.nii.gz"), read_labelmap(files / "painted.seg.nrrd")
+    made = Segmenter(BrightPipeline()).segment(scan, SupportSet.from_labelmap(scan, labelmap))
+    places = files / "results" / "r.nii.gz", {1: files / "soft" / "p.nrrd"}
+    if existing:
+        output.write_segmentation(made, places[0], {"run": "first"}, places[1])
+    before, step = contents(files), 0
+    while True:
+        failing = FailingMoves(step)
+        monkeypatch.setattr(os, "replace", failing)
+        if not failed(lambda: output.write_segmentation(made, places[0], {"run": "second"}, places[1])):
+            break
+        assert failing.failed and contents(files) == before, step
+        step += 1
+    results = sorted(path.name for folder in ("results", "soft") for path in (files / folder).iterdir())
+    assert results == ["p.nrrd", "r.json", "r.nii.gz", "r_volumes.csv"] and step >= (11 if existing else 7)
+    assert json.loads((files / "results" / "r.json").read_text()) == {"run": "second"}
+
+
+def failed(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except InputError:
+        return True
+    return False
+
+
+def test_a_scan_is_hashed_and_its_window_computed_once(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: calls.append(call.__name__) or call(*given)
+
+    monkeypatch.setattr(Volume, "_content_hash", counted(Volume._content_hash))
+    monkeypatch.setattr(volume, "robust_window", counted(volume.robust_window))
+    assert run(*segment(files, "--output", files / "r.nii.gz")).code == 0
+    assert sorted(calls) == ["_content_hash", "robust_window"]
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
@@ -560,6 +605,40 @@ def test_keep_largest_alone_is_that_of_the_volume(run: Run, files: Path) -> None
 def test_every_command_has_help(run: Run, command: str) -> None:
     ran = run(command, "--help")
     assert ran.code == 0 and "Usage: sdfsmis" in ran.out and ran.err == ""
+
+
+def test_the_help_of_train_names_every_configuration_that_comes_with_it(run: Run) -> None:
+    shipped = {path.stem for path in (Path(SDFSMISLib.__file__).parent / "training" / "configs").iterdir()}
+    text = run("train", "--help").out
+    assert shipped and shipped <= set(re.findall(r"\w+", text))
+
+
+ERROR = re.compile(r"(InputError|Error|Refused|NotFound|Lost|NotABackend|refuse\w*)$")
+FOLDERS = {"image_encoder", "image_processor", "image_projector"}  # what files and folders are really called
+
+
+def parameters() -> set[str]:
+    """Names of two words that parameters and attributes of the library have: nobody but a programmer knows them."""
+    names = {
+        one.arg if isinstance(one, ast.arg) else one.target.id
+        for path in Path(SDFSMISLib.__file__).parent.rglob("*.py")
+        for one in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(one, ast.arg) or (isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name))
+    }
+    return {name for name in names if "_" in name.strip("_")} - FOLDERS
+
+
+@pytest.mark.parametrize("files", ["client/*.py", "model/convert.py", "model/loading.py"])
+def test_no_sentence_for_users_names_a_parameter_of_python(files: str) -> None:
+    unknown = parameters()
+    told = {}
+    for path in Path(SDFSMISLib.__file__).parent.glob(files):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ERROR.search(getattr(call.func, "id", "")):
+                texts = [one.value for one in ast.walk(call) if isinstance(one, ast.Constant)]
+                words = set(re.findall(r"\w+", " ".join(text for text in texts if isinstance(text, str))))
+                told |= {f"{path.name}:{call.lineno}": found for found in [words & unknown] if found}
+    assert not told
 
 
 def test_help_and_version(run: Run) -> None:

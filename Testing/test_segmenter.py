@@ -19,6 +19,7 @@ from SDFSMISLib.inference.shots import Shot
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.unet import Hints, SupportBank
+from SDFSMISLib.segment_run import passes_over_slices
 from SDFSMISLib.volume import Geometry
 from small_scans import BODY, ORGAN, BrightPipeline, ball_scan, painted_on
 from volume_examples import stored_otherwise
@@ -406,3 +407,28 @@ def test_any_grid_keeps_its_geometry_and_its_painting(
     assert segmentation.labelmap.geometry == geometry
     np.testing.assert_array_equal(segmentation.labelmap.slice(axis, 0), np.take(labels, 0, axis))
     assert segmentation.painted == (0,)
+
+
+class Counting(BrightPipeline):
+    """Of the built-in weights' kind, which registers, or of the paper's, which searches by its networks."""
+
+    def __init__(self, takes_neighbours: bool) -> None:
+        super().__init__()
+        self.takes_neighbours = self.sees_contrast = takes_neighbours
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("painted_here", [True, False])
+@pytest.mark.parametrize("takes_neighbours", [True, False])
+def test_the_time_that_is_told_counts_the_passes_that_are_made(
+    strategy: Any, painted_here: bool, takes_neighbours: bool
+) -> None:
+    ball, labels = ball_scan()
+    voxels, painted = (np.repeat(one.voxels[MIDDLE : MIDDLE + 1], 40, axis=0) for one in (ball, labels))
+    grid = replace(ball.geometry, shape=voxels.shape)
+    scan, labelmap = Volume(voxels, grid), Volume(painted, grid)
+    query = scan if painted_here else Volume(voxels[:-1].copy(), replace(grid, shape=(39, *voxels.shape[1:])))
+    segmenter = Segmenter(Counting(takes_neighbours))
+    segmenter.segment(query, support_of(scan, labelmap, 20), strategy)
+    counted = sum(rows for rows, _ in segmenter.pipeline.batches)
+    assert round(counted / 39) == passes_over_slices(strategy, painted_here, segmenter.searches)

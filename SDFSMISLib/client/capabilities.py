@@ -16,11 +16,13 @@ __all__ = ["Capabilities", "Limits", "Model", "ask_capabilities"]
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a backend. ``resolution`` is the side of the square on which its networks see, in pixels."""
+    """A model of a backend. ``resolution`` is the side of the square on which its networks see, in pixels; ``searches``
+    says that its networks search for a structure on another scan, which registration does for others."""
 
     name: str
     weights_sha256: str
     resolution: int
+    searches: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,13 @@ def _capabilities(answer: dict[str, Any]) -> Capabilities:
     return Capabilities(
         version=shown(answer["version"]),
         models=tuple(
-            Model(shown(one["name"]), shown(one["weights_sha256"]), int(one["resolution"])) for one in answer["models"]
+            Model(
+                shown(one["name"]),
+                shown(one["weights_sha256"]),
+                int(one["resolution"]),
+                bool(one.get("searches", True)),
+            )
+            for one in answer["models"]
         ),
         device_name=shown(answer["device"]["name"]),
         device_kind=str(answer["device"]["kind"]),

@@ -68,6 +68,11 @@ class RemoteSegmenter:
         """Where it is computed, for people."""
         return f"{self.capabilities.device_name} of {self.client.host}"
 
+    @property
+    def searches(self) -> bool:
+        """As `Segmenter.searches`."""
+        return self.capabilities.models[0].searches
+
     def seconds_per_slice(self) -> float:
         """What one slice of one label costs there, as the backend has measured it."""
         return self.capabilities.seconds_per_slice

@@ -149,6 +149,11 @@ class Segmenter:
         pieces = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         return Run(self.pipeline, scan, pieces, options, slices, latents, finished)
 
+    @property
+    def searches(self) -> bool:
+        """Whether the networks search for a structure on another scan; if not, registration does."""
+        return not self.pipeline.takes_neighbours
+
     def seconds_per_slice(self) -> float:
         """What one slice of one label costs here, measured on two passes with random input; for telling the time to
         expect."""

@@ -133,7 +133,14 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         return Capabilities(
             version=__version__,
             protocol=PROTOCOL,
-            models=[Model(name=segmenter.name, weights_sha256=segmenter.weights, resolution=engine.resolution)],
+            models=[
+                Model(
+                    name=segmenter.name,
+                    weights_sha256=segmenter.weights,
+                    resolution=engine.resolution,
+                    searches=segmenter.searches,
+                )
+            ],
             device=Device(name=engine.device_name, kind=engine.device_kind),
             seconds_per_slice=engine.seconds_per_slice,
             strategies=list(STRATEGIES),

@@ -134,6 +134,7 @@ class Model(BaseModel):
     name: str
     weights_sha256: str
     resolution: Annotated[int, Field(description="side of the square on which the networks see, pixels")]
+    searches: Annotated[bool, Field(description="the networks search on another scan: a second pass over its slices")]
 
 
 class Device(BaseModel):
