@@ -143,9 +143,9 @@ class Geometry:
         unlike = max(abs(mine / theirs - 1) for mine, theirs in zip(self.spacing, other.spacing, strict=True))
         return float(max(apart, unlike))  # the second matters on axes of one voxel, whose spacing moves no corner
 
-    def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
-        """Whether the voxels of both coincide, up to ``tolerance`` of a voxel."""
-        return self.displacement(other) <= tolerance
+    def same_grid(self, other: Geometry) -> bool:
+        """Whether the voxels of both coincide, up to a thousandth of a voxel."""
+        return self.displacement(other) <= 1e-3
 
     def describe(self) -> str:
         """One line for messages: size, spacing, origin and direction."""

@@ -110,22 +110,6 @@ class SupportSet:
         """The digests of the slices, in their order."""
         return tuple(piece.digest() for piece in self.slices)
 
-    def merged(self, other: SupportSet) -> SupportSet:
-        """The slices of both, each once; raises :class:`InputError` where they name a label differently."""
-        names = dict(self.names)
-        for label, name in other.names.items():
-            if names.get(label) and name and names[label] != name:
-                raise InputError(
-                    f"Label {label} is {names[label]!r} in one support and {name!r} in the other; give each structure "
-                    "a label value of its own before joining them."
-                )
-            names[label] = names.get(label) or name
-        pieces = {piece.digest(): piece for piece in (*self.slices, *other.slices)}
-        return SupportSet(tuple(pieces.values()), names)
-
-    def __add__(self, other: SupportSet) -> SupportSet:
-        return self.merged(other)
-
     @classmethod
     def from_labelmap(
         cls,

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pytest
 
 import small_backend
@@ -198,16 +197,14 @@ def test_a_backend_that_does_not_come_back_is_lost_and_the_state_goes_on_elsewhe
     with backend.serve() as url:
         run = Client(url).segment(STACK, SUPPORT, patience=0.2)
         records = iter(run)
-        first = [next(records), next(records)]
+        next(records), next(records)
     with run, pytest.raises(ConnectionLost, match="did not come back") as lost:
         next(records)
     assert isinstance(lost.value.__cause__, BackendError)
     kept = json.loads(json.dumps(asdict(run.state)))
 
     state = RunState(**kept)
-    before = list(state.records(STACK.native_shape))
-    assert [(one.label, one.index, one.finished, one.total) for one in before] == [(1, 0, 1, 6), (1, 1, 2, 6)]
-    assert all(np.array_equal(one.probability, two.probability) for one, two in zip(first, before, strict=True))
+    assert [(one["label"], one["index"]) for one in state.finished] == [(1, 0), (1, 1)] and state.total == 6
     with backend.serve() as url:
         found = collected(Client(url).segment(STACK, SUPPORT, resume=state))
     assert set(found) == places(1, without={(1, 0), (1, 1), (1, 2)})

@@ -53,7 +53,7 @@ def test_labels_slices_and_options_are_asked_for_as_given(url: str, backend: Sma
         (TWO_LABELS, [2], "propagate", [2, 4]),  # all that is asked for is painted; 4 is painted
         (OTHER_SCAN, [4], "propagate", range(7)),  # it has to be found first
         (OTHER_SCAN, [4], "independent", [4]),
-        (SUPPORT + OTHER_SCAN, [4], "propagate", [2, 3, 4]),
+        (SupportSet((*SUPPORT.slices, *OTHER_SCAN.slices), SUPPORT.names), [4], "propagate", [2, 3, 4]),
     ],
 )
 def test_only_slices_that_a_run_reads_are_sent(

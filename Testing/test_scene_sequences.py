@@ -14,7 +14,7 @@ from SDFSMISLib.scene import (
     ResultWriter,
     Scans,
     SegmentLook,
-    frame_of,
+    SequenceFrame,
     painted_segments,
     read_painting,
 )
@@ -60,13 +60,12 @@ class BeatingHeart(Bench):
 
 def test_the_frame_that_is_shown_is_told_in_words() -> None:
     heart = BeatingHeart()
-    assert frame_of(heart.node) == "frame 1 of 3 of ECG gated" and heart.scan.voxels.max() < 1000
+    assert heart.scan.frame_text == "frame 1 of 3 of ECG gated" and heart.scan.voxels.max() < 1000
     heart.show(2)
-    assert frame_of(heart.node) == "frame 3 of 3 of ECG gated" and heart.scan.voxels.min() >= 2000
-    assert heart.scan.frame_text == frame_of(heart.node) and Bench().scan.frame_text == ""
-    assert frame_of(Bench().node) is None
+    assert heart.scan.frame_text == "frame 3 of 3 of ECG gated" and heart.scan.voxels.min() >= 2000
+    assert Bench().scan.frame_text == "" and SequenceFrame.of(Bench().node) is None
     heart.browser.RemoveAllSequenceNodes()
-    assert frame_of(heart.node) is None
+    assert SequenceFrame.of(heart.node) is None
 
 
 def test_each_frame_has_results_of_its_own() -> None:

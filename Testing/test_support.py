@@ -177,21 +177,7 @@ def test_an_empty_a_fractional_or_a_foreign_mask_is_refused() -> None:
         SupportSet.from_labelmap(scan(), replace(mask(), geometry=replace(scan().geometry, origin=(900, 0, 0))))
 
 
-# -- several supports --------------------------------------------------------------------------------------------------
-
-
-def test_supports_of_several_scans_join() -> None:
-    first = SupportSet.from_labelmap(scan(), mask((1, box(7, (5, 9), (5, 9))), names={1: "liver"}))
-    other_scan = replace(scan(), voxels=scan().voxels + 1)
-    second = SupportSet.from_labelmap(other_scan, mask((2, box(9, (5, 9), (5, 9)))), label=2)
-    both = first + second
-    assert both.labels == (1, 2) and both.names == {1: "liver", 2: ""} and len(both.slices) == 2
-    assert both.merged(first).digest() == both.digest() == (*first.digest(), *second.digest())
-    assert len({piece.scan for piece in both.slices}) == 2
-    named = replace(first, names={1: "spleen"})
-    with pytest.raises(InputError, match="'liver' in one support and 'spleen'"):
-        first.merged(named)
-    assert replace(first, names={}).merged(first).names == {1: "liver"}
+# -- what stands for one -----------------------------------------------------------------------------------------------
 
 
 def test_a_digest_changes_with_what_is_painted() -> None:

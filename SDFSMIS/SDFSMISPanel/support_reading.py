@@ -70,11 +70,6 @@ class SupportReader:
         self.reading = SupportReading()
         self._background: Background | None = None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a newer reading is on its way."""
-        return self._background is not None
-
     def begin(
         self,
         scan: Any | None,

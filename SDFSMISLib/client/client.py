@@ -28,7 +28,6 @@ class Client:
         token: str | None = None,
         *,
         ca_file: str | None = None,
-        verify: bool = True,
         timeout: float = TIMEOUT,
     ) -> None:
         """
@@ -37,7 +36,6 @@ class Client:
             token: that the backend was started with; None = it needs none.
             ca_file: PEM file of the certificate to trust (a self-signed one, or a hospital's own authority), instead of
                 those that this computer trusts.
-            verify: False = trust any certificate, and so anyone in between.
             timeout: seconds to wait for any sign of life.
 
         Raises:
@@ -47,7 +45,7 @@ class Client:
         token = (token or "").strip() or None
         if token is not None and not (token.isascii() and token.isprintable()):
             raise InputError("The token has characters that no token has; copy it again from where it was shown.")
-        context = tls_context(ca_file, verify) if address.scheme == "https" else None
+        context = tls_context(ca_file) if address.scheme == "https" else None
         self._route = Route(address, token, context, timeout)
 
     @property

@@ -67,11 +67,6 @@ class RunState:
     lanes: list[dict[str, Any]] = field(default_factory=list)
     found: list[dict[str, Any]] | None = None
 
-    def records(self, shape: tuple[int, int]) -> Iterator[SliceRecord]:
-        """The finished slices in the order in which they came, of the stack's ``native_shape``."""
-        for number, fields in enumerate(self.finished, 1):
-            yield _record(fields, shape, number, self.total)
-
 
 @dataclass(eq=False)
 class RemoteRun:

@@ -77,19 +77,16 @@ def _no_address(url: str) -> InputError:
     )
 
 
-def tls_context(ca_file: str | None, verify: bool) -> ssl.SSLContext:
-    """What certificates are trusted: those of ``ca_file``, those of this computer, or (``verify`` false) all.
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """What certificates are trusted: those of ``ca_file``, or those of this computer.
 
     Raises:
         InputError: where the file is not there or holds no certificate.
     """
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # ssl.SSLError is one
         raise InputError(f"{ca_file} cannot be read as certificates ({error}); give a PEM file.") from None
-    if not verify:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ modality and any further field may be missing.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -60,23 +59,17 @@ class Manifest:
     groups: Mapping[str, Group]
     cases: tuple[Case, ...]
 
-    def select(
-        self, groups: Sequence[str] | None = None, split: Split | None = None, per_group: int | None = None
-    ) -> tuple[Case, ...]:
-        """The cases of these groups and this split, the first ``per_group`` of each; None takes all.
+    def select(self, groups: Sequence[str] | None = None, split: Split | None = None) -> tuple[Case, ...]:
+        """The cases of these groups and this split; None takes all.
 
         Raises :class:`InputError` for an unknown group, and where no case is left.
         """
         for group in groups or ():
             if group not in self.groups:
                 raise InputError(f"There is no group {group!r} in the manifest; it has {', '.join(self.groups)}.")
-        taken: Counter[str] = Counter()
-        chosen: list[Case] = []
-        for case in self.cases:
-            if (groups is None or case.group in groups) and split in (None, case.split):
-                if per_group is None or taken[case.group] < per_group:
-                    chosen.append(case)
-                taken[case.group] += 1
+        chosen = [
+            case for case in self.cases if (groups is None or case.group in groups) and split in (None, case.split)
+        ]
         if not chosen:
             wanted = f"{', '.join(groups or self.groups)} with split {split or 'train or test'}"
             raise InputError(f"The manifest has no case in {wanted}; choose other groups or the other split.")

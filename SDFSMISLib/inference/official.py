@@ -38,12 +38,11 @@ def map_bytes(maps: np.ndarray) -> np.ndarray:
     return (np.asarray(maps, dtype=np.float32) * 255).astype(np.uint8)
 
 
-def official_masks(levels: np.ndarray, share: float = SHARE_OF_MAXIMUM) -> OfficialMasks:
+def official_masks(levels: np.ndarray) -> OfficialMasks:
     """Masks of one chunk of slices.
 
     Args:
         levels: (slices, channels, height, width) uint8, see `map_bytes`.
-        share: of the maximum over all slices, channels and pixels.
 
     Raises:
         ValueError: where ``levels`` has another shape or type.
@@ -54,6 +53,6 @@ def official_masks(levels: np.ndarray, share: float = SHARE_OF_MAXIMUM) -> Offic
             "uint8"
         )
     maps = levels.astype(np.float32) / np.float32(255)
-    threshold = maps.max(initial=0) * np.float32(share)
+    threshold = maps.max(initial=0) * np.float32(SHARE_OF_MAXIMUM)
     before = maps.mean(axis=1) > threshold
     return OfficialMasks(threshold, before, largest_component(before, within="slice"))

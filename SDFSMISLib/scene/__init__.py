@@ -24,7 +24,7 @@ from SDFSMISLib.scene.run_labels import Cleaned
 from SDFSMISLib.scene.scan import Scan, Scans
 from SDFSMISLib.scene.segment_labelmap import SegmentGone
 from SDFSMISLib.scene.segment_look import SegmentLook
-from SDFSMISLib.scene.sequence_frame import SequenceFrame, frame_of
+from SDFSMISLib.scene.sequence_frame import SequenceFrame
 from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, make_parallel, show_slice, shown_slice
 
 __all__ = [
@@ -44,7 +44,6 @@ __all__ = [
     "ShownSlice",
     "find_results",
     "fits",
-    "frame_of",
     "make_parallel",
     "make_segmentation",
     "painted_segments",

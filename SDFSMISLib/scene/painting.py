@@ -51,18 +51,6 @@ class Painting:
             return self.corrected_axis
         return self._axis_of(self.labels)
 
-    def axis_of(self, label: int) -> int:
-        """The array axis on which single slices of one label are painted; it should be :attr:`axis` for each.
-
-        Slices that were corrected by hand do not count, unless there are no others.
-        """
-        mask = self.mask(label)
-        if self.corrected_axis is not None:
-            mask = mask.with_slices(self.corrected_axis, self.corrected, Piece.nothing())
-            if not mask.voxels.size:
-                return self.corrected_axis
-        return self._axis_of(mask)
-
     def slices(self, axis: int, label: int | None = None) -> tuple[int, ...]:
         """The painted slices along an array axis, sorted; of one label, or of any."""
         return tuple(np.flatnonzero(self._planes(axis, label)).tolist())

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SequenceFrame", "frame_of"]
+__all__ = ["SequenceFrame"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,3 @@ class SequenceFrame:
             text = f"frame {item + 1} of {browser.GetNumberOfItems()} of {name}"
             return cls(text, hashlib.sha256(place.encode()).hexdigest()[:16])
         return None
-
-
-def frame_of(volume_node: Any) -> str | None:
-    """Which frame of a sequence a volume shows, such as "frame 3 of 12 of ECG gated"; None where it is of none."""
-    frame = SequenceFrame.of(volume_node)
-    return None if frame is None else frame.text

@@ -30,9 +30,9 @@ from SDFSMISLib.scene import (
     Scan,
     Scans,
     SegmentLook,
+    SequenceFrame,
     find_results,
     fits,
-    frame_of,
     painted_segments,
     painting_stamp,
     read_painting,
@@ -138,7 +138,7 @@ def prepared(clock: Clock, example: Example) -> tuple[Scan, Painting, SupportSet
     scan = clock("the scan, copied", scans.of, node)
     for _ in range(5):
         clock("list the segments", painted_segments, segmentation)
-        clock("the frame of a sequence", frame_of, node)
+        clock("the frame of a sequence", SequenceFrame.of, node)
         clock("has the painting changed?", painting_stamp, node, segmentation, example.ids)
         clock("does the segmentation fit the scan?", fits, node, segmentation)
         painting = clock("read the painting", read_painting, node, segmentation, example.ids)
