@@ -1,0 +1,59 @@
+"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a cohort."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from SDFSMISLib import SupportSet, Volume
+from SDFSMISLib.cli import main
+from SDFSMISLib.model import SDFSMISPipeline
+from small_scans import ball_scan
+
+KEPT = Path(__file__).parent / "kept_files"
+
+
+def test_a_kept_support_set_holds_its_painted_slice() -> None:
+    support = SupportSet.load(KEPT / "one_slice.safetensors")
+    scan, labelmap = ball_scan(shape=(8, 24, 24))
+    (piece,) = support.slices
+    assert (support.labels, support.names, piece.axis, piece.index, piece.plane) == ((1,), {1: "ball"}, 0, 4, "axial")
+    assert np.array_equal(piece.image, scan.voxels[4]) and np.array_equal(piece.labels, labelmap.voxels[4])
+    assert (piece.spacing, piece.thickness, piece.scan) == ((1.0, 1.0), 2.0, scan.content_hash())
+    assert np.array_equal(np.unique(piece.canonical_image()), np.unique(piece.window.normalize(piece.image)))
+
+
+def test_a_kept_support_set_of_two_slices_has_both_labels_and_their_names() -> None:
+    support = SupportSet.load(KEPT / "two_labels.safetensors")
+    labelmap = ball_scan(shape=(8, 24, 24))[1].voxels
+    labelmap[5, :, 14:] *= 2
+    assert (support.labels, support.names) == ((1, 2), {1: "ball", 2: "half"})
+    assert [piece.index for piece in support.slices] == [3, 5]
+    assert all(np.array_equal(piece.labels, labelmap[piece.index]) for piece in support.slices)
+
+
+def test_a_kept_pipeline_is_loaded() -> None:
+    pipe = SDFSMISPipeline.from_pretrained(KEPT / "pipeline")
+    assert pipe.config.resolution == 32
+    assert sum(value.numel() for value in pipe.unet.state_dict().values()) > 10_000
+
+
+def test_finished_scans_of_a_kept_cohort_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(KEPT / "cohort", tmp_path / "study")
+    monkeypatch.chdir(tmp_path / "study")
+    before = {path.name: path.read_bytes() for path in Path("results").iterdir() if path.name != "cohort.csv"}
+    words = "segment --support scans/a.nii.gz --mask painted.seg.nrrd --query scans/a.nii.gz scans/b.nii.gz"
+    assert main([*words.split(), "--skip-existing", "--output", "results/"]) == 0
+    assert before == {path.name: path.read_bytes() for path in Path("results").iterdir() if path.name != "cohort.csv"}
+    with open("results/cohort.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["result"], row["status"], row["name"]) for row in rows] == [
+        ("a_seg.nii.gz", "done", "ball"),
+        ("b_seg.nii.gz", "done", "ball"),
+    ]
+    for row in rows:
+        assert int(row["voxels"]) == np.count_nonzero(Volume.read(Path("results") / row["result"]).voxels)
