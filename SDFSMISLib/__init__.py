@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from SDFSMISLib.client import Client, start_backend
     from SDFSMISLib.errors import InputError
+    from SDFSMISLib.images.volume import Volume, read_labelmap
     from SDFSMISLib.inference import RemoteSegmenter, Segmentation, Segmenter
     from SDFSMISLib.support import SupportSet, SupportSlice
-    from SDFSMISLib.volume import Volume, read_labelmap
 
 __version__ = "0.1.0"
 
@@ -39,8 +39,8 @@ _HOME = {
     "Segmenter": "SDFSMISLib.inference",
     "SupportSet": "SDFSMISLib.support",
     "SupportSlice": "SDFSMISLib.support",
-    "Volume": "SDFSMISLib.volume",
-    "read_labelmap": "SDFSMISLib.volume",
+    "Volume": "SDFSMISLib.images.volume",
+    "read_labelmap": "SDFSMISLib.images.volume",
     "start_backend": "SDFSMISLib.client",
 }
 """Public name -> the room it comes from."""

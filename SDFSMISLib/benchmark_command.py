@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.console import progress, waiting
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.segment_command import ManyValues
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import typer
 
 from SDFSMISLib.console import duration, progress, say, waiting
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume
 
 __all__ = ["DemoResult", "Head", "read_head", "run_demo"]
 

@@ -15,8 +15,8 @@ import typer
 from SDFSMISLib import __version__
 from SDFSMISLib.console import one_line
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Geometry, Volume
 
 __all__ = ["run_doctor"]
 

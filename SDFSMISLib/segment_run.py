@@ -19,10 +19,10 @@ from SDFSMISLib.cohort.scan_list import find_scans, is_cohort
 from SDFSMISLib.cohort.table import CohortTable
 from SDFSMISLib.console import duration, progress, say, waiting
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.inference.postprocess import Postprocessing
-from SDFSMISLib.labelmap import label_values
+from SDFSMISLib.images.labelmap import label_values
+from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.images.volume import Volume, read_labelmap
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume, read_labelmap
 
 __all__ = ["SegmentRequest", "passes_over_slices", "run_segment"]
 

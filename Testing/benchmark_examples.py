@@ -12,8 +12,8 @@ from SDFSMISLib.benchmark_command import benchmark
 from SDFSMISLib.evaluation import read_manifest
 from SDFSMISLib.evaluation.benchmark import DATA_SETS, DataSet, ordered_cases
 from SDFSMISLib.evaluation.cases import Case
+from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.model.built_in import Size, new_built_in
-from SDFSMISLib.volume import Geometry, Volume
 
 SHAPE = (14, 32, 32)
 SCANS = 15

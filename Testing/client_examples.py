@@ -7,10 +7,10 @@ import time
 import numpy as np
 
 from SDFSMISLib.client.remote_run import RemoteRun, SliceRecord
-from SDFSMISLib.protocol import content_address
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.images.volume import Geometry, Volume
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Geometry, Volume
+from SDFSMISLib.wire import content_address
 from small_backend import answer
 
 SHAPE = (7, 9, 8)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix
-from SDFSMISLib.volume import Geometry, Volume
 
 
 class MrmlScene:

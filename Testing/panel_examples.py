@@ -11,7 +11,7 @@ import numpy as np
 
 from mrml_scene import MrmlScene, SegmentEditor, held
 from SDFSMISLib import Segmenter, SupportSet
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.volume import Volume
 from SDFSMISPanel.backend_access import BackendAccess
 from SDFSMISPanel.logic import Logic
 from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, Editor, RunRequest

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import settings
 
 from mrml_scene import MrmlScene, held
-from SDFSMISLib.cleaning import Cleaning
+from SDFSMISLib.images.postprocess import Cleaning, Postprocessing
+from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference.collecting import Collection
-from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.scene import (
     Painting,
     ResultWriter,
@@ -22,9 +22,8 @@ from SDFSMISLib.scene import (
     read_results,
     with_corrections,
 )
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Geometry
 from volume_examples import IDENTITY, random_direction
 
 few = settings(deadline=None, max_examples=30)

@@ -16,12 +16,12 @@ import uvicorn
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.client import Client
-from SDFSMISLib.protocol import content_address, pack_array, query_fields, support_fields, support_image_for_wire
 from SDFSMISLib.server.app import make_app
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.store import MemoryStore
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.wire import content_address, pack_array, query_fields, support_fields, support_image_for_wire
 from small_scans import BrightPipeline, ball_scan, painted_on
 
 

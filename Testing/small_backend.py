@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from SDFSMISLib.protocol import (
+from SDFSMISLib.wire import (
     PROTOCOL,
     PROTOCOL_HEADER,
     content_address,

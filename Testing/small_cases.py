@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.volume import Geometry, Volume
+from SDFSMISLib.images.volume import Geometry, Volume
 
 COLUMN = (slice(2, 8), slice(4, 8), slice(4, 8))  # 6 slices of 16 pixels
 CONE = (slice(3, 6), slice(10, 15), slice(9, 14))  # 3 slices of 25 pixels

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.volume import Geometry, Volume
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 BODY, ORGAN = 100, 200  # intensities; 0 around the body

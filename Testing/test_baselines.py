@@ -16,7 +16,7 @@ from SDFSMISLib.evaluation.demons import register_outwards
 from SDFSMISLib.evaluation.growcut import _seeds, grow_from_seeds
 from SDFSMISLib.evaluation.metrics import dice
 from SDFSMISLib.evaluation.protocols import LabelledScan, cross_volume, load_case, same_volume
-from SDFSMISLib.volume import Geometry, Volume
+from SDFSMISLib.images.volume import Geometry, Volume
 from small_cases import ManifestMaker, boxes
 
 IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0, 1)

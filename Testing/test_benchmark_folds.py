@@ -19,7 +19,7 @@ from SDFSMISLib.evaluation.benchmark.tasks import fold_task, painted_for_chunks,
 from SDFSMISLib.evaluation.benchmark.training_set import Training, excluded_slices, trainings, write_training_set
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.volume import Volume
 
 
 def bare_cases(count: int) -> tuple[Case, ...]:

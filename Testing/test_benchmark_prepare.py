@@ -16,7 +16,7 @@ from SDFSMISLib.evaluation import read_manifest
 from SDFSMISLib.evaluation.benchmark import DATA_SETS, DataSet
 from SDFSMISLib.evaluation.benchmark.prepare import prepare
 from SDFSMISLib.evaluation.protocols import load_case
-from SDFSMISLib.volume import Geometry, Volume
+from SDFSMISLib.images.volume import Geometry, Volume
 
 CHAOS, SABS, CMR = (DATA_SETS[name] for name in ("chaos_t2", "sabs", "cmr"))
 STRAIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)

@@ -32,6 +32,7 @@ from SDFSMISLib.evaluation.benchmark.methods import official_method
 from SDFSMISLib.evaluation.benchmark.tasks import fold_task
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
+from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.inference import Segmenter
 from SDFSMISLib.inference.official import map_bytes, official_masks
 from SDFSMISLib.inference.shots import colour
@@ -39,7 +40,6 @@ from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.training.config import OURS
-from SDFSMISLib.volume import Geometry, Volume
 from small_scans import BrightPipeline
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SDFSMISLib.cleaning import Cleaning, bounding_box, largest_piece
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.postprocess import Postprocessing
+from SDFSMISLib.images.postprocess import Cleaning, Postprocessing, bounding_box, largest_piece
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACING = (0.8, 1.0, 2.5)
@@ -49,7 +48,7 @@ def test_cleaning_needs_only_what_slicer_ships() -> None:
     blocked = ["torch", "cv2", "skimage", "numba", "SimpleITK", "requests", "pydantic"]
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked}));"
-        "import numpy as np; from SDFSMISLib.cleaning import Cleaning;"
+        "import numpy as np; from SDFSMISLib.images.postprocess import Cleaning;"
         "print(Cleaning(1.0, True).labelmap({1: np.full((3, 4, 5), 200, np.uint8)}, 0.5, (1, 1, 1)).sum())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

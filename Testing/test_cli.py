@@ -24,9 +24,10 @@ import SimpleITK
 import torch
 
 import SDFSMISLib
-from SDFSMISLib import SupportSet, Volume, read_labelmap, volume
+from SDFSMISLib import SupportSet, Volume, read_labelmap
 from SDFSMISLib.cli import main
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images import volume
 from SDFSMISLib.inference import Segmenter, output
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, resolve_device

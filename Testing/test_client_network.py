@@ -14,8 +14,8 @@ from client_examples import GRID, SCAN, SHAPE, STACK, SUPPORT, collected, painte
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_error import BackendError, BackendNotFound, BackendRefused, NotABackend, TlsRefused
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.stack import SliceStack
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.volume import Volume
+from SDFSMISLib.slices import SliceStack
 from small_backend import Fault, Proxy, SmallBackend, closed_port
 
 pytest_plugins = ["client_fixtures"]

@@ -9,8 +9,8 @@ from client_examples import ADDRESSES, GRID, SCAN, SHAPE, STACK, SUPPORT, TWO_LA
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_error import ScanTooLarge
 from SDFSMISLib.errors import Cancelled
-from SDFSMISLib.stack import SliceStack
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.volume import Volume
+from SDFSMISLib.slices import SliceStack
 from small_backend import SmallBackend
 
 pytest_plugins = ["client_fixtures"]

@@ -28,11 +28,11 @@ from cohort_examples import (
     wait_until,
 )
 from SDFSMISLib import InputError, Volume, read_labelmap
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.cli import main
 from SDFSMISLib.cohort.job import LabelResult, ScanJob, ScanOptions, ScanOutcome, failed
 from SDFSMISLib.cohort.pool import Finished, run_cohort
 from SDFSMISLib.cohort.table import COLUMNS, CohortTable
+from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.support import SupportSet
 from small_scans import ball_scan, painted_on
 

@@ -17,7 +17,7 @@ from SDFSMISLib.evaluation.contact_sheet import (
     chosen_slices,
     contact_sheet,
 )
-from SDFSMISLib.volume import Geometry, Volume
+from SDFSMISLib.images.volume import Geometry, Volume
 
 SIZES, SPACINGS = (12, 40, 36), (3.0, 1.0, 1.0)  # toward S, P, L; mm
 PLANES = {"axial": 0, "coronal": 1, "sagittal": 2}

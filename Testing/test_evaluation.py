@@ -27,7 +27,7 @@ from SDFSMISLib.evaluation import (
 )
 from SDFSMISLib.evaluation.metrics import dice, score
 from SDFSMISLib.evaluation.protocols import cross_volume, field, load_case, painted_slices, same_volume
-from SDFSMISLib.volume import Geometry, Volume
+from SDFSMISLib.images.volume import Geometry, Volume
 from small_cases import COLUMN, CONE, THICK, ManifestMaker, boxes
 
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.inference.finding import Found, find_structure
 from SDFSMISLib.inference.shots import Shot
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Geometry, Volume
 from small_scans import ball_scan, painted_on
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "SDFSMIS"))
 
 from SDFSMISLib.client import BackendError  # noqa: E402
 from SDFSMISLib.errors import Cancelled, InputError  # noqa: E402
-from SDFSMISLib.protocol import PROTOCOL  # noqa: E402
+from SDFSMISLib.wire import PROTOCOL  # noqa: E402
 from SDFSMISPanel.base_python import ask_python  # noqa: E402
 from SDFSMISPanel.command import run_command  # noqa: E402
 from SDFSMISPanel.environment import MARKER, STAMP, Environment, EnvironmentState  # noqa: E402

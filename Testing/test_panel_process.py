@@ -22,7 +22,7 @@ install()
 
 from panel_examples import Kept, PaintedScene, dice, differ  # noqa: E402
 from SDFSMISLib import Segmenter, SupportSet  # noqa: E402
-from SDFSMISLib.volume import Volume  # noqa: E402
+from SDFSMISLib.images.volume import Volume  # noqa: E402
 from SDFSMISPanel.backend_access import BackendAccess  # noqa: E402
 from SDFSMISPanel.local_computer import LocalComputer, Places  # noqa: E402
 from SDFSMISPanel.logic import Logic  # noqa: E402

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from SDFSMISLib import cleaning
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.postprocess import (
+from SDFSMISLib.images import postprocess as cleaning
+from SDFSMISLib.images.postprocess import (
     Postprocessing,
     fill_holes,
     largest_component,

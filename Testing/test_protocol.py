@@ -16,10 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
-from SDFSMISLib import protocol
+from SDFSMISLib import wire as protocol
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.intensity import IntensityWindow
-from SDFSMISLib.protocol import (
+from SDFSMISLib.images.intensity import IntensityWindow
+from SDFSMISLib.images.volume import Geometry, Volume
+from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.support import SupportSet, SupportSlice
+from SDFSMISLib.wire import (
     WireError,
     content_address,
     decode_array,
@@ -36,9 +39,6 @@ from SDFSMISLib.protocol import (
     unpack_probability,
     write_record,
 )
-from SDFSMISLib.stack import SliceStack
-from SDFSMISLib.support import SupportSet, SupportSlice
-from SDFSMISLib.volume import Geometry, Volume
 from volume_examples import quick, seeds, volumes
 
 ENOUGH = 1 << 20

@@ -38,10 +38,10 @@ from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_error import BackendBusy, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
-from SDFSMISLib.protocol import PROTOCOL_HEADER, content_address, pack_array
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.store import MissingSlices
+from SDFSMISLib.wire import PROTOCOL_HEADER, content_address, pack_array
 from serving import Task, task, until
 from small_scans import BrightPipeline, ball_scan, painted_on
 

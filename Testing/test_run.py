@@ -13,7 +13,7 @@ from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmentation import SliceResult
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from small_scans import BrightPipeline, ball_scan, painted_on
 
 

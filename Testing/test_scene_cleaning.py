@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scene_examples import Bench, two_balls
-from SDFSMISLib.cleaning import Cleaning
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.postprocess import Cleaning
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,10 +11,10 @@ import pytest
 
 from mrml_scene import MrmlScene, held
 from scene_examples import SHAPE, Bench
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.scene import EditingRules, ResultWriter, Scans, SegmentLook, find_results, painted_segments
 from SDFSMISLib.scene.scan import scan_key
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from mrml_scene import MrmlScene, held, oriented_image
 from scene_examples import Bench, few, other_lattice, random_masks
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.volume import Geometry, Volume, match_labelmap, read_labelmap
 from SDFSMISLib.scene import Scans, SegmentGone, painted_segments, painting_stamp, read_painting
 from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Geometry, Volume, match_labelmap, read_labelmap
 from volume_examples import geometries, plain, random_direction, seeds
 
 

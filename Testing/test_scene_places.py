@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mrml_scene import MrmlScene, held
 from scene_examples import few, grown, other_lattice, random_masks, rigid
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.scene import (
     ObliqueView,
     ResultWriter,
@@ -22,7 +23,6 @@ from SDFSMISLib.scene import (
     show_slice,
     shown_slice,
 )
-from SDFSMISLib.volume import Geometry
 from volume_examples import geometries, plain, seeds
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from mrml_scene import MrmlScene
 from scene_examples import few
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.scene import Scans
 from SDFSMISLib.scene.frame import volume_geometry
-from SDFSMISLib.volume import Volume
 from volume_examples import IDENTITY, plain, volumes
 
 

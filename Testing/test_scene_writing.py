@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from mrml_scene import MrmlScene, held, oriented_image
 from scene_examples import SHAPE, Bench, few, other_lattice, rigid, same_state
+from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.scene import ResultLost, ResultWriter, Scans, SegmentLook, make_segmentation, read_painting
 from SDFSMISLib.scene.frame import ijk_to_ras
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Geometry
 from volume_examples import IDENTITY, geometries, random_direction, seeds
 
 

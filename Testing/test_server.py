@@ -19,8 +19,8 @@ import torch
 from SDFSMISLib import Segmenter
 from SDFSMISLib.client import Client
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.protocol import content_address, encode_array, pack_array, read_record
 from SDFSMISLib.server.limits import Limits
+from SDFSMISLib.wire import content_address, encode_array, pack_array, read_record
 from serving import Backend, Task, request_of, running, task, until
 from small_scans import BrightPipeline
 

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.support import SupportSet, SupportSlice
-from SDFSMISLib.volume import Geometry, Volume
 from volume_examples import IDENTITY, plain, quick, seeds, stored_otherwise, volumes
 
 SHAPE = (20, 30, 40)

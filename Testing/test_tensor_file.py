@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load, save
 
-from SDFSMISLib.tensor_file import DTYPES, TensorFileError, read_tensors, write_tensors
+from SDFSMISLib.support import DTYPES, TensorFileError, read_tensors, write_tensors
 
 any_array = st.sampled_from(sorted(DTYPES.values())).flatmap(
     lambda code: arrays.arrays(np.dtype(code), arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.volume import Geometry, IntensityWindow, SliceOrientation, Volume, match_labelmap
+from SDFSMISLib.images.volume import Geometry, IntensityWindow, SliceOrientation, Volume, match_labelmap
 from volume_examples import IDENTITY, canonical, geometries, plain, quick, seeds, stored_otherwise, volumes
 
 # -- geometry and orientation ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.volume import Geometry, Volume, read_labelmap
+from SDFSMISLib.images.volume import Geometry, Volume, read_labelmap
 from volume_examples import FailingMoves, contents, geometries, plain, quick, seeds, volumes
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha", ".seg.nrrd")
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, extension: str)
         import resource, signal, sys
         import numpy as np
         from SDFSMISLib.errors import InputError
-        from SDFSMISLib.volume import Geometry, Volume
+        from SDFSMISLib.images.volume import Geometry, Volume
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
         voxels = np.random.default_rng(0).integers(0, 255, (9, 50, 50), dtype=np.uint8)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from SDFSMISLib.images.volume import Geometry, SliceOrientation, Volume
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.volumes import TrainingVolume
-from SDFSMISLib.volume import Geometry, SliceOrientation, Volume
 
 PLAIN = (SliceOrientation(False, False, False),) * 3
 WEIGHTS = {

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from SDFSMISLib.volume import Geometry, Volume
+from SDFSMISLib.images.volume import Geometry, Volume
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "float32")

@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.files import atomic_output
 from SDFSMISPanel.base_python import BasePython, ask_python
 from SDFSMISPanel.command import clean, run_command
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.protocol import PROTOCOL
+from SDFSMISLib.wire import PROTOCOL
 from SDFSMISPanel.command import clean, run_command
 from SDFSMISPanel.environment import Environment, EnvironmentState
 from SDFSMISPanel.pip_failure import pip_failure
@@ -29,7 +29,7 @@ VERSIONS = f"""
 import importlib.util, json, sys
 missing = [name for name in {NEEDED!r} if importlib.util.find_spec(name) is None]
 import SDFSMISLib
-from SDFSMISLib.protocol import PROTOCOL
+from SDFSMISLib.wire import PROTOCOL
 print(json.dumps([SDFSMISLib.__version__, PROTOCOL, missing]))
 """
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from slicer.i18n import tr as _
 
-from SDFSMISLib.cleaning import Cleaning
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.postprocess import Cleaning
 from SDFSMISLib.scene import ResultWriter, SegmentLook, make_parallel
 from SDFSMISPanel.background import Background, Ended
 from SDFSMISPanel.panel_logic import ResultView, ReviewView

@@ -9,7 +9,7 @@ from typing import Any
 from SDFSMISLib.client import Client, SliceRecord
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.scene import Scan
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
 from SDFSMISPanel.background import Cancel
 from SDFSMISPanel.support_plan import SupportPlan

@@ -13,7 +13,7 @@ import numpy as np
 from slicer.i18n import tr as _
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.labelmap import label_values
+from SDFSMISLib.images.labelmap import label_values
 from SDFSMISLib.scene import SegmentLook, painted_segments, painting_stamp, shown_slice
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISPanel.panel_logic import SegmentView, SupportEntry, SupportView

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from SDFSMISLib.geometry import SliceOrientation
-from SDFSMISLib.intensity import IntensityWindow
+from SDFSMISLib.images.geometry import SliceOrientation
+from SDFSMISLib.images.intensity import IntensityWindow
 
 __all__ = ["SIDE", "thumbnail"]
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib import __version__
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.bench.gauges import PARTS
 from SDFSMISLib.bench.schedules import CHUNK, NAIVE, OURS, OURS_HALF, SCHEDULES, SIZES, Job
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.files import atomic_output
 
 __all__ = ["print_report", "run_bench"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from SDFSMISLib.protocol import PROTOCOL
+from SDFSMISLib.wire import PROTOCOL
 
 __all__ = [
     "BackendBusy",

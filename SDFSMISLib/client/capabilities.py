@@ -8,8 +8,8 @@ from typing import Any
 
 from SDFSMISLib.client.backend_error import NotABackend, ScanTooLarge, shown, version_mismatch
 from SDFSMISLib.client.connection import Connection
-from SDFSMISLib.protocol import PROTOCOL
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.wire import PROTOCOL
 
 __all__ = ["Capabilities", "Limits", "Model", "ask_capabilities"]
 

@@ -11,7 +11,7 @@ from SDFSMISLib.client.remote_run import RemoteRun, RunState
 from SDFSMISLib.client.route import Address, Route, tls_context
 from SDFSMISLib.client.upload import OnProgress, send, shipment_of
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet, SupportSlice
 
 __all__ = ["Client"]

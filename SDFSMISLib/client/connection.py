@@ -25,7 +25,7 @@ from SDFSMISLib.client.backend_error import (
 )
 from SDFSMISLib.client.route import Proxy, Route
 from SDFSMISLib.errors import Cancelled
-from SDFSMISLib.protocol import PROTOCOL, PROTOCOL_HEADER, WireError, read_record
+from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER, WireError, read_record
 
 __all__ = ["Connection", "Interrupt"]
 

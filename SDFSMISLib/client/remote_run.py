@@ -18,9 +18,9 @@ from SDFSMISLib.client.route import Route
 from SDFSMISLib.client.trouble import Trouble
 from SDFSMISLib.client.upload import OnProgress, Shipment, send, shipment_of
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.protocol import PROTOCOL, query_fields, support_fields, unpack_probability
-from SDFSMISLib.stack import SliceStack, needed_slices
+from SDFSMISLib.slices import SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
+from SDFSMISLib.wire import PROTOCOL, query_fields, support_fields, unpack_probability
 
 __all__ = ["Phase", "RemoteRun", "RunState", "SliceRecord"]
 

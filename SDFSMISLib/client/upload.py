@@ -16,9 +16,9 @@ from SDFSMISLib.client.capabilities import Limits
 from SDFSMISLib.client.connection import Connection, Interrupt
 from SDFSMISLib.client.route import Route
 from SDFSMISLib.errors import Cancelled
-from SDFSMISLib.protocol import ARRAY_TYPE, content_address, pack_array, support_image_for_wire
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
+from SDFSMISLib.wire import ARRAY_TYPE, content_address, pack_array, support_image_for_wire
 
 __all__ = ["OnProgress", "Shipment", "send", "shipment_of"]
 

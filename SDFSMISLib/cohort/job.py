@@ -20,11 +20,11 @@ import numpy as np
 
 from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.imagefile import written_extension
+from SDFSMISLib.images.files import written_extension
+from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.output import provenance, write_segmentation, written_files
-from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume
 
 if TYPE_CHECKING:
     from SDFSMISLib.inference.remote import RemoteSegmenter

@@ -9,7 +9,7 @@ from pathlib import Path
 from SDFSMISLib.cohort.job import ScanJob
 from SDFSMISLib.cohort.scan_list import result_names
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.imagefile import written_extension
+from SDFSMISLib.images.files import written_extension
 from SDFSMISLib.inference.output import check_writable, written_files
 
 __all__ = ["check_outputs", "is_folder", "plan_results", "same_file"]

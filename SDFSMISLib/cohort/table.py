@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.cohort.job import LabelResult, ScanJob, ScanOutcome
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.files import atomic_output
 
 __all__ = ["COLUMNS", "CohortTable"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.evaluation.results import Row
+from SDFSMISLib.images.files import atomic_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.metrics import dice
-from SDFSMISLib.geometry import Geometry, SliceOrientation
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.geometry import Geometry, SliceOrientation
+from SDFSMISLib.images.volume import Volume
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

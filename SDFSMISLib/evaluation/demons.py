@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SDFSMISLib.evaluation.protocols import Task
-from SDFSMISLib.geometry import SliceOrientation
+from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.support import SupportSlice
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.protocols import Task
+from SDFSMISLib.images.files import atomic_output
 
 __all__ = ["Prediction", "prediction_path", "read_mask"]
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.cases import Case
+from SDFSMISLib.images.volume import Volume, match_labelmap, read_labelmap
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume, match_labelmap, read_labelmap
 
 __all__ = [
     "PROTOCOLS",

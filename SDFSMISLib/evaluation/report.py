@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from SDFSMISLib import __version__
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.evaluation.box_plot import box_plot
 from SDFSMISLib.evaluation.cases import Manifest
 from SDFSMISLib.evaluation.contact_sheet import contact_sheet
@@ -29,7 +28,8 @@ from SDFSMISLib.evaluation.prediction import Prediction, prediction_path, read_m
 from SDFSMISLib.evaluation.protocols import load_case
 from SDFSMISLib.evaluation.results import MEASURES, Row, read_results, summarise
 from SDFSMISLib.evaluation.tables import TITLES, Table, diagnostics_table, measures_table
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.volume import Volume
 
 __all__ = ["write_report"]
 

@@ -16,10 +16,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.metrics import METRICS
 from SDFSMISLib.evaluation.prediction import Prediction
+from SDFSMISLib.images.files import atomic_output
 
 __all__ = [
     "MEASURES",

@@ -21,7 +21,7 @@ from SDFSMISLib.inference.greys import by_greys
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.inference.shots import Shot
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 
 __all__ = ["SIDE", "Brought", "PaintedBody", "body", "brought_onto"]
 

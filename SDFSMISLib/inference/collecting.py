@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from SDFSMISLib.inference.postprocess import Postprocessing
+from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.segmentation import Segmentation
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
-from SDFSMISLib.volume import Volume
 
 UNLIKE_SPACING = 3.0  # a ratio of pixel sizes from which on a user is told
 LEAST_OVERLAP = 0.3  # of two windows of intensities, likewise

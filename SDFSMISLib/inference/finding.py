@@ -15,7 +15,7 @@ import numpy as np
 from SDFSMISLib.inference.brought import SIDE, PaintedBody, body
 from SDFSMISLib.inference.independent import on_slice_grid
 from SDFSMISLib.inference.shots import Shot
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 
 LEAST_SCORE = 0.0  # a worse match is none
 

@@ -12,7 +12,7 @@ from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.networks import Networks
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.shots import Shot, colour, painted_bank
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 
 Answered = tuple[int, int, np.ndarray]  # label, slice, probability as uint8 canonical (rows, columns), 255 meaning 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SDFSMISLib.inference.postprocess import largest_component
+from SDFSMISLib.images.postprocess import largest_component
 
 __all__ = ["SHARE_OF_MAXIMUM", "OfficialMasks", "map_bytes", "official_masks"]
 

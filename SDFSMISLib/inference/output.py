@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from SDFSMISLib import __version__
-from SDFSMISLib.atomic import atomic_outputs
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.imagefile import written_extension
+from SDFSMISLib.images.files import atomic_outputs, written_extension
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.segmentation import Segmentation
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume
 
 __all__ = ["check_writable", "provenance", "written_files", "write_segmentation"]
 

@@ -28,7 +28,7 @@ from SDFSMISLib.inference.shots import Shot, colour, painted_bank
 from SDFSMISLib.model.likeness import likeness
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 
 NEAREST_PAINTED = 3  # painted slices that one lane looks at
 END_PIXELS = 4  # a structure of fewer pixels on the network's grid has ended

@@ -8,12 +8,12 @@ from typing import Literal
 
 from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.client.capabilities import Capabilities
+from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.collecting import Collection
-from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume
 
 
 class RemoteSegmenter:

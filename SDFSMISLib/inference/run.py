@@ -24,7 +24,7 @@ from SDFSMISLib.inference.segmentation import SliceResult, certainty_of, presenc
 from SDFSMISLib.inference.shots import Shot
 from SDFSMISLib.inference.transfer import run_transfer, without_results
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
-from SDFSMISLib.stack import SliceStack, needed_slices
+from SDFSMISLib.slices import SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
 
 Strategy = Literal["propagate", "independent"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)

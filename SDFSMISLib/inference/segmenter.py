@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from SDFSMISLib.errors import Cancelled
+from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.collecting import Collection, unlikeness
 from SDFSMISLib.inference.networks import LatentCache
-from SDFSMISLib.inference.postprocess import Postprocessing
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.run import BATCH_SIZE, Finished, Options, Run, Strategy
 from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
@@ -22,9 +23,8 @@ from SDFSMISLib.inference.shots import Shot
 from SDFSMISLib.model.digest import weights_digest
 from SDFSMISLib.model.loading import BUILT_IN, load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.volume import Volume
 
 
 class Segmenter:

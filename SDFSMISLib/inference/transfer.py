@@ -22,7 +22,7 @@ from SDFSMISLib.inference.propagate import looked_at
 from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.shots import Shot, colour, painted_bank
 from SDFSMISLib.model.unet import SupportBank
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 
 Found = TypeVar("Found")
 

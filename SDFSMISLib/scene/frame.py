@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
 
 __all__ = ["Frame", "ijk_to_ras", "labelmap_geometry", "matrix_of", "volume_geometry", "volume_to_world", "vtk_matrix"]
 

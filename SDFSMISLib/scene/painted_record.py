@@ -11,8 +11,8 @@ import binascii
 import math
 import re
 
-from SDFSMISLib.protocol import WireError, pack_array, unpack_array
 from SDFSMISLib.scene.piece import Index, Piece
+from SDFSMISLib.wire import WireError, pack_array, unpack_array
 
 __all__ = ["PAINTED_TAG", "added_slices", "painted_record", "painted_text"]
 

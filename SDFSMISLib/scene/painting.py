@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.scene.frame import Frame
 from SDFSMISLib.scene.painted_record import PAINTED_TAG, added_slices, painted_record
 from SDFSMISLib.scene.piece import Piece, box_around
@@ -18,7 +19,6 @@ from SDFSMISLib.scene.segment import read_segment, read_within
 from SDFSMISLib.scene.segment_labelmap import LABELMAP, segment_of
 from SDFSMISLib.scene.slice_record import SliceRecord, tag_of
 from SDFSMISLib.support import SupportSet, painted_axis
-from SDFSMISLib.volume import Volume
 
 __all__ = ["HeldResult", "Painting", "painting_stamp", "read_painting", "read_results", "with_corrections"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from SDFSMISLib.protocol import pack_array, unpack_array
+from SDFSMISLib.wire import pack_array, unpack_array
 
 __all__ = ["Box", "Probabilities"]
 

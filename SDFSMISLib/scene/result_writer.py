@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.cleaning import Cleaning
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.postprocess import Cleaning
 from SDFSMISLib.scene.editing_rules import EditingRules
 from SDFSMISLib.scene.piece import Piece
 from SDFSMISLib.scene.result_place import ResultLost, ResultPlace

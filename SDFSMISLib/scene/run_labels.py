@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SDFSMISLib.cleaning import Cleaning
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.postprocess import Cleaning
 from SDFSMISLib.scene.piece import Index, Piece, box_around
 from SDFSMISLib.scene.probabilities import Box, Probabilities
 from SDFSMISLib.scene.slice_record import slice_digests

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.intensity import finite_range
+from SDFSMISLib.images.intensity import finite_range
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.scene.frame import volume_geometry
 from SDFSMISLib.scene.sequence_frame import SequenceFrame
-from SDFSMISLib.volume import Volume
 
 __all__ = ["Scan", "Scans", "scan_key", "volume_stamp"]
 

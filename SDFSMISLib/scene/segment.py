@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry
-from SDFSMISLib.labelmap import resample_labels
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.labelmap import resample_labels
+from SDFSMISLib.images.volume import Volume, match_labelmap
 from SDFSMISLib.scene.frame import Frame
 from SDFSMISLib.scene.piece import Index, Piece
 from SDFSMISLib.scene.segment_labelmap import SegmentLabelmap, segment_of
-from SDFSMISLib.volume import Volume, match_labelmap
 
 __all__ = ["on_lattice", "read_box", "read_segment", "read_within"]
 

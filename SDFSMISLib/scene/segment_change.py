@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.scene.frame import Frame, vtk_matrix
 from SDFSMISLib.scene.piece import Index, Piece, box_around
 from SDFSMISLib.scene.segment import read_within

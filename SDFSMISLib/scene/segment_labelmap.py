@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.volume import SAME_VOXELS
 from SDFSMISLib.scene.frame import Frame, ijk_to_ras, labelmap_geometry, matrix_of
 from SDFSMISLib.scene.piece import Index, Piece
-from SDFSMISLib.volume import SAME_VOXELS
 
 __all__ = [
     "LABELMAP",

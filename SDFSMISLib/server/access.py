@@ -11,8 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.protocol import PROTOCOL, PROTOCOL_HEADER
 from SDFSMISLib.server.failures import Refused
+from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER
 
 OPEN_PATHS = ("/healthz", "/openapi.json", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from SDFSMISLib.protocol import pack_probability, unpack_probability
+from SDFSMISLib.wire import pack_probability, unpack_probability
 
 Place = TypeVar("Place", bound=Hashable)
 

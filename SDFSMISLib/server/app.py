@@ -22,15 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.run import REGIONS, STRATEGIES
-from SDFSMISLib.protocol import (
-    ARRAY_TYPE,
-    PROTOCOL,
-    RECORDS_TYPE,
-    ArrayTooLarge,
-    WireError,
-    content_address,
-    unpack_array,
-)
 from SDFSMISLib.server.access import Access
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.failures import Refused
@@ -53,6 +44,7 @@ from SDFSMISLib.server.schema import (
 from SDFSMISLib.server.segmentations import run_of
 from SDFSMISLib.server.store import Store
 from SDFSMISLib.server.stream import ResultResponse, ResultStream
+from SDFSMISLib.wire import ARRAY_TYPE, PROTOCOL, RECORDS_TYPE, ArrayTooLarge, WireError, content_address, unpack_array
 
 EXPIRE_SECONDS = 30.0
 HEADER_BYTES = 1 << 10  # of a packed array, at most
@@ -172,7 +164,7 @@ def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metri
         response_class=Response,
         responses={200: {"description": "It was here already."}, **_failures(400, 422)},
         openapi_extra={"requestBody": {"required": True, "content": {ARRAY_TYPE: {"schema": {"type": "string"}}}}},
-        summary="Send one: a packed array (rows, columns), see SDFSMISLib/protocol.py",
+        summary="Send one: a packed array (rows, columns), see SDFSMISLib/wire.py",
     )
     async def put(address: SliceAddress, request: Request) -> Response:
         body = await request.body()

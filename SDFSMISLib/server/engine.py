@@ -12,7 +12,7 @@ from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmenter import Segmenter
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.scheduler import QueueFull, Scheduler
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
 
 

@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib.console import one_line, say, waiting
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.protocol import PROTOCOL, PROTOCOL_HEADER
 from SDFSMISLib.server.entrance import Entrance, when_stdin_closes
 from SDFSMISLib.server.failures import Refused
 from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.logs import event
 from SDFSMISLib.server.settings import ServeSettings
 from SDFSMISLib.server.store import MemoryStore, MissingSlices
+from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER
 
 try:
     from SDFSMISLib.cohort.ray_pool import connected, nodes  # isort: skip  (says what Ray is to print, before it loads)

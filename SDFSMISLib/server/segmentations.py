@@ -9,7 +9,6 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.run import Finished, Options, Run
-from SDFSMISLib.protocol import PROTOCOL, stack_of, support_slice
 from SDFSMISLib.server.answers import PackedAnswers
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.failures import Refused
@@ -17,6 +16,7 @@ from SDFSMISLib.server.limits import Limits
 from SDFSMISLib.server.schema import Answer, SegmentationRequest
 from SDFSMISLib.server.store import MissingSlices, Store
 from SDFSMISLib.support import SupportSet
+from SDFSMISLib.wire import PROTOCOL, stack_of, support_slice
 
 
 def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engine) -> tuple[Run, int]:

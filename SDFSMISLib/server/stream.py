@@ -18,11 +18,11 @@ from SDFSMISLib.inference.collecting import unlikeness
 from SDFSMISLib.inference.networks import is_out_of_memory
 from SDFSMISLib.inference.run import FoundResult, LaneResult, Result, Run
 from SDFSMISLib.inference.segmentation import SliceResult
-from SDFSMISLib.protocol import PROTOCOL, RECORDS_TYPE, pack_probability, write_record
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.logs import LOGGER, event
 from SDFSMISLib.server.metrics import Metrics
 from SDFSMISLib.server.scheduler import ClientStalled, QueueFull, Stopping, Ticket
+from SDFSMISLib.wire import PROTOCOL, RECORDS_TYPE, pack_probability, write_record
 
 ALIVE_SECONDS = 5.0  # of silence, after which a sign of life is sent
 LONGEST_RETRY = 60

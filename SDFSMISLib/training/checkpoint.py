@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.files import atomic_output
 
 __all__ = ["Checkpoint"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.training.batch import EpisodeBatch
 
 __all__ = ["episode_picture", "write_episodes"]

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from scipy import ndimage
 
-from SDFSMISLib.atomic import atomic_output
+from SDFSMISLib.images.files import atomic_output
 
 __all__ = ["Felzenszwalb", "Slic", "Supervoxels", "foreground", "kept_supervoxels"]
 

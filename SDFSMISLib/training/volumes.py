@@ -12,11 +12,11 @@ from scipy import ndimage
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.cases import Case, read_manifest
 from SDFSMISLib.evaluation.protocols import load_case
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.volume import SliceOrientation
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels, kept_supervoxels
 from SDFSMISLib.training.synthesis import synthetic_labels
-from SDFSMISLib.volume import SliceOrientation
 
 LEAST_PART = 200  # voxels
 

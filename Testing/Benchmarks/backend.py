@@ -28,9 +28,9 @@ import psutil
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_process import BackendProcess, start_backend
+from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference.remote import RemoteSegmenter
-from SDFSMISLib.stack import SliceStack
-from SDFSMISLib.volume import Geometry
+from SDFSMISLib.slices import SliceStack
 
 
 def scan_of(slices: int, side: int) -> tuple[Volume, np.ndarray]:

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
-from SDFSMISLib.inference.postprocess import Postprocessing
-from SDFSMISLib.volume import Geometry
+from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.images.volume import Geometry
 
 
 def peak_gib() -> float:

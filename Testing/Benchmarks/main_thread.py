@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mrml_scene import MrmlScene
-from SDFSMISLib.cleaning import Cleaning
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.postprocess import Cleaning
 from SDFSMISLib.scene import (
     EditingRules,
     Painting,

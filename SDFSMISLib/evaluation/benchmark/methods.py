@@ -13,9 +13,9 @@ from SDFSMISLib.evaluation.protocols import Task
 if TYPE_CHECKING:
     import torch
 
+    from SDFSMISLib.images.volume import SliceOrientation
     from SDFSMISLib.inference import Segmenter
     from SDFSMISLib.model.pipeline import SDFSMISPipeline
-    from SDFSMISLib.volume import SliceOrientation
 
 __all__ = ["method_of", "official_method"]
 

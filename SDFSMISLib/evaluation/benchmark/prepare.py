@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.benchmark.data_sets import DataSet
 from SDFSMISLib.evaluation.benchmark.layouts import Pair, found_pairs
-from SDFSMISLib.geometry import Geometry
-from SDFSMISLib.labelmap import integer_labels
-from SDFSMISLib.volume import Volume, match_labelmap, read_labelmap
+from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.labelmap import integer_labels
+from SDFSMISLib.images.volume import Volume, match_labelmap, read_labelmap
 
 __all__ = ["prepare"]
 

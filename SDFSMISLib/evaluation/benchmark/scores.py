@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.results import mean
+from SDFSMISLib.images.files import atomic_output
 
 __all__ = ["KINDS", "FoldResult", "Kind", "Score", "organ_means", "read_results"]
 

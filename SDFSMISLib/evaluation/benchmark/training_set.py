@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from SDFSMISLib.atomic import atomic_output
 from SDFSMISLib.evaluation.benchmark.data_sets import DataSet
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.volume import Volume
 
 __all__ = ["Exclusion", "Targets", "Training", "excluded_slices", "trainings", "write_training_set"]
 

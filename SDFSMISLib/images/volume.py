@@ -18,10 +18,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry, SliceOrientation
-from SDFSMISLib.imagefile import read_image, write_image, written_extension
-from SDFSMISLib.intensity import IntensityWindow, finite_range, minmax_window, robust_window
-from SDFSMISLib.labelmap import integer_labels, merge_layers, read_segments, resample_labels, segment_fields
+from SDFSMISLib.images.files import read_image, write_image, written_extension
+from SDFSMISLib.images.geometry import Geometry, SliceOrientation
+from SDFSMISLib.images.intensity import IntensityWindow, finite_range, minmax_window, robust_window
+from SDFSMISLib.images.labelmap import integer_labels, merge_layers, read_segments, resample_labels, segment_fields
 
 __all__ = ["Geometry", "IntensityWindow", "SliceOrientation", "Volume", "match_labelmap", "read_labelmap"]
 

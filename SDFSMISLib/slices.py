@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import SliceOrientation
-from SDFSMISLib.intensity import IntensityWindow
-from SDFSMISLib.volume import Volume
+from SDFSMISLib.images.geometry import SliceOrientation
+from SDFSMISLib.images.intensity import IntensityWindow
+from SDFSMISLib.images.volume import Volume
 
 __all__ = ["SliceStack", "needed_slices"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
 
 __all__ = [
     "integer_labels",

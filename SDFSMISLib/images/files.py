@@ -1,4 +1,6 @@
-"""Image files through SimpleITK: arrays with their geometry and header fields, in and out.
+"""Files that appear whole or not at all: written beside their place, then renamed.
+
+Image files through SimpleITK: arrays with their geometry and header fields, in and out.
 
 What SimpleITK passes over in silence is refused here: a NIfTI file cut short (it would read as zeros), a NIfTI spacing
 of zero or NaN (it would read as 1 mm) or one that contradicts the sform, a DICOM folder with more than one series.
@@ -6,24 +8,121 @@ of zero or NaN (it would read as 1 mm) or one that contradicts the sform, a DICO
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import math
+import os
 import re
+import shutil
 import struct
+import tempfile
+import uuid
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.atomic import atomic_outputs
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import Geometry
+from SDFSMISLib.images.geometry import Geometry
 
-__all__ = ["read_image", "write_image", "written_extension"]
+PREVIOUS = "previous"  # within the temporary folder: the files that are replaced, until all have been
+
+
+@contextmanager
+def atomic_output(path: Path, extension: str) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place when the block ends well, and is removed when it does not.
+
+    ``extension`` (``".nii.gz"``) is kept by the temporary file, since writers choose their format by it. The folder is
+    made where it is missing. Raises :class:`InputError` when the folder cannot be made, the file cannot be written or
+    renamed, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name.removesuffix(extension)}.{uuid.uuid4().hex[:8]}{extension}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"Cannot write {path}: {reason}; name a file in a folder that can be written to.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_outputs(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
+    """Temporary files for `paths`, which take their places together when the block ends well; else all is as before.
+
+    Temporary files have the names of theirs, in a new folder beside them; one that the block does not write leaves its
+    place as it is. The last one disappears first and comes last, so that who sees it sees all. Folders are made where
+    they are missing.
+
+    >>> with atomic_outputs([table, labelmap]) as temporary:
+    ...     temporary[table].write_text("label,volume_ml")
+    ...     temporary[labelmap].write_bytes(content)
+
+    Raises:
+        InputError: where a folder cannot be made, a file cannot be written or moved to its place, or the disk is full.
+    """
+    folders: dict[Path, Path] = {}
+    with ExitStack() as undo:
+        try:
+            for folder in dict.fromkeys(path.parent for path in paths):
+                _make_folder(folder, undo)
+                folders[folder] = Path(tempfile.mkdtemp(prefix=".sdfsmis-", dir=folder))
+                undo.callback(_remove, folders[folder])
+                (folders[folder] / PREVIOUS).mkdir()
+            yield {path: folders[path.parent] / path.name for path in paths}
+            written = [path for path in paths if (folders[path.parent] / path.name).exists()]
+            for path in reversed(written):
+                if path.is_symlink() or path.is_file():
+                    _move(path, folders[path.parent] / PREVIOUS / path.name, undo)
+            for path in written:
+                _move(folders[path.parent] / path.name, path, undo)
+        except InputError as error:
+            text = str(error)
+            for folder, temporary in folders.items():
+                text = text.replace(f"{temporary}{os.sep}", f"{folder}{os.sep}")
+            raise InputError(text) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(
+                f"Cannot write {paths[-1]}: {reason}; name a file in a folder that can be written to."
+            ) from error
+        undo.pop_all()
+    for temporary in folders.values():
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_folder(folder: Path, undo: ExitStack) -> None:
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+        undo.callback(_remove_empty, one)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
+def _move(source: Path, target: Path, undo: ExitStack) -> None:
+    os.replace(source, target)
+    undo.callback(os.replace, target, source)
+
+
+def _remove(temporary: Path) -> None:
+    """Removes a temporary folder, unless a file that it was to replace could not be moved back."""
+    if not any((temporary / PREVIOUS).glob("*")):
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
 
 EXTENSIONS = (".seg.nrrd", ".nrrd", ".mha", ".nii.gz", ".nii")
 LONGEST_MHA_FIELD = 30_000  # MetaImage cannot read a file with longer lines, nor line breaks within a field

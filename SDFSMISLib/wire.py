@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.geometry import SliceOrientation
-from SDFSMISLib.intensity import IntensityWindow
-from SDFSMISLib.labelmap import label_values
-from SDFSMISLib.stack import SliceStack
+from SDFSMISLib.images.geometry import SliceOrientation
+from SDFSMISLib.images.intensity import IntensityWindow
+from SDFSMISLib.images.labelmap import label_values
+from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice, piece_fields
 
 __all__ = [
