@@ -20,7 +20,7 @@ from SDFSMISLib.benchmark_command import benchmark
 from SDFSMISLib.client import BackendError
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.model.memory import keep_freed_memory
+from SDFSMISLib.model.cpu import keep_freed_memory
 from SDFSMISLib.segment_command import EXAMPLES, Engine, ManyValues, command_line, segment
 from SDFSMISLib.training import CONFIGURATIONS
 
@@ -356,7 +356,7 @@ def _models(names: list[str], protocol: Protocol, device: str) -> dict[str, Any]
     options = {"strategy": "independent"} if protocol is Protocol.field else {}  # the papers' way
     with waiting("Loading the models"):
         from SDFSMISLib.inference import Segmenter
-        from SDFSMISLib.model.digest import weights_digest
+        from SDFSMISLib.model.loading import weights_digest
 
         for name in names:
             segmenter = Segmenter.from_pretrained(name, device)

@@ -84,7 +84,7 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
     support = SupportSet.from_labelmap(head.scan, painted, LABEL, [index], axis)
     with waiting("Loading the built-in weights"):
         from SDFSMISLib.inference import Segmenter
-        from SDFSMISLib.model.digest import weights_digest
+        from SDFSMISLib.model.loading import weights_digest
 
         segmenter = Segmenter.from_pretrained()
         each = segmenter.seconds_per_slice()

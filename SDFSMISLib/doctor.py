@@ -101,7 +101,7 @@ def _disk() -> Iterator[Finding]:
 def _weights() -> Iterator[Finding]:
     from SDFSMISLib.evaluation.metrics import dice
     from SDFSMISLib.inference import Segmenter
-    from SDFSMISLib.model.digest import weights_digest
+    from SDFSMISLib.model.loading import weights_digest
 
     segmenter = Segmenter.from_pretrained()
     parameters = sum(part.numel() for network in _networks(segmenter) for part in network.parameters())

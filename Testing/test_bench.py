@@ -23,7 +23,7 @@ from SDFSMISLib.bench.gauges import PARTS, flop
 from SDFSMISLib.bench.schedules import CHUNK, NAIVE, OURS, OURS_HALF, Job
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import new_built_in
-from SDFSMISLib.model.upsampling import FoldedUpsample, fold_upsampling
+from SDFSMISLib.model.cpu import FoldedUpsample, fold_upsampling
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_half_precision_schedule_runs(tmp_path: Path) -> None:
     job = Job("built-in", OURS_HALF, 2, 2, 64, "cpu", str(tmp_path / "half.npy"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedules, "LEAST_SECONDS", 0.0)
-        patch.setattr("SDFSMISLib.model.memory.keep_freed_memory", lambda: False)  # it is for a whole process
+        patch.setattr("SDFSMISLib.model.cpu.keep_freed_memory", lambda: False)  # it is for a whole process
         result = schedules.measure(job)
     assert result["repeats"] == 1
     probabilities = np.load(job.probabilities)
@@ -204,7 +204,7 @@ def test_a_pipeline_set_up_for_inference_segments_and_saves_as_before(tmp_path: 
 def test_freed_memory_is_kept() -> None:
     """Large blocks come back without new pages, where the C library is known; in a process of its own."""
     code = (
-        "import resource, platform, numpy as np; from SDFSMISLib.model.memory import keep_freed_memory\n"
+        "import resource, platform, numpy as np; from SDFSMISLib.model.cpu import keep_freed_memory\n"
         "kept = keep_freed_memory(); assert kept == (platform.libc_ver()[0] == 'glibc')\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "x = np.ones(10_000_000); del x; before = faults(); x = np.ones(10_000_000)\n"

@@ -13,7 +13,7 @@ import golden
 from SDFSMISLib.inference.official import map_bytes, official_masks
 from SDFSMISLib.model import SDFSMISPipeline, SupportQueryUNet
 from SDFSMISLib.model.convert import image_encoder_for, processor_settings
-from SDFSMISLib.model.prototypes import query_probabilities, query_prototypes, support_prototypes
+from SDFSMISLib.model.sqi import query_probabilities, query_prototypes, support_prototypes
 from SDFSMISLib.model.translator import resized_position_table
 
 CASES = golden.inference_cases()

@@ -182,7 +182,7 @@ class ScanOptions:
         import cv2
         import torch
 
-        from SDFSMISLib.model.memory import keep_freed_memory
+        from SDFSMISLib.model.cpu import keep_freed_memory
 
         keep_freed_memory()
         threads = max(1, _processors() // of)

@@ -37,7 +37,7 @@ def provenance(
     """How a result came about, as header fields.
 
     Args:
-        model: its name. weights: its digest, see `SDFSMISLib.model.digest`.
+        model: its name. weights: its digest, see `SDFSMISLib.model.loading`.
         settings: options of the run, by name.
         command: the command line, "" where there was none.
     """

@@ -20,8 +20,7 @@ from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.run import BATCH_SIZE, Finished, Options, Run, Strategy
 from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
 from SDFSMISLib.inference.shots import Shot
-from SDFSMISLib.model.digest import weights_digest
-from SDFSMISLib.model.loading import BUILT_IN, load_pipeline
+from SDFSMISLib.model.loading import BUILT_IN, load_pipeline, weights_digest
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet

@@ -1,4 +1,6 @@
-"""Pipelines and their parts from a folder or a hub, each fault of a folder said in one sentence.
+"""The fingerprint of a pipeline's weights, for provenance: the same weights give the same digits.
+
+Pipelines and their parts from a folder or a hub, each fault of a folder said in one sentence.
 
 Only safetensors weights are read: a pickled file can run code when it is opened. Loading is strict: the libraries below
 fill a weight that a file lacks with random numbers and a warning; here that is an error.
@@ -6,6 +8,7 @@ fill a weight that a file lacks with random numbers and a warning; here that is 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import re
@@ -26,7 +29,17 @@ from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.translator import VisualToTextualTranslator
 from SDFSMISLib.model.unet import SupportQueryUNet
 
-__all__ = ["BUILT_IN", "load_pipeline", "resolve_device"]
+
+def weights_digest(pipeline: DiffusionPipeline) -> str:
+    """sha256 (hex) of every weight of every network, by name, in the type in which they were loaded."""
+    digest = hashlib.sha256()
+    networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    for name, network in sorted(networks.items()):
+        for key, tensor in sorted(network.state_dict().items()):
+            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
 
 BUILT_IN = "built-in"
 PACKAGE_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"

@@ -15,12 +15,11 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from transformers import Dinov2Model
 
+from SDFSMISLib.model.cpu import align, fold_upsampling
 from SDFSMISLib.model.likeness import likeness, likeness_table
-from SDFSMISLib.model.memory import align
-from SDFSMISLib.model.prototypes import query_probabilities, query_prototypes, support_prototypes
+from SDFSMISLib.model.sqi import query_probabilities, query_prototypes, support_prototypes
 from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_feature
 from SDFSMISLib.model.unet import Hints, SupportBank, SupportQueryUNet
-from SDFSMISLib.model.upsampling import fold_upsampling
 
 LARGE_IMAGE = 1 << 22  # values in a feature map: the autoencoder takes such images one by one, as fast, in less memory
 

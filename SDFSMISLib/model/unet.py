@@ -10,7 +10,7 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401 (diffusers finds how to load a class by the bases its module shows)
 from torch import nn
 
-from SDFSMISLib.model.attention import ConditionAttention, PassValues, SupportQueryAttention
+from SDFSMISLib.model.sqi import ConditionAttention, PassValues, SupportQueryAttention
 
 HANDED_ON = 0.25  # of a registered neighbour's mask latent, to begin with
 TIMESTEP = 1  # one step without noise: for segmentation the timestep is fixed
