@@ -11,7 +11,7 @@ from hypothesis import settings
 from mrml_scene import MrmlScene, held
 from SDFSMISLib.images.postprocess import Cleaning, Postprocessing
 from SDFSMISLib.images.volume import Geometry
-from SDFSMISLib.inference.collecting import Collection
+from SDFSMISLib.inference.segmentation import Collection
 from SDFSMISLib.scene import (
     Painting,
     ResultWriter,

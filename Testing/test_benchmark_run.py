@@ -34,8 +34,8 @@ from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.inference import Segmenter
+from SDFSMISLib.inference.network_images import colour
 from SDFSMISLib.inference.official import map_bytes, official_masks
-from SDFSMISLib.inference.shots import colour
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
-from SDFSMISLib.inference.brought import PaintedBody, body, brought_onto
-from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.inference.network_images import Shot
+from SDFSMISLib.inference.registration import PaintedBody, body, brought_onto
 from SDFSMISLib.slices import SliceStack
 from small_scans import ball_scan, painted_on
 from test_finding import dice, shot_of, textured

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.network_images import Contrast
 from SDFSMISLib.inference.registration import carried
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.device_episodes import DeviceEpisodes

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from SDFSMISLib.images.volume import Geometry, Volume
-from SDFSMISLib.inference.finding import Found, find_structure
-from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.inference.cross_scan import Found, find_structure
+from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
 from small_scans import ball_scan, painted_on

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SDFSMISLib.inference.greys import by_greys
+from SDFSMISLib.inference.registration import by_greys
 
 SPACING = (1.0, 1.0)
 

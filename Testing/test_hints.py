@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.network_images import Contrast
 from SDFSMISLib.inference.registration import carried, displacement
 from SDFSMISLib.model.built_in import folded, new_built_in, unfolded
 from SDFSMISLib.model.likeness import likeness, likeness_table

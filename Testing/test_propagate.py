@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.inference.propagate import NEAREST_PAINTED, lanes_from
-from SDFSMISLib.inference.shots import Shot
 
 MASK = np.ones((2, 2), dtype=bool)
 SHOT = Shot(np.zeros((2, 2), dtype=np.float32), MASK, (1.0, 1.0))

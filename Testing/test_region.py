@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SDFSMISLib.inference.region import Region
+from SDFSMISLib.inference.network_images import Region
 
 sides = st.integers(1, 60)
 spacings = st.floats(0.2, 8.0)

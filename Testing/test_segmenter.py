@@ -16,7 +16,7 @@ from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference import SliceResult
-from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.unet import Hints, SupportBank

@@ -8,10 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.contrast import Contrast
+from SDFSMISLib.inference.network_images import Contrast, Region, Shot, colour, painted_bank
 from SDFSMISLib.inference.networks import Networks
-from SDFSMISLib.inference.region import Region
-from SDFSMISLib.inference.shots import Shot, colour, painted_bank
 from SDFSMISLib.slices import SliceStack
 
 Answered = tuple[int, int, np.ndarray]  # label, slice, probability as uint8 canonical (rows, columns), 255 meaning 1

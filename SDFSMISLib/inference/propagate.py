@@ -19,12 +19,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.independent import Answered, on_slice_grid, slice_name
+from SDFSMISLib.inference.network_images import Contrast, Region, Shot, colour, painted_bank
 from SDFSMISLib.inference.networks import Networks
-from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.registration import carried, displacement
-from SDFSMISLib.inference.shots import Shot, colour, painted_bank
 from SDFSMISLib.model.likeness import likeness
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank

@@ -10,8 +10,7 @@ from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.inference.collecting import Collection
-from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
+from SDFSMISLib.inference.segmentation import Collection, Segmentation, SliceResult
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
 

@@ -14,15 +14,12 @@ from typing import Literal
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.contrast import Contrast
-from SDFSMISLib.inference.finding import find_structure
+from SDFSMISLib.inference.cross_scan import find_structure, run_transfer, without_results
 from SDFSMISLib.inference.independent import Answered, run_independent
+from SDFSMISLib.inference.network_images import Contrast, Region, Shot
 from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_propagate
-from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.segmentation import SliceResult, certainty_of, presence_of
-from SDFSMISLib.inference.shots import Shot
-from SDFSMISLib.inference.transfer import run_transfer, without_results
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.slices import SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice

@@ -1,13 +1,21 @@
-"""What a segmentation run hands out: a record for each finished slice, and the whole in the end."""
+"""What a segmentation run hands out: a record for each finished slice, and the whole in the end.
+
+From slices that come out one by one, here or on a server, to a segmentation on the scan's grid. Needs no torch.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
+from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.support import SupportSlice
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +93,93 @@ def presence_of(probability: np.ndarray, threshold: float) -> float:
     """
     inside = probability[probability > 255 * threshold].astype(np.float32) / 255
     return float((inside - threshold).sum()) * certainty_of(probability)
+
+
+UNLIKE_SPACING = 3.0  # a ratio of pixel sizes from which on a user is told
+LEAST_OVERLAP = 0.3  # of two windows of intensities, likewise
+
+
+class Collection:
+    """What has come out of a run so far.
+
+    Args:
+        support: painted slices of each label; those on this very scan come out as they were painted.
+        names: of the labels.
+    """
+
+    def __init__(
+        self, query: Volume, scan: SliceStack, support: Mapping[int, Sequence[SupportSlice]], names: Mapping[int, str]
+    ) -> None:
+        self._began = time.monotonic()
+        self._query = query
+        self._axis = scan.axis
+        self._names = {label: names.get(label, "") for label in support}
+        self._painted = {
+            label: [piece for piece in pieces if piece.scan == scan.scan and piece.axis == scan.axis]
+            for label, pieces in support.items()
+        }
+        self.probabilities = {label: np.zeros(query.geometry.shape, dtype=np.uint8) for label in support}
+        self.certainty = {label: np.full(scan.count, np.nan) for label in support}
+        for label, pieces in self._painted.items():
+            for piece in pieces:
+                self._plane(self.probabilities[label], piece.index)[...] = 255 * piece.mask(label)
+
+    def take(self, label: int, index: int, probability: np.ndarray, certainty: float) -> None:
+        """A finished slice: uint8 (rows, columns), native, 255 meaning 1; and how sure it is, 0 to 1."""
+        self._plane(self.probabilities[label], index)[...] = probability
+        self.certainty[label][index] = certainty
+
+    def segmentation(
+        self, threshold: float, postprocessing: Postprocessing | None = None, warnings: Sequence[str] = ()
+    ) -> Segmentation:
+        """The labelmap and all that belongs to it.
+
+        Args:
+            threshold: probability above which a voxel belongs to the structure, 0 to 1.
+            postprocessing: None = nothing.
+        """
+        cleaning = postprocessing or Postprocessing()
+        voxels = cleaning.labelmap(self.probabilities, threshold, self._query.geometry.spacing, self._axis)
+        if voxels.max(initial=0) < 256:
+            voxels = voxels.astype(np.uint8)
+        for label, pieces in self._painted.items():
+            for piece in pieces:
+                plane, mask = self._plane(voxels, piece.index), piece.mask(label)
+                plane[(plane == label) & ~mask] = 0
+                plane[mask] = label
+        return Segmentation(
+            labelmap=Volume(voxels, self._query.geometry, None, self._names),
+            probabilities=self.probabilities,
+            axis=self._axis,
+            painted=tuple(sorted({piece.index for pieces in self._painted.values() for piece in pieces})),
+            certainty=self.certainty,
+            seconds=time.monotonic() - self._began,
+            warnings=list(warnings),
+        )
+
+    def _plane(self, voxels: np.ndarray, index: int) -> np.ndarray:
+        return voxels[(slice(None),) * self._axis + (index,)]
+
+
+def unlikeness(scan: SliceStack, pieces: Sequence[SupportSlice]) -> list[str]:
+    """One sentence for each way in which a scan differs from painted slices so much that a user should look."""
+    messages = []
+    for piece in pieces:
+        ratio = max(scan.spacing) / max(piece.spacing)
+        if not 1 / UNLIKE_SPACING < ratio < UNLIKE_SPACING:
+            messages.append(
+                f"Pixels are {max(scan.spacing):.3g} mm in the query and {max(piece.spacing):.3g} mm in the support; "
+                "results may be poor."
+            )
+        if scan.plane != piece.plane:
+            messages.append(
+                "The query is cut in another anatomical plane than the painted slices; results may be poor."
+            )
+        ours, theirs = scan.window, piece.window
+        overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
+        if overlap < LEAST_OVERLAP * max(ours.high - ours.low, theirs.high - theirs.low):
+            messages.append(
+                f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to "
+                f"{theirs.high:.4g} in the support; is it another modality?"
+            )
+    return list(dict.fromkeys(messages))

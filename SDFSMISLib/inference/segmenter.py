@@ -14,12 +14,10 @@ import torch
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.inference.collecting import Collection, unlikeness
+from SDFSMISLib.inference.network_images import Region, Shot
 from SDFSMISLib.inference.networks import LatentCache
-from SDFSMISLib.inference.region import Region
 from SDFSMISLib.inference.run import BATCH_SIZE, Finished, Options, Run, Strategy
-from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
-from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.inference.segmentation import Collection, Segmentation, SliceResult, unlikeness
 from SDFSMISLib.model.loading import BUILT_IN, load_pipeline, weights_digest
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.slices import SliceStack

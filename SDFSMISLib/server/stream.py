@@ -14,10 +14,9 @@ from starlette.types import Receive, Scope, Send
 
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.collecting import unlikeness
 from SDFSMISLib.inference.networks import is_out_of_memory
 from SDFSMISLib.inference.run import FoundResult, LaneResult, Result, Run
-from SDFSMISLib.inference.segmentation import SliceResult
+from SDFSMISLib.inference.segmentation import SliceResult, unlikeness
 from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.logs import LOGGER, event
 from SDFSMISLib.server.metrics import Metrics

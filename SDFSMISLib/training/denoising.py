@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import nn
 
-from SDFSMISLib.inference.shots import colour
+from SDFSMISLib.inference.network_images import colour
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 
 __all__ = ["Denoiser", "begin_supports_alike"]

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.contrast import Contrast
-from SDFSMISLib.inference.region import Region
+from SDFSMISLib.inference.network_images import Contrast, Region
 from SDFSMISLib.inference.registration import displacement
 from SDFSMISLib.training.augmentation import GRID, augmented
 from SDFSMISLib.training.batch import Before, EpisodeBatch, Plan

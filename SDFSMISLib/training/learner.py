@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.inference.network_images import colour
 from SDFSMISLib.inference.registration import carried
-from SDFSMISLib.inference.shots import colour
 from SDFSMISLib.model.built_in import folded, unfolded
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.pipeline import SDFSMISPipeline

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.brought import AIR, body
-from SDFSMISLib.inference.registration import carried, displacement
+from SDFSMISLib.inference.registration import AIR, body, carried, displacement
 from SDFSMISLib.training.slices import SliceKey
 from SDFSMISLib.training.volumes import TrainingVolume
 

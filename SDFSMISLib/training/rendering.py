@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from SDFSMISLib.inference.contrast import AIR, LEAST_PIXELS, LEVELS, LIMIT, SHARE
+from SDFSMISLib.inference.network_images import AIR, LEAST_PIXELS, LEVELS, LIMIT, SHARE
 
 __all__ = ["Draws", "blurred", "contrasts", "painted", "seen", "turned", "with_contrast", "with_errors"]
 

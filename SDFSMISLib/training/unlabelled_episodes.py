@@ -17,10 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.brought import AIR, SIDE, SIDES, PaintedBody, body
-from SDFSMISLib.inference.greys import by_greys
-from SDFSMISLib.inference.registration import carried, displacement
-from SDFSMISLib.inference.shots import Shot
+from SDFSMISLib.inference.network_images import Shot
+from SDFSMISLib.inference.registration import AIR, SIDE, SIDES, PaintedBody, body, by_greys, carried, displacement
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import FOREIGN, LEAST_NEXT, LEAST_PIXELS, EpisodeSampler
 from SDFSMISLib.training.levels import Levels, Pairs

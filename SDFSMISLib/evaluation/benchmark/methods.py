@@ -41,8 +41,8 @@ def official_method(pipeline: SDFSMISPipeline) -> Method:
     def segment(task: Task) -> np.ndarray:
         import torch
 
+        from SDFSMISLib.inference.network_images import colour
         from SDFSMISLib.inference.official import map_bytes, official_masks
-        from SDFSMISLib.inference.shots import colour
 
         side = pipeline.config.resolution
         orientation = task.query.geometry.slice_orientation(task.axis)

@@ -1,4 +1,10 @@
-"""The `independent` strategy on a scan without painted slices, for networks that have an input for what registration
+"""Where a painted structure lies in a scan without painted slices: the painted slice is registered onto every slice.
+
+The slice that then looks most like the painted one around the structure, and needed the least bending for it, is where
+propagation starts, with the mask that came along as a first guess. What this finds was measured, beside other scores:
+Resources/MODEL_CARD.md.
+
+The `independent` strategy on a scan without painted slices, for networks that have an input for what registration
 brings (`SupportQueryUNet`, `neighbour`): each slice is handed to them as its own finished neighbour, with the mask that
 was brought onto it, to be corrected. What is alike there is told by that mask too, since on another scanner's images
 grey levels of the painted slice mislead. Ours, not the paper's.
@@ -14,17 +20,53 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.brought import brought_onto
-from SDFSMISLib.inference.contrast import Contrast
 from SDFSMISLib.inference.independent import Answered, on_slice_grid, slice_name
+from SDFSMISLib.inference.network_images import Contrast, Region, Shot, colour, painted_bank
 from SDFSMISLib.inference.networks import Networks
 from SDFSMISLib.inference.propagate import looked_at
-from SDFSMISLib.inference.region import Region
-from SDFSMISLib.inference.shots import Shot, colour, painted_bank
+from SDFSMISLib.inference.registration import SIDE, PaintedBody, body, brought_onto
 from SDFSMISLib.model.unet import SupportBank
 from SDFSMISLib.slices import SliceStack
 
-Found = TypeVar("Found")
+LEAST_SCORE = 0.0  # a worse match is none
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A slice that shows the structure: its `index`, the `score` of the match (1 is perfect), and the `probability`,
+    uint8 canonical (rows, columns), 255 meaning 1."""
+
+    index: int
+    score: float
+    probability: np.ndarray
+
+
+def find_structure(
+    scan: SliceStack, shots: Sequence[Shot], indices: Sequence[int]
+) -> Generator[None, None, Found | None]:
+    """The best match of painted slices among slices `indices` of a scan; stops after each slice, to be asked on.
+
+    Args:
+        shots: painted slices of other scans; those on which nothing is painted are not looked for.
+
+    Returns:
+        None where no slice looks like a painted one.
+    """
+    painted = [PaintedBody.of(shot) for shot in shots if shot.mask.any()]
+    best: Found | None = None
+    for index in indices:
+        image = scan.image(index)
+        region = body(image, scan.spacing)
+        seen = region.to_grid(image, SIDE, -1.0)
+        for one in painted:
+            score, mask = one.onto(seen)
+            if score > (best.score if best else LEAST_SCORE):
+                best = Found(index, score, on_slice_grid(region, mask, scan.shape))
+        yield
+    return best
+
+
+Item = TypeVar("Found")
 
 LEAST_BROUGHT = 0.5  # a slice on which no pixel is brought with more is empty
 
@@ -50,7 +92,7 @@ def run_transfer(
     yield from _Transfer(networks, scan, label, shots, found).answers(indices, known)
 
 
-def without_results(search: Generator[None, None, Found]) -> Generator[list[Any], None, Found]:
+def without_results(search: Generator[None, None, Item]) -> Generator[list[Any], None, Item]:
     """What a search returns; each of its stops is a batch that gave nothing."""
     while True:
         try:
