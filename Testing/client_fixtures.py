@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from SDFSMISLib.client import trouble
+from SDFSMISLib.client import connection as trouble
 from small_backend import SmallBackend
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

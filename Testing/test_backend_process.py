@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from SDFSMISLib.client.backend_error import BackendFailed
 from SDFSMISLib.client.backend_process import start_backend
+from SDFSMISLib.client.errors import BackendFailed
 from SDFSMISLib.errors import Cancelled, InputError
 
 READY = 'print(json.dumps({"url": "http://127.0.0.1:9", "version": "9.9"}), flush=True)\n'

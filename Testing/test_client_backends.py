@@ -11,7 +11,8 @@ import pytest
 
 from client_examples import STACK, SUPPORT
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.backend_error import (
+from SDFSMISLib.client.connection import Address
+from SDFSMISLib.client.errors import (
     BackendNotFound,
     BackendRefused,
     ConnectionLost,
@@ -19,7 +20,6 @@ from SDFSMISLib.client.backend_error import (
     TokenRefused,
     VersionMismatch,
 )
-from SDFSMISLib.client.route import Address
 from SDFSMISLib.errors import InputError
 from small_backend import SmallBackend, closed_port, listening
 

@@ -12,7 +12,7 @@ import pytest
 from certificates import self_signed
 from client_examples import GRID, SCAN, SHAPE, STACK, SUPPORT, collected, painted, wait_for
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.backend_error import BackendError, BackendNotFound, BackendRefused, NotABackend, TlsRefused
+from SDFSMISLib.client.errors import BackendError, BackendNotFound, BackendRefused, NotABackend, TlsRefused
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.slices import SliceStack

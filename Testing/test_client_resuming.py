@@ -11,8 +11,9 @@ import pytest
 
 import small_backend
 from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, TWO_LABELS, collected, places
-from SDFSMISLib.client import Client, trouble
-from SDFSMISLib.client.backend_error import (
+from SDFSMISLib.client import Client
+from SDFSMISLib.client import connection as trouble
+from SDFSMISLib.client.errors import (
     BackendBusy,
     BackendError,
     BackendFailed,

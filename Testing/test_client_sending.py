@@ -7,7 +7,7 @@ import pytest
 
 from client_examples import ADDRESSES, GRID, SCAN, SHAPE, STACK, SUPPORT, TWO_LABELS, a_scan, collected, painted
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.backend_error import ScanTooLarge
+from SDFSMISLib.client.errors import ScanTooLarge
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.slices import SliceStack

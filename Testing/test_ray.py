@@ -35,7 +35,7 @@ from cohort_examples import NodeWork, make_bad_input, make_square, wait_until
 from SDFSMISLib import InputError, Segmenter, read_labelmap
 from SDFSMISLib.cli import main
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.backend_error import BackendBusy, TokenRefused
+from SDFSMISLib.client.errors import BackendBusy, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 from SDFSMISLib.server.engine import Engine

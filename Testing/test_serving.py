@@ -21,8 +21,8 @@ from certificates import self_signed
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.cli import main
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.backend_error import BackendFailed, TlsRefused, TokenRefused
 from SDFSMISLib.client.backend_process import start_backend
+from SDFSMISLib.client.errors import BackendFailed, TlsRefused, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 from serving import Task, task, until

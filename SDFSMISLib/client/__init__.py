@@ -3,10 +3,10 @@ carry it."""
 
 from __future__ import annotations
 
-from SDFSMISLib.client.backend_error import BackendError
 from SDFSMISLib.client.backend_process import BackendProcess, start_backend
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.client.client import Client
+from SDFSMISLib.client.errors import BackendError
 from SDFSMISLib.client.remote_run import RemoteRun, RunState, SliceRecord
 
 __all__ = [

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO
 
-from SDFSMISLib.client.backend_error import BackendFailed
 from SDFSMISLib.client.client import Client
+from SDFSMISLib.client.errors import BackendFailed
 from SDFSMISLib.errors import Cancelled, InputError
 
 __all__ = ["BackendProcess", "start_backend"]

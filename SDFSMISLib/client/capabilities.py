@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from SDFSMISLib.client.backend_error import NotABackend, ScanTooLarge, shown, version_mismatch
 from SDFSMISLib.client.connection import Connection
+from SDFSMISLib.client.errors import NotABackend, ScanTooLarge, shown, version_mismatch
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.wire import PROTOCOL
 

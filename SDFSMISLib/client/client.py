@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from SDFSMISLib.client.backend_error import BackendError
 from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
-from SDFSMISLib.client.connection import Connection, Interrupt
+from SDFSMISLib.client.connection import Address, Connection, Interrupt, Route, tls_context
+from SDFSMISLib.client.errors import BackendError
 from SDFSMISLib.client.remote_run import RemoteRun, RunState
-from SDFSMISLib.client.route import Address, Route, tls_context
 from SDFSMISLib.client.upload import OnProgress, send, shipment_of
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.slices import SliceStack

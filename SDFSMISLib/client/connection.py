@@ -1,33 +1,253 @@
-"""A connection to a backend over HTTP, which any thread can stop at once."""
+"""What to do where a backend is not there, is busy, or is lost: wait and try again, for as long as it makes sense.
+
+The way to a backend: its address, the proxy before it, which certificates are trusted, what requests carry.
+
+A connection to a backend over HTTP, which any thread can stop at once.
+"""
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
+import ipaddress
 import json
+import random
+import re
 import socket
 import ssl
 import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from SDFSMISLib.client.backend_error import (
+from SDFSMISLib import __version__
+from SDFSMISLib.client.errors import (
+    BackendBusy,
     BackendError,
     BackendNotFound,
     BackendRefused,
     ConnectionLost,
     NotABackend,
+    SlicesMissing,
     TlsRefused,
     refusal,
     version_mismatch,
 )
-from SDFSMISLib.client.route import Proxy, Route
-from SDFSMISLib.errors import Cancelled
+from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER, WireError, read_record
 
-__all__ = ["Connection", "Interrupt"]
+BUSY_SHARE = 15  # times its patience that it waits for a backend that is there and says when to come again
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds before trying again; doubled each time
+MOST_IN_VAIN = 5  # streams that end without anything new before it is given up
+LOOK = 0.25  # seconds between two looks at whether it was cancelled
+
+
+class Trouble:
+    """How long it goes on without anything new coming, not counting the time in which the backend answers."""
+
+    def __init__(self, patience: float, name: str, interrupt: Interrupt) -> None:
+        """
+        Args:
+            patience: seconds. name: of the backend, for people. interrupt: ends the waiting.
+        """
+        self._patience, self._name, self._interrupt = patience, name, interrupt
+        self._spent = 0.0
+        self._since: float | None = None
+        self._tries = 0
+        self._in_vain = 0
+        self._most_sent = 0
+        self._ordered = 0.0
+
+    def outlast(
+        self, error: BackendError, ask: Callable[[], None], on_trouble: Callable[[BackendError], None] | None = None
+    ) -> None:
+        """Wait until it makes sense to try again; raise where it does not.
+
+        Args:
+            ask: called while waiting; may raise.
+            on_trouble: called with what is wrong, before it is waited.
+        """
+        seconds = self._pause(error)
+        if seconds is None and isinstance(error, (BackendBusy, SlicesMissing)):
+            raise error
+        if seconds is None:
+            raise ConnectionLost(
+                f"The backend at {self._name} was lost and did not come back. Check the network and the backend, then "
+                "try again."
+            ) from error
+        if on_trouble is not None and seconds:
+            on_trouble(error)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            ask()
+            self._interrupt.wait(min(left, LOOK))
+        ask()
+
+    def connected(self) -> None:
+        """The backend has taken the work on."""
+        self._in_vain += 1
+        if self._since is not None:
+            self._spent += time.monotonic() - self._since
+            self._since = None
+
+    def over(self, sent: int | None = None) -> None:
+        """Something new has come; or, given their number, more slices than ever were sent."""
+        if sent is not None and sent <= self._most_sent:
+            return
+        self._most_sent = max(self._most_sent, sent or 0)
+        self._spent, self._since, self._tries, self._ordered = 0.0, None, 0, 0.0
+        self._in_vain = self._in_vain if sent is not None else 0
+
+    def _pause(self, error: BackendError) -> float | None:
+        """Seconds to wait before trying again; None where patience has come to its end."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        if isinstance(error, SlicesMissing):
+            self._in_vain += 1
+            return 0.0 if self._in_vain <= MOST_IN_VAIN else None
+        asked = error.retry_after if isinstance(error, BackendBusy) else None
+        if asked is not None:  # the backend is there, and says when: that takes no patience, within bounds
+            self._ordered += asked
+            self._since += asked
+            late = random.uniform(0, 1)  # clients come apart
+            return asked + late if self._ordered <= BUSY_SHARE * self._patience else None
+        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._tries) * random.uniform(0.5, 1)  # clients come apart
+        self._tries = min(self._tries + 1, 16)
+        spent = self._spent + now - self._since
+        return None if self._in_vain > MOST_IN_VAIN or spent + seconds > self._patience else seconds
+
+
+DEFAULT_PORT = 7861
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a backend is. ``path`` is empty, or what stands before every route (``"/sdfsmis"``)."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """The address that was typed: ``http`` is taken where no scheme stands, and then also the usual port.
+
+        A backend that listens on 0.0.0.0 says so; one connects to 127.0.0.1.
+
+        Raises:
+            InputError: for what is no address of HTTP.
+        """
+        text = url.strip()
+        try:
+            parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            raise _no_address(url) from None
+        if parts.scheme not in ("http", "https") or not re.fullmatch(r"[^\s/\\%@\x00-\x20]+", host) or port == 0:
+            raise _no_address(url)
+        if "@" in parts.netloc or parts.query or parts.fragment or re.search(r"[^!-~]", parts.path):
+            raise _no_address(url)
+        if port is None:
+            port = {"http": 80, "https": 443}[parts.scheme] if "://" in text else DEFAULT_PORT
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return cls(parts.scheme, host, port, parts.path.rstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """``"host:port"``, for people and for the lines of HTTP."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.name}{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this computer; no name is looked up for that."""
+        with suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return self.host == "localhost"
+
+
+def _no_address(url: str) -> InputError:
+    return InputError(
+        f"The address {url!r:.80} was given; a backend's address looks like localhost:{DEFAULT_PORT} or "
+        "https://computer:443."
+    )
+
+
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """What certificates are trusted: those of ``ca_file``, or those of this computer.
+
+    Raises:
+        InputError: where the file is not there or holds no certificate.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise InputError(f"{ca_file} cannot be read as certificates ({error}); give a PEM file.") from None
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy of HTTP, and the headers that it asks for."""
+
+    host: str
+    port: int
+    headers: dict[str, str]
+
+    @classmethod
+    def of(cls, text: str, target: str) -> Proxy:
+        """The proxy that an environment variable names on the way to the computer ``target``."""
+        try:
+            parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+            host, port = parts.hostname or "", parts.port or 80
+        except ValueError:
+            host = ""
+        if not host or parts.scheme != "http":
+            raise BackendNotFound(
+                f"The proxy {text.rpartition('@')[2]!r:.80} of the environment cannot be used. Name an http proxy "
+                f"there, or add {target} to NO_PROXY."
+            )
+        if parts.username is None:
+            return cls(host, port, {})
+        pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+        return cls(host, port, {"Proxy-Authorization": "Basic " + base64.b64encode(pair.encode()).decode("ascii")})
+
+
+@dataclass(frozen=True)
+class Route:
+    """How to connect to a backend: where it is, what is sent with every request, whom to trust, how long to wait."""
+
+    address: Address
+    token: str | None
+    context: ssl.SSLContext | None
+    timeout: float
+
+    def proxy(self) -> Proxy | None:
+        """The environment's proxy for this address; never one for this computer.
+
+        Raises:
+            BackendNotFound: where it is of a kind that is not understood.
+        """
+        address = self.address
+        if address.is_local or urllib.request.proxy_bypass(address.name):
+            return None
+        proxies = urllib.request.getproxies()
+        text = proxies.get(address.scheme) or proxies.get("all")
+        return Proxy.of(text, address.host) if text else None
+
+    def headers(self) -> dict[str, str]:
+        headers = {"Accept": "*/*", "User-Agent": f"sdfsmis/{__version__}"}
+        return headers | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+
 
 CONNECT_SECONDS = 10.0  # the longest that connecting waits for an answer
 MOST_ANSWER = 1 << 26  # bytes of an answer that is no stream; a list of missing slices has 67 for each

@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from SDFSMISLib.client.backend_error import BackendError, BackendFailed, refusal, shown
 from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
-from SDFSMISLib.client.connection import Connection, Interrupt
-from SDFSMISLib.client.route import Route
-from SDFSMISLib.client.trouble import Trouble
+from SDFSMISLib.client.connection import Connection, Interrupt, Route, Trouble
+from SDFSMISLib.client.errors import BackendError, BackendFailed, refusal, shown
 from SDFSMISLib.client.upload import OnProgress, Shipment, send, shipment_of
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.slices import SliceStack, needed_slices

@@ -11,10 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from SDFSMISLib.client.backend_error import NotABackend
 from SDFSMISLib.client.capabilities import Limits
-from SDFSMISLib.client.connection import Connection, Interrupt
-from SDFSMISLib.client.route import Route
+from SDFSMISLib.client.connection import Connection, Interrupt, Route
+from SDFSMISLib.client.errors import NotABackend
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
