@@ -10,7 +10,7 @@ import pytest
 
 from scene_examples import SHAPE, Bench, one_slice
 from SDFSMISLib.scene import read_painting, read_results, with_corrections
-from SDFSMISLib.scene.slice_record import SliceRecord, tag_of
+from SDFSMISLib.scene.segment_tags import SliceRecord, tag_of
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given
 
 from scene_examples import few
-from SDFSMISLib.scene.piece import Piece, box_around
-from SDFSMISLib.scene.slice_record import slice_digests
+from SDFSMISLib.scene.frame import Piece, box_around
+from SDFSMISLib.scene.segment_tags import slice_digests
 from volume_examples import seeds
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,8 +11,7 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import HeldResult, Painting, SegmentLook, read_painting, read_results, with_corrections
-from SDFSMISLib.scene.frame import volume_geometry
-from SDFSMISLib.scene.piece import Piece
+from SDFSMISLib.scene.frame import Piece, volume_geometry
 from SDFSMISPanel.background import Background, Ended
 from SDFSMISPanel.painting_direction import two_directions
 from SDFSMISPanel.result_home import ResultHome

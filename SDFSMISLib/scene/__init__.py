@@ -7,24 +7,22 @@ All of it belongs on the main thread, but for what works on copies: what :class:
 from __future__ import annotations
 
 from SDFSMISLib.scene.editing_rules import EditingRules
-from SDFSMISLib.scene.listed_segment import ListedSegment, painted_segments
 from SDFSMISLib.scene.painting import (
     HeldResult,
+    ListedSegment,
     Painting,
+    painted_segments,
     painting_stamp,
     read_painting,
     read_results,
     with_corrections,
 )
-from SDFSMISLib.scene.result_place import ResultLost
-from SDFSMISLib.scene.result_segment import find_results
-from SDFSMISLib.scene.result_segmentation import fits, make_segmentation
+from SDFSMISLib.scene.result_segment import ResultLost, find_results, fits, make_segmentation
 from SDFSMISLib.scene.result_writer import ResultWriter
 from SDFSMISLib.scene.run_labels import Cleaned
-from SDFSMISLib.scene.scan import Scan, Scans
-from SDFSMISLib.scene.segment_labelmap import SegmentGone
-from SDFSMISLib.scene.segment_look import SegmentLook
-from SDFSMISLib.scene.sequence_frame import SequenceFrame
+from SDFSMISLib.scene.scan import Scan, Scans, SequenceFrame
+from SDFSMISLib.scene.segment_tags import SegmentLook
+from SDFSMISLib.scene.segment_voxels import SegmentGone
 from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, make_parallel, show_slice, shown_slice
 
 __all__ = [

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene.frame import Frame
-from SDFSMISLib.scene.piece import Piece
+from SDFSMISLib.scene.frame import Frame, Piece
 from SDFSMISLib.scene.scan import Scan
-from SDFSMISLib.scene.segment import read_box
+from SDFSMISLib.scene.segment_voxels import read_box
 
 __all__ = ["EditingRules"]
 

@@ -1,26 +1,44 @@
-"""Painting: what is painted in chosen segments of the scene, and the support set that it makes."""
+"""Listed segments: what a list of a segmentation's segments says of each.
+
+Painting: what is painted in chosen segments of the scene, and the support set that it makes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.scene.frame import Frame
-from SDFSMISLib.scene.painted_record import PAINTED_TAG, added_slices, painted_record
-from SDFSMISLib.scene.piece import Piece, box_around
+from SDFSMISLib.scene.frame import Frame, Piece, box_around
+from SDFSMISLib.scene.result_segment import SOURCE_TAG
 from SDFSMISLib.scene.scan import Scan, volume_stamp
-from SDFSMISLib.scene.segment import read_segment, read_within
-from SDFSMISLib.scene.segment_labelmap import LABELMAP, segment_of
-from SDFSMISLib.scene.slice_record import SliceRecord, tag_of
+from SDFSMISLib.scene.segment_tags import PAINTED_TAG, RECORD_TAG, SliceRecord, added_slices, painted_record, tag_of
+from SDFSMISLib.scene.segment_voxels import LABELMAP, read_segment, read_within, segment_of
 from SDFSMISLib.support import SupportSet, painted_axis
 
-__all__ = ["HeldResult", "Painting", "painting_stamp", "read_painting", "read_results", "with_corrections"]
+
+class ListedSegment(NamedTuple):
+    """A segment; ``color`` is red, green, blue from 0 to 1, ``is_result`` whether a run wrote it."""
+
+    segment_id: str
+    name: str
+    color: tuple[float, float, float]
+    is_result: bool
+
+
+def painted_segments(segmentation_node: Any) -> list[ListedSegment]:
+    """The segments of a segmentation in its order; results of runs are among them, and told from what was painted."""
+    segmentation, listed = segmentation_node.GetSegmentation(), []
+    for segment_id in segmentation.GetSegmentIDs():
+        segment = segmentation.GetSegment(segment_id)
+        is_result = bool(tag_of(segment, RECORD_TAG)) or segment.HasTag(SOURCE_TAG)
+        listed.append(ListedSegment(segment_id, segment.GetName(), tuple(segment.GetColor()), is_result))
+    return listed
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,9 @@
-"""A result segment: the segment that a run writes its slices into, and what a user changes in it meanwhile."""
+"""The segmentation that results go into: whether one has the volume's lattice, and a new one that has.
+
+A result segment: the segment that a run writes its slices into, and what a user changes in it meanwhile.
+
+The place of a run's results: a segmentation in which a scan lies as it lay when the run began, until it is lost.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,66 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.scene.frame import Frame
-from SDFSMISLib.scene.painted_record import PAINTED_TAG, added_slices, painted_record, painted_text
-from SDFSMISLib.scene.piece import Piece
-from SDFSMISLib.scene.scan import Scan, scan_key
-from SDFSMISLib.scene.segment import on_lattice, read_within
-from SDFSMISLib.scene.segment_change import replace_segment, write_slices
-from SDFSMISLib.scene.segment_labelmap import LABELMAP, SURFACE, labelmap_of, segment_of
-from SDFSMISLib.scene.segment_look import SegmentLook
-from SDFSMISLib.scene.slice_record import RECORD_TAG, SliceRecord, slice_digests, tag_of
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.scene.frame import Frame, Piece
+from SDFSMISLib.scene.scan import Scan, SequenceFrame, scan_key
+from SDFSMISLib.scene.segment_tags import (
+    PAINTED_TAG,
+    RECORD_TAG,
+    SegmentLook,
+    SliceRecord,
+    added_slices,
+    painted_record,
+    painted_text,
+    slice_digests,
+    tag_of,
+)
+from SDFSMISLib.scene.segment_voxels import (
+    LABELMAP,
+    SURFACE,
+    image_to_frame,
+    labelmap_of,
+    lattice_shift,
+    on_lattice,
+    read_within,
+    replace_segment,
+    segment_of,
+    write_slices,
+)
 
-__all__ = ["SOURCE_TAG", "ResultSegment", "find_results", "results_of_others", "scan_of_result"]
+
+def fits(volume_node: Any, segmentation_node: Any) -> bool:
+    """Whether what is painted in a segmentation lies on the voxels of a volume.
+
+    Where it does not, results belong into a segmentation of their own (:func:`make_segmentation`): with the first
+    stroke in one of them, the segment editor would resample it.
+    """
+    import slicer
+
+    try:
+        frame = Frame.of(volume_node, segmentation_node)
+        segmentation = segmentation_node.GetSegmentation()
+        if not all(on_lattice(segmentation_node, one, frame) for one in segmentation.GetSegmentIDs()):
+            return False
+    except InputError:
+        return False
+    converter = slicer.vtkSegmentationConverter
+    text = segmentation.GetConversionParameter(converter.GetReferenceImageGeometryParameterName())
+    image = slicer.vtkOrientedImageData()
+    if not text or not converter.DeserializeImageGeometry(text, image, False):
+        return True  # the editor will take the volume's
+    to_volume = frame.from_segmentation @ image_to_frame(image)
+    return lattice_shift(to_volume, (0, 0, 0), frame.geometry.shape, frame.geometry) is not None
+
+
+def make_segmentation(volume_node: Any, name: str) -> Any:
+    """A new vtkMRMLSegmentationNode in the volume's scene, on its lattice and under its transform."""
+    node = volume_node.GetScene().AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    node.CreateDefaultDisplayNodes()
+    node.SetAndObserveTransformNodeID(volume_node.GetTransformNodeID())
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume_node)
+    return node
+
 
 SOURCE_TAG, SCAN_TAG = "SDFSMIS.ResultOf", "SDFSMIS.Scan"
 
@@ -264,3 +318,64 @@ def _name(segmentation_node: Any, look: SegmentLook, scan: Scan) -> str:
     frame = [scan.frame_text] if scan.frame_text else []
     name = f"{look.name} ({', '.join(['SDFSMIS', *frame])})"
     return f"{look.name} ({', '.join(['SDFSMIS', scan.name, *frame])})" if name in taken else name
+
+
+class ResultLost(InputError):
+    """What the results are written into is gone: deleted, undone, closed, or moved."""
+
+
+class ResultPlace:
+    """A segmentation, and how a volume's grid lies in it, as it was in the beginning.
+
+    Attributes:
+        frame: the volume's grid in the segmentation.
+
+    Raises:
+        InputError: where a transform that is not linear lies between volume and segmentation.
+    """
+
+    def __init__(self, volume_node: Any, segmentation_node: Any, scan: Scan) -> None:
+        self.frame = Frame.of(volume_node, segmentation_node)
+        self._volume_node, self._segmentation_node, self._scan = volume_node, segmentation_node, scan
+        self._segmentation_frame = SequenceFrame.of(segmentation_node)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the segmentation is in a scene."""
+        return _is_present(self._segmentation_node)
+
+    @property
+    def scan_changed(self) -> bool:
+        """Whether the volume does not show what the scan is."""
+        return not (_is_present(self._volume_node) and self._scan.is_shown_by(self._volume_node))
+
+    def check(self) -> None:
+        """Raises :class:`ResultLost` where nothing can be written as it could in the beginning.
+
+        Another frame of the scan's sequence may be shown: it may have another grid, and what is written lies where it
+        lay.
+        """
+        for node, what in ((self._segmentation_node, "segmentation"), (self._volume_node, "scan")):
+            if not _is_present(node):
+                raise ResultLost(f"The {what} was deleted, or the scene closed; results cannot be written any more.")
+        began, now = self._segmentation_frame, SequenceFrame.of(self._segmentation_node)
+        if now != began:
+            raise ResultLost(
+                f"The segmentation shows {now.text if now else 'no frame of a sequence'}, and the run began in "
+                f"{began.text if began else 'none'}; go back to that, or begin the run again."
+            )
+        if SequenceFrame.of(self._volume_node) == self._scan.sequence_frame and self._has_moved():
+            raise ResultLost(
+                "The scan was changed, or moved against the segmentation, since the run began; begin the run again."
+            )
+
+    def _has_moved(self) -> bool:
+        try:
+            return not self.frame.same(Frame.of(self._volume_node, self._segmentation_node))
+        except InputError:
+            return True
+
+
+def _is_present(node: Any) -> bool:
+    """Whether a node is in a scene."""
+    return node.GetScene() is not None and bool(node.GetScene().IsNodePresent(node))

@@ -12,14 +12,12 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Cleaning
 from SDFSMISLib.scene.editing_rules import EditingRules
-from SDFSMISLib.scene.piece import Piece
-from SDFSMISLib.scene.result_place import ResultLost, ResultPlace
-from SDFSMISLib.scene.result_segment import ResultSegment, results_of_others, scan_of_result
+from SDFSMISLib.scene.frame import Piece
+from SDFSMISLib.scene.result_segment import ResultLost, ResultPlace, ResultSegment, results_of_others, scan_of_result
 from SDFSMISLib.scene.run_labels import Cleaned, RunLabels
 from SDFSMISLib.scene.scan import Scan
-from SDFSMISLib.scene.segment_change import clear_in_segment
-from SDFSMISLib.scene.segment_labelmap import SURFACE, segment_of
-from SDFSMISLib.scene.segment_look import SegmentLook
+from SDFSMISLib.scene.segment_tags import SegmentLook
+from SDFSMISLib.scene.segment_voxels import SURFACE, clear_in_segment, segment_of
 from SDFSMISLib.support import SupportSet
 
 __all__ = ["ResultWriter"]

@@ -1,4 +1,7 @@
-"""Scans: volume nodes as `Volume`, copied once for as long as they do not change."""
+"""Sequence frames: which frame of a sequence a node of the scene shows, such as one phase of a beating heart.
+
+Scans: volume nodes as `Volume`, copied once for as long as they do not change.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,36 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.intensity import finite_range
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.scene.frame import volume_geometry
-from SDFSMISLib.scene.sequence_frame import SequenceFrame
 
-__all__ = ["Scan", "Scans", "scan_key", "volume_stamp"]
+
+@dataclass(frozen=True)
+class SequenceFrame:
+    """One frame of a sequence.
+
+    Attributes:
+        text: for people, such as "frame 3 of 12 of ECG gated".
+        key: 16 hexadecimal digits that stand for the sequence's name and the frame's index value, such as its time.
+    """
+
+    text: str
+    key: str
+
+    @classmethod
+    def of(cls, node: Any) -> SequenceFrame | None:
+        """The frame that a node shows as the proxy of a sequence browser; None where it is the proxy of none."""
+        scene = node.GetScene()
+        for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode") if scene is not None else 0):
+            browser = scene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
+            sequence = browser.GetSequenceNode(node) if browser.IsProxyNodeID(node.GetID()) else None
+            master, item = browser.GetMasterSequenceNode(), browser.GetSelectedItemNumber()
+            if sequence is None or master is None or item < 0:
+                continue
+            name = sequence.GetName()
+            place = f"{name}\n{master.GetIndexName()}\n{master.GetNthIndexValue(item)}"
+            text = f"frame {item + 1} of {browser.GetNumberOfItems()} of {name}"
+            return cls(text, hashlib.sha256(place.encode()).hexdigest()[:16])
+        return None
+
 
 STEP_BYTES = 1 << 23  # that are copied at once: some 10 to 20 ms where all of the memory is new
 KEY_VOXELS = 1 << 17  # that are looked at to know a scan again; all of them would take a tenth of a second and more
