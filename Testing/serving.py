@@ -18,7 +18,7 @@ from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.client import Client
 from SDFSMISLib.server.app import make_app
 from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.limits import Limits
+from SDFSMISLib.server.settings import Limits
 from SDFSMISLib.server.store import MemoryStore
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.wire import content_address, pack_array, query_fields, support_fields, support_image_for_wire

@@ -39,7 +39,7 @@ from SDFSMISLib.client.errors import BackendBusy, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.limits import Limits
+from SDFSMISLib.server.settings import Limits
 from SDFSMISLib.server.store import MissingSlices
 from SDFSMISLib.wire import PROTOCOL_HEADER, content_address, pack_array
 from serving import Task, task, until

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from SDFSMISLib.server.scheduler import ClientStalled, QueueFull, Scheduler, Stopping, Ticket
+from SDFSMISLib.server.engine import ClientStalled, QueueFull, Scheduler, Stopping, Ticket
 from serving import until
 
 

@@ -19,7 +19,7 @@ import torch
 from SDFSMISLib import Segmenter
 from SDFSMISLib.client import Client
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.server.limits import Limits
+from SDFSMISLib.server.settings import Limits
 from SDFSMISLib.wire import content_address, encode_array, pack_array, read_record
 from serving import Backend, Task, request_of, running, task, until
 from small_scans import BrightPipeline

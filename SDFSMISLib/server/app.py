@@ -23,11 +23,7 @@ from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.run import REGIONS, STRATEGIES
 from SDFSMISLib.server.access import Access
-from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.failures import Refused
-from SDFSMISLib.server.logs import LOGGER
-from SDFSMISLib.server.metrics import Metrics
-from SDFSMISLib.server.scheduler import QueueFull, Stopping
+from SDFSMISLib.server.engine import Engine, Metrics, QueueFull, Stopping
 from SDFSMISLib.server.schema import (
     STREAM,
     AcceptedLimits,
@@ -39,11 +35,12 @@ from SDFSMISLib.server.schema import (
     MissingAddresses,
     Model,
     QueueState,
+    Refused,
     SegmentationRequest,
 )
-from SDFSMISLib.server.segmentations import run_of
+from SDFSMISLib.server.segmentations import ResultResponse, ResultStream, run_of
+from SDFSMISLib.server.settings import LOGGER
 from SDFSMISLib.server.store import Store
-from SDFSMISLib.server.stream import ResultResponse, ResultStream
 from SDFSMISLib.wire import ARRAY_TYPE, PROTOCOL, RECORDS_TYPE, ArrayTooLarge, WireError, content_address, unpack_array
 
 EXPIRE_SECONDS = 30.0

@@ -20,11 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib.console import one_line, say, waiting
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.server.entrance import Entrance, when_stdin_closes
-from SDFSMISLib.server.failures import Refused
-from SDFSMISLib.server.limits import Limits
-from SDFSMISLib.server.logs import event
-from SDFSMISLib.server.settings import ServeSettings
+from SDFSMISLib.server.access import Entrance, when_stdin_closes
+from SDFSMISLib.server.schema import Refused
+from SDFSMISLib.server.settings import Limits, ServeSettings, event
 from SDFSMISLib.server.store import MemoryStore, MissingSlices
 from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER
 
@@ -144,7 +142,7 @@ class Replica:
 
         from SDFSMISLib.inference.segmenter import Segmenter
         from SDFSMISLib.server.engine import Engine
-        from SDFSMISLib.server.logs import log_to_stderr
+        from SDFSMISLib.server.settings import log_to_stderr
 
         log_to_stderr()  # which Ray keeps in its session's folder of logs
         # A run that goes on in another replica is to come to the same bits, which the number of threads has a part in;

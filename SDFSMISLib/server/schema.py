@@ -1,10 +1,16 @@
-"""What goes in and out as JSON; the page /docs is made from this."""
+"""What goes in and out as JSON; the page /docs is made from this.
+
+Failures as the client sees them: a status, a code, and a sentence.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
@@ -191,3 +197,31 @@ STREAM = """One JSON object per line, each closed by `crc32`, that of the line's
 
 A stream without `end` or `error` was cut: send what is missing, ask again with what has come. Closing it cancels.
 """
+
+
+class Refused(HTTPException):
+    """An answer other than the one that was hoped for.
+
+    Args:
+        status: of HTTP.
+        code: for programs.
+        message: a sentence for people.
+        more: further fields of the answer's `error`.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        more: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.code = code
+        self.more = dict(more or {})
+
+    def answer(self) -> JSONResponse:
+        error = {"code": self.code, "message": self.detail, **self.more}
+        return JSONResponse({"error": error}, self.status_code, self.headers)

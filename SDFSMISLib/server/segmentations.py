@@ -1,22 +1,82 @@
-"""From a request to a run: the slices it names, the painted ones, and what has come before."""
+"""Probabilities that a client hands back, kept as they came and unpacked when one is asked for.
+
+From a request to a run: the slices it names, the painted ones, and what has come before.
+
+The results of one run on their way to its client.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.run import Finished, Options, Run
-from SDFSMISLib.server.answers import PackedAnswers
-from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.failures import Refused
-from SDFSMISLib.server.limits import Limits
-from SDFSMISLib.server.schema import Answer, SegmentationRequest
+from SDFSMISLib.inference.networks import is_out_of_memory
+from SDFSMISLib.inference.run import Finished, FoundResult, LaneResult, Options, Result, Run
+from SDFSMISLib.inference.segmentation import SliceResult, unlikeness
+from SDFSMISLib.server.engine import ClientStalled, Engine, Metrics, QueueFull, Stopping, Ticket
+from SDFSMISLib.server.schema import Answer, Refused, SegmentationRequest
+from SDFSMISLib.server.settings import LOGGER, Limits, event
 from SDFSMISLib.server.store import MissingSlices, Store
 from SDFSMISLib.support import SupportSet
-from SDFSMISLib.wire import PROTOCOL, stack_of, support_slice
+from SDFSMISLib.wire import (
+    PROTOCOL,
+    RECORDS_TYPE,
+    pack_probability,
+    stack_of,
+    support_slice,
+    unpack_probability,
+    write_record,
+)
+
+Place = TypeVar("Place", bound=Hashable)
+
+
+class PackedAnswers(MutableMapping[Place, np.ndarray], Generic[Place]):
+    """uint8 (rows, columns) by place.
+
+    Args:
+        shape: (rows, columns) of all of them.
+        fields: their `box` and `data` by place.
+
+    Raises:
+        WireError: where one is damaged; each is looked at once.
+    """
+
+    def __init__(self, shape: tuple[int, int], fields: Mapping[Place, Mapping[str, Any]]) -> None:
+        self._shape = shape
+        self._fields = dict(fields)
+        for one in self._fields.values():
+            unpack_probability(one, shape)
+
+    def __getitem__(self, place: Place) -> np.ndarray:
+        return unpack_probability(self._fields[place], self._shape)
+
+    def __setitem__(self, place: Place, probability: np.ndarray) -> None:
+        self._fields[place] = pack_probability(probability)
+
+    def __delitem__(self, place: Place) -> None:
+        del self._fields[place]
+
+    def __contains__(self, place: object) -> bool:
+        return place in self._fields
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
 
 
 def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engine) -> tuple[Run, int]:
@@ -112,3 +172,193 @@ def _found(starts: Sequence[Answer] | None, shape: tuple[int, int]) -> dict[int,
         return None
     soft = PackedAnswers(shape, {start.label: start.model_dump() for start in starts})
     return {start.label: (start.index, soft[start.label]) for start in starts}
+
+
+ALIVE_SECONDS = 5.0  # of silence, after which a sign of life is sent
+LONGEST_RETRY = 60
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    results: list[Result]
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class _End:
+    error: BaseException | None
+
+
+class ResultStream:
+    """A run that takes turns on the engine's device from now on, and the records that come of it.
+
+    To be made in the event loop's thread.
+
+    Args:
+        held: bytes of the run's slices.
+
+    Raises:
+        QueueFull: where too many runs take turns.
+        Stopping: where the backend is about to end.
+    """
+
+    def __init__(self, engine: Engine, run: Run, held: int, metrics: Metrics) -> None:
+        self._engine = engine
+        self._run = run
+        self._held = held
+        self._metrics = metrics
+        self._name = uuid.uuid4().hex[:8]
+        self._began = time.monotonic()
+        self._first: float | None = None
+        self._outcome = "cancelled"
+        self._done_before = run.done
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[_Batch | _End] = asyncio.Queue()
+        self._ticket: Ticket[Result] = Ticket(run.steps(), self._emit, self._close)
+        left = (run.total - run.done) * engine.seconds_per_slice
+        retry_after = max(1, min(round(left), LONGEST_RETRY))
+        engine.hold(held, retry_after)
+        try:
+            engine.scheduler.submit(self._ticket, retry_after)
+        except (QueueFull, Stopping):
+            engine.release(held)
+            raise
+        event("run started", run=self._name, slices=run.total - run.done, strategy=run.options.strategy)
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """The records, each a line of bytes."""
+        yield self._start()
+        while True:
+            try:
+                arrived = await asyncio.wait_for(self._arrived.get(), ALIVE_SECONDS)
+            except asyncio.TimeoutError:
+                yield write_record({"type": "alive", "ahead": max(self._engine.scheduler.running - 1, 0)})
+                continue
+            if isinstance(arrived, _End):
+                self._outcome = "done" if arrived.error is None else "failed"
+                yield self._end() if arrived.error is None else self._failure(arrived.error)
+                return
+            if self._first is None:
+                self._first = time.monotonic() - self._began
+            yield await run_in_threadpool(_records, arrived.results)
+            self._engine.scheduler.took(self._ticket, arrived.size)
+
+    def leave(self) -> None:
+        """Nobody takes the records any more; the run ends, if it has not."""
+        self._engine.scheduler.cancel(self._ticket)
+        self._told(self._outcome)
+
+    def _emit(self, results: list[Result]) -> None:
+        size = sum(_size(result) for result in results)
+        self._engine.scheduler.gave(self._ticket, size)
+        self._loop.call_soon_threadsafe(self._arrived.put_nowait, _Batch(results, size))
+
+    def _close(self, error: BaseException | None) -> None:
+        self._engine.release(self._held)
+        if error is not None:
+            self._engine.note(error)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, _End(error))
+
+    def _start(self) -> bytes:
+        return write_record(
+            {
+                "type": "start",
+                "protocol": PROTOCOL,
+                "version": __version__,
+                "model": self._engine.segmenter.name,
+                "weights_sha256": self._engine.segmenter.weights,
+                "device": self._engine.device_name,
+                "total": self._run.total,
+                "warnings": unlikeness(self._run.scan, self._run.pieces),
+            }
+        )
+
+    def _end(self) -> bytes:
+        total = time.monotonic() - self._began
+        seconds = {"total": total, "waiting": total - self._ticket.computing, "computing": self._ticket.computing}
+        return write_record({"type": "end", "slices": self._run.done, "seconds": seconds})
+
+    def _failure(self, error: BaseException) -> bytes:
+        code, message = self._described(error)
+        if code == "failed":
+            LOGGER.error("run failed run=%s", self._name, exc_info=error)
+        return write_record({"type": "error", "code": code, "message": message})
+
+    def _described(self, error: BaseException) -> tuple[str, str]:
+        if isinstance(error, Stopping):
+            return "stopping", "The backend is stopping; ask again when it is back, or ask another one."
+        if isinstance(error, InputError):
+            return "invalid_input", str(error)
+        if isinstance(error, ClientStalled):
+            return "stalled", "The results were not taken for too long; ask again for those that are missing."
+        if self._engine.is_lost_by(error):
+            return "stopping", "The backend's device has failed, and it starts again; ask again in a moment."
+        if is_out_of_memory(error):
+            return (
+                "out_of_memory",
+                "The backend's device has too little memory for a slice with these painted ones.",
+            )
+        return "failed", f"The backend failed ({type(error).__name__}); its log tells more, under run={self._name}."
+
+    def _told(self, outcome: str) -> None:
+        slices = self._run.done - self._done_before
+        self._metrics.runs.labels(outcome).inc()
+        self._metrics.slices.inc(slices)
+        if slices:
+            self._metrics.seconds_per_slice.observe(self._ticket.computing / slices)
+        event(
+            f"run {outcome}",
+            run=self._name,
+            slices=slices,
+            turns=self._ticket.turns,
+            seconds=time.monotonic() - self._began,
+            computing=self._ticket.computing,
+            first=self._first,
+        )
+
+
+class ResultResponse(StreamingResponse):
+    """The answer that streams a run's results. Whatever ends it ends the run, even before it has begun."""
+
+    def __init__(self, results: ResultStream) -> None:
+        super().__init__(results.lines(), media_type=RECORDS_TYPE, headers={"Cache-Control": "no-store"})
+        self._results = results
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._results.leave()
+
+
+def _records(results: Sequence[Result]) -> bytes:
+    return b"".join(write_record(_record(result)) for result in results)
+
+
+def _record(result: Result) -> dict[str, object]:
+    if isinstance(result, SliceResult):
+        return {
+            "type": "slice",
+            "label": result.label,
+            "index": result.index,
+            **pack_probability(result.probability),
+            "certainty": result.certainty,
+            "finished": result.finished,
+            "total": result.total,
+        }
+    if isinstance(result, LaneResult):
+        place = {"label": result.label, "start": result.start, "index": result.index}
+        return {"type": "lane", **place, **pack_probability(result.probability)}
+    starts = [
+        {"label": label, "index": index, **pack_probability(probability)}
+        for label, (index, probability) in result.starts.items()
+    ]
+    return {"type": "found", "starts": starts}
+
+
+def _size(result: Result) -> int:
+    """Bytes in memory."""
+    if isinstance(result, FoundResult):
+        return sum(probability.nbytes for _, probability in result.starts.values())
+    return result.probability.nbytes

@@ -11,9 +11,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from SDFSMISLib.console import waiting
-from SDFSMISLib.server.entrance import Entrance, when_stdin_closes
-from SDFSMISLib.server.logs import log_to_stderr
-from SDFSMISLib.server.settings import ServeSettings
+from SDFSMISLib.server.access import Entrance, when_stdin_closes
+from SDFSMISLib.server.settings import ServeSettings, log_to_stderr
 from SDFSMISLib.server.store import MemoryStore
 
 if TYPE_CHECKING:
