@@ -222,7 +222,7 @@ def test_across_data_sets_one_training_on_all_scans_serves_all_folds(tmp_path: P
 def test_a_run_trains_without_labels_and_tests_what_it_trained(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("SDFSMISLib.training.levels.PARTNERS", 1)  # to be fast
+    monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.PARTNERS", 1)  # to be fast
     config = write_config(tmp_path, mix={"independent": 0.5, "propagate": 0.5, "cross": 0.5})
     ran(*run_words(manifest, config, tmp_path / "out", "--fold", "0", "--setting", "2"))
     for group, organs in ABDOMEN.excluded_together.items():

@@ -11,9 +11,16 @@ import torch
 from SDFSMISLib.inference.network_images import Contrast
 from SDFSMISLib.inference.registration import carried
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.device_episodes import DeviceEpisodes
-from SDFSMISLib.training.flow import displacements
-from SDFSMISLib.training.rendering import Draws, blurred, contrasts, turned, with_contrast, with_errors
+from SDFSMISLib.training.device_episodes import (
+    DeviceEpisodes,
+    Draws,
+    blurred,
+    contrasts,
+    displacements,
+    turned,
+    with_contrast,
+    with_errors,
+)
 from SDFSMISLib.training.volumes import TrainingVolume, synthetic_volumes
 from test_hints import blobs, disc
 

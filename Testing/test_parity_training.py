@@ -11,10 +11,10 @@ import torch
 
 import golden
 from SDFSMISLib.model import SDFSMISPipeline
-from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.learner import EpisodeLearner, Learned
 from SDFSMISLib.training.trainer import learn_only, new_optimizer, rate_share, set_rate
+from SDFSMISLib.training.volumes import EpisodeBatch
 
 OFFICIAL = TrainingConfig(
     cases="",

@@ -12,9 +12,9 @@ import golden
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
-from SDFSMISLib.training.augmentation import augmented
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import PAPER_SHARE, EpisodeSampler
+from SDFSMISLib.training.synthesis import augmented
 from SDFSMISLib.training.trainer import train
 from SDFSMISLib.training.volumes import TrainingVolume
 from test_hints import blobs, disc

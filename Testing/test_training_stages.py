@@ -20,14 +20,12 @@ from safetensors.torch import load_file
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.loading import load_pipeline
-from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.denoising import Denoiser
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
-from SDFSMISLib.training.learner import EpisodeLearner, folding
+from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, folding
 from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
-from SDFSMISLib.training.volumes import synthetic_volumes
+from SDFSMISLib.training.volumes import EpisodeBatch, synthetic_volumes
 from training_examples import tiny_config, tiny_settings, write_manifest
 
 SMALL = Size(resolution=32, channels=(16, 16))

@@ -13,14 +13,11 @@ import torch
 
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.model.built_in import Size, new_built_in
-from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.learner import EpisodeLearner
-from SDFSMISLib.training.levels import PARTNERS, Levels, matched, paired
-from SDFSMISLib.training.slices import SliceKey
 from SDFSMISLib.training.trainer import train
-from SDFSMISLib.training.unlabelled_episodes import DrawnSlice, UnlabelledSampler
-from SDFSMISLib.training.volumes import TrainingVolume, slicing
+from SDFSMISLib.training.unlabelled_episodes import PARTNERS, DrawnSlice, Levels, UnlabelledSampler, matched, paired
+from SDFSMISLib.training.volumes import EpisodeBatch, SliceKey, TrainingVolume, slicing
 
 ORGANS = ((4, 24, 20, 4, 10), (10, 40, 44, 4, 9), (8, 38, 22, 3, 7), (12, 22, 40, 4, 8))
 """Middle (slice, row, column) and radii, along slices and across, of the organs 1 to 4."""

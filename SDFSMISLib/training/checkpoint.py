@@ -1,19 +1,27 @@
-"""Where a training run stands, in one safetensors file: networks, their moving average, optimiser, step."""
+"""Where a training run stands, in one safetensors file: networks, their moving average, optimiser, step.
+
+What a run says of itself while it goes on.
+
+Pictures of episodes, for a person to see what is being learned, and how far it has come.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
-
-__all__ = ["Checkpoint"]
+from SDFSMISLib.training.volumes import EpisodeBatch
 
 
 class Checkpoint:
@@ -68,3 +76,91 @@ class Checkpoint:
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+SAY_EVERY = 50  # steps
+
+
+class Log:
+    """Means over some steps, as lines of `log.jsonl` and, where that package is installed, for tensorboard."""
+
+    def __init__(self, output: Path, writes: bool) -> None:
+        self.path, self.writes = output / "log.jsonl", writes
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.began, self.steps, self.text = time.monotonic(), 0, ""
+        self.board = _tensorboard(output) if writes else None
+
+    def add(self, step: int, steps: int, parts: dict[str, float]) -> str:
+        """Take a step's numbers in; returns the last line's loss and overlap in a few words."""
+        self.steps += 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        if step % SAY_EVERY == 0 or step == steps:
+            seconds = (time.monotonic() - self.began) / self.steps
+            means = {name: self.sums[name] / self.counts[name] for name in self.sums}
+            self.write({"step": step, "seconds": round(seconds, 2)} | means)
+            self.text = ", ".join(f"{name} {means[name]:.3f}" for name in ("loss", "overlap") if name in means)
+            self.sums, self.counts = {}, {}
+        return self.text
+
+    def write(self, record: dict[str, float]) -> None:
+        if not self.writes:
+            return
+        with self.path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({name: round(value, 5) for name, value in record.items()}) + "\n")
+        if self.board is not None:
+            for name, value in record.items():
+                self.board.add_scalar(name, value, int(record["step"]))
+            self.board.flush()
+
+
+def _tensorboard(output: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(output / "tensorboard"))
+
+
+TRUTH, ANSWER = (255, 214, 0), (0, 229, 255)
+ROWS = 8
+
+
+def write_episodes(batch: EpisodeBatch, probabilities: torch.Tensor, path: Path) -> None:
+    """The picture of `episode_picture` as a PNG, whole or not at all."""
+    with atomic_output(path, ".png") as part:
+        Image.fromarray(episode_picture(batch, probabilities)).save(part)
+
+
+def episode_picture(batch: EpisodeBatch, probabilities: torch.Tensor) -> np.ndarray:
+    """A row for each of the first episodes: the supports with their masks, the query with the true mask, and with the
+    answer.
+
+    Args:
+        probabilities: (B, R, R), the answers.
+
+    Returns:
+        uint8 (rows * R, (S + 2) * R, 3).
+    """
+    rows = []
+    for number in range(min(ROWS, len(probabilities))):
+        supports = zip(batch.support_images[number], batch.support_masks[number], strict=True)
+        query = batch.query_images[number]
+        tiles = [_outlined(image, mask, TRUTH) for image, mask in supports]
+        tiles.append(_outlined(query, batch.query_masks[number], TRUTH))
+        tiles.append(_outlined(query, (probabilities[number] > 0.5).float(), ANSWER))
+        rows.append(np.concatenate(tiles, axis=1))
+    return np.concatenate(rows)
+
+
+def _outlined(image: torch.Tensor, mask: torch.Tensor, colour: tuple[int, int, int]) -> np.ndarray:
+    """A grey image (R, R) in [-1, 1] as colours, the border of its mask drawn inside."""
+    grey = ((image.float().cpu().numpy() + 1) * 127.5).clip(0, 255).astype(np.uint8)
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    inside = np.pad(mask.float().cpu().numpy() > 0.5, 1)
+    middle = inside[1:-1, 1:-1]
+    whole = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+    picture[middle & ~whole] = colour
+    return picture

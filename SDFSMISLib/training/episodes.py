@@ -16,12 +16,9 @@ import torch.nn.functional as F
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.network_images import Contrast, Region
 from SDFSMISLib.inference.registration import displacement
-from SDFSMISLib.training.augmentation import GRID, augmented
-from SDFSMISLib.training.batch import Before, EpisodeBatch, Plan
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.slices import Frame, SliceKey, sampled
-from SDFSMISLib.training.synthesis import painted_appearance
-from SDFSMISLib.training.volumes import TrainingVolume
+from SDFSMISLib.training.synthesis import GRID, augmented, painted_appearance
+from SDFSMISLib.training.volumes import Before, EpisodeBatch, Frame, Plan, SliceKey, TrainingVolume, sampled
 
 LEAST_PIXELS = 24  # a target smaller than this on the painted slice is not asked for
 LEAST_NEXT = 6  # on the slices that follow it may be smaller

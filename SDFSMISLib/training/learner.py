@@ -1,4 +1,9 @@
-"""The loss of a batch of episodes.
+"""Denoising pre-training: the U-Net learns what images look like before it learns to segment them.
+
+What Stable Diffusion's U-Net brings along for the paper, in small: v-prediction (Salimans and Ho, ICLR 2022) of image
+latents with the noise of its schedule, on slices of which no label is used.
+
+The loss of a batch of episodes.
 
 The paper's is the mean squared error on the mask latent. As one step gives the mask, without noise, it can also be
 taken on the decoded mask (Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than you
@@ -11,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 from torch import nn
 
 from SDFSMISLib.errors import InputError
@@ -20,10 +26,42 @@ from SDFSMISLib.model.built_in import folded, unfolded
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.training.batch import EpisodeBatch
 from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.volumes import EpisodeBatch
 
-__all__ = ["EpisodeLearner", "Learned", "folding"]
+
+class Denoiser(nn.Module):
+    """The U-Net of a pipeline as a module whose output is the loss of denoising."""
+
+    def __init__(self, pipeline: SDFSMISPipeline) -> None:
+        super().__init__()
+        self.pipeline, self.unet = pipeline, pipeline.unet
+        self.schedule = DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The loss of slices (N, R, R) in [-1, 1]; noise and timesteps are drawn here.
+
+        The condition is that of an all-zero token: there is no mask yet that could give one.
+        """
+        with torch.no_grad():
+            latents = self.pipeline.encode_images(colour(images.to(self.pipeline.device))).float()
+            noise = torch.randn(latents.shape, device=latents.device)
+            steps = self.schedule.config.num_train_timesteps
+            timesteps = torch.randint(steps, latents.shape[:1], device=latents.device)
+            noisy = self.schedule.add_noise(latents, noise, timesteps)
+            wanted = self.schedule.get_velocity(latents, noise, timesteps)
+        token = torch.zeros(1, 1, self.unet.config.cross_attention_dim, device=latents.device)
+        found = self.unet.denoise(noisy.to(self.unet.dtype), timesteps, self.unet.condition_constants(token))
+        return F.mse_loss(found.float(), wanted)
+
+
+def begin_supports_alike(pipeline: SDFSMISPipeline) -> None:
+    """Let the support pass begin with what the input convolution has learned of images, as the method does when it
+    takes over Stable Diffusion's."""
+    pipeline.unet.conv_in_ref.load_state_dict(pipeline.unet.conv_in.state_dict())
+
 
 LEAST_FOUND = 6  # pixels; a lane would have ended with fewer
 LOGIT_SCALE = 4.0  # decoded masks lie around -1 and 1; as logits of the cross-entropy they are stretched by this

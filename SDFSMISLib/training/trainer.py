@@ -28,18 +28,13 @@ from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, quiet
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportQueryUNet
-from SDFSMISLib.training.batch import EpisodeBatch
-from SDFSMISLib.training.checkpoint import Checkpoint
+from SDFSMISLib.training.checkpoint import Checkpoint, Log, write_episodes
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.denoising import Denoiser, begin_supports_alike
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
-from SDFSMISLib.training.learner import EpisodeLearner, folding
-from SDFSMISLib.training.levels import paired
-from SDFSMISLib.training.log import Log
-from SDFSMISLib.training.pictures import write_episodes
-from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler
-from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
+from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, begin_supports_alike, folding
+from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler, paired
+from SDFSMISLib.training.volumes import EpisodeBatch, TrainingVolume, load_training_volumes, synthetic_volumes
 
 __all__ = ["Progress", "TrainingRun", "starting_pipeline", "train"]
 
