@@ -20,7 +20,7 @@ from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.segment_command import ManyValues
 
 if TYPE_CHECKING:
-    from SDFSMISLib.evaluation.benchmark import DataSet, FoldResult, Job, Model, Plan
+    from SDFSMISLib.benchmark import DataSet, FoldResult, Job, Model, Plan
     from SDFSMISLib.evaluation.cases import Case
     from SDFSMISLib.inference import Segmenter
     from SDFSMISLib.training.config import TrainingConfig
@@ -122,8 +122,8 @@ def prepare(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the prepared scans and their manifest.")],
 ) -> None:
     """Bring downloaded scans into the benchmark's form: grid, intensities, labels, manifest."""
-    from SDFSMISLib.evaluation.benchmark import DATA_SETS
-    from SDFSMISLib.evaluation.benchmark.prepare import prepare as run_prepare
+    from SDFSMISLib.benchmark import DATA_SETS
+    from SDFSMISLib.benchmark.prepare import prepare as run_prepare
 
     with progress("Preparing", 1) as advance:
         manifest = run_prepare(DATA_SETS[data.value], source, output, advance)
@@ -153,7 +153,7 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Train on each fold's other scans without their labels, test on the fold, and print the table."""
-    from SDFSMISLib.evaluation.benchmark.table import as_text, benchmark_tables
+    from SDFSMISLib.benchmark.table import as_text, benchmark_tables
 
     plan = _plan(data, cases, output, setting, fold, shots, protocol, exclusion, train_on)
     results = _run(plan, config, model, _names(without), device)
@@ -180,7 +180,7 @@ def ablate(
     device: Device = "auto",
 ) -> None:
     """Run once with all of the method and once without each part and each loss, and print what they are worth."""
-    from SDFSMISLib.evaluation.benchmark.table import ablation_table, as_text
+    from SDFSMISLib.benchmark.table import ablation_table, as_text
 
     runs = []
     for without in [None, *_ablations(config)]:
@@ -206,8 +206,8 @@ def table(
     published: Annotated[bool, typer.Option(help="With the papers' rows, each with its source.")] = True,
 ) -> None:
     """Make the papers' table of runs: for each data set and setting a row for each method, a column for each organ."""
-    from SDFSMISLib.evaluation.benchmark import read_results
-    from SDFSMISLib.evaluation.benchmark.table import NOTES, as_text, benchmark_tables
+    from SDFSMISLib.benchmark import read_results
+    from SDFSMISLib.benchmark.table import NOTES, as_text, benchmark_tables
 
     text = as_text(benchmark_tables([read_results(folder) for folder in results], published), format.value)
     if format is FormatName.markdown:
@@ -234,7 +234,7 @@ def _plan(
     train_on: DataName | None,
     shared: Path | None = None,
 ) -> Plan:
-    from SDFSMISLib.evaluation.benchmark import DATA_SETS, Plan
+    from SDFSMISLib.benchmark import DATA_SETS, Plan
 
     other = DATA_SETS[train_on.value] if train_on and train_on is not data else None
     return Plan(
@@ -253,15 +253,15 @@ def _plan(
 
 def _cases_of(data: DataSet, manifests: Sequence[Path]) -> tuple[Case, ...]:
     """The scans of a data set, from the first manifest that has it."""
+    from SDFSMISLib.benchmark import ordered_cases
     from SDFSMISLib.evaluation import read_manifest
-    from SDFSMISLib.evaluation.benchmark import ordered_cases
 
     read = [read_manifest(path) for path in manifests]
     return ordered_cases(next((one for one in read if data.name in one.groups), read[0]), data)
 
 
 def _fold_numbers(names: list[str]) -> tuple[int, ...]:
-    from SDFSMISLib.evaluation.benchmark import FOLDS
+    from SDFSMISLib.benchmark import FOLDS
 
     if names in ([], ["all"]):
         return tuple(range(FOLDS))
@@ -287,7 +287,7 @@ def _ablations(config: str) -> list[str]:
 
 def _run(plan: Plan, config: str, weights: str | None, without: list[str], device: str) -> list[FoldResult] | None:
     """Trains where a configuration says so, and tests; None for a process that only helps to train."""
-    from SDFSMISLib.evaluation.benchmark import measure_folds, train_folds
+    from SDFSMISLib.benchmark import measure_folds, train_folds
 
     if unknown := [name for name in without if name not in (*PARTS, *LOSSES)]:
         raise InputError(
@@ -305,7 +305,7 @@ def _run(plan: Plan, config: str, weights: str | None, without: list[str], devic
 
 
 def _model_as_it_is(name: str, without: list[str], device: str) -> Model:
-    from SDFSMISLib.evaluation.benchmark import Model
+    from SDFSMISLib.benchmark import Model
 
     if losses := [loss for loss in without if loss in LOSSES]:
         raise InputError(f"Without training there is no loss {losses[0]!r} to leave out; name a configuration.")
@@ -322,7 +322,7 @@ def _model_as_it_is(name: str, without: list[str], device: str) -> Model:
 
 
 def _trained_model(config: str, settings: TrainingConfig, without: list[str], device: str) -> Model:
-    from SDFSMISLib.evaluation.benchmark import Model
+    from SDFSMISLib.benchmark import Model
 
     configuration = json.loads(settings.model_dump_json(exclude={"cases", "output", "start", "workers"}))
     about = {"without": without, "configuration": configuration}

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import typer
 
+from SDFSMISLib.benchmark import DATA_SETS, DataSet, ordered_cases
 from SDFSMISLib.benchmark_command import benchmark
 from SDFSMISLib.evaluation import read_manifest
-from SDFSMISLib.evaluation.benchmark import DATA_SETS, DataSet, ordered_cases
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.model.built_in import Size, new_built_in

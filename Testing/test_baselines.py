@@ -11,9 +11,8 @@ import pytest
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import BASELINES, Task, read_manifest
+from SDFSMISLib.evaluation.baselines import _seeds, grow_from_seeds, register_outwards
 from SDFSMISLib.evaluation.cases import Case
-from SDFSMISLib.evaluation.demons import register_outwards
-from SDFSMISLib.evaluation.growcut import _seeds, grow_from_seeds
 from SDFSMISLib.evaluation.metrics import dice
 from SDFSMISLib.evaluation.protocols import LabelledScan, cross_volume, load_case, same_volume
 from SDFSMISLib.images.volume import Geometry, Volume

@@ -11,10 +11,10 @@ import SimpleITK
 from PIL import Image
 
 from benchmark_examples import ran
+from SDFSMISLib.benchmark import DATA_SETS, DataSet
+from SDFSMISLib.benchmark.prepare import prepare
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import read_manifest
-from SDFSMISLib.evaluation.benchmark import DATA_SETS, DataSet
-from SDFSMISLib.evaluation.benchmark.prepare import prepare
 from SDFSMISLib.evaluation.protocols import load_case
 from SDFSMISLib.images.volume import Geometry, Volume
 

@@ -25,17 +25,15 @@ from benchmark_examples import (
     write_scans,
     write_weights,
 )
+from SDFSMISLib.benchmark import DATA_SETS, FoldResult, Job, Model, Plan, fold_of, measure_folds, train_folds
+from SDFSMISLib.benchmark.tasks import fold_task, map_bytes, official_masks, official_method
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import run_method
-from SDFSMISLib.evaluation.benchmark import DATA_SETS, FoldResult, Job, Model, Plan, fold_of, measure_folds, train_folds
-from SDFSMISLib.evaluation.benchmark.methods import official_method
-from SDFSMISLib.evaluation.benchmark.tasks import fold_task
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.inference import Segmenter
 from SDFSMISLib.inference.network_images import colour
-from SDFSMISLib.inference.official import map_bytes, official_masks
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline

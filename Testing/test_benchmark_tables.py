@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from benchmark_examples import ABDOMEN, ran
+from SDFSMISLib.benchmark import FoldResult, Score, read_results
+from SDFSMISLib.benchmark.table import PUBLISHED, ablation_table, as_text, benchmark_tables, published_for
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.benchmark import FoldResult, Score, read_results
-from SDFSMISLib.evaluation.benchmark.published import PUBLISHED, published_for
-from SDFSMISLib.evaluation.benchmark.table import ablation_table, as_text, benchmark_tables
 
 TITLE = "Abd-MRI, Setting I: Dice, %"
 ABOUT: dict[str, Any] = {

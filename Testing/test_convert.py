@@ -15,8 +15,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import golden
+from SDFSMISLib.benchmark.tasks import map_bytes, official_masks
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.official import map_bytes, official_masks
 from SDFSMISLib.model import SDFSMISPipeline, convert
 from SDFSMISLib.model.convert import convert_official, convert_stable_diffusion, processor_settings
 from SDFSMISLib.model.loading import load_pipeline

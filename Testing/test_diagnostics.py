@@ -13,7 +13,7 @@ import pytest
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import Diagnostics, Manifest, Row, Task, copy_support, diagnose, evaluate, read_manifest
 from SDFSMISLib.evaluation.diagnostics import Bin
-from SDFSMISLib.evaluation.prediction import Prediction, prediction_path, read_mask
+from SDFSMISLib.evaluation.results import Prediction, prediction_path, read_mask
 from SDFSMISLib.evaluation.tables import diagnostics_table
 from small_cases import COLUMN, CONE, ManifestMaker, boxes
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import golden
-from SDFSMISLib.inference.official import map_bytes, official_masks
+from SDFSMISLib.benchmark.tasks import map_bytes, official_masks
 from SDFSMISLib.model import SDFSMISPipeline, SupportQueryUNet
 from SDFSMISLib.model.convert import image_encoder_for, processor_settings
 from SDFSMISLib.model.sqi import query_probabilities, query_prototypes, support_prototypes

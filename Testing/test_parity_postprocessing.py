@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import golden
-from SDFSMISLib.inference.official import map_bytes, official_masks
+from SDFSMISLib.benchmark.tasks import map_bytes, official_masks
 
 
 def check_masks(tensors: dict[str, torch.Tensor]) -> None:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.evaluation.prediction import Prediction
-from SDFSMISLib.evaluation.results import Row, mean, summarise
+from SDFSMISLib.evaluation.results import Prediction, Row, mean, summarise
 
 __all__ = ["Bin", "Diagnostics", "diagnose"]
 

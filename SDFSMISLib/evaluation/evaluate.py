@@ -14,9 +14,8 @@ from SDFSMISLib.evaluation.baselines import Method, run_method
 from SDFSMISLib.evaluation.cases import Case, Manifest
 from SDFSMISLib.evaluation.diagnostics import diagnose
 from SDFSMISLib.evaluation.metrics import METRICS, check_metrics, score
-from SDFSMISLib.evaluation.prediction import Prediction, prediction_path
 from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task, check_protocol, load_case
-from SDFSMISLib.evaluation.results import ResultsFile, Row, write_results, write_summary
+from SDFSMISLib.evaluation.results import Prediction, ResultsFile, Row, prediction_path, write_results, write_summary
 
 __all__ = ["evaluate"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from SDFSMISLib.evaluation.benchmark.data_sets import DATA_SETS, FOLDS, DataSet, Fold, fold_of, ordered_cases
-from SDFSMISLib.evaluation.benchmark.run import Job, Model, Plan, Trainer, measure_folds, train_folds
-from SDFSMISLib.evaluation.benchmark.scores import FoldResult, Score, organ_means, read_results
+from SDFSMISLib.benchmark.data_sets import DATA_SETS, FOLDS, DataSet, Fold, fold_of, ordered_cases
+from SDFSMISLib.benchmark.run import Job, Model, Plan, Trainer, measure_folds, train_folds
+from SDFSMISLib.benchmark.scores import FoldResult, Score, organ_means, read_results
 
 __all__ = [
     "DATA_SETS",

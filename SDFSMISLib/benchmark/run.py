@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from SDFSMISLib import __version__
+from SDFSMISLib.benchmark.data_sets import DataSet, Exclusion, Fold, Training, fold_of, trainings, write_training_set
+from SDFSMISLib.benchmark.scores import FoldResult, Score
+from SDFSMISLib.benchmark.tasks import Protocol, Window, fold_task, method_of, query_cases
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import Method, run_method
-from SDFSMISLib.evaluation.benchmark.data_sets import DataSet, Fold, fold_of
-from SDFSMISLib.evaluation.benchmark.methods import method_of
-from SDFSMISLib.evaluation.benchmark.scores import FoldResult, Score
-from SDFSMISLib.evaluation.benchmark.tasks import Protocol, Window, fold_task, query_cases
-from SDFSMISLib.evaluation.benchmark.training_set import Exclusion, Training, trainings, write_training_set
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 
 if TYPE_CHECKING:
     from SDFSMISLib.inference import Segmenter
+
 
 __all__ = ["Job", "Model", "Plan", "Progress", "Trainer", "measure_folds", "train_folds"]
 
