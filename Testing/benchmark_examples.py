@@ -9,7 +9,7 @@ import numpy as np
 import typer
 
 from SDFSMISLib.benchmark import DATA_SETS, DataSet, ordered_cases
-from SDFSMISLib.benchmark_command import benchmark
+from SDFSMISLib.cli.benchmark import benchmark
 from SDFSMISLib.evaluation import read_manifest
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.images.volume import Geometry, Volume

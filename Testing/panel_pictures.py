@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from mrml_scene import SegmentEditor  # noqa: E402
-from SDFSMISLib.demo import read_head  # noqa: E402
+from SDFSMISLib.cli.demo import read_head  # noqa: E402
 from SDFSMISLib.images.volume import Volume  # noqa: E402
 from SDFSMISLib.scene.frame import ijk_to_ras  # noqa: E402
 from SDFSMISPanel.panel_logic import BackendChoice, BackendKind  # noqa: E402

@@ -17,10 +17,9 @@ from diffusers import AutoencoderKL
 from diffusers.models.upsampling import Upsample2D
 
 import SDFSMISLib
-from SDFSMISLib import bench
-from SDFSMISLib.bench import schedules
-from SDFSMISLib.bench.gauges import PARTS, flop
-from SDFSMISLib.bench.schedules import CHUNK, NAIVE, OURS, OURS_HALF, Job
+from SDFSMISLib.cli import bench
+from SDFSMISLib.cli import bench_schedules as schedules
+from SDFSMISLib.cli.bench_schedules import CHUNK, NAIVE, OURS, OURS_HALF, PARTS, Job, flop
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.cpu import FoldedUpsample, fold_upsampling
@@ -32,7 +31,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("bench") / "report.json"
     stages: list[tuple[int, int, str]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("SDFSMISLib.bench.run.SIZES", {"built-in": 96})
+        patch.setattr("SDFSMISLib.cli.bench.SIZES", {"built-in": 96})
         found = bench.run_bench(
             ["built-in"], queries=3, resolution=64, device="cpu", output=output, on_stage=lambda *x: stages.append(x)
         )

@@ -254,7 +254,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_results(manifest: Path, tm
     """SIGKILL in the training of the second fold, then the same command again."""
     config = write_config(tmp_path, steps=6, save_every=1)
     words = run_words(manifest, config, tmp_path / "killed", "--fold", "0", "1")
-    code = "from SDFSMISLib.benchmark_command import benchmark; benchmark()"
+    code = "from SDFSMISLib.cli.benchmark import benchmark; benchmark()"
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=os.environ | threads, cwd=ROOT)
     checkpoint = tmp_path / "killed" / "training" / "fold1-all" / "segmentation.safetensors"

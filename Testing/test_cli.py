@@ -25,13 +25,13 @@ import torch
 
 import SDFSMISLib
 from SDFSMISLib import SupportSet, Volume, read_labelmap
-from SDFSMISLib.cli import main
+from SDFSMISLib.cli.app import main
+from SDFSMISLib.cli.segment import ManyValues
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images import volume
 from SDFSMISLib.inference import Segmenter, output
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.loading import load_pipeline, resolve_device
-from SDFSMISLib.segment_command import ManyValues
 from small_scans import BrightPipeline, ball_scan, painted_on
 from volume_examples import FailingMoves, contents
 
@@ -590,7 +590,7 @@ def test_an_interruption_or_a_defect(
 def test_several_values_after_one_name(given: str, spread: str) -> None:
     import typer
 
-    from SDFSMISLib.cli import app
+    from SDFSMISLib.cli.app import app
 
     command = typer.main.get_command(app).commands["segment"]
     assert isinstance(command, ManyValues)

@@ -28,7 +28,7 @@ from cohort_examples import (
     wait_until,
 )
 from SDFSMISLib import InputError, Volume, read_labelmap
-from SDFSMISLib.cli import main
+from SDFSMISLib.cli.app import main
 from SDFSMISLib.cohort.job import LabelResult, ScanJob, ScanOptions, ScanOutcome, failed
 from SDFSMISLib.cohort.pool import Finished, run_cohort
 from SDFSMISLib.cohort.table import COLUMNS, CohortTable

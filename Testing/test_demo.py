@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from SDFSMISLib import InputError, Volume, read_labelmap
-from SDFSMISLib.cli import main
-from SDFSMISLib.demo import Head, read_head, run_demo
+from SDFSMISLib.cli.app import main
+from SDFSMISLib.cli.demo import Head, read_head, run_demo
 from small_scans import BrightPipeline, ball_scan
 
 
@@ -30,7 +30,7 @@ def small_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Head:
     scan, labelmap = ball_scan()
     scan.write(tmp_path / "head.nii.gz")
     head = Head(Volume.read(tmp_path / "head.nii.gz"), labelmap)
-    monkeypatch.setattr("SDFSMISLib.demo.read_head", lambda: head)
+    monkeypatch.setattr("SDFSMISLib.cli.demo.read_head", lambda: head)
     return head
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from SDFSMISLib import SupportSet, Volume
-from SDFSMISLib.cli import main
+from SDFSMISLib.cli.app import main
 from SDFSMISLib.model import SDFSMISPipeline
 from small_scans import ball_scan
 

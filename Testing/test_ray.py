@@ -33,7 +33,7 @@ import torch
 from certificates import self_signed
 from cohort_examples import NodeWork, make_bad_input, make_square, wait_until
 from SDFSMISLib import InputError, Segmenter, read_labelmap
-from SDFSMISLib.cli import main
+from SDFSMISLib.cli.app import main
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.errors import BackendBusy, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter

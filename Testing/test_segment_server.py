@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from SDFSMISLib import Volume, read_labelmap
-from SDFSMISLib.cli import main
+from SDFSMISLib.cli.app import main
 from serving import Backend, running
 from small_scans import BrightPipeline, ball_scan, painted_on
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SDFSMISLib import InputError, Segmentation, Segmenter, SupportSet, Volume
+from SDFSMISLib.cli.segment_run import passes_over_slices
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
@@ -20,7 +21,6 @@ from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.segment_run import passes_over_slices
 from small_scans import BODY, ORGAN, BrightPipeline, ball_scan, painted_on
 from volume_examples import stored_otherwise
 

@@ -19,7 +19,7 @@ import torch
 
 from certificates import self_signed
 from SDFSMISLib import Segmenter, SupportSet, Volume
-from SDFSMISLib.cli import main
+from SDFSMISLib.cli.app import main
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_process import start_backend
 from SDFSMISLib.client.errors import BackendFailed, TlsRefused, TokenRefused

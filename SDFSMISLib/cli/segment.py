@@ -231,8 +231,8 @@ def segment(
     Painted slices come out as painted. The result has the mask's label values and names, and tells how it was made.
     Of several scans one that fails does not stop the others; they are listed at the end, and the exit code is 1.
     """
+    from SDFSMISLib.cli.segment_run import SegmentRequest, run_segment
     from SDFSMISLib.client.backend_process import TOKEN_VARIABLE
-    from SDFSMISLib.segment_run import SegmentRequest, run_segment
 
     request = SegmentRequest(
         output=output,

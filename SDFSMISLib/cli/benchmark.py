@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from SDFSMISLib.cli.segment import ManyValues
 from SDFSMISLib.console import progress, waiting
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
-from SDFSMISLib.segment_command import ManyValues
 
 if TYPE_CHECKING:
     from SDFSMISLib.benchmark import DataSet, FoldResult, Job, Model, Plan
     from SDFSMISLib.evaluation.cases import Case
     from SDFSMISLib.inference import Segmenter
     from SDFSMISLib.training.config import TrainingConfig
+
 
 __all__ = ["benchmark"]
 

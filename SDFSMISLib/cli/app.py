@@ -16,12 +16,12 @@ from typing import Annotated, Any
 import typer
 
 from SDFSMISLib import __version__
-from SDFSMISLib.benchmark_command import benchmark
+from SDFSMISLib.cli.benchmark import benchmark
+from SDFSMISLib.cli.segment import EXAMPLES, Engine, ManyValues, command_line, segment
 from SDFSMISLib.client import BackendError
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.cpu import keep_freed_memory
-from SDFSMISLib.segment_command import EXAMPLES, Engine, ManyValues, command_line, segment
 from SDFSMISLib.training import CONFIGURATIONS
 
 __all__ = ["main"]
@@ -76,7 +76,7 @@ def demo(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the results.")] = Path("demo-output"),
 ) -> None:
     """Segment a real scan, the MNI152 head, from one painted slice; a minute or two."""
-    from SDFSMISLib.demo import run_demo
+    from SDFSMISLib.cli.demo import run_demo
 
     run_demo(output, command_line(ctx))
 
@@ -84,7 +84,7 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Check this installation: versions, devices, built-in weights, a self-test, disk space."""
-    from SDFSMISLib.doctor import run_doctor
+    from SDFSMISLib.cli.doctor import run_doctor
 
     if not run_doctor():
         raise typer.Exit(1)
@@ -111,7 +111,7 @@ def bench(
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure seconds and memory per slice beside the official code's schedules; minutes on a CPU."""
-    from SDFSMISLib.bench import SIZES, print_report, run_bench
+    from SDFSMISLib.cli.bench import SIZES, print_report, run_bench
 
     sizes = [one.value for one in size] if size else tuple(SIZES)
     with progress("bench", 1) as advance:

@@ -1,4 +1,6 @@
-"""One run of the bench: every schedule for every size, and the report.
+"""`sdfsmis bench`: seconds and memory per query slice, beside the schedules of the official code, all in one run.
+
+One run of the bench: every schedule for every size, and the report.
 
 Every schedule runs in a process of its own, so that its peak memory is its own, and the schedules take turns, so that a
 busy computer disturbs all alike. Weights are random, which changes neither time nor memory, and the same in all
@@ -21,12 +23,9 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib import __version__
-from SDFSMISLib.bench.gauges import PARTS
-from SDFSMISLib.bench.schedules import CHUNK, NAIVE, OURS, OURS_HALF, SCHEDULES, SIZES, Job
+from SDFSMISLib.cli.bench_schedules import CHUNK, NAIVE, OURS, OURS_HALF, PARTS, SCHEDULES, SIZES, Job
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
-
-__all__ = ["print_report", "run_bench"]
 
 THRESHOLD = 0.5
 
@@ -164,7 +163,7 @@ def _in_process(job: Job) -> dict[str, Any]:
     here = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "SDFSMISLib.bench"],
+        [sys.executable, "-m", "SDFSMISLib.cli.bench"],
         input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,
