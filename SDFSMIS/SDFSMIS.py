@@ -32,10 +32,10 @@ def _find_packages() -> None:
 
 _find_packages()
 
-from SDFSMISPanel.panel_logic import PanelLogic  # noqa: E402 - found only now
+from SDFSMISLib.workbench.settings import Settings  # noqa: E402
+from SDFSMISLib.workbench.views import PanelLogic  # noqa: E402
 from SDFSMISPanel.parameter import Parameter  # noqa: E402
 from SDFSMISPanel.sample_data import register_sample_data  # noqa: E402
-from SDFSMISPanel.settings import Settings  # noqa: E402
 from SDFSMISPanel.widget import Panel  # noqa: E402
 
 
@@ -134,7 +134,7 @@ class SDFSMISLogic(ScriptedLoadableModuleLogic):
 
     def make_panel_logic(self, settings: Settings) -> PanelLogic:
         """The logic of one panel, which closes it."""
-        from SDFSMISPanel.logic import make_logic
+        from SDFSMISLib.workbench.logic import make_logic
 
         return make_logic(settings)
 

@@ -12,9 +12,9 @@ import numpy as np
 from mrml_scene import MrmlScene, SegmentEditor, held
 from SDFSMISLib import Segmenter, SupportSet
 from SDFSMISLib.images.volume import Volume
-from SDFSMISPanel.backend_access import BackendAccess
-from SDFSMISPanel.logic import Logic
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, Editor, RunRequest
+from SDFSMISLib.workbench.backend_choice import BackendAccess
+from SDFSMISLib.workbench.logic import Logic
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, Editor, RunRequest
 from small_scans import BrightPipeline, ball_scan
 
 

@@ -30,7 +30,7 @@ from mrml_scene import SegmentEditor  # noqa: E402
 from SDFSMISLib.cli.demo import read_head  # noqa: E402
 from SDFSMISLib.images.volume import Volume  # noqa: E402
 from SDFSMISLib.scene.frame import ijk_to_ras  # noqa: E402
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind  # noqa: E402
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind  # noqa: E402
 from slicer_standin import install  # noqa: E402
 
 PAINTED = 134  # coronal slice

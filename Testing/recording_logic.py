@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISPanel.panel_logic import (
+from SDFSMISLib.workbench.views import (
     BackendChoice,
     BackendView,
     Editor,
@@ -27,7 +27,7 @@ LIVER, SPLEEN = (0.87, 0.4, 0.2), (0.6, 0.4, 0.65)
 
 
 class RecordingLogic:
-    """Keeps :class:`SDFSMISPanel.panel_logic.PanelLogic`.
+    """Keeps :class:`SDFSMISLib.workbench.views.PanelLogic`.
 
     Attributes:
         calls: names of the methods that were called and their arguments, in order; without ``step`` and ``why_not``.

@@ -19,9 +19,9 @@ install()
 
 from panel_examples import Kept, NoComputer, PaintedScene  # noqa: E402
 from SDFSMISLib.errors import Cancelled, InputError  # noqa: E402
-from SDFSMISPanel.backend_access import BackendAccess  # noqa: E402
-from SDFSMISPanel.logic import Logic  # noqa: E402
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, RunRequest  # noqa: E402
+from SDFSMISLib.workbench.backend_choice import BackendAccess  # noqa: E402
+from SDFSMISLib.workbench.logic import Logic  # noqa: E402
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, RunRequest  # noqa: E402
 from serving import Backend, running  # noqa: E402
 
 HERE = BackendChoice()

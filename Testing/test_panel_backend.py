@@ -29,13 +29,23 @@ sys.path.insert(0, str(ROOT / "SDFSMIS"))
 from SDFSMISLib.client import BackendError  # noqa: E402
 from SDFSMISLib.errors import Cancelled, InputError  # noqa: E402
 from SDFSMISLib.wire import PROTOCOL  # noqa: E402
-from SDFSMISPanel.base_python import ask_python  # noqa: E402
-from SDFSMISPanel.command import run_command  # noqa: E402
-from SDFSMISPanel.environment import MARKER, STAMP, Environment, EnvironmentState  # noqa: E402
-from SDFSMISPanel.installation import Installation, Progress, adopt  # noqa: E402
-from SDFSMISPanel.local_backend import LocalBackend, LocalBackendState  # noqa: E402
-from SDFSMISPanel.pip_failure import pip_failure  # noqa: E402
-from SDFSMISPanel.torch_build import TorchBuild, usual_build  # noqa: E402
+from SDFSMISLib.workbench.environment import (  # noqa: E402
+    MARKER,
+    STAMP,
+    Environment,
+    EnvironmentState,
+    ask_python,  # noqa: E402
+    run_command,  # noqa: E402
+)
+from SDFSMISLib.workbench.installation import (  # noqa: E402  # noqa: E402
+    Installation,
+    Progress,
+    TorchBuild,
+    adopt,
+    pip_failure,  # noqa: E402
+    usual_build,
+)
+from SDFSMISLib.workbench.local_backend import LocalBackend, LocalBackendState  # noqa: E402
 
 REQUIREMENTS = ROOT / "SDFSMIS" / "Resources" / "requirements-backend.txt"
 PYTHON = f'"{sys.executable}"'
@@ -535,7 +545,7 @@ def test_it_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> N
     pytest.importorskip("fastapi")
     code = (
         f"import os, sys, time; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'SDFSMIS')!r}]\n"
-        "from SDFSMISPanel.local_backend import LocalBackend\n"
+        "from SDFSMISLib.workbench.local_backend import LocalBackend\n"
         "backend = LocalBackend(sys.executable, os.environ, device='cpu')\n"
         "backend.client()\n"
         "print(backend._own.process._child.process.pid, flush=True)\n"

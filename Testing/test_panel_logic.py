@@ -23,7 +23,7 @@ install()
 
 from panel_examples import PaintedScene, dice, differ  # noqa: E402
 from SDFSMISLib.support import SupportSet  # noqa: E402
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, QueryMode, RunRequest  # noqa: E402
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, QueryMode, RunRequest  # noqa: E402
 from serving import Backend, running, until  # noqa: E402
 from small_scans import BrightPipeline, ball_scan  # noqa: E402
 
@@ -387,7 +387,7 @@ def test_a_segmentation_deleted_in_the_middle_ends_the_run_in_words(panel: Paint
 def test_a_defect_ends_the_run_in_words_and_does_not_come_again(
     panel: PaintedScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from SDFSMISPanel import panel_run
+    from SDFSMISLib.workbench import run as panel_run
 
     monkeypatch.setattr(panel_run, "visible_slice", lambda volume, axis: 1 / 0)
     panel.start()
@@ -440,8 +440,8 @@ def test_another_scan_that_was_deleted_is_left_out_and_the_rest_goes_on(panel: P
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("lost", list(itertools.product([False, True], repeat=3)))
 def test_a_run_whose_last_remaining_place_is_lost_is_cancelled(order: tuple[int, ...], lost: tuple[bool, ...]) -> None:
-    from SDFSMISPanel.panel_run import PanelRun, Target
-    from SDFSMISPanel.run_job import ScanEnds
+    from SDFSMISLib.workbench.run import PanelRun, Target
+    from SDFSMISLib.workbench.run_job import ScanEnds
 
     targets = [Target(None, None, None, name) for name in ("CT", "MR", "PET")]
     run = PanelRun(None, None, targets, None, None, None, None)

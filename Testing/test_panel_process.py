@@ -23,10 +23,10 @@ install()
 from panel_examples import Kept, PaintedScene, dice, differ  # noqa: E402
 from SDFSMISLib import Segmenter, SupportSet  # noqa: E402
 from SDFSMISLib.images.volume import Volume  # noqa: E402
-from SDFSMISPanel.backend_access import BackendAccess  # noqa: E402
-from SDFSMISPanel.local_computer import LocalComputer, Places  # noqa: E402
-from SDFSMISPanel.logic import Logic  # noqa: E402
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind  # noqa: E402
+from SDFSMISLib.workbench.backend_choice import BackendAccess  # noqa: E402
+from SDFSMISLib.workbench.local_backend import LocalComputer, Places  # noqa: E402
+from SDFSMISLib.workbench.logic import Logic  # noqa: E402
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind  # noqa: E402
 from serving import until  # noqa: E402
 from small_scans import ball_scan  # noqa: E402
 

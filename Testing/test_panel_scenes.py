@@ -17,7 +17,7 @@ from slicer_standin import install
 install()
 
 from panel_examples import PaintedScene, dice, differ  # noqa: E402
-from SDFSMISPanel.panel_logic import RunRequest  # noqa: E402
+from SDFSMISLib.workbench.views import RunRequest  # noqa: E402
 from serving import Backend, running  # noqa: E402
 from small_scans import ball_scan  # noqa: E402
 from test_panel_logic import only  # noqa: E402

@@ -96,7 +96,7 @@ def test_what_was_just_typed_counts_when_the_backend_is_tested_or_installed(
 
 
 def test_where_nothing_was_typed_a_choice_of_the_logic_stands(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import BackendChoice
+    from SDFSMISLib.workbench.views import BackendChoice
 
     shown.logic.choose_backend(BackendChoice(python="/usr/bin/python3"))
     shown.ui.runButton.click()  # before the panel shows it
@@ -179,7 +179,7 @@ def test_every_control_has_a_tooltip(shown: Shown) -> None:
 
 
 def test_a_question_is_shown_in_the_panel_and_answered_there(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import Question
+    from SDFSMISLib.workbench.views import Question
 
     assert not shown.seen("questionFrame")
     shown.put(question=Question("consent:gpu", "Send slices to gpu?", "Send them", "Do not"))
@@ -326,7 +326,7 @@ def request_of(shown: Shown) -> Any:
 
 
 def test_all_slices_are_asked_for_by_default(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import QueryMode, RunRequest
+    from SDFSMISLib.workbench.views import QueryMode, RunRequest
 
     shown.put(support=a_support())
     request = request_of(shown)
@@ -336,7 +336,7 @@ def test_all_slices_are_asked_for_by_default(shown: Shown) -> None:
 
 
 def test_a_range_is_asked_for(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import QueryMode
+    from SDFSMISLib.workbench.views import QueryMode
 
     shown.put(support=a_support())
     assert not shown.seen("rangeWidget") and not shown.seen("reachSpinBox")
@@ -367,7 +367,7 @@ def test_a_range_that_nobody_set_is_the_whole_of_the_next_scan_too(shown: Shown)
 
 
 def test_slices_around_the_one_shown_are_asked_for(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import QueryMode
+    from SDFSMISLib.workbench.views import QueryMode
 
     shown.ui.queryModeComboBox.currentIndex = 2
     shown.ui.reachSpinBox.value = 7
@@ -406,7 +406,7 @@ def test_a_run_that_cannot_be_started_says_why(shown: Shown) -> None:
 
 
 def test_a_reason_stands_in_place_of_how_the_last_run_ended_but_not_of_what_went_wrong(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import RunView
+    from SDFSMISLib.workbench.views import RunView
 
     shown.logic.reason = "Paint the liver on one slice."
     shown.put(run=RunView(False, "Finished."))
@@ -430,7 +430,7 @@ def test_a_reason_that_follows_from_the_query_is_shown_at_once(shown: Shown) -> 
 
 
 def test_segment_becomes_cancel_while_a_run_goes_on(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import RunView
+    from SDFSMISLib.workbench.views import RunView
 
     shown.put(run=RunView(True, "12 of 300 slices.", 0.04, 130.0, notes=("The scan is long.",)))
     ui = shown.ui
@@ -445,14 +445,14 @@ def test_segment_becomes_cancel_while_a_run_goes_on(shown: Shown) -> None:
 
 @pytest.mark.parametrize("text", ["Slice 19 of 36", "Writing the results…", "Sending."])
 def test_the_remaining_time_is_set_apart_from_what_goes_on(shown: Shown, text: str) -> None:
-    from SDFSMISPanel.panel_logic import RunView
+    from SDFSMISLib.workbench.views import RunView
 
     shown.put(run=RunView(True, text, 0.5, 2.0))
     assert shown.ui.runLabel.text == text.rstrip(".…") + ", about 2 s left"
 
 
 def test_what_cannot_be_cancelled_leaves_segment_where_it_is_and_says_why(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import RunView
+    from SDFSMISLib.workbench.views import RunView
 
     shown.put(support=a_support(), review=a_review())
     shown.put(run=RunView(True, "Saving the support…", can_cancel=False))
@@ -467,14 +467,14 @@ def test_what_cannot_be_cancelled_leaves_segment_where_it_is_and_says_why(shown:
 
 
 def test_a_run_whose_length_is_not_known_yet_moves_its_bar(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import RunView
+    from SDFSMISLib.workbench.views import RunView
 
     shown.put(run=RunView(True, "Starting."))
     assert shown.ui.runProgressBar.maximum == 0 and shown.ui.runLabel.text == "Starting."
 
 
 def test_a_run_that_failed_tells_it(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import RunView
+    from SDFSMISLib.workbench.views import RunView
 
     shown.put(run=RunView(False, "The server was not reached.", failed=True))
     assert shown.ui.runLabel.text == "The server was not reached." and shown.ui.runButton.enabled
@@ -482,7 +482,7 @@ def test_a_run_that_failed_tells_it(shown: Shown) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (130, "2 min"), (11_100, "3 h 5 min")])
 def test_the_remaining_time_is_said_as_a_clinician_says_it(standin: Any, seconds: float, text: str) -> None:
-    from SDFSMISPanel.duration import spoken
+    from SDFSMISLib.workbench.text import spoken
 
     assert spoken(seconds) == text
 
@@ -537,7 +537,7 @@ def corrected(*slices: int) -> Any:
 
 
 def test_after_a_correction_it_is_said_what_to_do(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import ReviewView, RunView
+    from SDFSMISLib.workbench.views import ReviewView, RunView
 
     finished = RunView(False, "Finished.")
     shown.put(support=a_support(), run=finished, review=corrected(90))
@@ -668,7 +668,7 @@ def test_columns_and_slices_answer_each_other(standin: Any) -> None:
 def test_a_picture_arrives_in_qt_as_it_was(standin: Any, values: int) -> None:
     import qt
 
-    from SDFSMISPanel.pictures import pixmap
+    from SDFSMISPanel.controls import pixmap
 
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, values), dtype=np.uint8)
     pixels[..., 3:] = 255
@@ -682,7 +682,7 @@ def test_a_picture_arrives_in_qt_as_it_was(standin: Any, values: int) -> None:
 
 
 def test_the_logic_is_driven_while_the_panel_is_entered_and_while_something_goes_on(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import RunView
+    from SDFSMISLib.workbench.views import RunView
 
     shown.settle()
     shown.logic.run = RunView(True, "Starting.")
@@ -769,7 +769,7 @@ def test_without_a_panel_slicers_life_cycle_goes_on(shown: Shown) -> None:
 
 
 def test_what_the_panel_is_set_to_comes_back_with_the_scene(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import QueryMode
+    from SDFSMISLib.workbench.views import QueryMode
 
     shown.scan()
     other = shown.scan("other")
@@ -858,8 +858,8 @@ def test_nothing_is_made_in_the_scene_while_the_panel_is_hidden(shown: Shown) ->
 
 
 def test_what_was_chosen_last_is_chosen_at_the_next_start(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import BackendChoice, BackendKind
-    from SDFSMISPanel.settings import Settings
+    from SDFSMISLib.workbench.settings import Settings
+    from SDFSMISLib.workbench.views import BackendChoice, BackendKind
 
     Settings().keep_choice(BackendChoice(BackendKind.SERVER, "http://gpu:7861", "secret", device="cuda"))
     shown.widget.onReload()
@@ -871,7 +871,7 @@ def test_what_was_chosen_last_is_chosen_at_the_next_start(shown: Shown) -> None:
 
 
 def test_a_scene_that_is_saved_and_loaded_again_says_the_same(shown: Shown) -> None:
-    from SDFSMISPanel.panel_logic import QueryMode
+    from SDFSMISLib.workbench.views import QueryMode
     from SDFSMISPanel.parameter import keep_left_out, left_out, other_scans
 
     shown.scan()
@@ -938,8 +938,8 @@ def test_broken_values_in_the_settings_do_not_keep_the_panel_from_opening(shown:
 
 
 def test_what_somebody_else_wrote_into_the_settings_does_no_harm(standin: Any) -> None:
-    from SDFSMISPanel.panel_logic import BackendChoice
-    from SDFSMISPanel.settings import Settings
+    from SDFSMISLib.workbench.settings import Settings
+    from SDFSMISLib.workbench.views import BackendChoice
 
     store = slicer.app.userSettings()
     for name, value in (("backend", "[]"), ("hosts", '{"a": 1}'), ("agreed", "not JSON"), ("folder", "7")):
@@ -958,7 +958,7 @@ def test_what_somebody_else_wrote_into_the_settings_does_no_harm(standin: Any) -
 
 def states() -> dict[str, dict[str, Any]]:
     """Views of the logic by the name of the state that they make."""
-    from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, BackendView, Question, RunView
+    from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView, Question, RunView
 
     server = BackendChoice(BackendKind.SERVER, "https://gpu.hospital.example:7861", "secret")
     consent = (

@@ -10,10 +10,9 @@ from slicer.i18n import tr as _
 
 from SDFSMISLib.client import Client
 from SDFSMISLib.errors import InputError
-from SDFSMISPanel.control import Control
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, BackendView, PanelLogic
-from SDFSMISPanel.pictures import dot
-from SDFSMISPanel.settings import Settings
+from SDFSMISLib.workbench.settings import Settings
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView, PanelLogic
+from SDFSMISPanel.controls import Control, dot
 
 __all__ = ["BackendSection"]
 

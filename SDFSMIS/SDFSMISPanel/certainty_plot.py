@@ -9,7 +9,7 @@ import numpy as np
 import qt
 from slicer.i18n import tr as _
 
-from SDFSMISPanel.panel_logic import ResultView
+from SDFSMISLib.workbench.views import ResultView
 
 __all__ = ["CertaintyPlot", "Scale", "lowest_of", "slices_of"]
 

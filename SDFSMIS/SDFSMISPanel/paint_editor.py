@@ -6,7 +6,7 @@ from typing import Any
 
 import slicer
 
-from SDFSMISPanel.panel_logic import Editor
+from SDFSMISLib.workbench.views import Editor
 
 __all__ = ["PaintEditor"]
 

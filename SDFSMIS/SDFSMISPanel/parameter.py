@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from slicer import vtkMRMLSegmentationNode, vtkMRMLVolumeNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
-from SDFSMISPanel.panel_logic import QueryMode
+from SDFSMISLib.workbench.views import QueryMode
 
 __all__ = ["Parameter", "keep_left_out", "keep_other_scans", "left_out", "other_scans"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from SDFSMISPanel.control import Control
-from SDFSMISPanel.panel_logic import PanelLogic, QueryMode, RunRequest
+from SDFSMISLib.workbench.views import PanelLogic, QueryMode, RunRequest
+from SDFSMISPanel.controls import Control
 from SDFSMISPanel.parameter import Parameter, keep_other_scans, other_scans
 
 __all__ = ["QuerySection"]

@@ -9,9 +9,9 @@ from typing import Any
 import qt
 from slicer.i18n import tr as _
 
+from SDFSMISLib.workbench.views import PanelLogic, ResultView, ReviewView
 from SDFSMISPanel.certainty_plot import BY_HAND, PAINTED, SHOWN, CertaintyPlot
-from SDFSMISPanel.control import Control, bring_into_sight
-from SDFSMISPanel.panel_logic import PanelLogic, ResultView, ReviewView
+from SDFSMISPanel.controls import Control, bring_into_sight
 from SDFSMISPanel.parameter import Parameter
 
 __all__ = ["ReviewSection"]

@@ -8,9 +8,9 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from SDFSMISPanel.control import Control
-from SDFSMISPanel.duration import spoken
-from SDFSMISPanel.panel_logic import Editor, PanelLogic, RunRequest, RunView
+from SDFSMISLib.workbench.text import spoken
+from SDFSMISLib.workbench.views import Editor, PanelLogic, RunRequest, RunView
+from SDFSMISPanel.controls import Control
 
 __all__ = ["RunSection"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import slicer
 
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind
 
 __all__ = ["SelfTest"]
 

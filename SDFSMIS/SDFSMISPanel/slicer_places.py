@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from SDFSMISPanel.local_computer import Places
+from SDFSMISLib.workbench.local_backend import Places
 
 __all__ = ["slicer_places"]
 

@@ -10,16 +10,15 @@ from typing import Any
 
 import qt
 
+from SDFSMISLib.workbench.settings import Settings
+from SDFSMISLib.workbench.views import PanelLogic
 from SDFSMISPanel.backend_section import BackendSection
+from SDFSMISPanel.controls import QuestionSection, Shortcuts
 from SDFSMISPanel.paint_editor import PaintEditor
-from SDFSMISPanel.panel_logic import PanelLogic
 from SDFSMISPanel.parameter import Parameter
 from SDFSMISPanel.query_section import QuerySection
-from SDFSMISPanel.question_section import QuestionSection
 from SDFSMISPanel.review_section import ReviewSection
 from SDFSMISPanel.run_section import RunSection
-from SDFSMISPanel.settings import Settings
-from SDFSMISPanel.shortcuts import Shortcuts
 from SDFSMISPanel.support_section import SupportSection
 
 __all__ = ["Panel"]

@@ -29,7 +29,7 @@ install()
 from panel_examples import PaintedScene  # noqa: E402
 from SDFSMISLib.client import start_backend  # noqa: E402
 from SDFSMISLib.images.volume import Geometry, Volume  # noqa: E402
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind  # noqa: E402
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind  # noqa: E402
 
 SHAPE = (300, 512, 512)
 PAINTED, CORRECTED = 150, 100  # slices

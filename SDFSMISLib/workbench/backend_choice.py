@@ -1,32 +1,124 @@
-"""Backend access: the way to the backend that the user chose, with what has to be asked before it is taken."""
+"""Backend sentences: what is said of a backend that works, and of what went wrong with one.
+
+Backend questions: what is asked before anything is installed, removed, or sent to another computer.
+
+Computer: what the panel asks of the computer that it runs on.
+
+Backend access: the way to the backend that the user chose, with what has to be asked before it is taken.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
-
-from slicer.i18n import tr as _
 
 from SDFSMISLib.client import BackendError, Capabilities, Client, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISPanel.backend_questions import (
-    INSTALL,
-    REMOVE,
-    SEND_SLICES,
-    install_question,
-    remove_question,
-    slices_question,
-)
-from SDFSMISPanel.backend_sentences import described, sentence
-from SDFSMISPanel.background import Background, Cancel, Ended
-from SDFSMISPanel.computer import Computer
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind, BackendView, Question
-from SDFSMISPanel.run_job import ClientSource, Doing, Post
+from SDFSMISLib.workbench.background import Background, Cancel, Ended
+from SDFSMISLib.workbench.run_job import ClientSource, Doing, Post
+from SDFSMISLib.workbench.text import tr as _
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView, Question
 
-__all__ = ["BackendAccess", "Remembered"]
+LOG = logging.getLogger("SDFSMIS")
+
+
+def described(capabilities: Capabilities) -> str:
+    """A backend in a sentence."""
+    text = _("It works: SDFSMIS {version}, {model} on {device}, about {seconds} s a slice.").format(
+        version=capabilities.version,
+        model=capabilities.models[0].name,
+        device=capabilities.device_name,
+        seconds=f"{capabilities.seconds_per_slice:.2g}",
+    )
+    if capabilities.running:
+        text += " " + _("Runs that take turns there now: {count}.").format(count=capabilities.running)
+    return text
+
+
+def sentence(error: BaseException) -> str:
+    """An error in words; one that nobody expected is logged."""
+    if isinstance(error, (BackendError, InputError, OSError)):
+        return str(error)
+    LOG.error("The backend failed", exc_info=error)
+    return _("It failed ({kind}: {error}); the application's log says more.").format(
+        kind=type(error).__name__, error=error
+    )
+
+
+INSTALL, REMOVE, SEND_SLICES = "install", "remove", "send slices"  # keys of the answers
+
+
+def install_question(folder: Path) -> Question:
+    """Before packages are downloaded into the folder of the environment."""
+    text = _(
+        "Segmenting on this computer needs Python packages (PyTorch and others): 0.5 to 4 GB to download, 3 to 9 "
+        "GB on the disk, by the kind of computer. They go into an environment of their own, {folder}; Slicer's own "
+        "packages stay as they are, and it can be removed again. No image leaves this computer. Install them now?"
+    )
+    return Question(INSTALL, text.format(folder=folder), _("Install"), _("Not now"))
+
+
+def remove_question(folder: Path) -> Question:
+    """Before that folder is removed."""
+    text = _("Remove the Python environment of SDFSMIS, {folder}? Segmenting on this computer needs it.")
+    return Question(REMOVE, text.format(folder=folder), _("Remove"), _("Keep it"))
+
+
+def slices_question(host: str) -> Question:
+    """Before a run on another computer; the answer holds for later runs, too."""
+    text = _(
+        "To segment on {host}, these are sent there over the network: grey values of the slices that are needed, "
+        "painted masks, and the geometry of the slices. Names of patients, files and segments are not sent, but "
+        "images can show a person. SDFSMIS keeps the slices in that computer's memory and writes them to no disk. "
+        "Send them, now and later?"
+    )
+    return Question(SEND_SLICES, text.format(host=host), _("Send to {host}").format(host=host), _("Do not send"))
+
+
+class Computer(Protocol):
+    """The backend on this computer, and what has to be installed for it.
+
+    Attributes:
+        folder: of the environment of our own.
+    """
+
+    folder: Path
+
+    def is_ready(self, choice: BackendChoice) -> bool:
+        """Whether nothing has to be installed."""
+
+    def is_there(self) -> bool:
+        """Whether there is an environment of our own, whole or not."""
+
+    def status(self, choice: BackendChoice) -> tuple[str, str]:
+        """What is true of it now, and the state as in :class:`BackendView`."""
+
+    def has_changed(self) -> bool:
+        """Whether the status may be another one than when it was asked for last."""
+
+    def client(self, choice: BackendChoice, say: Callable[[str], None], cancel: Cancel) -> Client:
+        """A client of it, which is started where it does not run; in any thread, and it takes a while."""
+
+    def install(self, options: Sequence[str], again: bool, report: Callable[[float, str], None], cancel: Cancel) -> str:
+        """Makes the environment; in any thread, and it takes minutes. ``report`` gets the share and what goes on.
+
+        Args:
+            options: words for pip.
+            again: whether packages are installed although nothing is missing.
+
+        Returns what was done, and what is to be known of it, in sentences.
+        """
+
+    def remove(self) -> str:
+        """Removes the environment; in any thread. What was done, in words."""
+
+    def stop(self) -> None:
+        """Ends the backend, if it runs."""
 
 
 class Remembered(Protocol):

@@ -1,23 +1,253 @@
-"""Environment: a Python environment of our own in a folder, with what the backend on this computer needs."""
+"""Command: a program that is run to its end, line by line, and can be ended with everything that it started.
+
+Base Python: the Python that an environment is made of, Slicer's own for one, and what makes that one special.
+
+Environment: a Python environment of our own in a folder, with what the backend on this computer needs.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import queue
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from SDFSMISLib.errors import InputError
+from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.images.files import atomic_output
-from SDFSMISPanel.base_python import BasePython, ask_python
-from SDFSMISPanel.command import clean, run_command
 
-__all__ = ["Environment", "EnvironmentState"]
+if sys.platform == "win32":
+    NO_WINDOW = subprocess.CREATE_NO_WINDOW
+else:
+    NO_WINDOW = 0
+
+NOT_INHERITED = ("PYTHONHOME", "PYTHONPATH")  # they belong to the Python that runs here; another one would not start
+LOOK = 0.1  # seconds between two looks at whether it was cancelled
+TERMINATION = 3.0  # seconds between asking the system to end a process and making it
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended: its exit status, and the lines that it wrote."""
+
+    status: int
+    lines: tuple[str, ...]
+
+
+def clean(variables: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables as another Python can take them."""
+    return {name: value for name, value in variables.items() if name.upper() not in NOT_INHERITED}
+
+
+def run_command(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    *,
+    folder: Path | None = None,
+    on_line: Callable[[str], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> Finished:
+    """Run a program until it ends.
+
+    Args:
+        command: its words.
+        variables: its environment variables, all of them; PYTHONHOME and PYTHONPATH are left out.
+        folder: where it runs; None = here.
+        on_line: called in this thread with each line that it writes.
+        cancel: asked ten times a second; True ends the program and all that it started.
+
+    Raises:
+        InputError: where it cannot be run.
+        Cancelled: where ``cancel`` said so; the program has ended then.
+    """
+    process = _started(command, variables, folder)
+    lines: list[str] = []
+    try:
+        for line in _lines(process):
+            if cancel is not None and cancel():
+                raise Cancelled("It was cancelled.")
+            if line is not None:
+                lines.append(line)
+                if on_line is not None:
+                    on_line(line)
+        return Finished(process.wait(), tuple(lines))
+    finally:
+        if process.poll() is None:
+            _end_tree(process)
+
+
+def _started(command: Sequence[str], variables: Mapping[str, str], folder: Path | None) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            list(command),
+            env=clean(variables) | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"},
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            creationflags=NO_WINDOW,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{command[0]} cannot be run ({error}); name a program that is there.") from error
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
+    """The lines that come until the end; None whenever a while passed without one."""
+    said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(process, said), daemon=True).start()
+    while True:
+        try:
+            line = said.get(timeout=LOOK)
+        except queue.Empty:
+            yield None
+            continue
+        if line is None:
+            break
+        yield line
+    while process.poll() is None:  # it has closed its output and goes on
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK)
+        yield None
+
+
+def _read(process: subprocess.Popen[str], said: queue.SimpleQueue[str | None]) -> None:
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        for line in pipe:
+            said.put(line.rstrip("\r\n"))
+    said.put(None)
+
+
+def _end_tree(process: subprocess.Popen[str]) -> None:
+    """End a process and all that it started."""
+    if sys.platform == "win32":
+        words = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
+        subprocess.run(words, capture_output=True, creationflags=NO_WINDOW, check=False)
+    else:
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, kind)  # it leads a group of its own
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(TERMINATION)
+    process.kill()
+    process.wait()
+
+
+OLDEST, NEWEST = (3, 10), (3, 12)
+QUESTION = """
+import json, os, sys
+library = os.path.dirname(os.__file__)
+inside = [p for p in sys.path if os.path.isdir(p) and p.startswith(sys.base_prefix) and "site-packages" not in p]
+executable = getattr(sys, "_base_executable", None) or sys.executable
+print(json.dumps([sys.version_info[:2], sys.base_prefix, executable, library, inside]))
+"""
+
+
+@dataclass(frozen=True)
+class BasePython:
+    """A Python, as it describes itself.
+
+    Attributes:
+        command: path to start it by.
+        version: major and minor.
+        prefix: folder of its installation.
+        executable: the program itself, where ``command`` only starts it.
+        standard_library: folder of it.
+        paths: folders that it finds modules of the standard library in.
+        variables: environment variables that it starts with.
+    """
+
+    command: str
+    version: tuple[int, int]
+    prefix: Path
+    executable: Path
+    standard_library: Path
+    paths: tuple[str, ...]
+    variables: Mapping[str, str]
+
+    def complete(self, folder: Path, site_packages: Path) -> None:
+        """Make an environment in ``folder`` find the standard library.
+
+        Slicer's program is not where the standard library would be looked for from, and is told by PYTHONHOME where
+        it is; the program of an environment has to find it by itself.
+
+        Raises:
+            OSError: where files cannot be written.
+        """
+        configuration = folder / "pyvenv.cfg"
+        lines = configuration.read_text(encoding="utf-8").splitlines()
+        home = Path(next(line for line in lines if line.startswith("home")).partition("=")[2].strip())
+        inside = self.standard_library.relative_to(self.prefix)
+        above = (place / inside for place in (home, *home.parents))
+        found = next((place for place in above if (place / "os.py").is_file()), None)
+        if found is None or not found.samefile(self.standard_library):  # none, or that of another Python
+            home = self.prefix if os.name == "nt" else self.prefix / "bin"
+            lines = [f"home = {home}" if line.startswith("home") else line for line in lines]
+            configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        extra = list(self.paths)  # those that are known already are not taken twice
+        if os.name == "nt":
+            extra.append(f"import os; os.add_dll_directory({str(self.executable.parent)!r})")
+            self._copy_program(folder / "Scripts")
+        site_packages.mkdir(parents=True, exist_ok=True)
+        (site_packages / "sdfsmis_standard_library.pth").write_text("\n".join(extra) + "\n", encoding="utf-8")
+
+    def _copy_program(self, scripts: Path) -> None:
+        """On Windows ``venv`` needs a starter, which Slicer's Python lacks; the program itself takes its place."""
+        if (scripts / "python.exe").exists():
+            return
+        scripts.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(self.executable, scripts / "python.exe")
+        for pattern in ("python3*.dll", "vcruntime*.dll"):
+            for library in self.executable.parent.glob(pattern):
+                shutil.copy2(library, scripts / library.name)
+
+
+def ask_python(python: str, environments: Mapping[str, Mapping[str, str]], cancel: Callable[[], bool]) -> BasePython:
+    """Start a Python and let it describe itself.
+
+    Args:
+        python: its path.
+        environments: name -> environment variables, tried in this order.
+        cancel: asked while it runs.
+
+    Raises:
+        InputError: where it cannot be started, or is too old or too new.
+        Cancelled: where ``cancel`` said so.
+    """
+    said: tuple[str, ...] = ()
+    for variables in environments.values():
+        done = run_command([python, "-c", QUESTION], variables, cancel=cancel)
+        said = done.lines
+        for line in reversed(said) if done.status == 0 else ():
+            try:
+                version, prefix, executable, library, paths = json.loads(line)
+            except ValueError:
+                continue
+            places = Path(prefix), Path(executable), Path(library)
+            return _accepted(BasePython(python, tuple(version), *places, tuple(paths), variables))
+    last = f" ({said[-1].strip()})" if said else ""
+    raise InputError(f"{python} is no Python that starts{last}; name the program of a Python 3.10, 3.11 or 3.12.")
+
+
+def _accepted(base: BasePython) -> BasePython:
+    if not OLDEST <= base.version <= NEWEST:
+        version, what = ".".join(map(str, base.version)), "old" if base.version < OLDEST else "new"
+        raise InputError(f"{base.command} is Python {version}, which is too {what}; name a Python 3.10, 3.11 or 3.12.")
+    return base
+
 
 MARKER = "made-by-sdfsmis.txt"
 STAMP = "sdfsmis-installed.json"

@@ -1,27 +1,137 @@
-"""Support list: the painted slices of the scene and of files that the next run is shown, as the panel lists them."""
+"""Thumbnails: a slice in grey with what is painted on it, small enough for a list.
+
+Support saving: writes the support into a file while the application goes on.
+
+Support list: the painted slices of the scene and of files that the next run is shown, as the panel lists them.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from slicer.i18n import tr as _
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.geometry import SliceOrientation
+from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import label_values
-from SDFSMISLib.scene import SegmentLook, painted_segments, painting_stamp, shown_slice
+from SDFSMISLib.scene import Scan, Scans, SegmentLook, painted_segments, painting_stamp, shown_slice
 from SDFSMISLib.support import SupportSet, SupportSlice
-from SDFSMISPanel.panel_logic import SegmentView, SupportEntry, SupportView
-from SDFSMISPanel.support_plan import LoadedSet, SupportPlan, join_structures
-from SDFSMISPanel.support_reading import PaintedSlice, SupportReader, SupportReading
-from SDFSMISPanel.thumbnail import thumbnail
+from SDFSMISLib.workbench.background import Background, Ended
+from SDFSMISLib.workbench.run_job import LoadedSet, SupportPlan, join_structures
+from SDFSMISLib.workbench.support_reading import PaintedSlice, SupportReader, SupportReading
+from SDFSMISLib.workbench.text import tr as _
+from SDFSMISLib.workbench.views import RunView, SegmentView, SupportEntry, SupportView
 
-__all__ = ["SupportList"]
+SIDE = 64  # pixels, of the longer side
+TINT = 0.5  # share of the colour where something is painted
+
+
+def thumbnail(
+    image: np.ndarray,
+    labels: np.ndarray,
+    colors: dict[int, tuple[float, float, float]],
+    spacing: tuple[float, float],
+    orientation: SliceOrientation,
+    plane: str,
+    window: IntensityWindow | None = None,
+) -> np.ndarray:
+    """uint8 (rows, columns, 3) as views show it, with square pixels, at most ``SIDE`` a side.
+
+    Args:
+        image, labels: (rows, columns) as the scan has them; label values, 0 where nothing is painted.
+        colors: red, green, blue from 0 to 1 of each label.
+        spacing: (row, column) in mm, as the scan has them.
+        orientation: of the slice; plane: axial, coronal or sagittal.
+        window: of grey values; None = from the 1st to the 99th percentile of the slice.
+    """
+    image, labels = orientation.apply(image), orientation.apply(labels)
+    rows, columns = _sampled(image.shape, orientation.apply_spacing(spacing))
+    image, labels = image[np.ix_(rows, columns)].astype(np.float32), labels[np.ix_(rows, columns)]
+    if window is not None:
+        low, high = window.low, window.high
+    else:
+        low, high = np.percentile(image, (1, 99))
+    grey = np.clip((image - low) / max(float(high) - float(low), 1e-6), 0, 1)
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    for label, color in colors.items():
+        painted = labels == label
+        picture[painted] = (1 - TINT) * picture[painted] + TINT * np.asarray(color)
+    upright = picture if plane == "axial" else picture[::-1]  # canonical rows go upwards there, a picture's downwards
+    return np.rint(upright * 255).astype(np.uint8)
+
+
+def _sampled(shape: tuple[int, ...], spacing: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns to take, so that pixels are square and the longer side has ``SIDE`` of them."""
+    height, width = shape[0] * spacing[0], shape[1] * spacing[1]
+    pixel = max(height, width) / SIDE
+    rows, columns = (max(1, round(length / pixel)) for length in (height, width))
+    return (
+        ((np.arange(rows) + 0.5) * shape[0] / rows).astype(int),
+        ((np.arange(columns) + 0.5) * shape[1] / columns).astype(int),
+    )
+
+
+class SupportSaving:
+    """It goes on by :meth:`step`, on the main thread; the file is written in a thread of its own.
+
+    Attributes:
+        view: what the panel shows.
+        over: whether the file is there, or cannot be written.
+    """
+
+    def __init__(self, plan: SupportPlan, painted: Any | None, scans: Scans, path: Path) -> None:
+        """
+        Args:
+            painted: volume node of the scan that is painted; None = the support is from files.
+            scans: where copies are kept.
+        """
+        self.over, self.view = False, RunView(True, _("Saving the support…"), can_cancel=False)
+        self._plan, self._scans, self._path, self._painted = plan, scans, path, painted
+        self._copying: Iterator[float] = scans.copying(painted) if painted is not None else iter(())
+        self._background: Background | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the file is being written, for which the scene is not needed any more."""
+        return self._background is not None
+
+    def step(self) -> bool:
+        """Does the next piece, of some 20 ms; whether there is more to do at once."""
+        if self._background is None:
+            return self._copy()
+        for message in self._background.messages():
+            if isinstance(message, Ended):
+                self._end(message.error)
+        return False
+
+    def _copy(self) -> bool:
+        try:
+            if next(self._copying, None) is not None:
+                return True
+            scan = self._scans.of(self._painted) if self._painted is not None else None
+        except InputError as error:
+            self._end(error)
+            return False
+        self._background = Background("SDFSMIS saving", lambda post, cancel: self._write(scan))
+        return False
+
+    def _write(self, scan: Scan | None) -> None:
+        self._plan.support(scan).save(self._path)
+
+    def _end(self, error: BaseException | None) -> None:
+        self.over = True
+        if error is None:
+            self.view = RunView(text=_("The support was saved as {name}.").format(name=self._path.name))
+        else:
+            text = _("The support was not saved: {error}").format(error=error)
+            self.view = RunView(text=text, failed=True)
+
 
 HERE, FILE = "here", "file"
 NO_COLOR = (1.0, 0.8, 0.2)

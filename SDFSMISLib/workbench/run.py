@@ -1,4 +1,7 @@
-"""Panel run: one press of Segment, from copying the scans to the last slice in the scene."""
+"""Panel run: one press of Segment, from copying the scans to the last slice in the scene.
+
+Run targets: the scans of a run, and the slices of each that are wanted.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slicer.i18n import tr as _
-
 from SDFSMISLib.client import BackendError, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, Scans
-from SDFSMISPanel.background import Background, Ended
-from SDFSMISPanel.panel_logic import Editor, RunView
-from SDFSMISPanel.result_home import ResultHome
-from SDFSMISPanel.run_job import (
+from SDFSMISLib.workbench.background import Background, Ended
+from SDFSMISLib.workbench.run_job import (
     ClientSource,
     Doing,
     RunJob,
@@ -25,12 +24,14 @@ from SDFSMISPanel.run_job import (
     ScanEnds,
     Sent,
     SliceCame,
+    SupportPlan,
     Trouble,
 )
-from SDFSMISPanel.slice_views import visible_slice
-from SDFSMISPanel.support_plan import SupportPlan
-
-__all__ = ["PanelRun", "Target", "unexpected"]
+from SDFSMISLib.workbench.slice_views import visible_slice
+from SDFSMISLib.workbench.support_list import SupportList
+from SDFSMISLib.workbench.targets import ResultHome, wanted_slices
+from SDFSMISLib.workbench.text import tr as _
+from SDFSMISLib.workbench.views import Editor, QueryMode, RunRequest, RunView
 
 LOG = logging.getLogger("SDFSMIS")
 BUDGET = 0.02  # seconds of one step in which messages are taken
@@ -399,3 +400,32 @@ class PanelRun:
                 number=self._done_scans + 1, count=len(self.targets), text=text
             )
         return text
+
+
+def run_targets(request: RunRequest, support: SupportList, plan: SupportPlan) -> list[Target]:
+    """The scans of a run; raises :class:`InputError` where there is nothing to do."""
+    targets, scan = [], support.scan
+    if request.mode is not QueryMode.NONE and scan is not None:
+        targets.append(_own(request, plan, scan, support.segmentation))
+    others = [node for node in request.others if node is not None and node is not scan]
+    targets += [Target(node, None, None, node.GetName()) for node in others]
+    if not targets:
+        raise InputError(_("No scan to segment is chosen; choose slices of this scan, or another scan."))
+    return targets
+
+
+def _own(request: RunRequest, plan: SupportPlan, scan: Any, painted: Any | None) -> Target:
+    """The scan that is painted."""
+    if plan.painting is None:  # in which direction it is sliced follows from the file
+        if request.mode is not QueryMode.ALL:
+            raise InputError(_("Nothing is painted on this scan; choose all of its slices."))
+        return Target(scan, painted, None, scan.GetName())
+    wanted, problem = wanted_slices(request, plan.painting.geometry.shape[plan.axis], visible_slice(scan, plan.axis))
+    if problem:
+        raise InputError(problem)
+    done = [set(plan.used) & set(plan.painting.slices(plan.axis, label)) for label in plan.looks]
+    if all(set(wanted) <= slices for slices in done):
+        raise InputError(
+            _("All wanted slices are painted already. Uncheck “Use every painted slice” to use chosen ones only.")
+        )
+    return Target(scan, painted, wanted, scan.GetName())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from SDFSMISPanel.panel_logic import BackendChoice, BackendKind
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind
 
 __all__ = ["HISTORY", "Settings"]
 

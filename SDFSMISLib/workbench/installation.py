@@ -1,11 +1,18 @@
-"""Installation: the steps to an environment in which the backend runs; or another Python in its place."""
+"""Pip failure: why pip did not install, in a sentence for people who have never heard of pip.
+
+Torch build: which of PyTorch's builds pip installs on this computer, and what to do where another fits better.
+
+Installation: the steps to an environment in which the backend runs; or another Python in its place.
+"""
 
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +20,128 @@ from pathlib import Path
 
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.wire import PROTOCOL
-from SDFSMISPanel.command import clean, run_command
-from SDFSMISPanel.environment import Environment, EnvironmentState
-from SDFSMISPanel.pip_failure import pip_failure
-from SDFSMISPanel.torch_build import TorchBuild
+from SDFSMISLib.workbench.environment import Environment, EnvironmentState, clean, run_command
 
-__all__ = ["Adopted", "Installation", "Progress", "adopt"]
+NETWORK = re.compile(
+    r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|Failed to establish|name resolution|"
+    r"getaddrinfo|Network is unreachable|Connection (refused|reset|aborted)|ConnectionResetError|RemoteDisconnected|"
+    r"timed out"
+)
+MISSING = re.compile(r"No matching distribution found for ([A-Za-z0-9._-]+)")
+
+KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"No space left on device|Errno 28\b|WinError 112\b|not enough space", re.IGNORECASE),
+        "The disk became full while installing; free some space, and install again.",
+    ),
+    (
+        re.compile(r"ProxyError|Proxy Authentication|Tunnel connection failed|Cannot connect to proxy"),
+        "The proxy of this network did not let the download through; ask your IT department for its address, and give "
+        "it as pip option: --proxy http://user:password@computer:port.",
+    ),
+    (
+        re.compile(r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerificationError"),
+        "The certificate of the download site is not trusted, as happens where a network inspects traffic; ask your "
+        "IT department for its certificate, and give it as pip option: --cert FILE.",
+    ),
+    (
+        NETWORK,
+        "The download site cannot be reached; check the network connection, and install again, or give the mirror of "
+        "your institution as pip option: --index-url ADDRESS.",
+    ),
+    (
+        re.compile(r"Permission denied|Access is denied|Errno 13\b|WinError 5\b|WinError 32\b"),
+        "A file cannot be written; end the programs that use the environment, name a folder that you may write to, "
+        "and install again.",
+    ),
+    (
+        re.compile(r"DO NOT MATCH THE HASHES|IncompleteRead|Connection broken|incomplete download", re.IGNORECASE),
+        "A download arrived damaged; install again.",
+    ),
+    (
+        re.compile(r"no such option|pip (install|<command>) \[options\]|option requires|invalid .*choice"),
+        "pip does not accept the pip options; correct them.",
+    ),
+)
+
+
+def pip_failure(lines: Sequence[str]) -> str:
+    """What went wrong and what to do, in one sentence.
+
+    Args:
+        lines: that pip wrote, the last ones at least.
+    """
+    text = "\n".join(lines)
+    for pattern, sentence in KINDS:
+        if pattern.search(text):
+            return sentence
+    missing = MISSING.search(text)
+    if missing is not None:
+        return (
+            f"The package {missing[1]} is not there for this computer's Python; give an index that has it as "
+            "pip option: --index-url ADDRESS, or name another Python."
+        )
+    errors = [line for line in lines if line.startswith("ERROR:")] or list(lines)
+    last = errors[-1].removeprefix("ERROR:").strip() if errors else "it said nothing"
+    return f"pip could not install the packages ({last}); the log says more, and installing again may help."
+
+
+PAGE = "https://pytorch.org/get-started/locally"  # names the addresses of the other builds
+GB = 10**9
+PATIENCE = 10.0  # seconds; a driver that is ill never answers
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """The build that pip takes by itself.
+
+    Attributes:
+        said: what is to be known of it, in sentences; "" = nothing.
+        download, disk: bytes that the whole environment takes with it, roughly.
+    """
+
+    said: str
+    download: int
+    disk: int
+
+
+def usual_build(cards: Sequence[str], system: str = "") -> TorchBuild:
+    """The build on a computer.
+
+    Args:
+        cards: names of its NVIDIA cards.
+        system: as ``platform.system()`` gives it; "" = of this computer.
+    """
+    system = system or platform.system()
+    if system == "Linux":
+        said = (
+            "The usual build of PyTorch for Linux holds what NVIDIA cards need, and none was found here; a smaller one "
+            f"is named on {PAGE}: give its address as pip option, --extra-index-url ADDRESS."
+        )
+        return TorchBuild("" if cards else said, 4 * GB, 9 * GB)
+    if system == "Windows" and cards:
+        said = (
+            f"The usual build of PyTorch for Windows computes on the processor. To use the {cards[0]}, take the "
+            f"address of a CUDA build from {PAGE}, give it as pip option, --extra-index-url ADDRESS, and install again."
+        )
+        return TorchBuild(said, GB // 2, 3 * GB)
+    return TorchBuild("", GB // 2, 3 * GB)
+
+
+def graphics_cards(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the NVIDIA cards of this computer, as their driver gives them; none where it has no driver, or
+    one that does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    end = time.monotonic() + PATIENCE
+    try:
+        words = [program, "--query-gpu=name", "--format=csv,noheader"]
+        done = run_command(words, variables, cancel=lambda: time.monotonic() > end)
+    except (InputError, Cancelled):
+        return ()
+    return tuple(line.strip() for line in done.lines if line.strip()) if done.status == 0 else ()
+
 
 KEPT_LINES = 400
 RAW_PROGRESS = (24, 1)  # the first pip that tells bytes as plain lines

@@ -10,15 +10,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from slicer.i18n import tr as _
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Cleaning
 from SDFSMISLib.scene import ResultWriter, SegmentLook, make_parallel
-from SDFSMISPanel.background import Background, Ended
-from SDFSMISPanel.panel_logic import ResultView, ReviewView
-from SDFSMISPanel.panel_run import Target, unexpected
-from SDFSMISPanel.slice_views import show_in_views, show_scan, show_segmentation, slice_nodes, visible_slice
+from SDFSMISLib.workbench.background import Background, Ended
+from SDFSMISLib.workbench.run import Target, unexpected
+from SDFSMISLib.workbench.slice_views import show_in_views, show_scan, show_segmentation, slice_nodes, visible_slice
+from SDFSMISLib.workbench.text import tr as _
+from SDFSMISLib.workbench.views import ResultView, ReviewView
 
 __all__ = ["Review"]
 

@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from slicer.i18n import tr as _
-
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import EditingRules, ObliqueView, Scans, make_parallel
-from SDFSMISPanel.backend_access import BackendAccess, Remembered
-from SDFSMISPanel.local_computer import LocalComputer
-from SDFSMISPanel.panel_logic import (
+from SDFSMISLib.workbench.backend_choice import BackendAccess, Remembered
+from SDFSMISLib.workbench.local_backend import LocalComputer
+from SDFSMISLib.workbench.review import Review
+from SDFSMISLib.workbench.run import PanelRun, run_targets, unexpected
+from SDFSMISLib.workbench.run_job import RunOptions
+from SDFSMISLib.workbench.slice_views import show_in_views
+from SDFSMISLib.workbench.support_list import SupportList, SupportSaving
+from SDFSMISLib.workbench.text import tr as _
+from SDFSMISLib.workbench.views import (
     BackendChoice,
     BackendView,
     Editor,
@@ -24,14 +28,7 @@ from SDFSMISPanel.panel_logic import (
     RunView,
     SupportView,
 )
-from SDFSMISPanel.panel_run import PanelRun, unexpected
-from SDFSMISPanel.review import Review
-from SDFSMISPanel.run_job import RunOptions
-from SDFSMISPanel.run_targets import run_targets
-from SDFSMISPanel.slice_views import show_in_views
 from SDFSMISPanel.slicer_places import slicer_places
-from SDFSMISPanel.support_list import SupportList
-from SDFSMISPanel.support_saving import SupportSaving
 
 __all__ = ["Logic", "make_logic"]
 
