@@ -33,10 +33,13 @@ def _find_packages() -> None:
 _find_packages()
 
 from SDFSMISLib.workbench.settings import Settings  # noqa: E402
+from SDFSMISLib.workbench.text import set_translator  # noqa: E402
 from SDFSMISLib.workbench.views import PanelLogic  # noqa: E402
 from SDFSMISPanel.parameter import Parameter  # noqa: E402
 from SDFSMISPanel.sample_data import register_sample_data  # noqa: E402
 from SDFSMISPanel.widget import Panel  # noqa: E402
+
+set_translator(_)
 
 
 class SDFSMIS(ScriptedLoadableModule):
@@ -75,7 +78,7 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.layout.addWidget(root)
         self.ui = slicer.util.childWidgetVariables(root)
         root.setMRMLScene(slicer.mrmlScene)
-        self.logic, settings = SDFSMISLogic(), Settings()
+        self.logic, settings = SDFSMISLogic(), Settings(slicer.app.userSettings())
         self.panel = Panel(root, self.ui, self.logic.make_panel_logic(settings), settings)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
@@ -120,7 +123,7 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onReload(self) -> None:
         """Reads the panel's own files anew as well."""
-        for name in [name for name in sys.modules if name.partition(".")[0] == "SDFSMISPanel"]:
+        for name in [name for name in sys.modules if name.startswith(("SDFSMISPanel", "SDFSMISLib.workbench"))]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
 
@@ -134,7 +137,7 @@ class SDFSMISLogic(ScriptedLoadableModuleLogic):
 
     def make_panel_logic(self, settings: Settings) -> PanelLogic:
         """The logic of one panel, which closes it."""
-        from SDFSMISLib.workbench.logic import make_logic
+        from SDFSMISPanel.slicer_places import make_logic
 
         return make_logic(settings)
 

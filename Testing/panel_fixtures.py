@@ -74,7 +74,7 @@ class Shown:
 @pytest.fixture
 def shown(standin: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
     logic = RecordingLogic()
-    monkeypatch.setitem(sys.modules, "SDFSMISLib.workbench.logic", SimpleNamespace(make_logic=lambda settings: logic))
+    monkeypatch.setitem(sys.modules, "SDFSMISPanel.slicer_places", SimpleNamespace(make_logic=lambda settings: logic))
     slicer.app.userSettings().remove("SDFSMIS")
     module = standin.load_module(MODULE)
     module.open()

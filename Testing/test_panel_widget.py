@@ -861,10 +861,11 @@ def test_what_was_chosen_last_is_chosen_at_the_next_start(shown: Shown) -> None:
     from SDFSMISLib.workbench.settings import Settings
     from SDFSMISLib.workbench.views import BackendChoice, BackendKind
 
-    Settings().keep_choice(BackendChoice(BackendKind.SERVER, "http://gpu:7861", "secret", device="cuda"))
+    settings = Settings(slicer.app.userSettings())
+    settings.keep_choice(BackendChoice(BackendKind.SERVER, "http://gpu:7861", "secret", device="cuda"))
     shown.widget.onReload()
     kept = BackendChoice(BackendKind.SERVER, "http://gpu:7861", device="cuda")
-    assert Settings().choice() == kept
+    assert Settings(slicer.app.userSettings()).choice() == kept
     ui = slicer.modules.SDFSMISWidget.ui
     assert ui.serverRadioButton.checked and ui.serverComboBox.currentText == "http://gpu:7861"
     assert ui.deviceComboBox.currentIndex == 2 and ui.tokenLineEdit.text == ""
@@ -944,7 +945,7 @@ def test_what_somebody_else_wrote_into_the_settings_does_no_harm(standin: Any) -
     store = slicer.app.userSettings()
     for name, value in (("backend", "[]"), ("hosts", '{"a": 1}'), ("agreed", "not JSON"), ("folder", "7")):
         store.setValue(f"SDFSMIS/{name}", value)
-    settings = Settings()
+    settings = Settings(slicer.app.userSettings())
     assert settings.choice() == BackendChoice()
     assert (settings.hosts(), settings.agreed_hosts(), settings.folder()) == ((), (), "")
     for number in range(12):

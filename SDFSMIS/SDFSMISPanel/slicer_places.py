@@ -7,9 +7,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from SDFSMISLib.workbench.local_backend import Places
+from SDFSMISLib.workbench.backend_choice import BackendAccess, Remembered
+from SDFSMISLib.workbench.local_backend import LocalComputer, Places
+from SDFSMISLib.workbench.logic import Logic
 
-__all__ = ["slicer_places"]
+__all__ = ["make_logic", "slicer_places"]
 
 FOLDER = "SDFSMIS-backend"
 
@@ -28,3 +30,8 @@ def slicer_places() -> Places:
         python=shutil.which("PythonSlicer") or sys.executable,
         variables={"startup": slicer.util.startupEnvironment(), "slicer": dict(os.environ)},
     )
+
+
+def make_logic(remembered: Remembered) -> Logic:
+    """The logic of a panel in a running Slicer."""
+    return Logic(BackendAccess(remembered, LocalComputer(slicer_places())))

@@ -89,7 +89,12 @@ PUBLISHED: tuple[Published, ...] = (
     *_both_settings("ProtoSAM", (81.56, 77.83), (75.50, 73.45)),
     *_both_settings("AM-SAM", (81.40, 75.56), (86.19, 84.04), remark="fine-tunes SAM"),
     Published(
-        "DiffewS (NeurIPS 2024)", "sabs", 1, 78.78, THIRD_PARTY, remark="derived: SD-FSMIS minus the gain that is told of it"
+        "DiffewS (NeurIPS 2024)",
+        "sabs",
+        1,
+        78.78,
+        THIRD_PARTY,
+        remark="derived: SD-FSMIS minus the gain that is told of it",
     ),
     *_both_settings("SD-FSMIS (CVPR 2026)", (83.16,), (83.66,), THIRD_PARTY),
     *_both_settings("FoB + S-2D (CVPR 2026)", (82.49, 78.29), (80.70, 77.48)),

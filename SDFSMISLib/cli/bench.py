@@ -163,7 +163,7 @@ def _in_process(job: Job) -> dict[str, Any]:
     here = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     done = subprocess.run(
-        [sys.executable, "-m", "SDFSMISLib.cli.bench"],
+        [sys.executable, "-m", "SDFSMISLib.cli.bench_schedules"],
         input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,

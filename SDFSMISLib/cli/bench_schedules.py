@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from SDFSMISLib.model import SDFSMISPipeline, SupportBank
 
-
 PARTS = ("VAE encode", "DINOv2", "U-Net, support", "U-Net, query", "VAE decode", "rest")
 LONG_PRODUCT = 0.1  # seconds of a matrix product that is large enough
 MIB = 1 << 20

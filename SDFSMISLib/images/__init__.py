@@ -1,1 +1,1 @@
-"""images"""
+"""Images: geometry, intensities, volumes, labelmaps, their files, post-processing. numpy and SimpleITK, no torch."""

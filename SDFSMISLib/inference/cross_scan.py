@@ -66,7 +66,7 @@ def find_structure(
     return best
 
 
-Item = TypeVar("Found")
+Item = TypeVar("Item")
 
 LEAST_BROUGHT = 0.5  # a slice on which no pixel is brought with more is empty
 

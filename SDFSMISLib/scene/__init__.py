@@ -20,7 +20,7 @@ from SDFSMISLib.scene.painting import (
 from SDFSMISLib.scene.result_segment import ResultLost, find_results, fits, make_segmentation
 from SDFSMISLib.scene.result_writer import ResultWriter
 from SDFSMISLib.scene.run_labels import Cleaned
-from SDFSMISLib.scene.scan import Scan, Scans, SequenceFrame
+from SDFSMISLib.scene.scan import Scan, Scans, SequenceFrame, volume_voxels
 from SDFSMISLib.scene.segment_tags import SegmentLook
 from SDFSMISLib.scene.segment_voxels import SegmentGone
 from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, make_parallel, show_slice, shown_slice
@@ -50,5 +50,6 @@ __all__ = [
     "read_results",
     "show_slice",
     "shown_slice",
+    "volume_voxels",
     "with_corrections",
 ]

@@ -115,7 +115,7 @@ class Scans:
             for first in range(0, len(scan.voxels), planes):
                 block = scan.voxels[first : first + planes]
                 with np.errstate(over="ignore"):
-                    block[...] = _voxels(volume_node)[first : first + planes]
+                    block[...] = volume_voxels(volume_node)[first : first + planes]
                 if block.dtype.kind == "f":
                     finite = finite and bool(np.isfinite([block.min(), block.max()]).all())
                     low, high = _range_with(low, high, block)
@@ -149,7 +149,7 @@ def scan_key(volume_node: Any) -> str:
     They stay the same where the volume is renamed, moved, or loaded or imported again, and take some milliseconds.
     Raises :class:`InputError` for a node without an image.
     """
-    values, frame = _voxels(volume_node).reshape(-1), SequenceFrame.of(volume_node)
+    values, frame = volume_voxels(volume_node).reshape(-1), SequenceFrame.of(volume_node)
     # A step without a common divisor with rows and slices looks at all their columns and rows in turn.
     step = next(n for n in itertools.count(max(1, values.size // KEY_VOXELS)) if math.gcd(n, values.size) == 1)
     with np.errstate(over="ignore"):
@@ -161,7 +161,7 @@ def scan_key(volume_node: Any) -> str:
 
 def _empty_scan(volume_node: Any) -> Scan:
     """A scan whose voxels are still to be filled in."""
-    name, geometry, voxels = volume_node.GetName(), volume_geometry(volume_node), _voxels(volume_node)
+    name, geometry, voxels = volume_node.GetName(), volume_geometry(volume_node), volume_voxels(volume_node)
     dtype, count = voxels.dtype, volume_node.GetImageData().GetPointData().GetScalars().GetNumberOfComponents()
     scan = Scan(np.empty(geometry.shape, np.float32 if dtype == np.float64 else dtype), geometry, name=name)
     scan.sequence_frame, scan.stamp = SequenceFrame.of(volume_node), volume_stamp(volume_node)
@@ -171,7 +171,7 @@ def _empty_scan(volume_node: Any) -> Scan:
     return scan
 
 
-def _voxels(volume_node: Any) -> np.ndarray:
+def volume_voxels(volume_node: Any) -> np.ndarray:
     """A view ``(slices, height, width)`` of a node's voxels, of several values the first.
 
     Raises :class:`InputError` for a node without an image.

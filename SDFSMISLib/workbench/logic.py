@@ -10,8 +10,7 @@ from typing import Any
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import EditingRules, ObliqueView, Scans, make_parallel
-from SDFSMISLib.workbench.backend_choice import BackendAccess, Remembered
-from SDFSMISLib.workbench.local_backend import LocalComputer
+from SDFSMISLib.workbench.backend_choice import BackendAccess
 from SDFSMISLib.workbench.review import Review
 from SDFSMISLib.workbench.run import PanelRun, run_targets, unexpected
 from SDFSMISLib.workbench.run_job import RunOptions
@@ -28,9 +27,8 @@ from SDFSMISLib.workbench.views import (
     RunView,
     SupportView,
 )
-from SDFSMISPanel.slicer_places import slicer_places
 
-__all__ = ["Logic", "make_logic"]
+__all__ = ["Logic"]
 
 LOG = logging.getLogger("SDFSMIS")
 PARALLEL = "parallel"
@@ -336,8 +334,3 @@ class Logic:
             self._shown = shown
             if self._on_change is not None:
                 self._on_change()
-
-
-def make_logic(remembered: Remembered) -> Logic:
-    """The logic of a panel in a running Slicer."""
-    return Logic(BackendAccess(remembered, LocalComputer(slicer_places())))

@@ -16,12 +16,10 @@ HISTORY = 10  # addresses of servers that are kept
 
 
 class Settings:
-    """What is kept in a QSettings, Slicer's own by default, as text under ``SDFSMIS/``."""
+    """What is kept in a QSettings, or whatever else has its ``value`` and ``setValue``, as text under ``SDFSMIS/``."""
 
-    def __init__(self, store: Any = None) -> None:
-        import slicer
-
-        self._store = slicer.app.userSettings() if store is None else store
+    def __init__(self, store: Any) -> None:
+        self._store = store
 
     def choice(self) -> BackendChoice:
         """The backend that was chosen last, without what is a password."""

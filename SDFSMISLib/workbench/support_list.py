@@ -20,7 +20,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import label_values
-from SDFSMISLib.scene import Scan, Scans, SegmentLook, painted_segments, painting_stamp, shown_slice
+from SDFSMISLib.scene import Scan, Scans, SegmentLook, painted_segments, painting_stamp, shown_slice, volume_voxels
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.workbench.background import Background, Ended
 from SDFSMISLib.workbench.run_job import LoadedSet, SupportPlan, join_structures
@@ -445,12 +445,10 @@ class SupportList:
         return picture
 
     def _picture_here(self, index: int) -> np.ndarray:
-        import slicer
-
         painting, axis = self._read.painting, self._read.axis
         assert painting is not None
-        voxels = slicer.util.arrayFromVolume(self.scan)
-        image = np.moveaxis(voxels if voxels.ndim == 3 else voxels[..., 0], axis, 0)[index]
+        voxels = volume_voxels(self.scan)
+        image = np.moveaxis(voxels, axis, 0)[index]
         geometry = painting.geometry
         colors = {label: look.color or NO_COLOR for label, look in self._read.looks.items()}
         return thumbnail(

@@ -1,8 +1,30 @@
-"""Duration: how long something takes, as a clinician says it."""
+"""Texts of the workbench: their translation, which a front end hands in, and durations as a person says them."""
 
 from __future__ import annotations
 
-__all__ = ["spoken"]
+from collections.abc import Callable
+
+__all__ = ["set_translator", "spoken", "tr"]
+
+_translate: Callable[[str], str] = str
+
+
+def set_translator(translate: Callable[[str], str]) -> None:
+    """Hand in the front end's translation, in 3D Slicer ``slicer.i18n.tr``; without one, texts stay English.
+
+    Args:
+        translate: from an English text, with its ``{placeholders}``, to the user's language.
+    """
+    global _translate
+    _translate = translate
+
+
+def tr(text: str) -> str:
+    """A text in the user's language."""
+    return _translate(text)
+
+
+_ = tr
 
 
 def spoken(seconds: float) -> str:
