@@ -1,4 +1,4 @@
-"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a cohort."""
+"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a scene, a cohort."""
 
 from __future__ import annotations
 
@@ -57,3 +57,31 @@ def test_finished_scans_of_a_kept_cohort_are_passed_over(tmp_path: Path, monkeyp
     ]
     for row in rows:
         assert int(row["voxels"]) == np.count_nonzero(Volume.read(Path("results") / row["result"]).voxels)
+
+
+def test_a_kept_scene_gives_its_results_and_corrections_back(tmp_path: Path) -> None:
+    slicer = pytest.importorskip("slicer")
+    from mrml_scene import MrmlScene, held
+    from SDFSMISLib.scene import SegmentLook, find_results, read_painting, read_results, with_corrections
+
+    scene = MrmlScene()
+    cache, files = slicer.vtkCacheManager(), slicer.vtkDataIOManager()  # as Slicer has; bundles are unpacked there
+    cache.SetRemoteCacheDirectory(str(tmp_path / "cache"))
+    files.SetCacheManager(cache)
+    scene.node.SetCacheManager(cache)
+    scene.node.SetDataIOManager(files)
+    shutil.copy(KEPT / "scene.mrb", tmp_path)
+    assert scene.node.ReadFromMRB(str(tmp_path / "scene.mrb"))
+    volume = scene.node.GetFirstNodeByClass("vtkMRMLScalarVolumeNode")
+    segmentation = scene.node.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+    segments = segmentation.GetSegmentation()
+    names = [segments.GetSegment(one).GetName() for one in segments.GetSegmentIDs()]
+    assert names == ["liver", "spleen", "other", "liver (SDFSMIS)", "spleen (SDFSMIS)"]
+    looks = {label: SegmentLook.of(segmentation, segments.GetNthSegmentID(label - 1)) for label in (1, 2)}
+    results = find_results(volume, segmentation, looks, 0)
+    assert results == {label: segments.GetNthSegmentID(label + 2) for label in (1, 2)}
+    painted = read_painting(volume, segmentation, [segments.GetNthSegmentID(number) for number in (0, 1)])
+    painting = with_corrections(painted, read_results(volume, segmentation, results))
+    assert painting.corrected == (8,)
+    voxels = [int(held(segmentation, one, volume).sum()) for one in segments.GetSegmentIDs()]
+    assert voxels == [34, 39, 299, 367, 356]
