@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,19 @@ def test_every_picture_is_shown_somewhere() -> None:
 
 def test_the_moving_picture_is_small() -> None:
     assert (PAGES / "Screenshots" / "loop.gif").stat().st_size < 1_000_000
+
+
+def test_the_picture_of_the_packages_is_drawn_from_the_import_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PAGES))
+    rooms = importlib.import_module("rooms")
+    assert text_of(PAGES / "explanation" / "rooms.svg") == rooms.svg(), "Run Resources/Documentation/rooms.py."
+
+
+def test_the_architecture_names_every_package() -> None:
+    page = text_of(PAGES / "explanation" / "architecture.md")
+    packages = {path.parent.name for path in (ROOT / "SDFSMISLib").glob("*/__init__.py")}
+    modules = {path.stem for path in (ROOT / "SDFSMISLib").glob("*.py")} - {"__init__"}
+    assert [name for name in sorted(packages | modules) if f"`{name}`" not in page] == []
 
 
 def test_the_tutorial_calls_the_panel_s_controls_by_their_names() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def commands() -> str:
     """Markdown with a section for each command: usage, options and examples, from the typer app itself."""
-    (command,) = entry_points(group="console_scripts", name="sdfsmis")
-    words = [sys.executable, "-m", "typer", command.load().__module__, "utils", "docs", "--name", "sdfsmis"]
+    words = [sys.executable, "-m", "typer", "SDFSMISLib.cli.app", "utils", "docs", "--name", "sdfsmis"]
     text = subprocess.run(words, check=True, capture_output=True, text=True, encoding="utf-8").stdout
     text = "## " + text.partition("\n## ")[2]  # behind the list of the commands
     text = re.sub(r"(?m)^  (?=[ \w])", "      ", text)  # examples become code

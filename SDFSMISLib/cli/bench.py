@@ -4,7 +4,7 @@ One run of the bench: every schedule for every size, and the report.
 
 Every schedule runs in a process of its own, so that its peak memory is its own, and the schedules take turns, so that a
 busy computer disturbs all alike. Weights are random, which changes neither time nor memory, and the same in all
-processes, so that the masks can be compared. See Testing/Benchmarks/README.md for figures and what is measured how.
+processes, so that the masks can be compared. The figures are in Resources/Documentation/explanation/measurements.md.
 """
 
 from __future__ import annotations

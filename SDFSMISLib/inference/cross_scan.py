@@ -2,7 +2,7 @@
 
 The slice that then looks most like the painted one around the structure, and needed the least bending for it, is where
 propagation starts, with the mask that came along as a first guess. What this finds was measured, beside other scores:
-Resources/MODEL_CARD.md.
+Resources/Documentation/model-card/experiments.md.
 
 The `independent` strategy on a scan without painted slices, for networks that have an input for what registration
 brings (`SupportQueryUNet`, `neighbour`): each slice is handed to them as its own finished neighbour, with the mask that

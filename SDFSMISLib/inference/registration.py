@@ -1,7 +1,8 @@
 """From a finished slice to its neighbour: dense registration, so that the network need only correct what it brings.
 
 Dense inverse search (Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016), as OpenCV has it: on
-the network's grid it takes two to three milliseconds. What was measured for its settings is in Resources/MODEL_CARD.md.
+the network's grid it takes two to three milliseconds. What was measured for its settings is in
+Resources/Documentation/model-card/experiments.md.
 
 A rough mask moved to where the grey levels of its slice say that the structure is.
 
@@ -16,7 +17,7 @@ Bodies are registered on grids of several sides, and masks are averaged over the
 that fit better counting more: the fusion of several atlases (Iglesias and Sabuncu, "Multi-atlas segmentation of
 biomedical images: a survey", Medical Image Analysis 2015). Neighbouring slices of the scan then come to an agreement,
 and the grey levels that are found inside and outside move the border (`greys`). What each step is worth was measured:
-Resources/MODEL_CARD.md.
+Resources/Documentation/model-card/experiments.md.
 """
 
 from __future__ import annotations

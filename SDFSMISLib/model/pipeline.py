@@ -88,10 +88,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         return self.takes_neighbours
 
     def for_inference(self) -> SDFSMISPipeline:
-        """This pipeline, set up to run fast on its device, with the same results. Call it after `to`, and not to train.
-
-        What was measured for each choice, and for those not taken, is in Testing/Benchmarks/README.md.
-        """
+        """This pipeline, set up to run fast on its device, with the same results. Call it after `to`, not to train."""
         for network in (self.vae, self.unet, self.image_encoder, self.translator):
             network.eval()
         if self.device.type == "cpu":
