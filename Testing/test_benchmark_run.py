@@ -37,7 +37,7 @@ from SDFSMISLib.inference.network_images import colour
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
-from SDFSMISLib.training.config import OURS
+from SDFSMISLib.training import CONFIGURATIONS
 from small_scans import BrightPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -302,7 +302,7 @@ def write_paper(folder: Path) -> tuple[Path, Path]:
     golden.write_stable_diffusion(folder / "sd")
     golden.write_dinov2(folder / "dinov2", "dinov2_518")
     start = convert_stable_diffusion(folder / "sd", folder / "dinov2", folder / "sd-fsmis", resolution=64)
-    settings = json.loads((OURS / "paper.json").read_text(encoding="utf-8"))
+    settings = json.loads(CONFIGURATIONS["paper"].read_text(encoding="utf-8"))
     path = folder / "paper.json"
     path.write_text(json.dumps(settings | {"steps": 2, "workers": 0}), encoding="utf-8")
     return path, start

@@ -10,8 +10,9 @@ from torch import nn
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size, new_built_in
+from SDFSMISLib.training import CONFIGURATIONS
 from SDFSMISLib.training.__main__ import main
-from SDFSMISLib.training.config import OURS, TrainingConfig
+from SDFSMISLib.training.config import TrainingConfig
 
 PLAIN = {"cases": "", "output": "x"}
 
@@ -21,7 +22,7 @@ def written(folder: Path, **content: object) -> Path:
     return folder / "config.json"
 
 
-@pytest.mark.parametrize("path", sorted(OURS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGURATIONS.values()), ids=lambda path: path.stem)
 def test_every_configuration_of_ours_can_be_read(path: Path) -> None:
     by_path, by_name = TrainingConfig.read(path), TrainingConfig.read(Path(path.stem))
     assert by_path == by_name
@@ -29,7 +30,7 @@ def test_every_configuration_of_ours_can_be_read(path: Path) -> None:
 
 
 def test_there_are_the_papers_and_those_of_the_built_in_weights() -> None:
-    assert {path.stem for path in OURS.iterdir()} >= {"built_in", "built_in_gpu", "paper"}
+    assert set(CONFIGURATIONS) >= {"built_in", "built_in_gpu", "paper"}
 
 
 def test_the_papers_settings_are_the_official_ones() -> None:
