@@ -24,19 +24,10 @@ LIBRARY = ROOT / "SDFSMISLib"
 HEAVY = ("torch", "diffusers", "transformers", "SimpleITK")
 LAZY_NAMES = sorted(set(SDFSMISLib.__all__) - {"__version__"})
 
-# What 3D Slicer itself may import: every file beside volume.py except those of the commands, and the client; the other
-# folders may use torch.
-COMMANDS = {
-    "bench",
-    "benchmark_command",
-    "cli",
-    "console",
-    "demo",
-    "doctor",
-    "segment_command",
-    "segment_run",
-}
-SLICER_ROOMS = sorted({path.stem for path in LIBRARY.glob("*.py")} - COMMANDS - {"__init__"} | {"client", "scene"})
+# What 3D Slicer itself may import: the files beside the rooms but the commands' console, and these rooms.
+SLICER_ROOMS = sorted(
+    {path.stem for path in LIBRARY.glob("*.py")} - {"__init__", "console"} | {"client", "images", "scene", "workbench"}
+)
 
 
 @pytest.fixture(scope="module")

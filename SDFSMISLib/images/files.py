@@ -62,9 +62,13 @@ def atomic_outputs(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
     place as it is. The last one disappears first and comes last, so that who sees it sees all. Folders are made where
     they are missing.
 
-    >>> with atomic_outputs([table, labelmap]) as temporary:
-    ...     temporary[table].write_text("label,volume_ml")
-    ...     temporary[labelmap].write_bytes(content)
+    >>> table, notes = Path("volumes.csv"), Path("notes.txt")
+    >>> with atomic_outputs([table, notes]) as temporary:
+    ...     _ = temporary[table].write_text("label,volume_ml")
+    ...     table.exists()
+    False
+    >>> table.read_text(), notes.exists()
+    ('label,volume_ml', False)
 
     Raises:
         InputError: where a folder cannot be made, a file cannot be written or moved to its place, or the disk is full.
