@@ -18,7 +18,7 @@ from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.client import Client
 from SDFSMISLib.server.app import make_app
 from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.settings import Limits
+from SDFSMISLib.server.settings import ServerLimits
 from SDFSMISLib.server.store import MemoryStore
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.wire import content_address, pack_array, query_fields, support_fields, support_image_for_wire
@@ -65,10 +65,13 @@ class Backend:
 
 @contextmanager
 def running(
-    pipeline: Any = None, limits: Limits | None = None, tokens: Sequence[str] = (), segmenter: Segmenter | None = None
+    pipeline: Any = None,
+    limits: ServerLimits | None = None,
+    tokens: Sequence[str] = (),
+    segmenter: Segmenter | None = None,
 ) -> Iterator[Backend]:
     """A backend around a pipeline (None: one that finds what is bright), stopped behind the block."""
-    engine = Engine(segmenter or Segmenter(pipeline or BrightPipeline(), "bright"), limits or Limits())
+    engine = Engine(segmenter or Segmenter(pipeline or BrightPipeline(), "bright"), limits or ServerLimits())
     store = MemoryStore(engine.limits.store_bytes, engine.limits.store_seconds)
     config = uvicorn.Config(make_app(engine, store, tokens), port=0, log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)

@@ -139,7 +139,7 @@ def test_every_address_and_every_error_of_the_server_is_explained() -> None:
     page = text_of(PAGES / "reference" / "http.md")
     code = "\n".join(text_of(path) for path in (ROOT / "SDFSMISLib" / "server").glob("*.py"))
     addresses = set(re.findall(r'@app\.(?:get|put|head|post|delete)\(\s*"(/[^"]*)"', code)) - {"/docs"}
-    errors = set(re.findall(r'Refused\(\s*\d+,\s*"(\w+)"', code))
+    errors = set(re.findall(r'ApiError\(\s*\d+,\s*"(\w+)"', code))
     assert {"/slices/{address}", "/segmentations"} <= addresses and "token_wrong" in errors
     assert [address for address in sorted(addresses) if f"{address}`" not in page] == []
     assert [error for error in sorted(errors) if f"`{error}`" not in page] == []

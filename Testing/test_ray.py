@@ -39,7 +39,7 @@ from SDFSMISLib.client.errors import BackendBusy, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 from SDFSMISLib.server.engine import Engine
-from SDFSMISLib.server.settings import Limits
+from SDFSMISLib.server.settings import ServerLimits
 from SDFSMISLib.server.store import MissingSlices
 from SDFSMISLib.wire import PROTOCOL_HEADER, content_address, pack_array
 from serving import Task, task, until
@@ -49,7 +49,7 @@ if find_spec("ray") is None:
     pytest.skip("Ray is not here", allow_module_level=True)
 
 from SDFSMISLib.cohort.ray_pool import Share, run_on_ray, share  # noqa: E402  (before Ray itself)
-from SDFSMISLib.server.ray_serving import SLICES, RayStore, Replica, middlewares, ray, room, serve  # noqa: E402
+from SDFSMISLib.server.ray_serving import STORE_ACTOR, BackendReplica, RayStore, middlewares, plan_replicas, ray, serve  # noqa: E402
 
 TESTING = Path(__file__).resolve().parent
 ROOT = TESTING.parent
@@ -401,7 +401,7 @@ def test_replicas_hear_of_slices_that_another_one_deleted(served: OnRay) -> None
 def test_where_the_store_is_lost_clients_send_again(served: OnRay, asked: Task, expected: Segmentation) -> None:
     with served.client().segment(asked.stack, asked.support) as run:
         next(iter(run))  # its slices are there
-    ray.kill(ray.get_actor(*SLICES), no_restart=False)
+    ray.kill(ray.get_actor(*STORE_ACTOR), no_restart=False)
     assert_same(RemoteSegmenter(served.client()).segment(asked.scan, asked.support), expected)
 
 
@@ -460,7 +460,7 @@ def test_told_to_stop_it_ends_and_the_cluster_stays(
     ],
 )
 def test_replicas_fit_the_cluster(nodes: list[tuple[int, int]], device: str, expected: tuple[int, int, str]) -> None:
-    found = room(nodes, device)
+    found = plan_replicas(nodes, device)
     assert (found.replicas, found.gpus, found.device) == expected
 
 
@@ -475,20 +475,20 @@ def test_replicas_fit_the_cluster(nodes: list[tuple[int, int]], device: str, exp
 )
 def test_a_cluster_without_room_is_refused(nodes: list[tuple[int, int]], device: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        room(nodes, device)
+        plan_replicas(nodes, device)
 
 
 def test_a_replica_whose_device_is_lost_or_whose_thread_has_ended_is_ill() -> None:
-    engine = Engine(Segmenter(BrightPipeline(), "bright"), Limits())
+    engine = Engine(Segmenter(BrightPipeline(), "bright"), ServerLimits())
     replica = SimpleNamespace(engine=engine)  # one of Ray Serve's own would have to be awaited in its end
-    Replica.check_health(replica)
+    BackendReplica.check_health(replica)
     engine.note(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        Replica.check_health(replica)
+        BackendReplica.check_health(replica)
     engine.lost = None
     engine.scheduler.stop()
     with pytest.raises(RuntimeError, match="thread"):
-        Replica.check_health(replica)
+        BackendReplica.check_health(replica)
 
 
 def test_without_ray_serve_says_what_to_install(

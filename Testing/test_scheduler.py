@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from SDFSMISLib.server.engine import ClientStalled, QueueFull, Scheduler, Stopping, Ticket
+from SDFSMISLib.server.engine import BackendStopping, ClientStalled, QueueFull, ScheduledRun, Scheduler
 from serving import until
 
 
@@ -20,7 +20,9 @@ class Runs:
         self.gate = threading.Semaphore(0)
         self.closed: list[str] = []
 
-    def ticket(self, name: str, batches: int, is_gated: bool = False, fails_at: int = -1, size: int = 0) -> Ticket[str]:
+    def ticket(
+        self, name: str, batches: int, is_gated: bool = False, fails_at: int = -1, size: int = 0
+    ) -> ScheduledRun[str]:
         def steps() -> Generator[list[str], None, None]:
             try:
                 for number in range(batches):
@@ -36,7 +38,7 @@ class Runs:
         def emit(items: list[str]) -> None:
             ticket.backlog += size
 
-        ticket: Ticket[str] = Ticket(steps(), emit, lambda error: self.ends.__setitem__(name, error))
+        ticket: ScheduledRun[str] = ScheduledRun(steps(), emit, lambda error: self.ends.__setitem__(name, error))
         return ticket
 
 
@@ -47,7 +49,7 @@ def runs() -> Runs:
 
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler[str]]:
-    made: Scheduler[str] = Scheduler(3, most_backlog=10, most_stall=0.05)
+    made: Scheduler[str] = Scheduler(3, max_backlog_bytes=10, max_stall_seconds=0.05)
     yield made
     made.stop()
     made.join(5)
@@ -67,7 +69,7 @@ def test_a_run_that_fails_gets_its_error_and_the_next_one_works(runs: Runs, sche
     scheduler.submit(runs.ticket("good", 3))
     until(lambda: set(runs.ends) == {"bad", "good"})
     assert isinstance(runs.ends["bad"], ValueError) and runs.ends["good"] is None
-    assert runs.order.count("good") == 3 and scheduler.running == 0
+    assert runs.order.count("good") == 3 and scheduler.active_runs == 0
 
 
 def test_what_goes_wrong_at_the_end_of_a_run_is_not_the_end_of_the_others(
@@ -84,7 +86,7 @@ def test_what_goes_wrong_at_the_end_of_a_run_is_not_the_end_of_the_others(
         runs.ends["bad"] = error
         raise RuntimeError("the event loop is closed")
 
-    ticket: Ticket[str] = Ticket(steps(), lambda items: scheduler.cancel(ticket), close)
+    ticket: ScheduledRun[str] = ScheduledRun(steps(), lambda items: scheduler.cancel(ticket), close)
     scheduler.submit(ticket)
     until(lambda: "bad" in runs.ends)
     assert isinstance(runs.ends["bad"], ValueError) and scheduler.is_alive
@@ -118,14 +120,14 @@ def test_one_run_too_many_is_told_when_to_come_again(runs: Runs, scheduler: Sche
 
 
 def test_a_run_whose_client_is_slow_takes_no_turns_until_it_has_taken_some(runs: Runs) -> None:
-    scheduler: Scheduler[str] = Scheduler(3, most_backlog=10, most_stall=60)
+    scheduler: Scheduler[str] = Scheduler(3, max_backlog_bytes=10, max_stall_seconds=60)
     slow = runs.ticket("slow", 5, size=11)
     scheduler.submit(slow)
     scheduler.submit(runs.ticket("other", 9))
     until(lambda: "other" in runs.ends)
     assert runs.order.count("slow") == 1
     for _ in range(5):
-        scheduler.took(slow, 11)
+        scheduler.results_sent(slow, 11)
         until(lambda: slow.backlog > 0 or "slow" in runs.ends)
     assert runs.order.count("slow") == 5
     scheduler.stop()
@@ -142,7 +144,7 @@ def test_a_stopping_scheduler_lets_runs_end_within_the_grace_and_takes_no_more(r
     scheduler: Scheduler[str] = Scheduler(3, 10, 60)
     scheduler.submit(runs.ticket("quick", 3, is_gated=True))
     scheduler.stop(grace=30)
-    with pytest.raises(Stopping):
+    with pytest.raises(BackendStopping):
         scheduler.submit(runs.ticket("late", 1))
     for _ in range(3):
         runs.gate.release()
@@ -158,5 +160,8 @@ def test_what_is_not_done_after_the_grace_is_told_so(runs: Runs) -> None:
     until(lambda: scheduler._ended)
     runs.gate.release()
     scheduler.join(5)
-    assert {name: type(error) for name, error in runs.ends.items()} == {"long": Stopping, "waiting": Stopping}
+    assert {name: type(error) for name, error in runs.ends.items()} == {
+        "long": BackendStopping,
+        "waiting": BackendStopping,
+    }
     assert len(runs.order) <= 1

@@ -19,7 +19,7 @@ import torch
 from SDFSMISLib import Segmenter
 from SDFSMISLib.client import Client
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.server.settings import Limits
+from SDFSMISLib.server.settings import ServerLimits
 from SDFSMISLib.wire import content_address, encode_array, pack_array, read_record
 from serving import Backend, Task, request_of, running, task, until
 from small_scans import BrightPipeline
@@ -121,7 +121,7 @@ def test_twenty_clients_at_once_get_each_their_own_answer(backend: Backend) -> N
 
 
 def test_memory_is_flat_over_five_hundred_requests() -> None:
-    limits = Limits(store_bytes=1 << 18, latent_bytes=1 << 18)
+    limits = ServerLimits(store_bytes=1 << 18, latent_bytes=1 << 18)
     with running(limits=limits) as backend:
         process = psutil.Process()
 
@@ -137,7 +137,7 @@ def test_memory_is_flat_over_five_hundred_requests() -> None:
             asked(number)
         assert process.memory_info().rss - before < 24 << 20
         assert backend.store.bytes <= limits.store_bytes and backend.engine.latents.bytes <= limits.latent_bytes
-        assert backend.engine.scheduler.running == 0
+        assert backend.engine.scheduler.active_runs == 0
 
 
 # -- several users
@@ -292,7 +292,7 @@ def test_a_bad_request_is_refused(backend: Backend, method: str, path: str, body
 
 
 def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() -> None:
-    with running(limits=Limits(body_bytes=1000, slice_pixels=100)) as backend:
+    with running(limits=ServerLimits(body_bytes=1000, slice_pixels=100)) as backend:
         status, _, answer = backend.ask("PUT", f"/slices/{SHA}", bytes(2000))
         assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large")
         for path in ("/segmentations", "/slices/missing", f"/slices/{SHA}"):
@@ -308,7 +308,7 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() -> None
 def test_many_labels_on_many_slices_are_refused_before_they_take_memory(
     backend: Backend, good_request: dict[str, Any]
 ) -> None:
-    with running(limits=Limits(masked_pixels=40 * 40 * 20)) as small:
+    with running(limits=ServerLimits(masked_pixels=40 * 40 * 20)) as small:
         asked = request_of(small, task())
         asked["support"][0]["complete"] = True
         asked["labels"] = list(range(1, 21))
@@ -371,7 +371,7 @@ class Gated(BrightPipeline):
 @pytest.fixture
 def gated() -> Iterator[tuple[Backend, Gated]]:
     pipeline = Gated()
-    with running(pipeline, Limits(queue=2)) as backend:
+    with running(pipeline, ServerLimits(queue=2)) as backend:
         pipeline.shut()
         yield backend, pipeline
         pipeline.is_open = True
@@ -396,7 +396,7 @@ def test_a_client_that_vanishes_frees_the_device_within_a_batch(gated: tuple[Bac
     raw.close()
     until(lambda: next(iter([backend.engine.scheduler._on_device])).cancelled)
     pipeline.gate.release()
-    until(lambda: backend.engine.scheduler.running == 0)
+    until(lambda: backend.engine.scheduler.active_runs == 0)
     assert pipeline.begun == 1
 
 
@@ -413,7 +413,7 @@ def test_a_full_queue_says_when_to_come_again(gated: tuple[Backend, Gated]) -> N
 
 def test_runs_do_not_hold_more_memory_than_is_accepted() -> None:
     asked = task()
-    with running(limits=Limits(held_bytes=asked.scan.voxels.nbytes + 6400)) as backend:
+    with running(limits=ServerLimits(reserved_bytes=asked.scan.voxels.nbytes + 6400)) as backend:
         request = request_of(backend, asked)
         assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
         assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
@@ -429,21 +429,21 @@ def test_a_small_request_is_not_stuck_behind_a_large_one(gated: tuple[Backend, G
     small = task((5, 40, 40), seed=3)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(segmented, backend.client(), small)
-        until(lambda: backend.engine.scheduler.running == 2)
+        until(lambda: backend.engine.scheduler.active_runs == 2)
         for _ in range(10):
             pipeline.gate.release()
         assert len(answer.result(20)) == 4
-    assert backend.engine.scheduler.running == 1
+    assert backend.engine.scheduler.active_runs == 1
     large.close()
 
 
 def test_a_client_that_does_not_read_does_not_hold_the_device() -> None:
-    limits = Limits(backlog_bytes=1 << 16, stall_seconds=1.0)
+    limits = ServerLimits(backlog_bytes=1 << 16, stall_seconds=1.0)
     with running(limits=limits) as backend:
         lazy = begun(backend, request_of(backend, task((120, 160, 160))))
         other = task(seed=4)
         assert is_right(segmented(backend.client(), other), other)
-        until(lambda: backend.engine.scheduler.running == 0)
+        until(lambda: backend.engine.scheduler.active_runs == 0)
         lazy.close()
 
 

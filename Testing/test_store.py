@@ -41,7 +41,7 @@ def test_what_is_missing_is_named() -> None:
     assert missing.value.addresses == ["b", "c"]
 
 
-def test_one_owner_does_not_see_what_another_has_put() -> None:
+def test_one_namespace_does_not_see_what_another_has_put() -> None:
     store = store_of(4)
     store.put("one", "a", SLICE.copy())
     assert store.missing("other", ["a"]) == ["a"]
@@ -60,7 +60,7 @@ def test_the_slice_used_longest_ago_goes_when_room_is_needed() -> None:
 
 def test_a_slice_that_is_not_used_goes_after_a_while() -> None:
     clock, gone = Clock(), []
-    store = store_of(4, seconds=10, clock=clock, on_forgotten=lambda *place: gone.append(place))
+    store = store_of(4, seconds=10, clock=clock, on_removed=lambda *place: gone.append(place))
     store.put("me", "a", SLICE.copy())
     store.put("me", "b", SLICE.copy())
     clock.now = 8
@@ -75,7 +75,7 @@ def test_a_slice_that_is_not_used_goes_after_a_while() -> None:
 
 def test_a_deleted_slice_is_gone_and_its_deletion_is_told() -> None:
     gone: list[tuple[str, str]] = []
-    store = store_of(4, on_forgotten=lambda *place: gone.append(place))
+    store = store_of(4, on_removed=lambda *place: gone.append(place))
     store.put("", "a", SLICE.copy())
     store.delete("", "a")
     store.delete("", "a")
@@ -85,15 +85,15 @@ def test_a_deleted_slice_is_gone_and_its_deletion_is_told() -> None:
 def test_threads_that_put_and_take_leave_the_bytes_right() -> None:
     store = store_of(8)
 
-    def busy(owner: str) -> None:
+    def busy(namespace: str) -> None:
         for number in range(300):
-            store.put(owner, str(number % 20), SLICE.copy())
-            store.delete(owner, str((number * 7) % 20))
+            store.put(namespace, str(number % 20), SLICE.copy())
+            store.delete(namespace, str((number * 7) % 20))
 
-    threads = [threading.Thread(target=busy, args=(str(owner),)) for owner in range(4)]
+    threads = [threading.Thread(target=busy, args=(str(namespace),)) for namespace in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    held = sum(20 - len(store.missing(str(owner), map(str, range(20)))) for owner in range(4))
+    held = sum(20 - len(store.missing(str(namespace), map(str, range(20)))) for namespace in range(4))
     assert store.bytes == held * SLICE.nbytes <= 8 * SLICE.nbytes

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from SDFSMISLib import __version__
 from SDFSMISLib.console import say
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.server.schema import Refused
+from SDFSMISLib.server.schema import ApiError
 from SDFSMISLib.server.settings import ServeSettings
 from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER
 
@@ -65,7 +65,7 @@ def check_token(token: str, what: str) -> None:
         )
 
 
-class Access:
+class AccessControl:
     """An ASGI application in front of another: refuses who must not come in, and bodies that are too large.
 
     Without tokens whoever reaches the address comes in; it must be one of this computer then. With several each has
@@ -77,11 +77,11 @@ class Access:
         most_body: bytes of a request's body. most_slice: where it is a slice.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Iterable[str], most_body: int, most_slice: int) -> None:
+    def __init__(self, app: ASGIApp, tokens: Iterable[str], max_body_bytes: int, max_slice_bytes: int) -> None:
         self._app = app
         self._tokens = tuple(tokens)
-        self._most_body = most_body
-        self._most_slice = most_slice
+        self._most_body = max_body_bytes
+        self._most_slice = max_slice_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -96,10 +96,10 @@ class Access:
         headers = Headers(scope=scope)
         try:
             self._check_origin(scope, headers)
-            scope.setdefault("state", {})["owner"] = "" if scope["path"] in OPEN_PATHS else self._owner(headers)
+            scope.setdefault("state", {})["namespace"] = "" if scope["path"] in OPEN_PATHS else self._namespace(headers)
             most = self._most_slice if scope["method"] == "PUT" else self._most_body
             self._check_length(headers, most)
-        except Refused as refused:
+        except ApiError as refused:
             await refused.answer()(scope, receive, sending)
             return
         await self._app(scope, self._counted(receive, most), sending)
@@ -108,9 +108,9 @@ class Access:
         host = headers.get("host", "")
         origin = headers.get("origin")
         if origin is not None and origin != f"{scope['scheme']}://{host}":
-            raise Refused(403, "origin_refused", f"Pages of {origin} may not use this backend.")
+            raise ApiError(403, "origin_refused", f"Pages of {origin} may not use this backend.")
         if not self._tokens and any(name in headers for name in FORWARDED):
-            raise Refused(
+            raise ApiError(
                 403,
                 "origin_refused",
                 "This backend runs without a token, for this computer only, and a proxy passes others on to it; start "
@@ -118,19 +118,19 @@ class Access:
             )
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if not self._tokens and name and name.lower() not in LOOPBACK_NAMES:
-            raise Refused(
+            raise ApiError(
                 403,
                 "origin_refused",
                 f"This backend runs without a token and answers to {', '.join(LOOPBACK_NAMES)} only, not to {name}.",
             )
 
-    def _owner(self, headers: Headers) -> str:
+    def _namespace(self, headers: Headers) -> str:
         """Whose slices a request may see: "" for all, or what stands for its token."""
         if not self._tokens:
             return ""
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not given:
-            raise Refused(
+            raise ApiError(
                 401,
                 "token_missing",
                 "This backend asks for a token; give the one it was started with.",
@@ -139,7 +139,7 @@ class Access:
         # All are compared, in constant time, so that the time taken tells nothing.
         equal = [hmac.compare_digest(given.strip().encode(), token.encode()) for token in self._tokens]
         if not any(equal):
-            raise Refused(
+            raise ApiError(
                 401,
                 "token_wrong",
                 "The token is not one of this backend's; give the one it was started with.",
@@ -154,8 +154,8 @@ class Access:
         if length.isdigit() and int(length) > most:
             raise self._too_large(most)
 
-    def _too_large(self, most: int) -> Refused:
-        return Refused(413, "too_large", f"A request of more than {most} bytes came; send less at a time.")
+    def _too_large(self, most: int) -> ApiError:
+        return ApiError(413, "too_large", f"A request of more than {most} bytes came; send less at a time.")
 
     def _counted(self, receive: Receive, most: int) -> Receive:
         """`receive`, with the body counted: a length need not be declared, or true."""
@@ -177,7 +177,7 @@ BACKLOG = 2048  # connections that wait to be taken
 
 
 @dataclass(frozen=True, eq=False)
-class Entrance:
+class ListeningAddress:
     """Attributes:
     listening: a socket at the address.
     port: of the address. url: all of it.
@@ -190,7 +190,7 @@ class Entrance:
     tokens: list[str]
 
     @classmethod
-    def of(cls, settings: ServeSettings) -> Entrance:
+    def of(cls, settings: ServeSettings) -> ListeningAddress:
         """The entrance that the settings ask for. A token is made, and told, where one is needed and none is given.
 
         Raises:
@@ -206,7 +206,7 @@ class Entrance:
         url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         return cls(listening, port, url, tokens)
 
-    def tell_open(self, what: str, seconds: float) -> None:
+    def announce(self, what: str, seconds: float) -> None:
         """The line of JSON for programs, on standard output, and a sentence for people.
 
         Args:
@@ -217,7 +217,7 @@ class Entrance:
         print(json.dumps({"url": self.url, "version": __version__}), flush=True)
 
 
-def when_stdin_closes(end: Callable[[], None]) -> None:
+def on_stdin_closed(end: Callable[[], None]) -> None:
     """Calls `end`, from a thread, when the program ends that holds standard input open, however that ends.
 
     Raises:

@@ -22,23 +22,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.run import REGIONS, STRATEGIES
-from SDFSMISLib.server.access import Access
-from SDFSMISLib.server.engine import Engine, Metrics, QueueFull, Stopping
+from SDFSMISLib.server.access import AccessControl
+from SDFSMISLib.server.engine import BackendStopping, Engine, Metrics, QueueFull
 from SDFSMISLib.server.schema import (
     STREAM,
-    AcceptedLimits,
-    Addresses,
-    Capabilities,
-    Device,
-    FailureAnswer,
-    Health,
-    MissingAddresses,
-    Model,
-    QueueState,
-    Refused,
+    ApiError,
+    CapabilitiesResponse,
+    DeviceInfo,
+    ErrorResponse,
+    HealthResponse,
+    LimitsInfo,
+    MissingSlicesResponse,
+    ModelInfo,
+    QueueInfo,
     SegmentationRequest,
+    SliceAddresses,
 )
-from SDFSMISLib.server.segmentations import ResultResponse, ResultStream, run_of
+from SDFSMISLib.server.segmentations import ResultResponse, ResultStream, build_run
 from SDFSMISLib.server.settings import LOGGER
 from SDFSMISLib.server.store import Store
 from SDFSMISLib.wire import ARRAY_TYPE, PROTOCOL, RECORDS_TYPE, ArrayTooLarge, WireError, content_address, unpack_array
@@ -47,7 +47,7 @@ EXPIRE_SECONDS = 30.0
 HEADER_BYTES = 1 << 10  # of a packed array, at most
 TOGETHER = 2  # requests that are made into runs at a time: each may take some memory, and unpacks what it holds
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
-MOST_PLACES = 3  # of a bad request that its answer names
+MAX_PROBLEMS = 3  # of a bad request that its answer names
 
 DESCRIPTION = """Paint one structure on one slice of a scan, get it on the others.
 
@@ -81,7 +81,7 @@ def make_app(engine: Engine, store: Store, tokens: Sequence[str] = ()) -> ASGIAp
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [],  # for the page; `Access` asks
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [],  # for the page; `AccessControl` asks
         responses=_failures(401, 403, 413),
     )
     _add_state_routes(app, engine, metrics)
@@ -90,12 +90,12 @@ def make_app(engine: Engine, store: Store, tokens: Sequence[str] = ()) -> ASGIAp
     _add_page(app)
     _add_failures(app)
     limits = engine.limits
-    return _Counting(Access(app, tokens, limits.body_bytes, limits.slice_bytes + HEADER_BYTES), metrics)
+    return _Counting(AccessControl(app, tokens, limits.body_bytes, limits.slice_bytes + HEADER_BYTES), metrics)
 
 
 def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documented answers of these statuses, all of one form."""
-    return {status: {"model": FailureAnswer} for status in statuses}
+    return {status: {"model": ErrorResponse} for status in statuses}
 
 
 async def _expire(store: Store) -> None:
@@ -108,34 +108,36 @@ async def _expire(store: Store) -> None:
 
 
 def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
-    @app.get("/healthz", response_model=Health, responses={503: {"model": Health}}, summary="Is it there?")
-    async def healthz(response: Response) -> Health:
+    @app.get(
+        "/healthz", response_model=HealthResponse, responses={503: {"model": HealthResponse}}, summary="Is it there?"
+    )
+    async def healthz(response: Response) -> HealthResponse:
         if engine.lost is None and engine.scheduler.is_alive:
-            return Health(status="ok", version=__version__)
+            return HealthResponse(status="ok", version=__version__)
         response.status_code = 503
-        return Health(status="stopping" if engine.lost is None else "device lost", version=__version__)
+        return HealthResponse(status="stopping" if engine.lost is None else "device lost", version=__version__)
 
-    @app.get("/capabilities", response_model=Capabilities, summary="What it can do, and what a slice costs")
-    def capabilities() -> Capabilities:
+    @app.get("/capabilities", response_model=CapabilitiesResponse, summary="What it can do, and what a slice costs")
+    def capabilities() -> CapabilitiesResponse:
         segmenter = engine.segmenter
-        limits = {name: getattr(engine.limits, name) for name in AcceptedLimits.model_fields}
-        return Capabilities(
+        limits = {name: getattr(engine.limits, name) for name in LimitsInfo.model_fields}
+        return CapabilitiesResponse(
             version=__version__,
             protocol=PROTOCOL,
             models=[
-                Model(
+                ModelInfo(
                     name=segmenter.name,
                     weights_sha256=segmenter.weights,
                     resolution=engine.resolution,
                     searches=segmenter.searches,
                 )
             ],
-            device=Device(name=engine.device_name, kind=engine.device_kind),
+            device=DeviceInfo(name=engine.device_name, kind=engine.device_kind),
             seconds_per_slice=engine.seconds_per_slice,
             strategies=list(STRATEGIES),
             regions=list(REGIONS),
-            limits=AcceptedLimits(**limits),
-            queue=QueueState(running=engine.scheduler.running),
+            limits=LimitsInfo(**limits),
+            queue=QueueInfo(running=engine.scheduler.active_runs),
         )
 
     @app.get(
@@ -147,13 +149,16 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
 def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metrics) -> None:
     @app.post(
-        "/slices/missing", response_model=MissingAddresses, responses=_failures(400, 422), summary="Which are not here?"
+        "/slices/missing",
+        response_model=MissingSlicesResponse,
+        responses=_failures(400, 422),
+        summary="Which are not here?",
     )
-    def missing(addresses: Addresses, request: Request) -> MissingAddresses:
-        lacking = store.missing(request.state.owner, addresses.slices)
+    def missing(addresses: SliceAddresses, request: Request) -> MissingSlicesResponse:
+        lacking = store.missing(request.state.namespace, addresses.slices)
         metrics.asked.labels("no").inc(len(lacking))
         metrics.asked.labels("yes").inc(len(set(addresses.slices)) - len(lacking))
-        return MissingAddresses(missing=lacking)
+        return MissingSlicesResponse(missing=lacking)
 
     @app.put(
         "/slices/{address}",
@@ -166,39 +171,39 @@ def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metri
     async def put(address: SliceAddress, request: Request) -> Response:
         body = await request.body()
         array = await run_in_threadpool(_checked_slice, body, address, engine)
-        is_new = await run_in_threadpool(store.put, request.state.owner, address, array)
+        is_new = await run_in_threadpool(store.put, request.state.namespace, address, array)
         return Response(status_code=201 if is_new else 200)
 
     @app.head("/slices/{address}", response_class=Response, responses={404: {}, 422: {}}, summary="Is it here?")
     def head(address: SliceAddress, request: Request) -> Response:
-        return Response(status_code=404 if store.missing(request.state.owner, [address]) else 200)
+        return Response(status_code=404 if store.missing(request.state.namespace, [address]) else 200)
 
     @app.delete(
         "/slices/{address}", status_code=204, response_class=Response, responses=_failures(422), summary="Forget it"
     )
     def delete(address: SliceAddress, request: Request) -> Response:
-        store.delete(request.state.owner, address)
+        store.delete(request.state.namespace, address)
         return Response(status_code=204)
 
 
 def _checked_slice(body: bytes, address: str, engine: Engine) -> np.ndarray:
-    """The slice of a request's body; raises `Refused` where it is none, is too large, or another one."""
+    """The slice of a request's body; raises `ApiError` where it is none, is too large, or another one."""
     limits = engine.limits
     most = min(limits.slice_bytes, limits.store_bytes)
     try:
         array = unpack_array(body, most)
     except ArrayTooLarge as error:
-        raise Refused(413, "too_large", str(error)) from error
+        raise ApiError(413, "too_large", str(error)) from error
     except WireError as error:
-        raise Refused(400, "bad_request", str(error)) from error
+        raise ApiError(400, "bad_request", str(error)) from error
     if array.ndim != 2 or not array.size:
-        raise Refused(400, "bad_request", f"An array of shape {array.shape} came; a slice has (rows, columns).")
+        raise ApiError(400, "bad_request", f"An array of shape {array.shape} came; a slice has (rows, columns).")
     if math.prod(array.shape) > limits.slice_pixels:
-        raise Refused(
+        raise ApiError(
             413, "too_large", f"A slice of shape {array.shape} came; it may have {limits.slice_pixels} pixels."
         )
     if content_address(array) != address:
-        raise Refused(400, "bad_request", "The slice that came is not the one of its address; send it again.")
+        raise ApiError(400, "bad_request", "The slice that came is not the one of its address; send it again.")
     return array
 
 
@@ -217,7 +222,7 @@ def _add_segmentation_route(app: FastAPI, engine: Engine, store: Store, metrics:
     async def segment(wanted: SegmentationRequest, request: Request) -> ResultResponse:
         engine.scheduler.check()
         async with making:
-            run, held = await run_in_threadpool(run_of, wanted, request.state.owner, store, engine)
+            run, held = await run_in_threadpool(build_run, wanted, request.state.namespace, store, engine)
         return ResultResponse(ResultStream(engine, run, held, metrics))
 
 
@@ -245,42 +250,42 @@ def _add_page(app: FastAPI) -> None:
 
 
 def _add_failures(app: FastAPI) -> None:
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> Response:
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
         return error.answer()
 
     @app.exception_handler(InputError)
     async def bad_input(_: Request, error: InputError) -> Response:
-        return Refused(422, "invalid_input", str(error)).answer()
+        return ApiError(422, "invalid_input", str(error)).answer()
 
     @app.exception_handler(QueueFull)
     async def full(_: Request, error: QueueFull) -> Response:
         headers = {"Retry-After": str(error.retry_after)}
-        return Refused(503, "queue_full", "As many runs take turns as may; ask again later.", headers=headers).answer()
+        return ApiError(503, "queue_full", "As many runs take turns as may; ask again later.", headers=headers).answer()
 
-    @app.exception_handler(Stopping)
-    async def stopping(_: Request, error: Stopping) -> Response:
+    @app.exception_handler(BackendStopping)
+    async def stopping(_: Request, error: BackendStopping) -> Response:
         text = "The backend is stopping; ask again when it is back, or ask another one."
-        return Refused(503, "stopping", text, headers={"Retry-After": "5"}).answer()
+        return ApiError(503, "stopping", text, headers={"Retry-After": "5"}).answer()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         problems = error.errors()
         if any(problem["type"] == "json_invalid" for problem in problems):
-            return Refused(400, "bad_request", "The request's body is no JSON.").answer()
-        told = "; ".join(_problem(problem) for problem in problems[:MOST_PLACES])
-        more = f"; and {len(problems) - MOST_PLACES} more" if len(problems) > MOST_PLACES else ""
-        return Refused(422, "invalid_request", f"The request is not as it should be: {told}{more}.").answer()
+            return ApiError(400, "bad_request", "The request's body is no JSON.").answer()
+        told = "; ".join(_problem(problem) for problem in problems[:MAX_PROBLEMS])
+        more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        return ApiError(422, "invalid_request", f"The request is not as it should be: {told}{more}.").answer()
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        return Refused(error.status_code, code, f"{error.detail}; see /docs.", headers=error.headers).answer()
+        return ApiError(error.status_code, code, f"{error.detail}; see /docs.", headers=error.headers).answer()
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         LOGGER.error("request failed", exc_info=error)
-        return Refused(500, "failed", f"The backend failed ({type(error).__name__}); its log tells more.").answer()
+        return ApiError(500, "failed", f"The backend failed ({type(error).__name__}); its log tells more.").answer()
 
 
 def _problem(problem: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import Finished, Options, Result, Run
 from SDFSMISLib.inference.segmenter import Segmenter
-from SDFSMISLib.server.settings import LOGGER, Limits
+from SDFSMISLib.server.settings import LOGGER, ServerLimits
 from SDFSMISLib.server.store import Store
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
@@ -40,7 +40,7 @@ class QueueFull(RuntimeError):
         self.retry_after = retry_after
 
 
-class Stopping(RuntimeError):
+class BackendStopping(RuntimeError):
     """The scheduler takes no more runs."""
 
 
@@ -49,7 +49,7 @@ class ClientStalled(RuntimeError):
 
 
 @dataclass(eq=False)
-class Ticket(Generic[Item]):
+class ScheduledRun(Generic[Item]):
     """A run that takes turns.
 
     Attributes:
@@ -82,16 +82,16 @@ class Scheduler(Generic[Item]):
     def __init__(
         self,
         most: int,
-        most_backlog: int,
-        most_stall: float,
+        max_backlog_bytes: int,
+        max_stall_seconds: float,
         around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
         self._most = most
-        self._most_backlog = most_backlog
-        self._most_stall = most_stall
+        self._most_backlog = max_backlog_bytes
+        self._most_stall = max_stall_seconds
         self._around = around
-        self._waiting: deque[Ticket[Item]] = deque()
-        self._on_device: Ticket[Item] | None = None
+        self._waiting: deque[ScheduledRun[Item]] = deque()
+        self._on_device: ScheduledRun[Item] | None = None
         self._stopping = False
         self._ended = False
         self._changed = threading.Condition()
@@ -99,7 +99,7 @@ class Scheduler(Generic[Item]):
         self._thread.start()
 
     @property
-    def running(self) -> int:
+    def active_runs(self) -> int:
         """Runs that take turns now."""
         return len(self._waiting) + (self._on_device is not None)
 
@@ -108,12 +108,12 @@ class Scheduler(Generic[Item]):
         """Whether the device's thread is there and takes runs."""
         return self._thread.is_alive() and not self._stopping
 
-    def submit(self, ticket: Ticket[Item], retry_after: int = 5) -> None:
+    def submit(self, ticket: ScheduledRun[Item], retry_after: int = 5) -> None:
         """Let a run take turns.
 
         Raises:
             QueueFull: where there are too many.
-            Stopping: where no more are taken.
+            BackendStopping: where no more are taken.
         """
         with self._changed:
             self.check(retry_after)
@@ -123,24 +123,24 @@ class Scheduler(Generic[Item]):
     def check(self, retry_after: int = 5) -> None:
         """Raise as `submit` would now."""
         if self._stopping or not self._thread.is_alive():
-            raise Stopping("The backend is stopping.")
-        if self.running >= self._most:
+            raise BackendStopping("The backend is stopping.")
+        if self.active_runs >= self._most:
             raise QueueFull(retry_after)
 
-    def cancel(self, ticket: Ticket[Item]) -> None:
+    def cancel(self, ticket: ScheduledRun[Item]) -> None:
         """End a run after the batch it is at; `close` is called without an error. Harmless for one that has ended."""
         with self._changed:
             ticket.cancelled = True
             self._changed.notify()
 
-    def gave(self, ticket: Ticket[Item], size: int) -> None:
+    def results_queued(self, ticket: ScheduledRun[Item], size: int) -> None:
         """A batch gave `size` bytes of results, which wait for the client."""
         with self._changed:
             if ticket.backlog <= self._most_backlog < ticket.backlog + size:
                 ticket.taken = time.monotonic()  # it has not had more to take until now
             ticket.backlog += size
 
-    def took(self, ticket: Ticket[Item], size: int) -> None:
+    def results_sent(self, ticket: ScheduledRun[Item], size: int) -> None:
         """The client took `size` bytes of a run's results."""
         with self._changed:
             ticket.backlog -= size
@@ -148,7 +148,7 @@ class Scheduler(Generic[Item]):
             self._changed.notify()
 
     def stop(self, grace: float = 0.0) -> None:
-        """Take no more runs, and end those that are not done after `grace` seconds with `Stopping`. Does not wait."""
+        """Take no more runs; those not done after `grace` seconds fail with `BackendStopping`; returns at once."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -170,7 +170,7 @@ class Scheduler(Generic[Item]):
             while (ticket := self._next()) is not None:
                 self._turn(ticket)
 
-    def _next(self) -> Ticket[Item] | None:
+    def _next(self) -> ScheduledRun[Item] | None:
         """The ticket whose turn it is; None when all is done and no more will come."""
         with self._changed:
             while True:
@@ -184,12 +184,12 @@ class Scheduler(Generic[Item]):
                     return None
                 self._changed.wait(1.0 if self._waiting else None)
 
-    def _is_ready(self, ticket: Ticket[Item]) -> bool:
+    def _is_ready(self, ticket: ScheduledRun[Item]) -> bool:
         if ticket.cancelled or self._ended or ticket.backlog <= self._most_backlog:
             return True
         return time.monotonic() - ticket.taken > self._most_stall
 
-    def _turn(self, ticket: Ticket[Item]) -> None:
+    def _turn(self, ticket: ScheduledRun[Item]) -> None:
         """One batch of a run, or its end."""
         goes_on = False
         error: Exception | None = None
@@ -204,7 +204,7 @@ class Scheduler(Generic[Item]):
         if not goes_on:
             self._end_of(ticket, error)
 
-    def _end_of(self, ticket: Ticket[Item], error: Exception | None) -> None:
+    def _end_of(self, ticket: ScheduledRun[Item], error: Exception | None) -> None:
         """Nothing that goes wrong here may end the thread that all runs need."""
         try:
             ticket.steps.close()
@@ -215,12 +215,12 @@ class Scheduler(Generic[Item]):
         except Exception:
             LOGGER.exception("end of a run failed")
 
-    def _batch(self, ticket: Ticket[Item]) -> bool:
+    def _batch(self, ticket: ScheduledRun[Item]) -> bool:
         """One batch of a run; whether more may follow."""
         if ticket.cancelled:
             return False
         if self._ended:
-            raise Stopping("The backend is stopping.")
+            raise BackendStopping("The backend is stopping.")
         if ticket.backlog > self._most_backlog:
             raise ClientStalled("Nobody took the results for too long.")
         began = time.monotonic()
@@ -241,14 +241,16 @@ class Engine:
         on_lost: called once, in the device's thread, when the device has failed for good.
     """
 
-    def __init__(self, segmenter: Segmenter, limits: Limits, on_lost: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, segmenter: Segmenter, limits: ServerLimits, on_device_error: Callable[[], None] = lambda: None
+    ) -> None:
         self.segmenter = segmenter
         self.limits = limits
         self.seconds_per_slice = segmenter.seconds_per_slice()
         self.latents = LatentCache(limits.latent_bytes)
         self.lost: str | None = None
         """what the device failed by"""
-        self._on_lost = on_lost
+        self._on_lost = on_device_error
         self._held = 0
         self._lock = threading.Lock()
         self.scheduler: Scheduler[Result] = Scheduler(
@@ -291,7 +293,7 @@ class Engine:
             QueueFull: where the runs that take turns would hold too much.
         """
         with self._lock:
-            if self._held + size > self.limits.held_bytes:
+            if self._held + size > self.limits.reserved_bytes:
                 raise QueueFull(retry_after)
             self._held += size
 
@@ -302,11 +304,11 @@ class Engine:
 
     def note(self, error: BaseException) -> None:
         """Take notice of what a run failed by, in the device's thread."""
-        if self.is_lost_by(error) and self.lost is None:
+        if self.is_fatal_device_error(error) and self.lost is None:
             self.lost = str(error).partition("\n")[0]
             self._on_lost()
 
-    def is_lost_by(self, error: BaseException) -> bool:
+    def is_fatal_device_error(self, error: BaseException) -> bool:
         """Whether an error is one after which CUDA refuses all until the process ends."""
         return "CUDA error" in str(error) or type(error).__name__ == "AcceleratorError"
 
@@ -341,7 +343,7 @@ class Metrics:
             registry=self._registry,
         )
         for name, text, value in (
-            ("sdfsmis_queue_runs", "Runs that take turns.", lambda: engine.scheduler.running),
+            ("sdfsmis_queue_runs", "Runs that take turns.", lambda: engine.scheduler.active_runs),
             ("sdfsmis_stored_bytes", "Memory of the slices that are kept.", lambda: store.bytes),
             ("sdfsmis_latent_bytes", "Memory of the encoded slices that are kept.", lambda: engine.latents.bytes),
             ("sdfsmis_latent_hits", "Encoded slices that were used again.", lambda: engine.latents.hits),

@@ -20,9 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib.console import one_line, say, waiting
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.server.access import Entrance, when_stdin_closes
-from SDFSMISLib.server.schema import Refused
-from SDFSMISLib.server.settings import Limits, ServeSettings, event
+from SDFSMISLib.server.access import ListeningAddress, on_stdin_closed
+from SDFSMISLib.server.schema import ApiError
+from SDFSMISLib.server.settings import ServerLimits, ServeSettings, log_event
 from SDFSMISLib.server.store import MemoryStore, MissingSlices
 from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER
 
@@ -35,31 +35,31 @@ try:
 except (ImportError, InputError) as error:
     raise InputError('The engine ray needs Ray, which is not here; run: pip install "sdfsmis[serve,ray]"') from error
 
-__all__ = ["RayStore", "Room", "middlewares", "room", "run_ray_server"]
+__all__ = ["RayStore", "ReplicaPlan", "middlewares", "plan_replicas", "run_ray_server"]
 
 APPLICATION = "sdfsmis"
 CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")  # name and namespace under which Ray Serve runs on a cluster
-SLICES = ("sdfsmis-slices", "sdfsmis")  # name and namespace of the store
-BESIDE = 64  # requests that a replica answers beside its runs
+STORE_ACTOR = ("sdfsmis-slices", "sdfsmis")  # name and namespace of the store
+EXTRA_REQUESTS = 64  # requests that a replica answers beside its runs
 HEALTH_SECONDS = 2.0  # between two questions how a replica is; one that is ill three times is replaced
 GRACE_SECONDS = 10.0  # that runs have to end in when their replica is told to stop
-NOTICE = 60.0  # seconds without a replica after which the user is told
-STARTS = 2  # that a replica tries before it is given up
+SLOW_START_SECONDS = 60.0  # seconds without a replica after which the user is told
+MAX_STARTS = 2  # that a replica tries before it is given up
 DESCRIBE_SECONDS = 60.0  # that a replica has to say what it serves
 STORE_SECONDS = 30.0  # that an answer of the store is waited for, a restart of its actor included
 RETRY_SECONDS = 2
-TOGETHER = 16  # slices that come at once, so that a large scan does not fill the object store
-LOOK = 0.5  # seconds between two looks at whether to stop; Windows does not wake who waits for longer
+SLICES_PER_CALL = 16  # slices that come at once, so that a large scan does not fill the object store
+POLL_SECONDS = 0.5  # seconds between two looks at whether to stop; Windows does not wake who waits for longer
 
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
-TRANSLATED = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares"}
-SERVES_OWN = "/-/"  # paths that tell load balancers how a proxy is
+PROXY_VARIABLES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares"}
+RAY_SERVE_PATHS = "/-/"  # paths that tell load balancers how a proxy is
 
 # A run keeps a replica busy, so that a second one at the same time is worth another replica. They stay for a while,
 # since a correction comes soon after the result and finds the latents of its scan in the replica that made it.
 SCALING = {"target_ongoing_requests": 1, "look_back_period_s": 15, "upscale_delay_s": 5, "downscale_delay_s": 600}
 
-Key = tuple[str, str]  # owner and content address
+Key = tuple[str, str]  # namespace and content address
 
 
 def run_ray_server(settings: ServeSettings) -> int:
@@ -78,22 +78,22 @@ def run_ray_server(settings: ServeSettings) -> int:
         InputError: where Ray is not installed or not to be reached, something else serves on the cluster, it has not
             what the device asks for, or the model cannot be loaded; and as `run_server`.
     """
-    entrance = Entrance.of(settings)
-    entrance.listening.close()  # it was free; Ray Serve takes it by itself
+    address = ListeningAddress.of(settings)
+    address.listening.close()  # it was free; Ray Serve takes it by itself
     with connected():
-        _refuse_a_second()
-        place = room(nodes(), settings.device)
-        with shared_slices(settings.limits), _served(settings, entrance, place) as handle:
+        _check_not_serving()
+        place = plan_replicas(nodes(), settings.device)
+        with store_actor(settings.limits), _ray_serve(settings, address, place) as handle:
             what, seconds = handle.describe.remote().result(timeout_s=DESCRIBE_SECONDS)
-            with _told_to_stop(settings) as stopped:
-                entrance.tell_open(f"{what}, with room for {place.replicas} replicas", seconds)
-                while not stopped.wait(LOOK):
+            with _stop_event(settings) as stopped:
+                address.announce(f"{what}, with room for {place.replicas} replicas", seconds)
+                while not stopped.wait(POLL_SECONDS):
                     pass
     return 0
 
 
 @dataclass(frozen=True)
-class Room:
+class ReplicaPlan:
     """How many replicas find place on a cluster, and what each takes: a processor, and perhaps a GPU."""
 
     replicas: int
@@ -104,7 +104,7 @@ class Room:
         return "cuda" if self.gpus else "cpu"
 
 
-def room(nodes: Sequence[tuple[int, int]], device: str) -> Room:
+def plan_replicas(nodes: Sequence[tuple[int, int]], device: str) -> ReplicaPlan:
     """The room that there is.
 
     Args:
@@ -120,17 +120,17 @@ def room(nodes: Sequence[tuple[int, int]], device: str) -> Room:
         )
     with_gpu = sum(min(cpus, gpus) for cpus, gpus in nodes)
     if with_gpu and device != "cpu":
-        return Room(with_gpu, 1)
+        return ReplicaPlan(with_gpu, 1)
     if device == "cuda":
         raise InputError("The device cuda was asked for, but no node of the Ray cluster has a GPU; use auto or cpu.")
     processors = sum(cpus for cpus, _ in nodes)
     if not processors:
         raise InputError("No node of the Ray cluster has processors to work on; start one with ray start.")
-    return Room(processors, 0)
+    return ReplicaPlan(processors, 0)
 
 
 @serve.ingress()
-class Replica:
+class BackendReplica:
     """The application with networks of its own; slices are in the `RayStore` that all share.
 
     Latents of slices, the queue's bound and what `/metrics` tells are the replica's own. A client that takes results
@@ -150,12 +150,12 @@ class Replica:
         torch.set_num_threads(1)
         segmenter = Segmenter.from_pretrained(settings.model, settings.device)
         self.tokens = tokens
-        self.engine = Engine(segmenter, settings.limits, on_lost=lambda: self.engine.scheduler.stop())
+        self.engine = Engine(segmenter, settings.limits, on_device_error=lambda: self.engine.scheduler.stop())
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: N807 (Ray Serve's name)
         from SDFSMISLib.server.app import make_app
 
-        store = RayStore(lambda owner, address: self.engine.latents.forget(f"{owner} {address}"))
+        store = RayStore(lambda namespace, address: self.engine.latents.forget(f"{namespace} {address}"))
         return make_app(self.engine, store, self.tokens)
 
     def describe(self) -> tuple[str, float]:
@@ -171,59 +171,59 @@ class Replica:
 
 
 @contextmanager
-def _served(settings: ServeSettings, entrance: Entrance, place: Room) -> Iterator[Any]:
+def _ray_serve(settings: ServeSettings, address: ListeningAddress, place: ReplicaPlan) -> Iterator[Any]:
     """Ray Serve with the application, until the block ends; a handle to the replicas."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
-        with waiting(f"Loading the model {settings.model}"), _noticed(place):
-            _start_serve(settings, entrance)
+        with waiting(f"Loading the model {settings.model}"), _slow_start_message(place):
+            _start_serve(settings, address)
             try:
-                handle = serve.run(_application(settings, entrance, place), name=APPLICATION, logging_config=QUIET)
+                handle = serve.run(_application(settings, address, place), name=APPLICATION, logging_config=QUIET)
             except RuntimeError as error:
-                raise InputError(_why_not_started()) from error
+                raise InputError(_start_failure()) from error
         yield handle
     finally:
         serve.shutdown()
 
 
-def _start_serve(settings: ServeSettings, entrance: Entrance) -> None:
+def _start_serve(settings: ServeSettings, address: ListeningAddress) -> None:
     """Ray Serve without an application: its addresses."""
     files = {"ssl_keyfile": settings.tls_key, "ssl_certfile": settings.tls_cert}
     certificate = {name: str(path.absolute()) for name, path in files.items() if path is not None}
     try:
         serve.start(
             proxy_location="EveryNode",
-            http_options={"host": settings.host, "port": entrance.port, **certificate},
+            http_options={"host": settings.host, "port": address.port, **certificate},
             logging_config=QUIET,
-            controller_options={"runtime_env": {"env_vars": TRANSLATED}},
+            controller_options={"runtime_env": {"env_vars": PROXY_VARIABLES}},
         )
     except (RayError, TimeoutError) as error:
         raise InputError(
-            f"Ray Serve cannot start at {entrance.url} ({one_line(error)}); name a --port that is free on each node, "
+            f"Ray Serve cannot start at {address.url} ({one_line(error)}); name a --port that is free on each node, "
             "and a certificate that each has."
         ) from error
 
 
-def _application(settings: ServeSettings, entrance: Entrance, place: Room) -> serve.Application:
+def _application(settings: ServeSettings, address: ListeningAddress, place: ReplicaPlan) -> serve.Application:
     folder = Path(settings.model).expanduser()
     is_folder = settings.model != ServeSettings.model and folder.is_dir()
     model = str(folder.absolute()) if is_folder else settings.model  # replicas work in other folders
     deployment: Any = serve.deployment(
-        Replica,
+        BackendReplica,
         name="backend",
         ray_actor_options={"num_cpus": 1, "num_gpus": place.gpus},
-        max_ongoing_requests=settings.limits.queue + BESIDE,
+        max_ongoing_requests=settings.limits.queue + EXTRA_REQUESTS,
         autoscaling_config={"min_replicas": 1, "max_replicas": place.replicas, **SCALING},
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=GRACE_SECONDS,
-        graceful_shutdown_wait_loop_s=LOOK,
-        max_constructor_retry_count=STARTS,
+        graceful_shutdown_wait_loop_s=POLL_SECONDS,
+        max_constructor_retry_count=MAX_STARTS,
         logging_config=QUIET,
     )
-    return deployment.bind(replace(settings, model=model, device=place.device), entrance.tokens)
+    return deployment.bind(replace(settings, model=model, device=place.device), address.tokens)
 
 
-def _refuse_a_second() -> None:
+def _check_not_serving() -> None:
     """Ray Serve has one set of addresses for a whole cluster, and is not this program's to end."""
     try:
         ray.get_actor(*CONTROLLER)
@@ -235,11 +235,11 @@ def _refuse_a_second() -> None:
 
 
 @contextmanager
-def _noticed(place: Room) -> Iterator[None]:
+def _slow_start_message(place: ReplicaPlan) -> Iterator[None]:
     """Tells the user, after a while, what a replica waits for."""
     gpu = " and a GPU" if place.gpus else ""
     text = f"No replica has started yet; each needs a processor{gpu} of one node. It is waited for."
-    timer = threading.Timer(NOTICE, say, [text])
+    timer = threading.Timer(SLOW_START_SECONDS, say, [text])
     timer.daemon = True
     timer.start()
     try:
@@ -248,7 +248,7 @@ def _noticed(place: Room) -> Iterator[None]:
         timer.cancel()
 
 
-def _why_not_started() -> str:
+def _start_failure() -> str:
     """A sentence on what the replicas failed by."""
     (failed,) = serve.status().applications[APPLICATION].deployments.values()
     last = failed.message.strip().rpartition("\n")[2]
@@ -262,7 +262,7 @@ def _why_not_started() -> str:
 
 
 @contextmanager
-def _told_to_stop(settings: ServeSettings) -> Iterator[threading.Event]:
+def _stop_event(settings: ServeSettings) -> Iterator[threading.Event]:
     """An event that is set by a signal to stop, or by the end of the program that started this one."""
     stopped = threading.Event()
 
@@ -270,7 +270,7 @@ def _told_to_stop(settings: ServeSettings) -> Iterator[threading.Event]:
         stopped.set()
 
     if settings.until_stdin_closes:
-        when_stdin_closes(stopped.set)
+        on_stdin_closed(stopped.set)
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopped
@@ -283,13 +283,13 @@ def _told_to_stop(settings: ServeSettings) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def shared_slices(limits: Limits) -> Iterator[None]:
+def store_actor(limits: ServerLimits) -> Iterator[None]:
     """The actor that every `RayStore` of the cluster asks; it ends with the block, and with this process, on whose node
     it is."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    made = ray.remote(_Slices).options(
-        name=SLICES[0],
-        namespace=SLICES[1],
+    made = ray.remote(_StoreActor).options(
+        name=STORE_ACTOR[0],
+        namespace=STORE_ACTOR[1],
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=1,
@@ -302,27 +302,27 @@ def shared_slices(limits: Limits) -> Iterator[None]:
         ray.kill(actor)
 
 
-class _Slices:
+class _StoreActor:
     """The actor. It does one thing at a time."""
 
-    def __init__(self, most_bytes: int, most_seconds: float) -> None:
-        self._store = MemoryStore(most_bytes, most_seconds, lambda *key: self._here.discard(key))
+    def __init__(self, most_bytes: int, max_seconds: float) -> None:
+        self._store = MemoryStore(most_bytes, max_seconds, lambda *key: self._here.discard(key))
         self._here: set[Key] = set()
 
-    def put(self, owner: str, address: str, array: np.ndarray) -> bool:
-        self._here.add((owner, address))
-        return self._store.put(owner, address, np.array(array))  # not a view that keeps a part of the object store
+    def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
+        self._here.add((namespace, address))
+        return self._store.put(namespace, address, np.array(array))  # not a view that keeps a part of the object store
 
-    def missing(self, owner: str, addresses: list[str]) -> list[str]:
-        return self._store.missing(owner, addresses)
+    def missing(self, namespace: str, addresses: list[str]) -> list[str]:
+        return self._store.missing(namespace, addresses)
 
-    def get(self, owner: str, addresses: list[str]) -> dict[str, np.ndarray]:
+    def get(self, namespace: str, addresses: list[str]) -> dict[str, np.ndarray]:
         """Those that are here."""
-        missing = set(self._store.missing(owner, addresses))
-        return self._store.get(owner, [address for address in addresses if address not in missing])
+        missing = set(self._store.missing(namespace, addresses))
+        return self._store.get(namespace, [address for address in addresses if address not in missing])
 
-    def delete(self, owner: str, address: str) -> None:
-        self._store.delete(owner, address)
+    def delete(self, namespace: str, address: str) -> None:
+        self._store.delete(namespace, address)
 
     def expire(self, read: list[Key]) -> tuple[int, list[Key]]:
         """Memory in use, and which of the slices that a replica has read are here no longer."""
@@ -341,16 +341,16 @@ class RayStore:
     fails with 503, after which clients try again too.
 
     Of a slice that goes, by a client's wish or by itself, other replicas learn by `expire`, which the application calls
-    twice a minute. For so long their latents of it may stay in memory; they are found under owner and content only, so
+    twice a minute. For so long their latents of it may stay in memory; they are found by namespace and content only, so
     nobody else can come by them.
 
     Args:
-        on_forgotten: called with owner and address of each slice that went, of those that this replica has read.
+        on_removed: called with namespace and address of each slice that went, of those that this replica has read.
     """
 
-    def __init__(self, on_forgotten: Callable[[str, str], None]) -> None:
-        self._actor: Any = ray.get_actor(*SLICES)
-        self._on_forgotten = on_forgotten
+    def __init__(self, on_removed: Callable[[str, str], None]) -> None:
+        self._actor: Any = ray.get_actor(*STORE_ACTOR)
+        self._on_removed = on_removed
         self._read: set[Key] = set()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -360,35 +360,35 @@ class RayStore:
         """Memory in use when `expire` was called last."""
         return self._bytes
 
-    def put(self, owner: str, address: str, array: np.ndarray) -> bool:
-        return self._answer(self._actor.put.remote(owner, address, array))
+    def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
+        return self._answer(self._actor.put.remote(namespace, address, array))
 
-    def missing(self, owner: str, addresses: Iterable[str]) -> list[str]:
-        return self._answer(self._actor.missing.remote(owner, list(addresses)))
+    def missing(self, namespace: str, addresses: Iterable[str]) -> list[str]:
+        return self._answer(self._actor.missing.remote(namespace, list(addresses)))
 
-    def get(self, owner: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
+    def get(self, namespace: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
         wanted = list(dict.fromkeys(addresses))
-        missing = self.missing(owner, wanted)
+        missing = self.missing(namespace, wanted)
         arrays: dict[str, np.ndarray] = {}
-        for start in range(0, 0 if missing else len(wanted), TOGETHER):
-            part = wanted[start : start + TOGETHER]
-            found = self._answer(self._actor.get.remote(owner, part))
+        for start in range(0, 0 if missing else len(wanted), SLICES_PER_CALL):
+            part = wanted[start : start + SLICES_PER_CALL]
+            found = self._answer(self._actor.get.remote(namespace, part))
             arrays |= {address: _own(array) for address, array in found.items()}
             missing += [address for address in part if address not in found]
         if missing:
             raise MissingSlices(missing)
         with self._lock:
-            self._read |= {(owner, address) for address in wanted}
+            self._read |= {(namespace, address) for address in wanted}
         return arrays
 
-    def delete(self, owner: str, address: str) -> None:
-        self._answer(self._actor.delete.remote(owner, address))
-        self._forget([(owner, address)])
+    def delete(self, namespace: str, address: str) -> None:
+        self._answer(self._actor.delete.remote(namespace, address))
+        self._forget([(namespace, address)])
 
     def expire(self) -> None:
         with self._lock:
             read = list(self._read)
-        with suppress(Refused):  # it is called again soon
+        with suppress(ApiError):  # it is called again soon
             self._bytes, gone = self._answer(self._actor.expire.remote(read))
             self._forget(gone)
 
@@ -396,7 +396,7 @@ class RayStore:
         for key in keys:
             with self._lock:
                 self._read.discard(key)
-            self._on_forgotten(*key)
+            self._on_removed(*key)
 
     def _answer(self, reference: Any) -> Any:
         try:
@@ -404,8 +404,8 @@ class RayStore:
         except RayTaskError:
             raise  # a defect
         except RayError as error:
-            event("store does not answer", why=type(error).__name__)
-            raise Refused(
+            log_event("store does not answer", why=type(error).__name__)
+            raise ApiError(
                 503,
                 "stopping",
                 "The store of the slices starts again; ask again in a moment.",
@@ -425,10 +425,10 @@ def _own(array: np.ndarray) -> np.ndarray:
 
 def middlewares() -> list[Middleware]:
     """For Ray Serve, which calls it in each proxy; see RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
-    return [Middleware(_Translated)]
+    return [Middleware(_ProxyErrors)]
 
 
-class _Translated:
+class _ProxyErrors:
     """An ASGI application before another: what is not an answer of a replica becomes one that says to come again.
 
     A proxy answers in plain text, or not at all, where the replica that it asked is lost, or it knows of none yet.
@@ -438,7 +438,7 @@ class _Translated:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(SERVES_OWN):
+        if scope["type"] != "http" or scope["path"].startswith(RAY_SERVE_PATHS):
             await self._app(scope, receive, send)
             return
         is_replicas: bool | None = None  # not known before the answer begins
@@ -454,4 +454,4 @@ class _Translated:
         if not is_replicas:
             headers = {"Retry-After": str(RETRY_SECONDS), PROTOCOL_HEADER: str(PROTOCOL)}
             text = "The replica that was asked is gone, or none is there yet; ask again in a moment."
-            await Refused(503, "stopping", text, headers=headers).answer()(scope, receive, send)
+            await ApiError(503, "stopping", text, headers=headers).answer()(scope, receive, send)

@@ -28,16 +28,16 @@ Plane = Literal["axial", "coronal", "sagittal"]
 
 # Beyond these a request is refused before it is looked at: each element that is wrong takes time and memory. What the
 # backend accepts may be less, and is told by /capabilities.
-MOST_SLICES, MOST_PIECES, MOST_ANSWERS = 1 << 16, 1 << 10, 1 << 16
+MAX_SLICES, MAX_MASKS, MAX_PROBABILITIES = 1 << 16, 1 << 10, 1 << 16
 
 
-class Strict(BaseModel):
+class RequestModel(BaseModel):
     """A name that is not known is refused: it is a misspelt one more often than not."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
 
 
-class Orientation(Strict):
+class Orientation(RequestModel):
     """How native slices are turned to the anatomical orientation: transposed first, then flipped."""
 
     transpose: bool
@@ -45,14 +45,14 @@ class Orientation(Strict):
     flip_columns: bool
 
 
-class Window(Strict):
+class Window(RequestModel):
     """The raw intensities, of the whole scan, that the networks see as -1 and 1."""
 
     low: Intensity
     high: Intensity
 
 
-class Query(Strict):
+class Query(RequestModel):
     """The slices to segment: parallel ones of one scan, and those of them that were sent."""
 
     scan: ScanName
@@ -64,21 +64,21 @@ class Query(Strict):
     orientation: Orientation
     plane: Plane
     window: Window
-    slices: Annotated[list[tuple[Index, Address]], Field(max_length=MOST_SLICES), FailFast()]
+    slices: Annotated[list[tuple[Index, Address]], Field(max_length=MAX_SLICES), FailFast()]
 
 
-class Mask(Strict):
+class LabelMask(RequestModel):
     """Where a label is painted: bool (rows, columns)."""
 
     label: LabelValue
     data: Packed
 
 
-class Painted(Strict):
+class PaintedSlice(RequestModel):
     """A painted slice, of the query's scan (same `scan` and `axis`) or of another."""
 
     slice: Address
-    masks: Annotated[list[Mask], Field(max_length=MOST_PIECES), FailFast()]
+    masks: Annotated[list[LabelMask], Field(max_length=MAX_MASKS), FailFast()]
     shape: Shape
     axis: Axis
     index: Index
@@ -91,7 +91,7 @@ class Painted(Strict):
     complete: Annotated[bool, Field(description="a label that is absent here is truly absent")]
 
 
-class Answer(Strict):
+class SliceProbability(RequestModel):
     """A probability, uint8 with 255 meaning 1, that came in an earlier stream."""
 
     label: LabelValue
@@ -100,55 +100,55 @@ class Answer(Strict):
     data: Packed
 
 
-class LaneAnswer(Answer):
+class TrackProbability(SliceProbability):
     start: Index
 
 
-class SegmentationRequest(Strict):
+class SegmentationRequest(RequestModel):
     """What to segment, by what; and, after a cut, what has come already."""
 
     protocol: int
     query: Query
-    support: Annotated[list[Painted], Field(min_length=1, max_length=MOST_PIECES), FailFast()]
-    labels: Annotated[list[LabelValue], Field(min_length=1, max_length=MOST_PIECES), FailFast()]
+    support: Annotated[list[PaintedSlice], Field(min_length=1, max_length=MAX_MASKS), FailFast()]
+    labels: Annotated[list[LabelValue], Field(min_length=1, max_length=MAX_MASKS), FailFast()]
     slices: Annotated[
         list[Index] | None,
-        Field(max_length=MOST_SLICES, description="slices that are wanted; null = all of the scan"),
+        Field(max_length=MAX_SLICES, description="slices that are wanted; null = all of the scan"),
     ] = None
     strategy: Literal["propagate", "independent"] = "propagate"
     region: Literal["auto", "full"] = "auto"
     threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
-    finished: Annotated[list[Answer], Field(max_length=MOST_ANSWERS), FailFast()] = []
-    lanes: Annotated[list[LaneAnswer], Field(max_length=MOST_ANSWERS), FailFast()] = []
-    found: Annotated[list[Answer] | None, Field(max_length=MOST_PIECES)] = None
+    finished: Annotated[list[SliceProbability], Field(max_length=MAX_PROBABILITIES), FailFast()] = []
+    lanes: Annotated[list[TrackProbability], Field(max_length=MAX_PROBABILITIES), FailFast()] = []
+    found: Annotated[list[SliceProbability] | None, Field(max_length=MAX_MASKS)] = None
 
 
-class Addresses(BaseModel):
-    slices: Annotated[list[Address], Field(max_length=MOST_SLICES), FailFast()]
+class SliceAddresses(BaseModel):
+    slices: Annotated[list[Address], Field(max_length=MAX_SLICES), FailFast()]
 
 
-class MissingAddresses(BaseModel):
+class MissingSlicesResponse(BaseModel):
     missing: list[str]
 
 
-class Health(BaseModel):
+class HealthResponse(BaseModel):
     status: Literal["ok", "stopping", "device lost"]
     version: str
 
 
-class Model(BaseModel):
+class ModelInfo(BaseModel):
     name: str
     weights_sha256: str
     resolution: Annotated[int, Field(description="side of the square on which the networks see, pixels")]
     searches: Annotated[bool, Field(description="the networks search on another scan: a second pass over its slices")]
 
 
-class Device(BaseModel):
+class DeviceInfo(BaseModel):
     name: str
     kind: str
 
 
-class AcceptedLimits(BaseModel):
+class LimitsInfo(BaseModel):
     slice_pixels: int
     slices: int
     shots: int
@@ -158,31 +158,31 @@ class AcceptedLimits(BaseModel):
     queue: int
 
 
-class QueueState(BaseModel):
+class QueueInfo(BaseModel):
     running: int
 
 
-class Capabilities(BaseModel):
+class CapabilitiesResponse(BaseModel):
     name: Literal["sdfsmis"] = "sdfsmis"
     version: str
     protocol: int
-    models: list[Model]
-    device: Device
+    models: list[ModelInfo]
+    device: DeviceInfo
     seconds_per_slice: Annotated[float, Field(description="of one label, measured when the backend started")]
     strategies: list[str]
     regions: list[str]
-    limits: AcceptedLimits
-    queue: QueueState
+    limits: LimitsInfo
+    queue: QueueInfo
 
 
-class Failure(BaseModel):
+class ErrorInfo(BaseModel):
     code: str
     message: str
     missing: list[str] | None = None
 
 
-class FailureAnswer(BaseModel):
-    error: Failure
+class ErrorResponse(BaseModel):
+    error: ErrorInfo
 
 
 Responses = dict[int | str, dict[str, Any]]
@@ -199,7 +199,7 @@ A stream without `end` or `error` was cut: send what is missing, ask again with 
 """
 
 
-class Refused(HTTPException):
+class ApiError(HTTPException):
     """An answer other than the one that was hoped for.
 
     Args:

@@ -25,9 +25,9 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.networks import is_out_of_memory
 from SDFSMISLib.inference.run import Finished, FoundResult, LaneResult, Options, Result, Run
 from SDFSMISLib.inference.segmentation import SliceResult, unlikeness
-from SDFSMISLib.server.engine import ClientStalled, Engine, Metrics, QueueFull, Stopping, Ticket
-from SDFSMISLib.server.schema import Answer, Refused, SegmentationRequest
-from SDFSMISLib.server.settings import LOGGER, Limits, event
+from SDFSMISLib.server.engine import BackendStopping, ClientStalled, Engine, Metrics, QueueFull, ScheduledRun
+from SDFSMISLib.server.schema import ApiError, SegmentationRequest, SliceProbability
+from SDFSMISLib.server.settings import LOGGER, ServerLimits, log_event
 from SDFSMISLib.server.store import MissingSlices, Store
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.wire import (
@@ -43,7 +43,7 @@ from SDFSMISLib.wire import (
 Place = TypeVar("Place", bound=Hashable)
 
 
-class PackedAnswers(MutableMapping[Place, np.ndarray], Generic[Place]):
+class PackedProbabilities(MutableMapping[Place, np.ndarray], Generic[Place]):
     """uint8 (rows, columns) by place.
 
     Args:
@@ -79,15 +79,15 @@ class PackedAnswers(MutableMapping[Place, np.ndarray], Generic[Place]):
         return len(self._fields)
 
 
-def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engine) -> tuple[Run, int]:
+def build_run(request: SegmentationRequest, namespace: str, store: Store, engine: Engine) -> tuple[Run, int]:
     """The run that a request asks for, and the bytes of its slices, which it holds on to whatever the store does.
 
     Raises:
-        Refused: where slices are missing, the request is too large, or of another protocol.
+        ApiError: where slices are missing, the request is too large, or of another protocol.
         InputError: where it makes no sense.
     """
     if request.protocol != PROTOCOL:
-        raise Refused(
+        raise ApiError(
             426,
             "protocol_mismatch",
             f"This backend speaks protocol {PROTOCOL}, the request is of protocol {request.protocol}; install the same "
@@ -98,16 +98,16 @@ def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engin
     sent = dict(query.slices)
     addresses = [*sent.values(), *(piece.slice for piece in request.support)]
     try:
-        arrays = store.get(owner, dict.fromkeys(addresses))
+        arrays = store.get(namespace, dict.fromkeys(addresses))
     except MissingSlices as missing:
-        raise Refused(
+        raise ApiError(
             409,
             "slices_missing",
             f"{len(missing.addresses)} slices are not here, or no longer; send them, and ask again.",
             {"missing": missing.addresses},
         ) from missing
     scan = stack_of(
-        query.model_dump(), lambda index: arrays[sent[index]], identity=lambda index: f"{owner} {sent[index]}"
+        query.model_dump(), lambda index: arrays[sent[index]], identity=lambda index: f"{namespace} {sent[index]}"
     )
     _check_slices(sent, arrays, scan.count, scan.native_shape)
     painted = tuple(support_slice(piece.model_dump(), arrays[piece.slice]) for piece in request.support)
@@ -126,7 +126,7 @@ def run_of(request: SegmentationRequest, owner: str, store: Store, engine: Engin
     return run, sum(array.nbytes for array in arrays.values()) + painted_bytes
 
 
-def _check_size(request: SegmentationRequest, limits: Limits) -> None:
+def _check_size(request: SegmentationRequest, limits: ServerLimits) -> None:
     query = request.query
     pixels = math.prod(query.shape)
     # A piece that is complete is looked at for each label, also for those that are absent on it.
@@ -144,7 +144,7 @@ def _check_size(request: SegmentationRequest, limits: Limits) -> None:
         ("slices that have come before", answers, len(request.labels) * query.count),
     ):
         if given > accepted:
-            raise Refused(413, "too_large", f"{given} {what} were given; {accepted} are accepted.")
+            raise ApiError(413, "too_large", f"{given} {what} were given; {accepted} are accepted.")
 
 
 def _check_slices(sent: dict[int, str], arrays: dict[str, np.ndarray], count: int, shape: tuple[int, int]) -> None:
@@ -164,13 +164,15 @@ def _finished(request: SegmentationRequest, shape: tuple[int, int]) -> Finished:
             )
     slices = {(answer.label, answer.index): answer.model_dump() for answer in request.finished}
     lanes = {(answer.label, answer.start, answer.index): answer.model_dump() for answer in request.lanes}
-    return Finished(PackedAnswers(shape, slices), PackedAnswers(shape, lanes), _found(request.found, shape))
+    return Finished(PackedProbabilities(shape, slices), PackedProbabilities(shape, lanes), _found(request.found, shape))
 
 
-def _found(starts: Sequence[Answer] | None, shape: tuple[int, int]) -> dict[int, tuple[int, np.ndarray]] | None:
+def _found(
+    starts: Sequence[SliceProbability] | None, shape: tuple[int, int]
+) -> dict[int, tuple[int, np.ndarray]] | None:
     if starts is None:
         return None
-    soft = PackedAnswers(shape, {start.label: start.model_dump() for start in starts})
+    soft = PackedProbabilities(shape, {start.label: start.model_dump() for start in starts})
     return {start.label: (start.index, soft[start.label]) for start in starts}
 
 
@@ -199,7 +201,7 @@ class ResultStream:
 
     Raises:
         QueueFull: where too many runs take turns.
-        Stopping: where the backend is about to end.
+        BackendStopping: where the backend is about to end.
     """
 
     def __init__(self, engine: Engine, run: Run, held: int, metrics: Metrics) -> None:
@@ -214,16 +216,16 @@ class ResultStream:
         self._done_before = run.done
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[_Batch | _End] = asyncio.Queue()
-        self._ticket: Ticket[Result] = Ticket(run.steps(), self._emit, self._close)
+        self._ticket: ScheduledRun[Result] = ScheduledRun(run.steps(), self._emit, self._close)
         left = (run.total - run.done) * engine.seconds_per_slice
         retry_after = max(1, min(round(left), LONGEST_RETRY))
         engine.hold(held, retry_after)
         try:
             engine.scheduler.submit(self._ticket, retry_after)
-        except (QueueFull, Stopping):
+        except (QueueFull, BackendStopping):
             engine.release(held)
             raise
-        event("run started", run=self._name, slices=run.total - run.done, strategy=run.options.strategy)
+        log_event("run started", run=self._name, slices=run.total - run.done, strategy=run.options.strategy)
 
     async def lines(self) -> AsyncIterator[bytes]:
         """The records, each a line of bytes."""
@@ -232,7 +234,7 @@ class ResultStream:
             try:
                 arrived = await asyncio.wait_for(self._arrived.get(), ALIVE_SECONDS)
             except asyncio.TimeoutError:
-                yield write_record({"type": "alive", "ahead": max(self._engine.scheduler.running - 1, 0)})
+                yield write_record({"type": "alive", "ahead": max(self._engine.scheduler.active_runs - 1, 0)})
                 continue
             if isinstance(arrived, _End):
                 self._outcome = "done" if arrived.error is None else "failed"
@@ -241,7 +243,7 @@ class ResultStream:
             if self._first is None:
                 self._first = time.monotonic() - self._began
             yield await run_in_threadpool(_records, arrived.results)
-            self._engine.scheduler.took(self._ticket, arrived.size)
+            self._engine.scheduler.results_sent(self._ticket, arrived.size)
 
     def leave(self) -> None:
         """Nobody takes the records any more; the run ends, if it has not."""
@@ -250,7 +252,7 @@ class ResultStream:
 
     def _emit(self, results: list[Result]) -> None:
         size = sum(_size(result) for result in results)
-        self._engine.scheduler.gave(self._ticket, size)
+        self._engine.scheduler.results_queued(self._ticket, size)
         self._loop.call_soon_threadsafe(self._arrived.put_nowait, _Batch(results, size))
 
     def _close(self, error: BaseException | None) -> None:
@@ -286,13 +288,13 @@ class ResultStream:
         return write_record({"type": "error", "code": code, "message": message})
 
     def _described(self, error: BaseException) -> tuple[str, str]:
-        if isinstance(error, Stopping):
+        if isinstance(error, BackendStopping):
             return "stopping", "The backend is stopping; ask again when it is back, or ask another one."
         if isinstance(error, InputError):
             return "invalid_input", str(error)
         if isinstance(error, ClientStalled):
             return "stalled", "The results were not taken for too long; ask again for those that are missing."
-        if self._engine.is_lost_by(error):
+        if self._engine.is_fatal_device_error(error):
             return "stopping", "The backend's device has failed, and it starts again; ask again in a moment."
         if is_out_of_memory(error):
             return (
@@ -307,7 +309,7 @@ class ResultStream:
         self._metrics.slices.inc(slices)
         if slices:
             self._metrics.seconds_per_slice.observe(self._ticket.computing / slices)
-        event(
+        log_event(
             f"run {outcome}",
             run=self._name,
             slices=slices,

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from SDFSMISLib.console import waiting
-from SDFSMISLib.server.access import Entrance, when_stdin_closes
+from SDFSMISLib.server.access import ListeningAddress, on_stdin_closed
 from SDFSMISLib.server.settings import ServeSettings, log_to_stderr
 from SDFSMISLib.server.store import MemoryStore
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ServeSettings", "run_server"]
 
 GRACE_SECONDS = 10.0  # that runs have to end in when the backend is told to stop
-MOST_CONNECTIONS = 1024  # open at once
+MAX_CONNECTIONS = 1024  # open at once
 CLOSING_SECONDS = 5  # and their streams after that
 
 
@@ -37,7 +37,7 @@ def run_server(settings: ServeSettings) -> int:
         from SDFSMISLib.server.ray_serving import run_ray_server
 
         return run_ray_server(settings)
-    entrance = Entrance.of(settings)
+    entrance = ListeningAddress.of(settings)
     log_to_stderr()
     with waiting(f"Loading the model {settings.model}"):
         from SDFSMISLib.inference.segmenter import Segmenter
@@ -46,7 +46,7 @@ def run_server(settings: ServeSettings) -> int:
 
         segmenter = Segmenter.from_pretrained(settings.model, settings.device)
         process: list[_Process] = []
-        engine = Engine(segmenter, settings.limits, on_lost=lambda: process[0].stop(0.0))
+        engine = Engine(segmenter, settings.limits, on_device_error=lambda: process[0].stop(0.0))
     store = MemoryStore(
         settings.limits.store_bytes,
         settings.limits.store_seconds,
@@ -61,14 +61,14 @@ def run_server(settings: ServeSettings) -> int:
 class _Process(uvicorn.Server):
     """uvicorn, with an end that runs hear of."""
 
-    def __init__(self, settings: ServeSettings, app: ASGIApp, engine: Engine, entrance: Entrance) -> None:
+    def __init__(self, settings: ServeSettings, app: ASGIApp, engine: Engine, entrance: ListeningAddress) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                limit_concurrency=MOST_CONNECTIONS,
+                limit_concurrency=MAX_CONNECTIONS,
                 ssl_certfile=settings.tls_cert,
                 ssl_keyfile=settings.tls_key,
                 timeout_graceful_shutdown=int(GRACE_SECONDS) + CLOSING_SECONDS,
@@ -80,14 +80,14 @@ class _Process(uvicorn.Server):
 
     def run_until_stopped(self) -> None:
         if self._settings.until_stdin_closes:
-            when_stdin_closes(lambda: self.stop(0.0))
+            on_stdin_closed(lambda: self.stop(0.0))
         self.run(sockets=[self._entrance.listening])
         self._engine.scheduler.stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         model = f"{self._engine.segmenter.name} on {self._engine.device_name}"
-        self._entrance.tell_open(model, self._engine.seconds_per_slice)
+        self._entrance.announce(model, self._engine.seconds_per_slice)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Being told to stop is not a failure: unlike uvicorn's, this does not raise the signal again in the end."""

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 MIB = 1 << 20
-MOST_ITEM_BYTES = 8  # of a pixel of any type
+MAX_ITEM_BYTES = 8  # of a pixel of any type
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """Attributes:
     slice_pixels: of one slice.
     slices: of one scan.
@@ -46,7 +46,7 @@ class Limits:
     body_bytes: int = 48 * MIB
     store_bytes: int = 2048 * MIB
     store_seconds: float = 3600.0
-    held_bytes: int = 4096 * MIB
+    reserved_bytes: int = 4096 * MIB
     latent_bytes: int = 256 * MIB
     queue: int = 32
     backlog_bytes: int = 64 * MIB
@@ -55,7 +55,7 @@ class Limits:
     @property
     def slice_bytes(self) -> int:
         """Of the largest slice that is accepted, of any type, packed or not."""
-        return MOST_ITEM_BYTES * self.slice_pixels
+        return MAX_ITEM_BYTES * self.slice_pixels
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ServeSettings:
     device: str = "auto"
     engine: Literal["process", "ray"] = "process"
     until_stdin_closes: bool = False
-    limits: Limits = Limits()
+    limits: ServerLimits = ServerLimits()
 
     @property
     def is_loopback(self) -> bool:
@@ -92,7 +92,7 @@ class ServeSettings:
 LOGGER = logging.getLogger("sdfsmis.server")
 
 
-def event(name: str, **fields: object) -> None:
+def log_event(name: str, **fields: object) -> None:
     """Log an event with its fields; those that are None are left out."""
     told = " ".join(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)
     LOGGER.info("%s %s", name, told)

@@ -21,18 +21,18 @@ class MissingSlices(LookupError):
 
 
 class Store(Protocol):
-    """Slices by owner and content address. All may be called from several threads."""
+    """Slices by namespace and content address. All may be called from several threads."""
 
-    def put(self, owner: str, address: str, array: np.ndarray) -> bool:
+    def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
         """Keep a slice; False where it is there already."""
 
-    def missing(self, owner: str, addresses: Iterable[str]) -> list[str]:
+    def missing(self, namespace: str, addresses: Iterable[str]) -> list[str]:
         """Those that are not here, each once, in their order. The others are kept a while longer."""
 
-    def get(self, owner: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
+    def get(self, namespace: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
         """Slices, read-only. Raises `MissingSlices`."""
 
-    def delete(self, owner: str, address: str) -> None:
+    def delete(self, namespace: str, address: str) -> None:
         """Forget a slice, if it is here."""
 
     def expire(self) -> None:
@@ -55,20 +55,20 @@ class MemoryStore:
     Args:
         most_bytes: of all slices; those unused for longest go first.
         most_seconds: that a slice stays without being used.
-        on_forgotten: called with owner and address of each slice that went.
+        on_forgotten: called with namespace and address of each slice that went.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         most_bytes: int,
-        most_seconds: float,
-        on_forgotten: Callable[[str, str], None] = lambda owner, address: None,
+        max_seconds: float,
+        on_removed: Callable[[str, str], None] = lambda namespace, address: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most_bytes = most_bytes
-        self._most_seconds = most_seconds
-        self._on_forgotten = on_forgotten
+        self._most_seconds = max_seconds
+        self._on_forgotten = on_removed
         self._clock = clock
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()  # the one used last comes last
         self._bytes = 0
@@ -78,32 +78,32 @@ class MemoryStore:
     def bytes(self) -> int:
         return self._bytes
 
-    def put(self, owner: str, address: str, array: np.ndarray) -> bool:
+    def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
         with self._lock:
-            if self._used((owner, address)) is not None:
+            if self._used((namespace, address)) is not None:
                 return False
             array.flags.writeable = False
-            self._kept[owner, address] = _Kept(array, self._clock())
+            self._kept[namespace, address] = _Kept(array, self._clock())
             self._bytes += array.nbytes
             self._drop(lambda oldest: self._bytes > self._most_bytes)
             return True
 
-    def missing(self, owner: str, addresses: Iterable[str]) -> list[str]:
+    def missing(self, namespace: str, addresses: Iterable[str]) -> list[str]:
         with self._lock:
-            return [address for address in dict.fromkeys(addresses) if self._used((owner, address)) is None]
+            return [address for address in dict.fromkeys(addresses) if self._used((namespace, address)) is None]
 
-    def get(self, owner: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
+    def get(self, namespace: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
         with self._lock:
-            found = {address: self._used((owner, address)) for address in addresses}
+            found = {address: self._used((namespace, address)) for address in addresses}
         missing = [address for address, array in found.items() if array is None]
         if missing:
             raise MissingSlices(missing)
         return {address: array for address, array in found.items() if array is not None}
 
-    def delete(self, owner: str, address: str) -> None:
+    def delete(self, namespace: str, address: str) -> None:
         with self._lock:
-            if (owner, address) in self._kept:
-                self._forget((owner, address))
+            if (namespace, address) in self._kept:
+                self._forget((namespace, address))
 
     def expire(self) -> None:
         with self._lock:
