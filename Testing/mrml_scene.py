@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.images.volume import Geometry, Volume
-from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix
+from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix_from_array
 
 
 class MrmlScene:
@@ -37,7 +37,7 @@ class MrmlScene:
         flat = voxels.reshape(-1) if voxels.ndim == 3 else voxels.reshape(-1, voxels.shape[3])
         image.GetPointData().SetScalars(numpy_to_vtk(np.ascontiguousarray(flat), deep=True))
         node = self.node.AddNewNodeByClass(f"vtkMRML{kind}VolumeNode", name)
-        node.SetIJKToRASMatrix(vtk_matrix(ijk_to_ras(geometry)))
+        node.SetIJKToRASMatrix(vtk_matrix_from_array(ijk_to_ras(geometry)))
         node.SetAndObserveImageData(image)
         return node
 
@@ -53,7 +53,7 @@ class MrmlScene:
 
     def transform(self, matrix: np.ndarray) -> Any:
         node = self.node.AddNewNodeByClass("vtkMRMLLinearTransformNode")
-        node.SetMatrixTransformToParent(vtk_matrix(matrix))
+        node.SetMatrixTransformToParent(vtk_matrix_from_array(matrix))
         return node
 
     def warp(self) -> Any:
@@ -130,7 +130,7 @@ class SegmentEditor:
         from SDFSMISLib.scene.frame import Frame
 
         frame = Frame.of(self._volume, self._segmentation)
-        image = oriented_image(mask, frame.image_to_segmentation, start)
+        image = oriented_image(mask, frame.ijk_to_segmentation, start)
         self.node.SetSelectedSegmentID(segment_id)
         self.logic.SaveStateForUndo()
         self.logic.ModifySegmentByLabelmap(self._segmentation, segment_id, image, mode, False, False)
@@ -146,7 +146,7 @@ def oriented_image(mask: np.ndarray, index_to_ras: np.ndarray, start: tuple[int,
     scalars = numpy_to_vtk(np.ascontiguousarray(mask, dtype=np.uint8).ravel(), deep=True)
     scalars.SetName("ImageScalars")
     image.GetPointData().SetScalars(scalars)
-    image.SetGeometryFromImageToWorldMatrix(vtk_matrix(index_to_ras))
+    image.SetGeometryFromImageToWorldMatrix(vtk_matrix_from_array(index_to_ras))
     return image
 
 
@@ -164,10 +164,10 @@ def _resampled(image: Any, volume_node: Any) -> np.ndarray:
     import slicer
     from vtkmodules.util.numpy_support import vtk_to_numpy
 
-    from SDFSMISLib.scene.frame import volume_geometry, volume_to_world
+    from SDFSMISLib.scene.frame import ijk_to_world, volume_geometry
 
     shape = volume_geometry(volume_node).shape
-    reference = oriented_image(np.zeros(shape, dtype=bool), volume_to_world(volume_node))
+    reference = oriented_image(np.zeros(shape, dtype=bool), ijk_to_world(volume_node))
     found = slicer.vtkOrientedImageData()
     slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(image, reference, found)
     return vtk_to_numpy(found.GetPointData().GetScalars()).reshape(shape) != 0

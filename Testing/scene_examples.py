@@ -15,8 +15,8 @@ from SDFSMISLib.inference.segmentation import Collection
 from SDFSMISLib.scene import (
     Painting,
     ResultWriter,
-    Scans,
-    SegmentLook,
+    ScanCache,
+    SegmentTemplate,
     find_results,
     read_painting,
     read_results,
@@ -95,7 +95,7 @@ class Bench:
         self.ids = [self.editor.segment(*one) for one in zip(names, self.painted, colors, strict=False)]
         self.bystander = rng.random(self.geometry.shape) < 0.3
         self.other = self.editor.segment("other", self.bystander)
-        self.scan = Scans().of(self.node)
+        self.scan = ScanCache().get(self.node)
         self.probabilities = {
             label: rng.integers(0, 256, self.geometry.shape, dtype=np.uint8) for label in range(1, labels + 1)
         }
@@ -112,13 +112,13 @@ class Bench:
         return with_corrections(self.painting(), read_results(self.node, self.segmentation, results))
 
     @property
-    def looks(self) -> dict[int, SegmentLook]:
-        return {label: SegmentLook.of(self.segmentation, one) for label, one in enumerate(self.ids, 1)}
+    def templates(self) -> dict[int, SegmentTemplate]:
+        return {label: SegmentTemplate.of(self.segmentation, one) for label, one in enumerate(self.ids, 1)}
 
     def found(self, segmentation: Any = None, node: Any = None, axis: int | None = None) -> dict[int, str]:
         """The results of earlier runs, by label."""
         axis = self.axis if axis is None else axis
-        return find_results(node or self.node, segmentation or self.segmentation, self.looks, axis)
+        return find_results(node or self.node, segmentation or self.segmentation, self.templates, axis)
 
     def support(self) -> SupportSet:
         return self.painting().support(self.scan, axis=self.axis)
@@ -126,7 +126,7 @@ class Bench:
     def writer(self, **options: Any) -> ResultWriter:
         support = options.pop("support", None) or self.support()
         options.setdefault("save_undo", self.editor.logic.SaveStateForUndo)
-        return ResultWriter(self.node, self.segmentation, self.scan, support, self.axis, self.looks, **options)
+        return ResultWriter(self.node, self.segmentation, self.scan, support, self.axis, self.templates, **options)
 
     def slice(self, label: int, index: int) -> np.ndarray:
         return np.moveaxis(self.probabilities[label], self.axis, 0)[index]
@@ -141,7 +141,7 @@ class Bench:
             if index not in {piece.index for piece in support.for_label(label)}
         ]
         for label, index in rng.permutation(records).tolist():
-            writer.take(label, index, self.slice(label, index), (label * 100 + index) / 1000)
+            writer.add_slice(label, index, self.slice(label, index), (label * 100 + index) / 1000)
             if rng.random() < 0.2:
                 writer.write_next(int(rng.integers(20)))
 

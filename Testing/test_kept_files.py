@@ -62,7 +62,7 @@ def test_finished_scans_of_a_kept_cohort_are_passed_over(tmp_path: Path, monkeyp
 def test_a_kept_scene_gives_its_results_and_corrections_back(tmp_path: Path) -> None:
     slicer = pytest.importorskip("slicer")
     from mrml_scene import MrmlScene, held
-    from SDFSMISLib.scene import SegmentLook, find_results, read_painting, read_results, with_corrections
+    from SDFSMISLib.scene import SegmentTemplate, find_results, read_painting, read_results, with_corrections
 
     scene = MrmlScene()
     cache, files = slicer.vtkCacheManager(), slicer.vtkDataIOManager()  # as Slicer has; bundles are unpacked there
@@ -77,8 +77,8 @@ def test_a_kept_scene_gives_its_results_and_corrections_back(tmp_path: Path) -> 
     segments = segmentation.GetSegmentation()
     names = [segments.GetSegment(one).GetName() for one in segments.GetSegmentIDs()]
     assert names == ["liver", "spleen", "other", "liver (SDFSMIS)", "spleen (SDFSMIS)"]
-    looks = {label: SegmentLook.of(segmentation, segments.GetNthSegmentID(label - 1)) for label in (1, 2)}
-    results = find_results(volume, segmentation, looks, 0)
+    templates = {label: SegmentTemplate.of(segmentation, segments.GetNthSegmentID(label - 1)) for label in (1, 2)}
+    results = find_results(volume, segmentation, templates, 0)
     assert results == {label: segments.GetNthSegmentID(label + 2) for label in (1, 2)}
     painted = read_painting(volume, segmentation, [segments.GetNthSegmentID(number) for number in (0, 1)])
     painting = with_corrections(painted, read_results(volume, segmentation, results))

@@ -64,9 +64,9 @@ def test_cleaning_sees_what_was_changed_by_hand() -> None:
         whole[index] = bridge[0]
         bench.editor.paint(writer.segment_id(1), bridge, (index, 0, 0))
     writer.set_cleaning(Cleaning(keep_largest=True))
-    cleaned = writer.cleaning()()
-    assert all((cleaned.labels.cut((k, 5, 2), (k + 1, 18, 13)) == 1).all() for k in (4, 5)), "all of the bridge"
-    assert writer.take_cleaned(cleaned)
+    cleaned = writer.cleaning_task()()
+    assert all((cleaned.labels.crop_or_pad((k, 5, 2), (k + 1, 18, 13)) == 1).all() for k in (4, 5)), "all of the bridge"
+    assert writer.apply_cleaned(cleaned)
     while writer.write_next():
         pass
     assert np.array_equal(bench.held(writer) == 1, whole), "the bridge that was painted makes one piece of the two"
@@ -81,12 +81,12 @@ def test_cleaning_goes_on_in_a_thread_of_its_own_and_is_written_in_steps() -> No
     assert not writer.cleaning_due
     writer.set_cleaning(wanted)
     assert writer.cleaning_due and writer.pending == 0, "what was written stays until it is cleaned"
-    job = writer.cleaning()
+    job = writer.cleaning_task()
     worker = threading.Thread(target=lambda: made.append(job()))
     worker.start()
     worker.join()
     assert np.array_equal(bench.held(writer), before) and writer.cleaning_due
-    assert writer.take_cleaned(made[0]) and not writer.cleaning_due and writer.pending > 0
+    assert writer.apply_cleaned(made[0]) and not writer.cleaning_due and writer.pending > 0
     while writer.write_next():
         pass
     assert np.array_equal(bench.held(writer), bench.expected(0.5, wanted))
@@ -96,27 +96,27 @@ def test_what_was_cleaned_for_something_else_is_ignored() -> None:
     bench = two_balls()
     writer = bench.writer()
     writer.set_cleaning(Cleaning(keep_largest=True))
-    during_the_run = writer.cleaning()
+    during_the_run = writer.cleaning_task()
     bench.run(writer)
     writer.write_all()
     shown = bench.held(writer)
-    at_another_threshold = writer.cleaning()
+    at_another_threshold = writer.cleaning_task()
     writer.set_threshold(0.8)
-    with_another_cleaning = writer.cleaning()
+    with_another_cleaning = writer.cleaning_task()
     writer.set_cleaning(Cleaning(2.0))
-    of_another_run = bench.writer().cleaning()
+    of_another_run = bench.writer().cleaning_task()
     for job in (during_the_run, at_another_threshold, with_another_cleaning, of_another_run):
-        assert not writer.take_cleaned(job()) and writer.cleaning_due and writer.pending == 0
+        assert not writer.apply_cleaned(job()) and writer.cleaning_due and writer.pending == 0
     writer.write_next()
     assert np.array_equal(bench.held(writer), shown)
-    right = writer.cleaning()()
-    assert writer.take_cleaned(right)
+    right = writer.cleaning_task()()
+    assert writer.apply_cleaned(right)
     writer.write_all()
     assert np.array_equal(bench.held(writer), bench.expected(0.8, Cleaning(2.0)))
     writer.set_cleaning(None)
-    assert not writer.take_cleaned(right) and writer.pending > 0
+    assert not writer.apply_cleaned(right) and writer.pending > 0
     writer.accept()
-    assert not writer.take_cleaned(right) and not writer.cleaning_due and writer.pending == 0
+    assert not writer.apply_cleaned(right) and not writer.cleaning_due and writer.pending == 0
 
 
 def test_slices_that_come_after_a_cleaning_are_written_by_the_threshold_alone() -> None:
@@ -124,10 +124,10 @@ def test_slices_that_come_after_a_cleaning_are_written_by_the_threshold_alone() 
     writer = bench.writer()
     writer.set_cleaning(Cleaning(keep_largest=True))
     for index in (1, 3):
-        writer.take(1, index, bench.slice(1, index), 0.5)
+        writer.add_slice(1, index, bench.slice(1, index), 0.5)
     writer.write_all()
     assert not writer.cleaning_due
-    writer.take(1, 7, bench.slice(1, 7), 0.5)
+    writer.add_slice(1, 7, bench.slice(1, 7), 0.5)
     assert writer.cleaning_due
     while writer.write_next():
         pass

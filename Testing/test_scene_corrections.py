@@ -10,7 +10,7 @@ import pytest
 
 from scene_examples import SHAPE, Bench, one_slice
 from SDFSMISLib.scene import read_painting, read_results, with_corrections
-from SDFSMISLib.scene.segment_tags import SliceRecord, tag_of
+from SDFSMISLib.scene.segment_tags import SliceDigests, get_tag
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,12 +24,12 @@ def test_what_a_user_changes_in_a_result_is_known_and_stays(axis: int) -> None:
     writer = bench.writer()
     bench.run(writer)
     writer.finish()
-    assert writer.by_hand == ()
+    assert writer.corrected == ()
     count, mask = bench.geometry.shape[axis], np.zeros(bench.geometry.slice_shape(axis), dtype=bool)
     mask[1:4, 2:6] = True
     bench.editor.paint(writer.segment_id(1), *one_slice(axis, 1, mask))
     bench.editor.erase(writer.segment_id(1), *one_slice(axis, count - 1, np.ones_like(mask)))
-    assert writer.by_hand == (1, count - 1)
+    assert writer.corrected == (1, count - 1)
     corrected = np.moveaxis(bench.held_masks(writer), axis + 1, 1)[:, [1, -1]].copy()
     for threshold in (0.1, 0.9):
         writer.set_threshold(threshold)
@@ -41,13 +41,13 @@ def test_what_a_user_changes_in_a_result_is_known_and_stays(axis: int) -> None:
         for label in (1, 2):
             assert np.array_equal(labels[label - 1][untouched], expected[untouched] == label)
     bench.editor.logic.Undo()
-    assert writer.by_hand == (1,), "undo took back the erasing, but not the painting"
+    assert writer.corrected == (1,), "undo took back the erasing, but not the painting"
 
 
 def test_a_slice_painted_while_the_run_goes_on_is_not_overwritten() -> None:
     bench = Bench(labels=1)
     writer = bench.writer()
-    writer.take(1, 0, bench.slice(1, 0), 0.5)
+    writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
     writer.write_all()
     mask = np.zeros((1, *SHAPE[1:]), dtype=bool)
     mask[0, 3:5, 3:5] = True
@@ -56,14 +56,14 @@ def test_a_slice_painted_while_the_run_goes_on_is_not_overwritten() -> None:
     writer.finish()
     expected = bench.expected() == 1
     expected[6] = mask[0]
-    assert writer.by_hand == (6,) and np.array_equal(bench.held(writer) == 1, expected)
+    assert writer.corrected == (6,) and np.array_equal(bench.held(writer) == 1, expected)
 
 
 def test_slices_that_an_undo_took_away_in_the_middle_of_a_run_are_written_again() -> None:
     bench = Bench(labels=1)
     writer = bench.writer()
     for index in (0, 1):
-        writer.take(1, index, bench.slice(1, index), 0.5)
+        writer.add_slice(1, index, bench.slice(1, index), 0.5)
     writer.write_all()
     bench.editor.paint(bench.other, np.ones((1, 1, 1), dtype=bool))  # saves the state for undo
     bench.run(writer)
@@ -71,7 +71,7 @@ def test_slices_that_an_undo_took_away_in_the_middle_of_a_run_are_written_again(
     bench.editor.logic.Undo()
     assert not np.array_equal(bench.held(writer), bench.expected())
     writer.finish()
-    assert writer.by_hand == () and np.array_equal(bench.held(writer), bench.expected())
+    assert writer.corrected == () and np.array_equal(bench.held(writer), bench.expected())
 
 
 def test_corrections_are_support_of_the_next_run_and_come_out_as_they_are() -> None:
@@ -105,7 +105,7 @@ def test_corrections_are_support_of_the_next_run_and_come_out_as_they_are() -> N
     second = bench.writer(support=support, into=results)
     bench.run(second, support=support)
     second.finish()
-    assert {label: second.segment_id(label) for label in (1, 2)} == results and second.by_hand == (5, 7, 8)
+    assert {label: second.segment_id(label) for label in (1, 2)} == results and second.corrected == (5, 7, 8)
     assert np.array_equal(bench.held(second), bench.expected(support=support))
     again = bench.corrected(results)
     assert again.corrected == (5, 7, 8), "they stay corrections for the run after that"
@@ -129,7 +129,7 @@ def test_what_is_painted_in_the_painted_segment_after_a_run_counts_before_the_re
     bench.run(second, support=support)
     second.finish()
     assert np.array_equal(bench.held(second), bench.expected(support=support))
-    assert second.by_hand == (4,)
+    assert second.corrected == (4,)
 
 
 def test_a_stroke_in_a_result_that_takes_from_the_painted_segment_is_a_correction() -> None:
@@ -148,7 +148,7 @@ def test_a_stroke_in_a_result_that_takes_from_the_painted_segment_is_a_correctio
     support = painting.support(bench.scan)
     assert np.array_equal(support.slices[0].labels, shown[2])
     second = bench.finished(support=support, into=results)
-    assert np.array_equal(bench.held(second)[2], shown[2]) and second.by_hand == (2,)
+    assert np.array_equal(bench.held(second)[2], shown[2]) and second.corrected == (2,)
 
 
 def test_what_only_was_erased_in_the_painted_segment_does_not_take_a_correction_away() -> None:
@@ -177,14 +177,14 @@ def test_a_stroke_between_the_plan_of_a_run_and_its_first_slice_is_kept() -> Non
     bench.run(second, support=support)
     second.finish()
     after = bench.held(second)
-    assert np.array_equal(after[[2, 8]], shown[[2, 8]]) and second.by_hand == (2, 8)
+    assert np.array_equal(after[[2, 8]], shown[[2, 8]]) and second.corrected == (2, 8)
     assert np.array_equal(after[5], bench.expected(support=support)[5])
 
 
 def test_a_stroke_on_a_painted_slice_that_is_not_written_yet_is_kept() -> None:
     bench = Bench(labels=1)
     writer = bench.writer()
-    writer.take(1, 0, bench.slice(1, 0), 0.5)
+    writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
     while writer.segment_id(1) is None:
         writer.write_next()
     stroke = np.ones((1, 2, 2), dtype=bool)
@@ -192,7 +192,7 @@ def test_a_stroke_on_a_painted_slice_that_is_not_written_yet_is_kept() -> None:
     bench.run(writer)
     writer.finish()
     found = bench.held(writer)[2]
-    assert found.sum() == 4 and found[7:9, 7:9].all() and writer.by_hand == (2,)
+    assert found.sum() == 4 and found[7:9, 7:9].all() and writer.corrected == (2,)
 
 
 def test_a_stroke_on_a_slice_that_is_being_painted_anew_is_kept() -> None:
@@ -211,7 +211,7 @@ def test_a_stroke_on_a_slice_that_is_being_painted_anew_is_kept() -> None:
     bench.run(second, support=support)
     second.finish()
     after = bench.held(second)
-    assert np.array_equal(after[6], shown) and second.by_hand == (6,)
+    assert np.array_equal(after[6], shown) and second.corrected == (6,)
     assert np.array_equal(after[4], bench.expected(support=support)[4])
 
 
@@ -236,7 +236,7 @@ def test_corrections_are_known_after_saving_and_loading(tmp_path: Path) -> None:
     bench.run(writer)
     writer.finish()
     bench.editor.paint(writer.segment_id(1), np.ones((1, 2, 2), dtype=bool), (8, 0, 0))
-    assert writer.by_hand == (8,)
+    assert writer.corrected == (8,)
     loaded = bench.scene.load_segmentation(bench.scene.save(bench.segmentation, tmp_path / "saved.seg.nrrd"))
     found = bench.found(loaded)
     assert found == {1: writer.segment_id(1)} and bench.found(loaded, axis=1) == {}
@@ -264,7 +264,7 @@ def test_a_damaged_record_of_what_was_painted_makes_a_correction_count(damage: C
     bench.editor.paint(result, stroke, (2, 0, 0))
     bench.editor.paint(bench.ids[0], stroke, (2, 5, 5))
     assert bench.corrected({1: result}).corrected == ()
-    segment.SetTag("SDFSMIS.Painted", damage(tag_of(segment, "SDFSMIS.Painted")))
+    segment.SetTag("SDFSMIS.Painted", damage(get_tag(segment, "SDFSMIS.Painted")))
     assert bench.corrected({1: result}).corrected == (2,)
 
 
@@ -272,5 +272,5 @@ def test_a_damaged_record_of_what_was_painted_makes_a_correction_count(damage: C
 def test_a_record_that_is_none_counts_for_nothing(tag: str) -> None:
     bench = Bench()
     bench.segments.GetSegment(bench.other).SetTag("SDFSMIS.Slices", tag)
-    record = SliceRecord.on(bench.segments.GetSegment(bench.other))
+    record = SliceDigests.read_tag(bench.segments.GetSegment(bench.other))
     assert (record is None) == ("0123abcd" not in tag)

@@ -10,7 +10,7 @@ import pytest
 from mrml_scene import held, oriented_image
 from scene_examples import SHAPE, Bench, other_lattice, same_state
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import EditingRules, ResultLost
+from SDFSMISLib.scene import EditingRules, ResultUnavailable
 from SDFSMISLib.scene.frame import ijk_to_ras
 
 
@@ -86,7 +86,7 @@ def test_other_segments_give_way_on_acceptance_as_in_the_segment_editor(mode: st
         assert np.array_equal(held(bench.segmentation, segment_id, bench.node), expected)
     bench.editor.logic.Undo()
     assert same_state(bench.state(), before)
-    with pytest.raises(ResultLost, match="accepted or discarded"):
+    with pytest.raises(ResultUnavailable, match="accepted or discarded"):
         writer.write_all()
 
 

@@ -11,7 +11,7 @@ import pytest
 from mrml_scene import held
 from scene_examples import SHAPE, TURN, Bench, put_under, same_state
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import EditingRules, ResultLost, ResultWriter, SegmentGone
+from SDFSMISLib.scene import EditingRules, ResultUnavailable, ResultWriter, SegmentNotFound
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +27,7 @@ def test_discarding_leaves_everything_as_it_was(finished: bool) -> None:
     (writer.finish if finished else writer.write_next)()
     writer.discard()
     assert same_state(bench.state(), before)
-    with pytest.raises(ResultLost, match="accepted or discarded"):
+    with pytest.raises(ResultUnavailable, match="accepted or discarded"):
         writer.write_next()
 
 
@@ -44,7 +44,7 @@ def test_discarding_a_run_that_went_on_in_earlier_results_gives_these_back() -> 
     second.finish()
     assert not same_state(bench.state(), before)
     second.discard()
-    assert same_state(bench.state(), before) and first.by_hand == (8,)
+    assert same_state(bench.state(), before) and first.corrected == (8,)
 
 
 def test_corrections_stay_when_the_run_is_discarded_and_undo_brings_the_rest_back() -> None:
@@ -64,7 +64,7 @@ def test_corrections_stay_when_the_run_is_discarded_and_undo_brings_the_rest_bac
     assert painting.corrected == (4, 7)
     support = painting.support(bench.scan)
     second = bench.finished(support=support, into=results)
-    assert second.by_hand == (4, 7) and np.array_equal(bench.held(second), bench.expected(support=support))
+    assert second.corrected == (4, 7) and np.array_equal(bench.held(second), bench.expected(support=support))
     bench.editor.logic.Undo()
     bench.editor.logic.Undo()
     assert same_state(bench.state(), in_review)
@@ -153,12 +153,12 @@ def test_what_is_lost_in_the_middle_of_a_run_is_said_in_a_sentence(way: str) -> 
     bench = Bench()
     support, writer = bench.support(), bench.writer()
     for index in (0, 1):
-        writer.take(1, index, bench.slice(1, index), 0.5)
+        writer.add_slice(1, index, bench.slice(1, index), 0.5)
         writer.write_all()
     lose(bench, writer)
-    writer.take(1, 3, bench.slice(1, 3), 0.5)
+    writer.add_slice(1, 3, bench.slice(1, 3), 0.5)
     for act in (writer.write_next, writer.write_all, writer.finish, writer.update_surface, writer.accept):
-        with pytest.raises(ResultLost, match=message):
+        with pytest.raises(ResultUnavailable, match=message):
             act()
     writer.discard()
     if way not in ("segmentation deleted", "scene closed"):
@@ -169,11 +169,11 @@ def test_what_is_lost_in_the_middle_of_a_run_is_said_in_a_sentence(way: str) -> 
 def test_a_scene_that_is_gone_with_all_its_nodes_is_a_lost_result() -> None:
     bench = Bench()
     writer = bench.writer()
-    writer.take(1, 0, bench.slice(1, 0), 0.5)
+    writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
     writer.write_all()
     bench.scene.node.Clear(True)
     del bench.scene, bench.editor, bench.segmentation, bench.node
-    with pytest.raises(ResultLost):
+    with pytest.raises(ResultUnavailable):
         writer.write_all()
 
 
@@ -206,15 +206,15 @@ def test_renamed_and_deleted_sources_do_not_matter() -> None:
 
 def test_what_cannot_be_written_into_is_refused_at_once() -> None:
     bench = Bench()
-    with pytest.raises(SegmentGone):
+    with pytest.raises(SegmentNotFound):
         bench.writer(into={1: "nothing"})
     with pytest.raises(InputError, match="threshold 1"):
         bench.writer(threshold=1)
     writer = bench.writer()
     with pytest.raises(ValueError, match="is a slice"):
-        writer.take(1, 0, np.zeros((3, 3), np.uint8), 0.5)
+        writer.add_slice(1, 0, np.zeros((3, 3), np.uint8), 0.5)
     with pytest.raises(ValueError, match="is a slice"):
-        writer.take(1, 0, np.zeros(SHAPE[1:], bool), 0.5)
+        writer.add_slice(1, 0, np.zeros(SHAPE[1:], bool), 0.5)
 
 
 @pytest.mark.parametrize("shown", [False, True])
@@ -231,7 +231,7 @@ def test_accepting_in_steps_is_accepting(shown: bool) -> None:
         bench.run(writer)
         writer.set_threshold(0.6)
         if stepwise:
-            shares = list(writer.accepting())
+            shares = list(writer.accept_steps())
             assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 3
         else:
             writer.accept()
@@ -258,7 +258,7 @@ def test_accepting_that_was_left_off_can_be_done_again() -> None:
     bench.editor.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments)
     writer = bench.writer(rules=EditingRules.of(bench.editor.node, bench.node))
     bench.run(writer)
-    steps = writer.accepting()
+    steps = writer.accept_steps()
     assert next(steps) < 1
     del steps
     writer.set_threshold(0.4)
@@ -278,8 +278,8 @@ def test_discarding_in_steps_lets_nothing_be_written_in_between() -> None:
     second = bench.writer(into={label: first.segment_id(label) for label in (1, 2)})
     bench.run(second)
     second.finish()
-    steps = second.discarding()
+    steps = second.discard_steps()
     assert 0 < next(steps) < 1
-    with pytest.raises(ResultLost, match="accepted or discarded"):
+    with pytest.raises(ResultUnavailable, match="accepted or discarded"):
         second.write_next()
     assert list(steps)[-1] == 1.0 and same_state(bench.state(), before)

@@ -12,7 +12,7 @@ import pytest
 from mrml_scene import MrmlScene, held
 from scene_examples import SHAPE, Bench
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.scene import EditingRules, ResultWriter, Scans, SegmentLook, find_results, painted_segments
+from SDFSMISLib.scene import EditingRules, ResultWriter, ScanCache, SegmentTemplate, find_results, list_segments
 from SDFSMISLib.scene.scan import scan_key
 from SDFSMISLib.support import SupportSet
 
@@ -22,10 +22,10 @@ def _slicer() -> None:
     pytest.importorskip("slicer")
 
 
-def writer_of(bench: Bench, look: SegmentLook) -> ResultWriter:
+def writer_of(bench: Bench, template: SegmentTemplate) -> ResultWriter:
     """A writer of a structure of which nothing is painted on the scan; one slice has come."""
-    writer = ResultWriter(bench.node, bench.segmentation, bench.scan, SupportSet(()), 0, {1: look})
-    writer.take(1, 0, bench.slice(1, 0), 0.5)
+    writer = ResultWriter(bench.node, bench.segmentation, bench.scan, SupportSet(()), 0, {1: template})
+    writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
     return writer
 
 
@@ -42,7 +42,7 @@ def test_two_scans_on_one_grid_have_results_of_their_own() -> None:
     first = bench.finished()
     results, before, other = bench.found(), bench.state(), other_voxels(bench, bench.scene)
     assert results == {label: first.segment_id(label) for label in (1, 2)} and bench.found(node=other) == {}
-    bench.node, bench.scan = other, Scans().of(other)
+    bench.node, bench.scan = other, ScanCache().get(other)
     bench.probabilities = {label: 255 - one for label, one in bench.probabilities.items()}
     bench.editor.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments)
     bench.editor.node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments)
@@ -53,7 +53,7 @@ def test_two_scans_on_one_grid_have_results_of_their_own() -> None:
     after = bench.state()
     assert all(np.array_equal(after[one][1], mask) for one, (_, mask) in before.items()), "nothing is taken from others"
     assert bench.found() == {label: second.segment_id(label) for label in (1, 2)} != results
-    names = [one.name for one in painted_segments(bench.segmentation) if one.is_result]
+    names = [one.name for one in list_segments(bench.segmentation) if one.is_result]
     assert names == ["liver (SDFSMIS)", "spleen (SDFSMIS)", "liver (SDFSMIS, T2)", "spleen (SDFSMIS, T2)"]
 
 
@@ -73,29 +73,29 @@ def test_results_are_found_after_scan_and_segmentation_were_renamed_saved_and_lo
     other = other_voxels(bench, scene)  # nodes get other IDs by it
     node = scene.scan(Volume.read(volume), "loaded")
     segmentation = scene.load_segmentation(drawn)
-    looks = {label: SegmentLook.of(segmentation, one) for label, one in enumerate(bench.ids, 1)}
-    assert node.GetID() != bench.node.GetID() and looks.keys() == results.keys()
-    assert find_results(node, segmentation, looks, 0) == results
-    assert find_results(other, segmentation, looks, 0) == {}
+    templates = {label: SegmentTemplate.of(segmentation, one) for label, one in enumerate(bench.ids, 1)}
+    assert node.GetID() != bench.node.GetID() and templates.keys() == results.keys()
+    assert find_results(node, segmentation, templates, 0) == results
+    assert find_results(other, segmentation, templates, 0) == {}
 
 
 def test_segments_of_one_id_in_two_segmentations_are_two_structures() -> None:
     bench = Bench(labels=1)
-    looks = []
+    templates = []
     for name in ("liver", "kidney"):
         drawn = bench.scene.segmentation(bench.node, name)
         drawn.GetSegmentation().AddEmptySegment("Segment_1", "Segment_1")
-        looks.append(SegmentLook.of(drawn, "Segment_1"))
-        assert SegmentLook.of(drawn, "Segment_1") == looks[-1] and looks[-1].is_in(drawn)
-        assert not looks[-1].is_in(bench.segmentation)
-    assert looks[0].source == looks[1].source and looks[0].key != looks[1].key
+        templates.append(SegmentTemplate.of(drawn, "Segment_1"))
+        assert SegmentTemplate.of(drawn, "Segment_1") == templates[-1] and templates[-1].is_in(drawn)
+        assert not templates[-1].is_in(bench.segmentation)
+    assert templates[0].source == templates[1].source and templates[0].key != templates[1].key
     found = []
-    for look in looks:
-        writer = writer_of(bench, look)
+    for template in templates:
+        writer = writer_of(bench, template)
         writer.finish()
-        found.append(find_results(bench.node, bench.segmentation, {1: look}, 0))
+        found.append(find_results(bench.node, bench.segmentation, {1: template}, 0))
         assert found[-1] == {1: writer.segment_id(1)}
-    assert found[0] != found[1] and find_results(bench.node, bench.segmentation, {1: looks[0]}, 0) == found[0]
+    assert found[0] != found[1] and find_results(bench.node, bench.segmentation, {1: templates[0]}, 0) == found[0]
 
 
 def test_a_segment_that_got_the_id_of_a_deleted_one_does_not_get_its_result() -> None:
@@ -109,21 +109,23 @@ def test_a_segment_that_got_the_id_of_a_deleted_one_does_not_get_its_result() ->
 
 def test_undoing_strokes_and_a_run_keeps_what_a_segment_is_known_by() -> None:
     bench = Bench(labels=1)
-    (look,) = bench.looks.values()
+    (template,) = bench.templates.values()
     bench.editor.paint(bench.ids[0], np.ones((1, 2, 2), dtype=bool), (4, 0, 0))
     bench.finished()
     results = bench.found()
     bench.editor.logic.Undo()
-    assert bench.found() == {} and bench.looks == {1: look}
+    assert bench.found() == {} and bench.templates == {1: template}
     bench.editor.logic.Redo()
     assert bench.found() == results
     bench.editor.logic.Undo()
     bench.editor.logic.Undo()
-    assert bench.looks == {1: look}
+    assert bench.templates == {1: template}
 
 
 def test_a_structure_of_a_file_is_known_by_its_name() -> None:
-    one, other = (SegmentLook("liver", None, "", source) for source in ("support set: liver", "support set: 肝 | left"))
+    one, other = (
+        SegmentTemplate("liver", None, "", source) for source in ("support set: liver", "support set: 肝 | left")
+    )
     assert one.key != other.key and one.key == replace(one, color=(1, 0, 0)).key
     bench = Bench(labels=1)
     assert not one.is_in(bench.segmentation)
@@ -155,7 +157,7 @@ def test_a_scan_is_known_by_its_voxels_whatever_its_name_place_and_type() -> Non
     same = [scene.volume(voxels.astype(dtype), geometry, name=str(dtype)) for dtype in (np.int32, np.float64)]
     same.append(scene.volume(voxels, replace(geometry, origin=(1.0, 2.0, 3.0))))
     same.append(scene.volume(np.stack([voxels, voxels + 1, voxels], axis=3), geometry, "Vector"))
-    assert {scan_key(node) for node in same} == {key} and Scans().of(same[0]).key == key
+    assert {scan_key(node) for node in same} == {key} and ScanCache().get(same[0]).key == key
     changed = voxels.copy()
     changed[30, 30:34, 30:34] += 1
     others = [changed, voxels[::-1], np.roll(voxels, 1, axis=2), voxels.reshape(80, 70, 60)[:, :, :-1]]

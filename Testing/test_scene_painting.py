@@ -15,8 +15,8 @@ from mrml_scene import MrmlScene, held, oriented_image
 from scene_examples import Bench, few, other_lattice, random_masks
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.volume import Geometry, Volume, match_labelmap, read_labelmap
-from SDFSMISLib.scene import Scans, SegmentGone, painted_segments, painting_stamp, read_painting
-from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix
+from SDFSMISLib.scene import ScanCache, SegmentNotFound, list_segments, painting_stamp, read_painting
+from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix_from_array
 from SDFSMISLib.support import SupportSet
 from volume_examples import geometries, plain, random_direction, seeds
 
@@ -77,7 +77,7 @@ def test_the_support_is_that_of_the_saved_files(
         ids.append(editor.segment(name, mask))
         if separate:
             segmentation_node.GetSegmentation().SeparateSegmentLabelmap(ids[-1])
-    support = read_painting(node, segmentation_node, ids).support(Scans().of(node), slices)
+    support = read_painting(node, segmentation_node, ids).support(ScanCache().get(node), slices)
 
     scan = Volume.read(scene.save(node, tmp_path / "scan.nrrd"))
     with warnings.catch_warnings():
@@ -96,7 +96,7 @@ def test_some_segments_and_some_slices_make_the_support(scene: MrmlScene) -> Non
     mask[2:4, 2:5, 2:5] = True
     liver, other = editor.segment("liver", mask), editor.segment("other", mask[::-1])
     empty = editor.segment("empty")
-    scan = Scans().of(node)
+    scan = ScanCache().get(node)
     support = read_painting(node, segmentation_node, [liver]).support(scan, [3], axis=2)
     assert [(piece.axis, piece.index, piece.complete) for piece in support.slices] == [(2, 3, True)]
     assert support.labels == (1,) and np.array_equal(support.slices[0].mask(1), mask[:, :, 3])
@@ -107,7 +107,7 @@ def test_some_segments_and_some_slices_make_the_support(scene: MrmlScene) -> Non
     with pytest.raises(InputError, match="No segment was chosen"):
         read_painting(node, segmentation_node, [])
     segmentation_node.GetSegmentation().RemoveSegment(liver)
-    with pytest.raises(SegmentGone, match="has no segment"):
+    with pytest.raises(SegmentNotFound, match="has no segment"):
         read_painting(node, segmentation_node, [liver])
 
 
@@ -117,7 +117,7 @@ def test_a_painting_is_a_copy_that_any_thread_may_use(scene: MrmlScene) -> None:
     editor, mask = scene.editor(segmentation_node, node), np.zeros((6, 7, 8), dtype=bool)
     mask[2, 2:5, 2:5] = True
     segment_id = editor.segment("liver", mask)
-    painting, scan, made = read_painting(node, segmentation_node, [segment_id]), Scans().of(node), []
+    painting, scan, made = read_painting(node, segmentation_node, [segment_id]), ScanCache().get(node), []
     editor.erase(segment_id, mask)
     scene.node.Clear(False)
     worker = threading.Thread(target=lambda: made.append(painting.support(scan)))
@@ -214,7 +214,7 @@ def test_a_stamp_tells_of_all_that_changes_a_painting_and_of_nothing_else(scene:
         lambda: node.SetSpacing(2, 2, 2),
         lambda: node.GetImageData().Modified(),
         lambda: segmentation_node.SetAndObserveTransformNodeID(transform.GetID()),
-        lambda: transform.SetMatrixTransformToParent(vtk_matrix(np.diag([1, 1, 2, 1]))),
+        lambda: transform.SetMatrixTransformToParent(vtk_matrix_from_array(np.diag([1, 1, 2, 1]))),
         lambda: segmentation_node.GetSegmentation().RemoveSegment(one),
     ):
         change()
@@ -225,7 +225,7 @@ def test_a_stamp_tells_of_all_that_changes_a_painting_and_of_nothing_else(scene:
 
 def test_results_are_told_from_painted_segments() -> None:
     bench = Bench()
-    assert [(one.name, one.is_result) for one in painted_segments(bench.segmentation)] == [
+    assert [(one.name, one.is_result) for one in list_segments(bench.segmentation)] == [
         ("liver", False),
         ("spleen", False),
         ("other", False),
@@ -233,8 +233,8 @@ def test_results_are_told_from_painted_segments() -> None:
     writer = bench.writer()
     bench.run(writer)
     writer.finish()
-    listed = painted_segments(bench.segmentation)
+    listed = list_segments(bench.segmentation)
     assert [one.segment_id for one in listed if one.is_result] == [writer.segment_id(1), writer.segment_id(2)]
     assert listed[0] == (bench.ids[0], "liver", (0.8, 0.2, 0.1), False)
     writer.discard()
-    assert not any(one.is_result for one in painted_segments(bench.segmentation))
+    assert not any(one.is_result for one in list_segments(bench.segmentation))

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 
 from scene_examples import few
-from SDFSMISLib.scene.frame import Piece, box_around
+from SDFSMISLib.scene.frame import VoxelBox, enclosing_extent
 from SDFSMISLib.scene.segment_tags import slice_digests
 from volume_examples import seeds
 
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_a_digest_stands_for_voxels_and_place_not_for_the_piece() -> None:
     voxels = np.zeros((6, 7, 8), dtype=bool)
     voxels[2:4, 3:5, 2:5] = True
-    grid = Piece((0, 0, 0), voxels)
+    grid = VoxelBox((0, 0, 0), voxels)
     for axis in range(3):
         digests = slice_digests(grid, axis)
         assert digests == slice_digests(grid.trimmed(), axis)
         assert set(digests) == set(np.flatnonzero(np.moveaxis(voxels, axis, 0).any(axis=(1, 2))).tolist())
         for other in {0, 1, 2} - {axis}:
-            moved = slice_digests(Piece((0, 0, 0), np.roll(voxels, 1, axis=other)), axis)
+            moved = slice_digests(VoxelBox((0, 0, 0), np.roll(voxels, 1, axis=other)), axis)
             assert not set(moved.values()) & set(digests.values())
 
 
@@ -35,22 +35,22 @@ def test_a_digest_stands_for_voxels_and_place_not_for_the_piece() -> None:
 def test_pieces_are_parts_of_a_grid(seed: int) -> None:
     rng = np.random.default_rng(seed)
     grid = rng.random((6, 7, 8)) < 0.1
-    piece = Piece((0, 0, 0), grid).trimmed()
-    assert np.array_equal(piece.cut((0, 0, 0), (6, 7, 8)), grid)
+    piece = VoxelBox((0, 0, 0), grid).trimmed()
+    assert np.array_equal(piece.crop_or_pad((0, 0, 0), (6, 7, 8)), grid)
     start, stop = np.sort(rng.integers(-3, 11, (2, 3)), axis=0).tolist()
     padded = np.pad(grid, 11)
     box = tuple(slice(a + 11, b + 11) for a, b in zip(start, stop, strict=True))
-    assert np.array_equal(piece.cut(tuple(start), tuple(stop)), padded[box])
+    assert np.array_equal(piece.crop_or_pad(tuple(start), tuple(stop)), padded[box])
     for axis in range(3):
         assert set(piece.slices(axis)) == set(np.flatnonzero(np.moveaxis(grid, axis, 0).any(axis=(1, 2))).tolist())
     other, chosen = rng.random((6, 7, 8)) < 0.1, rng.permutation(6)[:2].tolist()
     for axis in range(3):
         mixed = np.moveaxis(grid.copy(), axis, 0)
         mixed[chosen] = np.moveaxis(other, axis, 0)[chosen]
-        merged = piece.with_slices(axis, chosen, Piece((0, 0, 0), other).trimmed())
-        assert np.array_equal(merged.cut((0, 0, 0), (6, 7, 8)), np.moveaxis(mixed, 0, axis))
-    assert box_around(piece, Piece.nothing()) == (piece.start, piece.stop)
-    assert box_around() == ((0, 0, 0), (0, 0, 0)) and not Piece.nothing().trimmed().voxels.size
+        merged = piece.replace_slices(axis, chosen, VoxelBox((0, 0, 0), other).trimmed())
+        assert np.array_equal(merged.crop_or_pad((0, 0, 0), (6, 7, 8)), np.moveaxis(mixed, 0, axis))
+    assert enclosing_extent(piece, VoxelBox.empty()) == (piece.start, piece.stop)
+    assert enclosing_extent() == ((0, 0, 0), (0, 0, 0)) and not VoxelBox.empty().trimmed().voxels.size
 
 
 def test_importing_needs_neither_slicer_nor_vtk_nor_torch() -> None:

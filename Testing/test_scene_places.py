@@ -14,12 +14,12 @@ from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.scene import (
     ObliqueView,
     ResultWriter,
-    Scans,
-    SegmentLook,
-    fits,
-    make_parallel,
+    ScanCache,
+    SegmentTemplate,
     make_segmentation,
+    matches_lattice,
     read_painting,
+    rotate_to_volume_plane,
     show_slice,
     shown_slice,
 )
@@ -62,14 +62,16 @@ def test_painting_and_results_follow_transforms(geometry: Geometry, seed: int, u
     segment_id = scene.editor(segmentation_node, node).segment("liver", mask)
     painting = read_painting(node, segmentation_node, [segment_id])
     assert np.array_equal(painting.labelmap().voxels == 1, mask) and painting.notes == ()
-    assert painting.geometry.displacement(geometry) <= 1e-9 and fits(node, segmentation_node)
+    assert painting.geometry.displacement(geometry) <= 1e-9 and matches_lattice(node, segmentation_node)
 
-    scan = Scans().of(node)
-    writer = ResultWriter(node, segmentation_node, scan, painting.support(scan, axis=0), 0, {1: SegmentLook("liver")})
+    scan = ScanCache().get(node)
+    writer = ResultWriter(
+        node, segmentation_node, scan, painting.support(scan, axis=0), 0, {1: SegmentTemplate("liver")}
+    )
     wanted = mask.copy()
     for index in np.flatnonzero(~mask.any(axis=(1, 2))):
         wanted[index] = rng.random(mask.shape[1:]) < 0.5
-        writer.take(1, int(index), grown(wanted[index]), 1.0)
+        writer.add_slice(1, int(index), grown(wanted[index]), 1.0)
     writer.finish()
     result = writer.segment_id(1)
     assert result is not None
@@ -87,7 +89,7 @@ def test_a_warp_between_volume_and_segmentation_is_refused(scene: MrmlScene) -> 
         read_painting(node, segmentation_node, [segment_id])
     with pytest.raises(InputError, match="not linear, so no view shows one of its slices"):
         shown_slice(scene.view(), node)
-    assert not fits(node, segmentation_node)
+    assert not matches_lattice(node, segmentation_node)
 
 
 def test_a_segmentation_fits_the_volume_whose_voxels_it_has(scene: MrmlScene) -> None:
@@ -95,19 +97,23 @@ def test_a_segmentation_fits_the_volume_whose_voxels_it_has(scene: MrmlScene) ->
     finer = scene.volume(np.zeros((12, 14, 16), np.int16), other_lattice(plain((6, 7, 8)).geometry, "finer"))
     cropped = scene.volume(np.zeros((5, 6, 7), np.int16), other_lattice(plain((6, 7, 8)).geometry, "cropped"))
     segmentation_node = scene.segmentation(one)
-    assert fits(one, segmentation_node) and fits(cropped, segmentation_node) and not fits(finer, segmentation_node)
+    assert (
+        matches_lattice(one, segmentation_node)
+        and matches_lattice(cropped, segmentation_node)
+        and not matches_lattice(finer, segmentation_node)
+    )
     scene.editor(segmentation_node, one).segment("liver", plain((6, 7, 8)).voxels > 100)
-    assert fits(one, segmentation_node) and not fits(finer, segmentation_node)
+    assert matches_lattice(one, segmentation_node) and not matches_lattice(finer, segmentation_node)
     empty = scene.node.AddNewNodeByClass("vtkMRMLSegmentationNode")
     empty.CreateDefaultDisplayNodes()
-    assert fits(finer, empty)
+    assert matches_lattice(finer, empty)
     scene.editor(empty, one).segment("liver", plain((6, 7, 8)).voxels > 100)
     empty.GetSegmentation().SetConversionParameter("Reference image geometry", "")
-    assert fits(one, empty) and not fits(finer, empty)
+    assert matches_lattice(one, empty) and not matches_lattice(finer, empty)
     finer.SetAndObserveTransformNodeID(scene.transform(rigid(np.random.default_rng(0))).GetID())
     made = make_segmentation(finer, "CT 2 segmentation")
     assert made.GetName() == "CT 2 segmentation" and made.GetTransformNodeID() == finer.GetTransformNodeID()
-    assert fits(finer, made) and made.GetDisplayNode() is not None
+    assert matches_lattice(finer, made) and made.GetDisplayNode() is not None
 
 
 @few
@@ -121,7 +127,7 @@ def test_a_view_shows_the_slice_that_it_was_moved_to(geometry: Geometry, seed: i
     for orientation in ("Axial", "Coronal", "Sagittal"):
         view = scene.view(orientation)
         view.SetOrientation(orientation)
-        make_parallel(view, node)
+        rotate_to_volume_plane(view, node)
         axis = shown_slice(view, node).axis
         seen.add(axis)
         for index in {0, geometry.shape[axis] // 2, geometry.shape[axis] - 1}:
@@ -148,7 +154,7 @@ def test_an_oblique_view_is_refused_and_can_be_made_parallel(scene: MrmlScene) -
             with pytest.raises(ObliqueView, match=f"turned by {degrees} degrees; turn it parallel"):
                 shown_slice(view, node)
             assert not show_slice(view, node, 0, 3)
-        make_parallel(view, node)
+        rotate_to_volume_plane(view, node)
         assert shown_slice(view, node).axis == 0 and show_slice(view, node, 0, 3) and shown_slice(view, node).index == 3
 
 
@@ -157,5 +163,5 @@ def test_a_view_beside_the_volume_is_refused_and_brought_back(scene: MrmlScene) 
     view.SetSliceOffset(500)
     with pytest.raises(InputError, match="shows no slice of the scan scan; move it into the scan"):
         shown_slice(view, node)
-    make_parallel(view, node)
+    rotate_to_volume_plane(view, node)
     assert shown_slice(view, node).index == 3

@@ -10,15 +10,15 @@ import pytest
 from mrml_scene import held
 from scene_examples import Bench
 from SDFSMISLib.scene import (
-    ResultLost,
+    ResultUnavailable,
     ResultWriter,
-    Scans,
-    SegmentLook,
+    ScanCache,
+    SegmentTemplate,
     SequenceFrame,
-    painted_segments,
+    list_segments,
     read_painting,
 )
-from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix
+from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix_from_array
 from SDFSMISLib.support import SupportSet
 
 
@@ -55,7 +55,7 @@ class BeatingHeart(Bench):
     def show(self, number: int) -> None:
         self.browser.SetSelectedItemNumber(number)
         self._logic.UpdateProxyNodesFromSequences(self.browser)
-        self.scan = Scans().of(self.node)
+        self.scan = ScanCache().get(self.node)
 
 
 def test_the_frame_that_is_shown_is_told_in_words() -> None:
@@ -79,7 +79,7 @@ def test_each_frame_has_results_of_its_own() -> None:
     second = heart.finished(into={1: first.segment_id(1)})
     assert second.segment_id(1) != first.segment_id(1), "the result of another frame is not gone on in"
     assert np.array_equal(heart.held(first), shown) and np.array_equal(heart.held(second), heart.expected())
-    assert [one.name for one in painted_segments(heart.segmentation) if one.is_result] == [
+    assert [one.name for one in list_segments(heart.segmentation) if one.is_result] == [
         "liver (SDFSMIS, frame 1 of 3 of ECG gated)",
         "liver (SDFSMIS, frame 2 of 3 of ECG gated)",
     ]
@@ -105,7 +105,7 @@ def test_a_frame_that_changes_during_the_run_is_noticed_and_its_results_come_out
     heart = BeatingHeart()
     expected, writer = heart.expected(), heart.writer()
     support = heart.support()
-    writer.take(1, 0, heart.slice(1, 0), 0.5)
+    writer.add_slice(1, 0, heart.slice(1, 0), 0.5)
     writer.write_all()
     assert not writer.scan_changed
     heart.show(2)
@@ -122,7 +122,7 @@ def test_a_frame_that_changes_during_the_run_is_noticed_and_its_results_come_out
 def test_frames_may_have_grids_of_their_own() -> None:
     heart = BeatingHeart()
     moved = replace(heart.geometry, origin=(90.0, 80.0, 70.0))
-    heart.sequence.GetNthDataNode(1).SetIJKToRASMatrix(vtk_matrix(ijk_to_ras(moved)))
+    heart.sequence.GetNthDataNode(1).SetIJKToRASMatrix(vtk_matrix_from_array(ijk_to_ras(moved)))
     expected, support, writer = heart.expected(), heart.support(), heart.writer()
     writer.write_all()
     heart.show(1)
@@ -131,7 +131,7 @@ def test_frames_may_have_grids_of_their_own() -> None:
     heart.show(0)
     assert np.array_equal(heart.held(writer), expected)
     heart.node.SetOrigin(1, 2, 3)
-    with pytest.raises(ResultLost, match="changed, or moved"):
+    with pytest.raises(ResultUnavailable, match="changed, or moved"):
         writer.write_next()
 
 
@@ -157,12 +157,14 @@ def test_a_segmentation_that_is_of_a_sequence_itself_must_show_the_frame_of_the_
     heart.browser.AddSynchronizedSequenceNode(drawn)
     heart.show(0)
     target = heart.browser.GetProxyNode(drawn)
-    looks = {1: SegmentLook("liver")}
-    writer = ResultWriter(heart.node, target, heart.scan, SupportSet(()), 0, looks)
-    writer.take(1, 0, heart.slice(1, 0), 0.5)
+    templates = {1: SegmentTemplate("liver")}
+    writer = ResultWriter(heart.node, target, heart.scan, SupportSet(()), 0, templates)
+    writer.add_slice(1, 0, heart.slice(1, 0), 0.5)
     writer.write_all()
     heart.show(1)
-    writer.take(1, 1, heart.slice(1, 1), 0.5)
-    with pytest.raises(ResultLost, match="shows frame 2 of 3 of drawn, and the run began in frame 1 of 3 of drawn"):
+    writer.add_slice(1, 1, heart.slice(1, 1), 0.5)
+    with pytest.raises(
+        ResultUnavailable, match="shows frame 2 of 3 of drawn, and the run began in frame 1 of 3 of drawn"
+    ):
         writer.write_next()
     assert read_painting(heart.node, heart.segmentation, heart.ids).slices(0) == (2,)

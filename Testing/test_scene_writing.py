@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from mrml_scene import MrmlScene, held, oriented_image
 from scene_examples import SHAPE, Bench, few, other_lattice, rigid, same_state
 from SDFSMISLib.images.volume import Geometry
-from SDFSMISLib.scene import ResultLost, ResultWriter, Scans, SegmentLook, make_segmentation, read_painting
+from SDFSMISLib.scene import (
+    ResultUnavailable,
+    ResultWriter,
+    ScanCache,
+    SegmentTemplate,
+    make_segmentation,
+    read_painting,
+)
 from SDFSMISLib.scene.frame import ijk_to_ras
 from SDFSMISLib.support import SupportSet
 from volume_examples import IDENTITY, geometries, random_direction, seeds
@@ -56,14 +63,14 @@ def test_a_result_takes_over_name_colour_and_terminology(scene: MrmlScene) -> No
     bench.segments.GetSegment(bench.ids[0]).SetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), code)
     writer = bench.writer()
     assert writer.segment_id(1) is None
-    writer.take(1, 0, bench.slice(1, 0), 0.5)
+    writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
     writer.finish()
     segment = bench.segments.GetSegment(writer.segment_id(1))
     assert segment.GetName() == "liver (SDFSMIS)" and segment.GetColor() == (0.8, 0.2, 0.1)
-    assert SegmentLook.of(bench.segmentation, writer.segment_id(1)).terminology == code
+    assert SegmentTemplate.of(bench.segmentation, writer.segment_id(1)).terminology == code
     logic = slicer.vtkSlicerSegmentationsModuleLogic
     assert logic.GetSegmentStatus(segment) == logic.InProgress
-    assert SegmentLook.of(bench.segmentation, writer.segment_id(2)).name == "spleen (SDFSMIS)"
+    assert SegmentTemplate.of(bench.segmentation, writer.segment_id(2)).name == "spleen (SDFSMIS)"
 
 
 def test_a_run_is_one_step_of_undo() -> None:
@@ -75,7 +82,7 @@ def test_a_run_is_one_step_of_undo() -> None:
     assert len(after) == len(before) + 2
     bench.editor.logic.Undo()
     assert same_state(bench.state(), before)
-    with pytest.raises(ResultLost, match="deleted or undone; begin the run again"):
+    with pytest.raises(ResultUnavailable, match="deleted or undone; begin the run again"):
         writer.write_all()
     bench.editor.logic.Redo()
     assert same_state(bench.state(), after)
@@ -85,7 +92,7 @@ def test_nothing_is_written_before_something_is_to_be_written() -> None:
     bench, saved = Bench(), []
     before = bench.state()
     writer = bench.writer(save_undo=lambda: saved.append(1))
-    writer.take(1, 0, bench.slice(1, 0), 0.5)
+    writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
     assert writer.pending == 3 and same_state(bench.state(), before) and saved == []
     writer.discard()
     assert same_state(bench.state(), before) and saved == []
@@ -100,7 +107,7 @@ def test_slices_near_the_one_that_is_looked_at_come_first() -> None:
     writer = bench.writer()
     writer.write_all()
     for index in (*range(3, 12), 20, *range(25, 40)):
-        writer.take(1, index, np.full((3, 4), 200, np.uint8), 0.5)
+        writer.add_slice(1, index, np.full((3, 4), 200, np.uint8), 0.5)
     seen = []
     while writer.write_next(near=30):
         found = set(np.flatnonzero(bench.held(writer).any(axis=(1, 2))).tolist())
@@ -139,7 +146,7 @@ def test_certainty_is_kept_slice_by_slice() -> None:
     assert np.isnan(writer.certainty(1)[2]) and writer.certainty(1)[3] == pytest.approx(0.103)
     assert writer.least_certain() == 0
     bench.editor.paint(writer.segment_id(2), np.ones((1, *SHAPE[1:]), dtype=bool))
-    assert writer.by_hand == (0,) and writer.least_certain() == 1
+    assert writer.corrected == (0,) and writer.least_certain() == 1
 
 
 def test_surfaces_that_are_shown_are_made_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +184,11 @@ def test_another_scan_gets_a_segmentation_of_its_own_under_its_transform() -> No
     other = bench.scene.volume(np.zeros(geometry.shape, np.int16), geometry, name="MR")
     other.SetAndObserveTransformNodeID(bench.scene.transform(rigid(np.random.default_rng(3))).GetID())
     target = make_segmentation(other, "MR segmentation")
-    looks = {1: SegmentLook.of(bench.segmentation, bench.ids[0]), 2: SegmentLook("from a file")}
-    writer = ResultWriter(other, target, Scans().of(other), bench.support(), 1, looks)
+    templates = {1: SegmentTemplate.of(bench.segmentation, bench.ids[0]), 2: SegmentTemplate("from a file")}
+    writer = ResultWriter(other, target, ScanCache().get(other), bench.support(), 1, templates)
     probability = np.random.default_rng(4).integers(0, 256, geometry.shape, dtype=np.uint8)
     for index in range(6):
-        writer.take(2, index, probability[:, index], 0.5)
+        writer.add_slice(2, index, probability[:, index], 0.5)
     writer.finish()
     segments = target.GetSegmentation()
     assert segments.GetSegment(writer.segment_id(1)).GetName() == "liver (SDFSMIS)"
@@ -203,14 +210,14 @@ def test_a_scan_of_512_x_512_x_300() -> None:
         finally:
             times.setdefault(name, []).append(time.perf_counter() - begun)
 
-    geometry, scene, scans = Geometry((300, 512, 512), (0.7, 0.7, 2), (0, 0, 0), IDENTITY), MrmlScene(), Scans()
+    geometry, scene, scans = Geometry((300, 512, 512), (0.7, 0.7, 2), (0, 0, 0), IDENTITY), MrmlScene(), ScanCache()
     voxels = np.zeros(geometry.shape, np.int16)
     voxels[:, ::7, ::5] = 100
     node = scene.volume(voxels, geometry)
-    steps = scans.copying(node)
+    steps = scans.copy_steps(node)
     while timed("copy, one step", next, steps, None) is not None:
         pass
-    scan, segmentation_node = scans.of(node), scene.segmentation(node)
+    scan, segmentation_node = scans.get(node), scene.segmentation(node)
     k, j, i = np.ogrid[:300, :512, :512]
     distance = ((k - 150) / 90) ** 2 + ((j - 256) / 100) ** 2 + ((i - 256) / 100) ** 2
     probability = np.clip(255 * (1.6 - distance) / 1.2, 0, 255).astype(np.uint8)
@@ -220,9 +227,9 @@ def test_a_scan_of_512_x_512_x_300() -> None:
     editor.paint(segment_id, mask, (150, 0, 0))
     painting = timed("read painting", read_painting, node, segmentation_node, [segment_id])
     assert painting.axis == 0 and painting.slices(0) == (150,)
-    writer = ResultWriter(node, segmentation_node, scan, painting.support(scan), 0, {1: SegmentLook("liver")})
+    writer = ResultWriter(node, segmentation_node, scan, painting.support(scan), 0, {1: SegmentTemplate("liver")})
     for index in sorted(set(range(300)) - {150}, key=lambda index: abs(index - 150)):
-        timed("take a slice", writer.take, 1, index, probability[index], 0.5)
+        timed("take a slice", writer.add_slice, 1, index, probability[index], 0.5)
     while timed("write a block", writer.write_next, 150):
         pass
     timed("finish", writer.finish)
@@ -234,7 +241,7 @@ def test_a_scan_of_512_x_512_x_300() -> None:
     labels = read_painting(node, segmentation_node, [writer.segment_id(1)]).labelmap().voxels
     assert np.array_equal(labels == 1, expected)
     editor.paint(writer.segment_id(1), mask, (20, 0, 0))
-    assert timed("by hand", lambda: writer.by_hand) == (20,)
+    assert timed("by hand", lambda: writer.corrected) == (20,)
     for name, seconds in times.items():
         print(f"{name:20s} {1000 * max(seconds):6.1f} ms at most, {len(seconds)} times")
 
@@ -249,14 +256,14 @@ def test_the_first_step_saves_the_state_for_undo_and_progress_is_counted() -> No
     while writer.write_next():
         seen.append(writer.written)
     assert seen == sorted(seen) and writer.written == 2 * SHAPE[0] and writer.pending == 0 and saved == [1]
-    assert writer.painted(1) == (2,) and writer.painted(2) == (5,)
+    assert writer.painted_slices(1) == (2,) and writer.painted_slices(2) == (5,)
 
 
 def test_a_run_without_any_slice_still_makes_its_segments() -> None:
     bench = Bench()
     target = make_segmentation(bench.node, "other")
-    looks = {1: SegmentLook("liver"), 2: SegmentLook("spleen")}
-    writer = ResultWriter(bench.node, target, bench.scan, SupportSet(()), 0, looks)
+    templates = {1: SegmentTemplate("liver"), 2: SegmentTemplate("spleen")}
+    writer = ResultWriter(bench.node, target, bench.scan, SupportSet(()), 0, templates)
     assert writer.pending == 0
     while writer.write_next():
         pass
@@ -339,7 +346,7 @@ def test_a_result_that_came_to_lie_on_another_lattice_is_brought_back(filled: bo
     writer = bench.writer(into={1: first.segment_id(1)})
     bench.run(writer)
     writer.finish()
-    assert writer.by_hand == (tuple(index for index in range(SHAPE[0]) if index != 2) if filled else ())
+    assert writer.corrected == (tuple(index for index in range(SHAPE[0]) if index != 2) if filled else ())
     expected = np.ones(SHAPE, dtype=bool) if filled else bench.expected() == 1
     expected[2] = bench.painted[0][2]
     expected[2, :2] = True
@@ -355,10 +362,10 @@ def test_a_result_may_become_empty_and_full_again() -> None:
     bench.run(writer)
     writer.finish()
     bench.editor.erase(writer.segment_id(1), np.ones(SHAPE, dtype=bool))
-    assert len(writer.by_hand) == SHAPE[0] and writer.volume_ml(1) == 0
+    assert len(writer.corrected) == SHAPE[0] and writer.volume_ml(1) == 0
     bench.editor.logic.Undo()
     for threshold in (0.9, 0.2):
         writer.set_threshold(threshold)
         writer.write_all()
         assert np.array_equal(bench.held(writer), bench.expected(threshold))
-    assert writer.by_hand == ()
+    assert writer.corrected == ()

@@ -8,48 +8,48 @@ from __future__ import annotations
 
 from SDFSMISLib.scene.editing_rules import EditingRules
 from SDFSMISLib.scene.painting import (
-    HeldResult,
-    ListedSegment,
     Painting,
-    painted_segments,
+    ResultSnapshot,
+    SegmentItem,
+    list_segments,
     painting_stamp,
     read_painting,
     read_results,
     with_corrections,
 )
-from SDFSMISLib.scene.result_segment import ResultLost, find_results, fits, make_segmentation
+from SDFSMISLib.scene.result_segment import ResultUnavailable, find_results, make_segmentation, matches_lattice
 from SDFSMISLib.scene.result_writer import ResultWriter
-from SDFSMISLib.scene.run_labels import Cleaned
-from SDFSMISLib.scene.scan import Scan, Scans, SequenceFrame, volume_voxels
-from SDFSMISLib.scene.segment_tags import SegmentLook
-from SDFSMISLib.scene.segment_voxels import SegmentGone
-from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, make_parallel, show_slice, shown_slice
+from SDFSMISLib.scene.run_labels import CleanedLabels
+from SDFSMISLib.scene.scan import Scan, ScanCache, SequenceFrame, array_from_volume
+from SDFSMISLib.scene.segment_tags import SegmentTemplate
+from SDFSMISLib.scene.segment_voxels import SegmentNotFound
+from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, rotate_to_volume_plane, show_slice, shown_slice
 
 __all__ = [
-    "Cleaned",
+    "CleanedLabels",
     "EditingRules",
-    "HeldResult",
-    "ListedSegment",
     "ObliqueView",
     "Painting",
-    "ResultLost",
+    "ResultSnapshot",
+    "ResultUnavailable",
     "ResultWriter",
     "Scan",
-    "Scans",
-    "SegmentGone",
-    "SegmentLook",
+    "ScanCache",
+    "SegmentItem",
+    "SegmentNotFound",
+    "SegmentTemplate",
     "SequenceFrame",
     "ShownSlice",
+    "array_from_volume",
     "find_results",
-    "fits",
-    "make_parallel",
+    "list_segments",
     "make_segmentation",
-    "painted_segments",
+    "matches_lattice",
     "painting_stamp",
     "read_painting",
     "read_results",
+    "rotate_to_volume_plane",
     "show_slice",
     "shown_slice",
-    "volume_voxels",
     "with_corrections",
 ]

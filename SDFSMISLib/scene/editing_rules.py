@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene.frame import Frame, Piece
+from SDFSMISLib.scene.frame import Frame, VoxelBox
 from SDFSMISLib.scene.scan import Scan
-from SDFSMISLib.scene.segment_voxels import read_box
+from SDFSMISLib.scene.segment_voxels import read_extent
 
 __all__ = ["EditingRules"]
 
@@ -54,7 +54,7 @@ class EditingRules:
         )
 
     def allowed(
-        self, piece: Piece, scan: Scan, segmentation_node: Any, frame: Frame, own: Collection[str]
+        self, piece: VoxelBox, scan: Scan, segmentation_node: Any, frame: Frame, own: Collection[str]
     ) -> np.ndarray:
         """Where in the box of a piece editing is allowed, bool of its shape.
 
@@ -67,7 +67,7 @@ class EditingRules:
         if segments is not None:
             allowed[...] = not inside
             for segment_id in segments:
-                allowed[read_box(segmentation_node, segment_id, frame, piece.start, piece.stop)] = inside
+                allowed[read_extent(segmentation_node, segment_id, frame, piece.start, piece.stop)] = inside
         if self.intensities is not None:
             box = tuple(slice(a, b) for a, b in zip(piece.start, piece.stop, strict=True))
             grey = scan.voxels[box]

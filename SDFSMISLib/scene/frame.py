@@ -21,14 +21,14 @@ Index = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class VoxelBox:
     """Voxels ``(slices, height, width)`` of any dtype; ``start`` is the array index of the first one in the grid."""
 
     start: Index
     voxels: np.ndarray
 
     @classmethod
-    def nothing(cls) -> Piece:
+    def empty(cls) -> VoxelBox:
         """No voxel at all."""
         return cls((0, 0, 0), np.zeros((0, 0, 0), dtype=bool))
 
@@ -38,12 +38,12 @@ class Piece:
         k, j, i = (first + side for first, side in zip(self.start, self.voxels.shape, strict=True))
         return k, j, i
 
-    def moved(self, shift: Index) -> Piece:
+    def shifted(self, shift: Index) -> VoxelBox:
         """The same voxels at another place ``(slices, height, width)`` of the grid; a view."""
         k, j, i = (first + step for first, step in zip(self.start, shift, strict=True))
-        return Piece((k, j, i), self.voxels)
+        return VoxelBox((k, j, i), self.voxels)
 
-    def cut(self, start: Index, stop: Index) -> np.ndarray:
+    def crop_or_pad(self, start: Index, stop: Index) -> np.ndarray:
         """The voxels from ``start`` to before ``stop``, zeros included; a copy."""
         shape = tuple(last - first for first, last in zip(start, stop, strict=True))
         region = np.zeros(shape, dtype=self.voxels.dtype)
@@ -54,37 +54,37 @@ class Piece:
             region[into] = self.voxels[out_of]
         return region
 
-    def trimmed(self) -> Piece:
+    def trimmed(self) -> VoxelBox:
         """The same without the zeros around it."""
         sides = []
         for axis in range(3):
             filled = np.flatnonzero(self.voxels.any(axis=tuple(other for other in range(3) if other != axis)))
             if not filled.size:
-                return Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=self.voxels.dtype))
+                return VoxelBox((0, 0, 0), np.zeros((0, 0, 0), dtype=self.voxels.dtype))
             sides.append(slice(int(filled[0]), int(filled[-1]) + 1))
         k, j, i = (first + side.start for first, side in zip(self.start, sides, strict=True))
-        return Piece((k, j, i), self.voxels[tuple(sides)])
+        return VoxelBox((k, j, i), self.voxels[tuple(sides)])
 
-    def only(self, axis: int, indices: Collection[int]) -> Piece:
+    def keep_slices(self, axis: int, indices: Collection[int]) -> VoxelBox:
         """The voxels of some slices along an array axis, without the zeros around them; a copy."""
         inside = [index - self.start[axis] for index in indices if self.start[axis] <= index < self.stop[axis]]
         if not inside:
-            return Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=self.voxels.dtype))
+            return VoxelBox((0, 0, 0), np.zeros((0, 0, 0), dtype=self.voxels.dtype))
         first, along = min(inside), np.moveaxis(self.voxels, axis, 0)
         kept = np.zeros((max(inside) + 1 - first, *along.shape[1:]), dtype=along.dtype)
         for number in inside:
             kept[number - first] = along[number]
         start = list(self.start)
         start[axis] += first
-        return Piece((start[0], start[1], start[2]), np.moveaxis(kept, 0, axis)).trimmed()
+        return VoxelBox((start[0], start[1], start[2]), np.moveaxis(kept, 0, axis)).trimmed()
 
-    def with_slices(self, axis: int, indices: Collection[int], other: Piece) -> Piece:
+    def replace_slices(self, axis: int, indices: Collection[int], other: VoxelBox) -> VoxelBox:
         """The same, but for some slices along an array axis, which are those of another piece; a copy."""
-        start, stop = box_around(self, other.only(axis, indices))
-        merged, theirs = self.cut(start, stop), other.cut(start, stop)
+        start, stop = enclosing_extent(self, other.keep_slices(axis, indices))
+        merged, theirs = self.crop_or_pad(start, stop), other.crop_or_pad(start, stop)
         inside = [index - start[axis] for index in indices if start[axis] <= index < stop[axis]]
         np.moveaxis(merged, axis, 0)[inside] = np.moveaxis(theirs, axis, 0)[inside]
-        return Piece(start, merged).trimmed()
+        return VoxelBox(start, merged).trimmed()
 
     def slices(self, axis: int) -> dict[int, np.ndarray]:
         """By index along an array axis: the part ``(rows, columns)`` of each slice that is not all zero; views."""
@@ -92,7 +92,7 @@ class Piece:
         return {self.start[axis] + number: part for number, part in enumerate(along) if part.any()}
 
 
-def box_around(*pieces: Piece) -> tuple[Index, Index]:
+def enclosing_extent(*pieces: VoxelBox) -> tuple[Index, Index]:
     """Start and stop of the smallest box that holds all voxels of the pieces; three zeros each where there are none."""
     held = [piece for piece in pieces if piece.voxels.size]
     if not held:
@@ -116,7 +116,7 @@ class Frame:
     """
 
     geometry: Geometry
-    from_segmentation: np.ndarray
+    segmentation_to_volume: np.ndarray
 
     @classmethod
     def of(cls, volume_node: Any, segmentation_node: Any) -> Frame:
@@ -131,13 +131,15 @@ class Frame:
         return cls(volume_geometry(volume_node), between)
 
     @property
-    def image_to_segmentation(self) -> np.ndarray:
+    def ijk_to_segmentation(self) -> np.ndarray:
         """4 × 4 from a voxel ``(i, j, k, 1)`` of the volume to the segmentation's RAS mm."""
-        return np.linalg.inv(self.from_segmentation) @ ijk_to_ras(self.geometry)
+        return np.linalg.inv(self.segmentation_to_volume) @ ijk_to_ras(self.geometry)
 
-    def same(self, other: Frame) -> bool:
+    def matches(self, other: Frame) -> bool:
         """Whether grids and transforms are the same."""
-        return self.geometry == other.geometry and np.allclose(self.from_segmentation, other.from_segmentation)
+        return self.geometry == other.geometry and np.allclose(
+            self.segmentation_to_volume, other.segmentation_to_volume
+        )
 
 
 def volume_geometry(volume_node: Any) -> Geometry:
@@ -153,13 +155,13 @@ def volume_geometry(volume_node: Any) -> Geometry:
     turned = vtkMatrix4x4()
     volume_node.GetIJKToRASDirectionMatrix(turned)
     spacing = np.array(volume_node.GetSpacing())
-    axes = (LPS @ matrix_of(turned))[:3, :3] * np.where(spacing < 0, -1.0, 1.0)
+    axes = (LPS @ array_from_vtk_matrix(turned))[:3, :3] * np.where(spacing < 0, -1.0, 1.0)
     origin = LPS[:3, :3] @ volume_node.GetOrigin()
     shape = image.GetDimensions()[::-1]
     return Geometry(shape, tuple(np.abs(spacing)), tuple(origin + 0.0), tuple(axes.ravel() + 0.0))
 
 
-def labelmap_geometry(index_to_ras: np.ndarray, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Geometry:
+def part_geometry(index_to_ras: np.ndarray, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Geometry:
     """The grid of a part of a labelmap.
 
     Args:
@@ -178,7 +180,7 @@ def ijk_to_ras(geometry: Geometry) -> np.ndarray:
     return LPS @ geometry.index_to_physical()
 
 
-def volume_to_world(volume_node: Any) -> np.ndarray:
+def ijk_to_world(volume_node: Any) -> np.ndarray:
     """4 × 4 from a voxel ``(i, j, k, 1)`` of a volume to the world's RAS mm, in which views show it.
 
     Raises :class:`InputError` where the volume stands under a transform that is not linear.
@@ -192,12 +194,12 @@ def volume_to_world(volume_node: Any) -> np.ndarray:
     return to_world @ ijk_to_ras(volume_geometry(volume_node))
 
 
-def matrix_of(matrix: Any) -> np.ndarray:
+def array_from_vtk_matrix(matrix: Any) -> np.ndarray:
     """4 × 4 of a vtkMatrix4x4."""
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 
-def vtk_matrix(matrix: np.ndarray) -> Any:
+def vtk_matrix_from_array(matrix: np.ndarray) -> Any:
     """A vtkMatrix4x4 of a 4 × 4."""
     from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
@@ -215,4 +217,4 @@ def _linear(source: Any, target: Any) -> np.ndarray | None:
     slicer.vtkMRMLTransformNode.GetTransformBetweenNodes(source, target, transform)
     if not slicer.vtkMRMLTransformNode.IsGeneralTransformLinear(transform, linear):
         return None
-    return matrix_of(linear.GetMatrix())
+    return array_from_vtk_matrix(linear.GetMatrix())

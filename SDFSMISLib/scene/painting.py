@@ -14,15 +14,15 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.scene.frame import Frame, Piece, box_around
+from SDFSMISLib.scene.frame import Frame, VoxelBox, enclosing_extent
 from SDFSMISLib.scene.result_segment import SOURCE_TAG
 from SDFSMISLib.scene.scan import Scan, volume_stamp
-from SDFSMISLib.scene.segment_tags import PAINTED_TAG, RECORD_TAG, SliceRecord, added_slices, painted_record, tag_of
-from SDFSMISLib.scene.segment_voxels import LABELMAP, read_segment, read_within, segment_of
+from SDFSMISLib.scene.segment_tags import PAINTED_TAG, RECORD_TAG, SliceDigests, added_slices, decode_mask, get_tag
+from SDFSMISLib.scene.segment_voxels import LABELMAP, get_segment, read_clipped, read_segment
 from SDFSMISLib.support import SupportSet, painted_axis
 
 
-class ListedSegment(NamedTuple):
+class SegmentItem(NamedTuple):
     """A segment; ``color`` is red, green, blue from 0 to 1, ``is_result`` whether a run wrote it."""
 
     segment_id: str
@@ -31,13 +31,13 @@ class ListedSegment(NamedTuple):
     is_result: bool
 
 
-def painted_segments(segmentation_node: Any) -> list[ListedSegment]:
+def list_segments(segmentation_node: Any) -> list[SegmentItem]:
     """The segments of a segmentation in its order; results of runs are among them, and told from what was painted."""
     segmentation, listed = segmentation_node.GetSegmentation(), []
     for segment_id in segmentation.GetSegmentIDs():
         segment = segmentation.GetSegment(segment_id)
-        is_result = bool(tag_of(segment, RECORD_TAG)) or segment.HasTag(SOURCE_TAG)
-        listed.append(ListedSegment(segment_id, segment.GetName(), tuple(segment.GetColor()), is_result))
+        is_result = bool(get_tag(segment, RECORD_TAG)) or segment.HasTag(SOURCE_TAG)
+        listed.append(SegmentItem(segment_id, segment.GetName(), tuple(segment.GetColor()), is_result))
     return listed
 
 
@@ -56,7 +56,7 @@ class Painting:
     """
 
     geometry: Geometry
-    labels: Piece
+    labels: VoxelBox
     names: dict[int, str]
     notes: tuple[str, ...] = ()
     corrected: tuple[int, ...] = ()
@@ -73,13 +73,13 @@ class Painting:
         """The painted slices along an array axis, sorted; of one label, or of any."""
         return tuple(np.flatnonzero(self._planes(axis, label)).tolist())
 
-    def mask(self, label: int) -> Piece:
+    def mask(self, label: int) -> VoxelBox:
         """Where a label is painted, bool."""
-        return Piece(self.labels.start, self.labels.voxels == label)
+        return VoxelBox(self.labels.start, self.labels.voxels == label)
 
     def labelmap(self) -> Volume:
         """All of it as a labelmap of the volume's whole grid."""
-        voxels = self.labels.cut((0, 0, 0), self.geometry.shape)
+        voxels = self.labels.crop_or_pad((0, 0, 0), self.geometry.shape)
         return Volume(voxels, self.geometry, segment_names=dict(self.names))
 
     def support(
@@ -114,11 +114,11 @@ class Painting:
         """Bool for each slice of the volume: whether something is painted on it."""
         return self._filled(self.labels if label is None else self.mask(label), axis)
 
-    def _axis_of(self, piece: Piece) -> int:
+    def _axis_of(self, piece: VoxelBox) -> int:
         grid = Volume(np.broadcast_to(np.uint8(0), self.geometry.shape), self.geometry)
         return painted_axis(grid, tuple(self._filled(piece, axis) for axis in range(3)))
 
-    def _filled(self, piece: Piece, axis: int) -> np.ndarray:
+    def _filled(self, piece: VoxelBox, axis: int) -> np.ndarray:
         """Bool for each slice of the volume: whether a piece has something on it."""
         planes = np.zeros(self.geometry.shape[axis], dtype=bool)
         others = tuple(other for other in range(3) if other != axis)
@@ -134,7 +134,7 @@ def read_painting(volume_node: Any, segmentation_node: Any, segment_ids: Sequenc
     wins, with a note.
 
     Raises:
-        SegmentGone: where a segment is not there.
+        SegmentNotFound: where a segment is not there.
         InputError: where no segment is named, one is no labelmap or lies outside the volume, or a transform that is not
             linear lies between.
     """
@@ -143,14 +143,14 @@ def read_painting(volume_node: Any, segmentation_node: Any, segment_ids: Sequenc
     frame, segmentation = Frame.of(volume_node, segmentation_node), segmentation_node.GetSegmentation()
     names, masks, notes = {}, {}, []
     for label, segment_id in enumerate(segment_ids, 1):
-        names[label] = segment_of(segmentation_node, segment_id).GetName()
+        names[label] = get_segment(segmentation_node, segment_id).GetName()
         masks[label], note = read_segment(segmentation_node, segment_id, frame)
         notes += [note] if note else []
-    start, stop = box_around(*masks.values())
-    labels = Piece(start, np.zeros(np.subtract(stop, start), dtype=np.uint8 if len(names) < 256 else np.uint16))
+    start, stop = enclosing_extent(*masks.values())
+    labels = VoxelBox(start, np.zeros(np.subtract(stop, start), dtype=np.uint8 if len(names) < 256 else np.uint16))
     overlap = 0
     for label in sorted(masks, key=lambda label: segmentation.GetLayerIndex(segment_ids[label - 1])):
-        mask = masks[label].cut(start, stop)
+        mask = masks[label].crop_or_pad(start, stop)
         overlap += int(np.count_nonzero(mask & (labels.voxels != 0)))
         np.copyto(labels.voxels, label, where=mask)
     if overlap:
@@ -180,7 +180,7 @@ def painting_stamp(volume_node: Any, segmentation_node: Any, segment_ids: Sequen
 
 
 @dataclass(frozen=True, eq=False)
-class HeldResult:
+class ResultSnapshot:
     """What a run's result holds, bool on the volume's grid, and what was recorded of it; copies, for any thread.
 
     Attributes:
@@ -189,12 +189,12 @@ class HeldResult:
             another segmentation.
     """
 
-    content: Piece
-    written: SliceRecord
-    painted: Piece | None
+    content: VoxelBox
+    written: SliceDigests
+    painted: VoxelBox | None
 
 
-def read_results(volume_node: Any, segmentation_node: Any, results: Mapping[int, str]) -> dict[int, HeldResult]:
+def read_results(volume_node: Any, segmentation_node: Any, results: Mapping[int, str]) -> dict[int, ResultSnapshot]:
     """What results of runs hold now, by label; in milliseconds.
 
     Args:
@@ -204,18 +204,18 @@ def read_results(volume_node: Any, segmentation_node: Any, results: Mapping[int,
     Raises:
         InputError: where a transform that is not linear lies between volume and segmentation.
     """
-    frame, found = Frame.of(volume_node, segmentation_node), dict[int, HeldResult]()
+    frame, found = Frame.of(volume_node, segmentation_node), dict[int, ResultSnapshot]()
     for label, segment_id in results.items():
         segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
-        record = SliceRecord.on(segment) if segment is not None else None
+        record = SliceDigests.read_tag(segment) if segment is not None else None
         if record is not None:
-            content = read_within(segmentation_node, segment_id, frame)
-            painted = painted_record(tag_of(segment, PAINTED_TAG), frame.geometry.shape)
-            found[label] = HeldResult(content, record, painted)
+            content = read_clipped(segmentation_node, segment_id, frame)
+            painted = decode_mask(get_tag(segment, PAINTED_TAG), frame.geometry.shape)
+            found[label] = ResultSnapshot(content, record, painted)
     return found
 
 
-def with_corrections(painting: Painting, results: Mapping[int, HeldResult]) -> Painting:
+def with_corrections(painting: Painting, results: Mapping[int, ResultSnapshot]) -> Painting:
     """A painting, with the slices of a run's results that a user has corrected by hand in place of what it has there.
 
     A slice that was corrected in one result is taken as it stands in all of them: who corrects it has looked at it.
@@ -229,7 +229,7 @@ def with_corrections(painting: Painting, results: Mapping[int, HeldResult]) -> P
     found = {label: held for label, held in results.items() if label in painting.names}
     axes, corrected, painted = {held.written.axis for held in found.values()}, set[int](), set[int]()
     for label, held in found.items():
-        corrected |= held.written.changed(held.content)
+        corrected |= held.written.changed_slices(held.content)
         if held.painted is not None:
             painted |= added_slices(painting.mask(label), held.painted, held.written.axis)
     corrected -= painted
@@ -241,14 +241,14 @@ def with_corrections(painting: Painting, results: Mapping[int, HeldResult]) -> P
     return replace(painting, labels=labels, corrected=tuple(sorted(corrected)), corrected_axis=axis)
 
 
-def _replaced(labels: Piece, found: Mapping[int, Piece], axis: int, slices: set[int]) -> Piece:
+def _replaced(labels: VoxelBox, found: Mapping[int, VoxelBox], axis: int, slices: set[int]) -> VoxelBox:
     """Labels that hold other pieces, by label, on some slices along an array axis."""
-    start, stop = box_around(labels, *found.values())
-    merged = Piece(start, labels.cut(start, stop))
+    start, stop = enclosing_extent(labels, *found.values())
+    merged = VoxelBox(start, labels.crop_or_pad(start, stop))
     inside = [index - start[axis] for index in slices if start[axis] <= index < stop[axis]]
     along = np.moveaxis(merged.voxels, axis, 0)
     along[inside] = np.where(np.isin(along[inside], list(found)), 0, along[inside])
     for label, piece in found.items():
-        mask = np.moveaxis(piece.cut(start, stop), axis, 0)[inside]
+        mask = np.moveaxis(piece.crop_or_pad(start, stop), axis, 0)[inside]
         along[inside] = np.where(mask, label, along[inside])
     return merged

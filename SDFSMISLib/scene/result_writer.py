@@ -12,12 +12,18 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Cleaning
 from SDFSMISLib.scene.editing_rules import EditingRules
-from SDFSMISLib.scene.frame import Piece
-from SDFSMISLib.scene.result_segment import ResultLost, ResultPlace, ResultSegment, results_of_others, scan_of_result
-from SDFSMISLib.scene.run_labels import Cleaned, RunLabels
+from SDFSMISLib.scene.frame import VoxelBox
+from SDFSMISLib.scene.result_segment import (
+    OutputSegmentation,
+    ResultSegment,
+    ResultUnavailable,
+    result_scan_key,
+    results_on_other_scans,
+)
+from SDFSMISLib.scene.run_labels import CleanedLabels, RunLabels
 from SDFSMISLib.scene.scan import Scan
-from SDFSMISLib.scene.segment_tags import SegmentLook
-from SDFSMISLib.scene.segment_voxels import SURFACE, clear_in_segment, segment_of
+from SDFSMISLib.scene.segment_tags import SegmentTemplate
+from SDFSMISLib.scene.segment_voxels import SURFACE, erase_from_segment, get_segment
 from SDFSMISLib.support import SupportSet
 
 __all__ = ["ResultWriter"]
@@ -34,16 +40,15 @@ class ResultWriter:
     slices come out as painted. A slice that a user changes in a result is not written again, in any of the results;
     nor is a painted one, unless something was added to the painted segment there since the run before.
 
-    Each of :meth:`take`, :meth:`write_next`, the steps of :meth:`accepting` and :meth:`discarding`, and all that is
-    only asked takes some milliseconds; :meth:`write_all`, :meth:`finish`, :meth:`accept` and :meth:`discard` do all at
-    once.
+    :meth:`add_slice`, :meth:`write_next`, each step of :meth:`accept_steps` and :meth:`discard_steps`, and all queries
+    take some milliseconds; :meth:`write_all`, :meth:`finish`, :meth:`accept` and :meth:`discard` do everything at once.
 
-    Of a sequence, results are those of the frame that the scan is. Where another frame is shown meanwhile, which
-    :attr:`scan_changed` tells, they still are written into that frame's results.
+    For a sequence, results are those of the frame that the scan was copied from. If another frame is shown meanwhile
+    (see :attr:`scan_changed`), slices are still written into the results of the original frame.
 
-    What reads or changes the scene, but for :meth:`discard`, raises :class:`ResultLost` when segmentation or volume are
-    deleted, closed or moved, or all results were deleted or undone; what was written then stays as it is. A single
-    result that is deleted is left out from then on.
+    Everything that reads or changes the scene, except :meth:`discard`, raises :class:`ResultUnavailable` if the
+    segmentation or volume was deleted, closed or moved, or if all results were deleted or undone; slices written before
+    stay as they are. A single result that is deleted is left out from then on.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class ResultWriter:
         scan: Scan,
         support: SupportSet,
         axis: int,
-        looks: Mapping[int, SegmentLook],
+        templates: Mapping[int, SegmentTemplate],
         *,
         into: Mapping[int, str] | None = None,
         rules: EditingRules | None = None,
@@ -75,16 +80,16 @@ class ResultWriter:
 
         Raises:
             InputError: for a threshold that is none, or a transform that is not linear between volume and segmentation.
-            SegmentGone: where a segment of ``into`` is not there.
+            SegmentNotFound: where a segment of ``into`` is not there.
         """
-        self._place = ResultPlace(volume_node, segmentation_node, scan)
+        self._place = OutputSegmentation(volume_node, segmentation_node, scan)
         self._segmentation_node, self._frame = segmentation_node, self._place.frame
         self._scan, self._axis, self._rules = scan, axis, rules
-        self._looks, self._into, self._save_undo = dict(looks), dict(into or {}), save_undo
+        self._looks, self._into, self._save_undo = dict(templates), dict(into or {}), save_undo
         for label, segment_id in [*self._into.items()]:
-            if scan_of_result(segment_of(segmentation_node, segment_id)) != scan.key:
+            if result_scan_key(get_segment(segmentation_node, segment_id)) != scan.key:
                 del self._into[label]
-        self._labels = RunLabels(scan.geometry, scan.content_hash(), axis, support, looks, threshold)
+        self._labels = RunLabels(scan.geometry, scan.content_hash(), axis, support, templates, threshold)
         self._pending = {label: set(masks) for label, masks in self._labels.painted.items()}
         self._segments: dict[int, ResultSegment] = {}
         self._unopened = list(self._looks)
@@ -92,7 +97,7 @@ class ResultWriter:
 
     # -- while the run goes on -----------------------------------------------------------------------------------------
 
-    def take(self, label: int, index: int, probability: np.ndarray, certainty: float) -> None:
+    def add_slice(self, label: int, index: int, probability: np.ndarray, certainty: float) -> None:
         """Keeps a finished slice, to be written later: uint8 (rows, columns) as the volume has it, 255 meaning 1.
 
         Raises ValueError for an array of another shape or type.
@@ -120,7 +125,7 @@ class ResultWriter:
             near: the slice that is looked at; those around it come first.
         """
         began = self._begun
-        self._look()
+        self._refresh()
         if not began:
             return self.pending
         waiting = [(abs(index - near), index, label) for label in self._pending for index in self._pending[label]]
@@ -135,12 +140,12 @@ class ResultWriter:
 
     def write_all(self) -> None:
         """Writes all that is to be written, each label at once, cleaned if that is wanted."""
-        self._look()
+        self._refresh()
         for label in [*self._unopened]:
             self._open(label)
         if self.cleaning_due:
-            self.take_cleaned(self.cleaning()())
-        self._look()
+            self.apply_cleaned(self.cleaning_task()())
+        self._refresh()
         indices = sorted(set().union(*self._pending.values()))
         if indices:
             labels = self._labels.labels(indices)
@@ -154,7 +159,7 @@ class ResultWriter:
 
     def update_surface(self) -> None:
         """Makes the surfaces of the results anew where surfaces are shown; slow, as Slicer's surfaces are."""
-        self._look()
+        self._refresh()
         self._make_surfaces()
 
     @property
@@ -196,37 +201,39 @@ class ResultWriter:
         """
         return self._labels.cleaning_due and not self._closed
 
-    def cleaning(self) -> Callable[[], Cleaned]:
+    def cleaning_task(self) -> Callable[[], CleanedLabels]:
         """What cleans the slices as they are now, those that were changed by hand included.
 
         It works on copies, so any thread may call it; it takes a tenth of a second to a second. What it gives is for
-        :meth:`take_cleaned`.
+        :meth:`apply_cleaned`.
         """
         if self._begun:
-            self._look()
-        by_hand = self._by_hand()
-        held = {label: one.content().only(self._axis, by_hand) for label, one in self._segments.items() if by_hand}
-        return self._labels.cleaner(by_hand, held)
+            self._refresh()
+        corrected = self._by_hand()
+        held = {
+            label: one.read().keep_slices(self._axis, corrected) for label, one in self._segments.items() if corrected
+        }
+        return self._labels.cleaner(corrected, held)
 
-    def take_cleaned(self, cleaned: Cleaned) -> bool:
+    def apply_cleaned(self, cleaned: CleanedLabels) -> bool:
         """Takes what a cleaning gave: slices are :attr:`pending` then.
 
         It is false, and nothing changes, where threshold, cleaning or slices are other ones by now, or the results were
         accepted or discarded.
         """
-        taken = not self._closed and self._labels.take_cleaned(cleaned)
+        taken = not self._closed and self._labels.apply_cleaned(cleaned)
         if taken:
             self._all_pending()
         return taken
 
     @property
-    def by_hand(self) -> tuple[int, ...]:
+    def corrected(self) -> tuple[int, ...]:
         """Slices that a user has changed in one of the results since they were written, sorted."""
         if self._begun:
-            self._look()
+            self._refresh()
         return tuple(sorted(self._by_hand()))
 
-    def painted(self, label: int) -> tuple[int, ...]:
+    def painted_slices(self, label: int) -> tuple[int, ...]:
         """The slices of the volume on which a label was painted when the run began, sorted."""
         return tuple(sorted(self._labels.painted[label]))
 
@@ -237,7 +244,7 @@ class ResultWriter:
     def least_certain(self) -> int | None:
         """The slice of the lowest certainty, of those that were not changed by hand; None where none was computed."""
         lowest = np.nanmin(np.nan_to_num([*self._labels.certainty.values()], nan=np.inf), axis=0)
-        lowest[list(self.by_hand)] = np.inf
+        lowest[list(self.corrected)] = np.inf
         return int(lowest.argmin()) if np.isfinite(lowest).any() else None
 
     def segment_id(self, label: int) -> str | None:
@@ -247,7 +254,7 @@ class ResultWriter:
     def volume_ml(self, label: int) -> float:
         """Volume of a result as it is in the scene, what was changed by hand included; 0 where it was deleted."""
         if self._begun:
-            self._look()
+            self._refresh()
         voxels = self._segments[label].voxels if label in self._segments else 0
         return voxels * math.prod(self._scan.geometry.spacing) / 1000
 
@@ -258,17 +265,17 @@ class ResultWriter:
 
         The painted segments give nothing away, so that they can be used again.
         """
-        for _ in self.accepting():
+        for _ in self.accept_steps():
             pass
 
-    def accepting(self) -> Iterator[float]:
+    def accept_steps(self) -> Iterator[float]:
         """Accepts in steps of milliseconds, but for Slicer's surfaces; yields the share that is done.
 
         What is still :attr:`cleaning_due` is cleaned in one step.
         """
-        self._look()
+        self._refresh()
         if self.cleaning_due:
-            self.take_cleaned(self.cleaning()())
+            self.apply_cleaned(self.cleaning_task()())
         most = max(1, self.pending)
         while left := self.write_next():
             yield 0.5 * max(0.0, 1 - left / most)
@@ -287,22 +294,22 @@ class ResultWriter:
         The state for undo is saved first. Slices that a user has changed since the run began stay, in all of the
         results, and are corrections for the next run. It raises nothing: what is not there any more is left alone.
         """
-        for _ in self.discarding():
+        for _ in self.discard_steps():
             pass
 
-    def discarding(self) -> Iterator[float]:
+    def discard_steps(self) -> Iterator[float]:
         """Discards in steps of milliseconds, but for Slicer's surfaces; yields the share that is done."""
         was_closed = self._closed
         self._close()
         there = [] if was_closed else self._readable()
         if there and self._save_undo is not None:
             self._save_undo()
-        kept = set().union(*(one.changed_meanwhile for one in there))
+        kept = set().union(*(one.changed_during_run for one in there))
         for number, result in enumerate(there, 1):
-            if self._place.is_there and result.is_there:
+            if self._place.exists and result.exists:
                 result.restore(kept)
             yield number / (len(there) + 1)
-        if there and self._place.is_there:
+        if there and self._place.exists:
             self._make_surfaces()
         yield 1.0
 
@@ -312,60 +319,60 @@ class ResultWriter:
         """The results that are there and still labelmaps, looked at."""
         readable = []
         for one in self._segments.values():
-            if self._place.is_there and one.is_there:
+            if self._place.exists and one.exists:
                 with suppress(InputError):
                     one.refresh()
                     readable.append(one)
         return readable
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """What is true of the scene now: begins if it has not begun; raises where there is nothing to write into."""
         if self._closed:
-            raise ResultLost("The results were accepted or discarded; begin another run.")
+            raise ResultUnavailable("The results were accepted or discarded; begin another run.")
         self._place.check()
         if not self._begun:
             if self._save_undo is not None:
                 self._save_undo()
             self._begun = True
-        there = {label: one for label, one in self._segments.items() if one.is_there}
+        there = {label: one for label, one in self._segments.items() if one.exists}
         if self._segments and not there:
-            raise ResultLost("The results were deleted or undone; begin the run again to have them back.")
+            raise ResultUnavailable("The results were deleted or undone; begin the run again to have them back.")
         self._segments = there
         for label, one in self._segments.items():
             if one.refresh():  # by undo, what was written may be gone
                 self._pending[label] |= {k for k in self._labels.known(label) if not one.has_written(k)}
-        by_hand = self._by_hand()
+        corrected = self._by_hand()
         for label, indices in self._pending.items():
             is_written = label in self._segments or label in self._unopened
-            indices -= self._left_alone(label, by_hand) if is_written else set(indices)
+            indices -= self._left_alone(label, corrected) if is_written else set(indices)
 
-    def _left_alone(self, label: int, by_hand: set[int]) -> set[int]:
+    def _left_alone(self, label: int, corrected: set[int]) -> set[int]:
         """Slices by hand that are not written into a label's result: all but painted ones that are as they were."""
-        painted, result = self._labels.painted[label].keys() & by_hand, self._segments.get(label)
+        painted, result = self._labels.painted[label].keys() & corrected, self._segments.get(label)
         if result is None:
-            return by_hand - painted
-        newer = painted & result.by_hand
-        newer -= {k for k in newer if result.holds(k, self._labels.painted_digest(label, k))}
+            return corrected - painted
+        newer = painted & result.corrected
+        newer -= {k for k in newer if result.has_digest(k, self._labels.painted_digest(label, k))}
         if newer:
-            anew = set().union(*(one.painted_anew for one in self._segments.values()))
-            newer -= anew - result.changed_meanwhile
-        return (by_hand - painted) | newer
+            anew = set().union(*(one.newly_painted for one in self._segments.values()))
+            newer -= anew - result.changed_during_run
+        return (corrected - painted) | newer
 
     def _open(self, label: int) -> None:
         """Makes the segment of a label, or takes that of an earlier run."""
         self._unopened.remove(label)
-        where, look = self._segmentation_node, self._looks[label]
+        where, template = self._segmentation_node, self._looks[label]
         if label in self._into:
-            segment = ResultSegment.take(where, self._into[label], self._frame, self._axis)
+            segment = ResultSegment.resume(where, self._into[label], self._frame, self._axis)
         else:
-            segment = ResultSegment.make(where, look, self._frame, self._axis, self._scan)
-        segment.note_painted(look)
+            segment = ResultSegment.create(where, template, self._frame, self._axis, self._scan)
+        segment.record_painted(template)
         self._segments[label] = segment
 
     def _make_surfaces(self) -> None:
         """Only where one is missing, though surfaces are shown."""
         segmentation, here = self._segmentation_node.GetSegmentation(), [*self._segments.values()]
-        due = self._surface_due or any(one.surface_due for one in here if one.is_there)
+        due = self._surface_due or any(one.surface_due for one in here if one.exists)
         if due or segmentation.ContainsRepresentation(SURFACE):
             segmentation.CreateRepresentation(SURFACE)
             self._surface_due = False
@@ -382,24 +389,24 @@ class ResultWriter:
                 indices |= self._labels.computed(label)
 
     def _by_hand(self) -> set[int]:
-        return set().union(*(one.by_hand for one in self._segments.values()))
+        return set().union(*(one.corrected for one in self._segments.values()))
 
     def _own(self) -> set[str]:
         """Segments that are no others to the run: the results, the painted ones, and results on other scans."""
-        painted = {look.source for look in self._looks.values() if look.is_in(self._segmentation_node)}
+        painted = {template.source for template in self._looks.values() if template.is_in(self._segmentation_node)}
         results = {one.segment_id for one in self._segments.values()}
-        return results | painted | results_of_others(self._segmentation_node, self._scan.key)
+        return results | painted | results_on_other_scans(self._segmentation_node, self._scan.key)
 
-    def _write(self, label: int, indices: list[int], labels: Piece) -> None:
-        piece = Piece(labels.start, labels.voxels == label).trimmed()
+    def _write(self, label: int, indices: list[int], labels: VoxelBox) -> None:
+        piece = VoxelBox(labels.start, labels.voxels == label).trimmed()
         if self._rules is not None and piece.voxels.size:
             allowed = self._rules.allowed(piece, self._scan, self._segmentation_node, self._frame, self._own())
             allowed |= self._painted(label, piece)
-            piece = Piece(piece.start, piece.voxels & allowed)
+            piece = VoxelBox(piece.start, piece.voxels & allowed)
         self._segments[label].write(indices, piece)
         self._pending[label] -= set(indices)
 
-    def _painted(self, label: int, piece: Piece) -> np.ndarray:
+    def _painted(self, label: int, piece: VoxelBox) -> np.ndarray:
         """Which voxels in the box of a piece lie on slices painted with a label: nobody asks whether those may be."""
         painted = np.zeros(piece.voxels.shape, dtype=bool)
         along, first = np.moveaxis(painted, self._axis, 0), piece.start[self._axis]
@@ -410,12 +417,12 @@ class ResultWriter:
         """Takes away from another segment what a result holds, some slices a step."""
         if self._segmentation_node.GetSegmentation().GetSegment(segment_id) is None:
             return
-        content = result.content()
+        content = result.read()
         thickness = max(1, STEP_VOXELS // max(1, math.prod(content.voxels.shape[1:])))
         for first in range(0, len(content.voxels), thickness):
-            part = Piece(content.start, content.voxels[first : first + thickness]).moved((first, 0, 0))
-            shown = segment_of(self._segmentation_node, segment_id).GetRepresentation(SURFACE) is not None
-            if clear_in_segment(self._segmentation_node, segment_id, self._frame, part) and shown:
+            part = VoxelBox(content.start, content.voxels[first : first + thickness]).shifted((first, 0, 0))
+            shown = get_segment(self._segmentation_node, segment_id).GetRepresentation(SURFACE) is not None
+            if erase_from_segment(self._segmentation_node, segment_id, self._frame, part) and shown:
                 self._surface_due = True
             yield
 

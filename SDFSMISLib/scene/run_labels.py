@@ -15,7 +15,7 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.postprocess import Cleaning
-from SDFSMISLib.scene.frame import Index, Piece, box_around
+from SDFSMISLib.scene.frame import Index, VoxelBox, enclosing_extent
 from SDFSMISLib.scene.segment_tags import slice_digests
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.wire import pack_array, unpack_array
@@ -75,7 +75,7 @@ class Probabilities:
 
 
 @dataclass(frozen=True, eq=False)
-class Cleaned:
+class CleanedLabels:
     """What a cleaning made of all slices of a run.
 
     Attributes:
@@ -83,7 +83,7 @@ class Cleaned:
         state: of the run that it was made in; it counts for no other one.
     """
 
-    labels: Piece
+    labels: VoxelBox
     state: object
 
 
@@ -113,7 +113,7 @@ class RunLabels:
         """
         self.threshold = threshold
         self._cleaning = Cleaning()
-        self._cleaned: Cleaned | None = None
+        self._cleaned: CleanedLabels | None = None
         self._geometry, self._axis = geometry, axis
         self._rows, self._columns = (other for other in range(3) if other != axis)
         self.certainty = {label: np.full(geometry.shape[axis], np.nan) for label in labels}
@@ -144,7 +144,7 @@ class RunLabels:
 
     @property
     def cleaning(self) -> Cleaning:
-        """What is done to all slices together; where it is on, a :class:`Cleaned` says what the labels are."""
+        """What is done to all slices together; where it is on, a :class:`CleanedLabels` says what the labels are."""
         return self._cleaning
 
     @cleaning.setter
@@ -162,7 +162,7 @@ class RunLabels:
         """The digest of a painted slice; None where it is empty. See :func:`.slice_record.slice_digests`."""
         place = label, index
         if place not in self._painted_digests:
-            mask = Piece(self._corner(index, 0, 0), np.expand_dims(self.painted[label][index], self._axis))
+            mask = VoxelBox(self._corner(index, 0, 0), np.expand_dims(self.painted[label][index], self._axis))
             self._painted_digests[place] = slice_digests(mask, self._axis).get(index)
         return self._painted_digests[place]
 
@@ -186,7 +186,7 @@ class RunLabels:
         """The slices that have come in, without painted ones."""
         return self.known(label) - self.painted[label].keys()
 
-    def labels(self, indices: Sequence[int]) -> Piece:
+    def labels(self, indices: Sequence[int]) -> VoxelBox:
         """Label values, uint16, of some slices; slices in between are empty.
 
         They are those of the cleaning that was taken last, else those above the threshold.
@@ -195,7 +195,7 @@ class RunLabels:
             return self._cleaned_labels(self._cleaned.labels, indices)
         box = self._box(indices)
         if box is None:
-            return Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint16))
+            return VoxelBox((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint16))
         first = min(indices)
         labels = np.zeros((max(indices) - first + 1, box[1] - box[0], box[3] - box[2]), dtype=np.uint16)
         limit = math.floor(self.threshold * 255 + 1e-9)  # byte > limit is the same as byte / 255 > threshold
@@ -207,9 +207,9 @@ class RunLabels:
                 np.maximum(best, probability, out=best)
         self._restore_painted(labels, indices, first, box)
         start = self._corner(first, box[0], box[2])
-        return Piece(start, np.moveaxis(labels, 0, self._axis))
+        return VoxelBox(start, np.moveaxis(labels, 0, self._axis))
 
-    def cleaner(self, by_hand: Collection[int], held: Mapping[int, Piece]) -> Callable[[], Cleaned]:
+    def cleaner(self, corrected: Collection[int], held: Mapping[int, VoxelBox]) -> Callable[[], CleanedLabels]:
         """What cleans all slices as they are now; it may be called once in any thread.
 
         Args:
@@ -218,32 +218,32 @@ class RunLabels:
         """
         kept = copy.copy(self)
         kept._probabilities = {label: one.copy() for label, one in self._probabilities.items()}
-        return lambda: kept._clean(by_hand, held)
+        return lambda: kept._clean(corrected, held)
 
-    def take_cleaned(self, cleaned: Cleaned) -> bool:
+    def apply_cleaned(self, cleaned: CleanedLabels) -> bool:
         """Makes the labels those of a cleaning; False where it was made of something else than there is now."""
         if self._cleaning.is_off or cleaned.state is not self._state:
             return False
         self._cleaned = cleaned
         return True
 
-    def _clean(self, by_hand: Collection[int], held: Mapping[int, Piece]) -> Cleaned:
-        every = sorted({*by_hand, *(index for kept in self._probabilities.values() for index in kept)})
+    def _clean(self, corrected: Collection[int], held: Mapping[int, VoxelBox]) -> CleanedLabels:
+        every = sorted({*corrected, *(index for kept in self._probabilities.values() for index in kept)})
         start, stop = self._box_with_reach(every, held)
-        probabilities = {label: self._stack(label, start, stop, by_hand, held) for label in self._probabilities}
+        probabilities = {label: self._stack(label, start, stop, corrected, held) for label in self._probabilities}
         labels = self._cleaning.labelmap(probabilities, self.threshold, self._geometry.spacing)
-        return Cleaned(Piece(start, labels), self._state)
+        return CleanedLabels(VoxelBox(start, labels), self._state)
 
-    def _cleaned_labels(self, cleaned: Piece, indices: Sequence[int]) -> Piece:
+    def _cleaned_labels(self, cleaned: VoxelBox, indices: Sequence[int]) -> VoxelBox:
         """The part of some slices, painted ones as they were painted."""
         start, stop, first = list(cleaned.start), list(cleaned.stop), min(indices)
         start[self._axis], stop[self._axis] = first, max(indices) + 1
-        labels = cleaned.cut((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        labels = cleaned.crop_or_pad((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
         along = np.moveaxis(labels, self._axis, 0)
         along[[number for number in range(len(along)) if first + number not in indices]] = 0
         rows, columns = self._rows, self._columns
         self._restore_painted(along, indices, first, (start[rows], stop[rows], start[columns], stop[columns]))
-        return Piece((start[0], start[1], start[2]), labels)
+        return VoxelBox((start[0], start[1], start[2]), labels)
 
     def _box(self, indices: Sequence[int]) -> Box | None:
         boxes = [box for kept in self._probabilities.values() if (box := kept.box(indices)) is not None]
@@ -251,10 +251,10 @@ class RunLabels:
             return None
         return min(b[0] for b in boxes), max(b[1] for b in boxes), min(b[2] for b in boxes), max(b[3] for b in boxes)
 
-    def _box_with_reach(self, indices: Sequence[int], held: Mapping[int, Piece]) -> tuple[Index, Index]:
+    def _box_with_reach(self, indices: Sequence[int], held: Mapping[int, VoxelBox]) -> tuple[Index, Index]:
         """The box around all slices, and as far around as something may be found, within the grid."""
         top, bottom, left, right = self._box(indices) or (0, 1, 0, 1)
-        low, high = box_around(*held.values())
+        low, high = enclosing_extent(*held.values())
         if high != (0, 0, 0):
             top, bottom = min(top, low[self._rows]), max(bottom, high[self._rows])
             left, right = min(left, low[self._columns]), max(right, high[self._columns])
@@ -266,7 +266,7 @@ class RunLabels:
         return (begin[0], begin[1], begin[2]), (end[0], end[1], end[2])
 
     def _stack(
-        self, label: int, start: Index, stop: Index, by_hand: Collection[int], held: Mapping[int, Piece]
+        self, label: int, start: Index, stop: Index, corrected: Collection[int], held: Mapping[int, VoxelBox]
     ) -> np.ndarray:
         """Probabilities, uint8 (slices, height, width), of a box."""
         voxels = np.zeros(np.subtract(stop, start), dtype=np.uint8)
@@ -274,9 +274,9 @@ class RunLabels:
         box = start[self._rows], stop[self._rows], start[self._columns], stop[self._columns]
         for index in self._probabilities[label]:
             along[index - first] = self._probabilities[label].region(index, box)
-        if by_hand:
-            mask = np.moveaxis(held.get(label, Piece.nothing()).cut(start, stop), self._axis, 0)
-            inside = [index - first for index in by_hand]
+        if corrected:
+            mask = np.moveaxis(held.get(label, VoxelBox.empty()).crop_or_pad(start, stop), self._axis, 0)
+            inside = [index - first for index in corrected]
             along[inside] = mask[inside] * np.uint8(255)
         return voxels
 

@@ -87,25 +87,25 @@ class Scan(Volume):
         return frame == self.sequence_frame
 
 
-class Scans:
+class ScanCache:
     """The scans that were asked for. A volume is copied again only after its voxels or its grid have changed."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Scan] = {}
 
-    def of(self, volume_node: Any) -> Scan:
+    def get(self, volume_node: Any) -> Scan:
         """The scan of a vtkMRMLVolumeNode; the very same object as long as the node does not change.
 
         Types are those of :meth:`.volume.Volume.read`: 64-bit floats become 32-bit, NaN and infinities the nearest
         finite values, with a note. Of several values per voxel the first is taken, with a note. Transforms above the
         node do not count. Raises :class:`InputError` for a node without an image or with an impossible grid.
         """
-        for _ in self.copying(volume_node):
+        for _ in self.copy_steps(volume_node):
             pass
         return self._kept[volume_node.GetID()]
 
-    def copying(self, volume_node: Any) -> Iterator[float]:
-        """Copies in steps of milliseconds, after which :meth:`of` answers at once; yields the share that is done.
+    def copy_steps(self, volume_node: Any) -> Iterator[float]:
+        """Copies in steps of milliseconds, after which :meth:`get` answers at once; yields the share that is done.
 
         Where the node changes in between, it begins anew.
         """
@@ -115,7 +115,7 @@ class Scans:
             for first in range(0, len(scan.voxels), planes):
                 block = scan.voxels[first : first + planes]
                 with np.errstate(over="ignore"):
-                    block[...] = volume_voxels(volume_node)[first : first + planes]
+                    block[...] = array_from_volume(volume_node)[first : first + planes]
                 if block.dtype.kind == "f":
                     finite = finite and bool(np.isfinite([block.min(), block.max()]).all())
                     low, high = _range_with(low, high, block)
@@ -127,7 +127,7 @@ class Scans:
                     yield from _making_finite(scan, low, high, planes)
                 self._kept[volume_node.GetID()] = scan
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Lets go of all copies; for when the scene is closed."""
         self._kept.clear()
 
@@ -149,7 +149,7 @@ def scan_key(volume_node: Any) -> str:
     They stay the same where the volume is renamed, moved, or loaded or imported again, and take some milliseconds.
     Raises :class:`InputError` for a node without an image.
     """
-    values, frame = volume_voxels(volume_node).reshape(-1), SequenceFrame.of(volume_node)
+    values, frame = array_from_volume(volume_node).reshape(-1), SequenceFrame.of(volume_node)
     # A step without a common divisor with rows and slices looks at all their columns and rows in turn.
     step = next(n for n in itertools.count(max(1, values.size // KEY_VOXELS)) if math.gcd(n, values.size) == 1)
     with np.errstate(over="ignore"):
@@ -161,7 +161,7 @@ def scan_key(volume_node: Any) -> str:
 
 def _empty_scan(volume_node: Any) -> Scan:
     """A scan whose voxels are still to be filled in."""
-    name, geometry, voxels = volume_node.GetName(), volume_geometry(volume_node), volume_voxels(volume_node)
+    name, geometry, voxels = volume_node.GetName(), volume_geometry(volume_node), array_from_volume(volume_node)
     dtype, count = voxels.dtype, volume_node.GetImageData().GetPointData().GetScalars().GetNumberOfComponents()
     scan = Scan(np.empty(geometry.shape, np.float32 if dtype == np.float64 else dtype), geometry, name=name)
     scan.sequence_frame, scan.stamp = SequenceFrame.of(volume_node), volume_stamp(volume_node)
@@ -171,7 +171,7 @@ def _empty_scan(volume_node: Any) -> Scan:
     return scan
 
 
-def volume_voxels(volume_node: Any) -> np.ndarray:
+def array_from_volume(volume_node: Any) -> np.ndarray:
     """A view ``(slices, height, width)`` of a node's voxels, of several values the first.
 
     Raises :class:`InputError` for a node without an image.

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.scene.frame import Index, Piece
-from SDFSMISLib.scene.segment_voxels import segment_of
+from SDFSMISLib.scene.frame import Index, VoxelBox
+from SDFSMISLib.scene.segment_voxels import get_segment
 from SDFSMISLib.wire import WireError, pack_array, unpack_array
 
 RECORD_TAG = "SDFSMIS.Slices"
@@ -34,7 +34,7 @@ ENTRY = re.compile(r"(\d+)=([0-9a-f]{8})")
 
 
 @dataclass
-class SliceRecord:
+class SliceDigests:
     """What slices of a segment held at some time, such as after they were written.
 
     Attributes:
@@ -46,20 +46,20 @@ class SliceRecord:
     digests: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def on(cls, segment: Any) -> SliceRecord | None:
+    def read_tag(cls, segment: Any) -> SliceDigests | None:
         """The record that a vtkSegment carries; None where it has none, or what it has is none."""
-        axis, *entries = tag_of(segment, RECORD_TAG).split() or [""]
+        axis, *entries = get_tag(segment, RECORD_TAG).split() or [""]
         found = [ENTRY.fullmatch(entry) for entry in entries]
         if axis not in ("0", "1", "2") or None in found:
             return None
         return cls(int(axis), {int(match[1]): match[2] for match in found if match is not None})
 
-    def put_on(self, segment: Any) -> None:
+    def write_tag(self, segment: Any) -> None:
         """Makes it the record of a vtkSegment."""
         entries = [f"{index}={self.digests[index]}" for index in sorted(self.digests)]
         segment.SetTag(RECORD_TAG, " ".join([str(self.axis), *entries]))
 
-    def changed(self, content: Piece) -> set[int]:
+    def changed_slices(self, content: VoxelBox) -> set[int]:
         """The slices of a segment's content that are not as they were."""
         return self.differing(slice_digests(content, self.axis))
 
@@ -68,7 +68,7 @@ class SliceRecord:
         return {index for index in found.keys() | self.digests.keys() if found.get(index) != self.digests.get(index)}
 
 
-def slice_digests(piece: Piece, axis: int) -> dict[int, str]:
+def slice_digests(piece: VoxelBox, axis: int) -> dict[int, str]:
     """8 hexadecimal digits for each slice of a bool piece that is not empty, by index along an array axis.
 
     They stand for the voxels and their place, not for the size of the piece.
@@ -83,7 +83,7 @@ def slice_digests(piece: Piece, axis: int) -> dict[int, str]:
     return digests
 
 
-def tag_of(segment: Any, name: str) -> str:
+def get_tag(segment: Any, name: str) -> str:
     """The value of a vtkSegment's tag; "" where it has none."""
     from vtkmodules.vtkCommonCore import reference
 
@@ -95,12 +95,12 @@ PAINTED_TAG = "SDFSMIS.Painted"
 RECORD = re.compile(r"(\d{1,9}) (\d{1,9}) (\d{1,9}) ([A-Za-z0-9+/=]+)")
 
 
-def painted_text(piece: Piece) -> str:
+def encode_mask(piece: VoxelBox) -> str:
     """A bool piece as the text of a tag: some hundred characters a slice."""
     return " ".join([*map(str, piece.start), base64.b64encode(pack_array(piece.voxels)).decode()])
 
 
-def painted_record(text: str, shape: Index) -> Piece | None:
+def decode_mask(text: str, shape: Index) -> VoxelBox | None:
     """The piece of such a text; None where it is empty or damaged.
 
     Args:
@@ -115,19 +115,19 @@ def painted_record(text: str, shape: Index) -> Piece | None:
         return None
     if voxels.dtype != bool or voxels.ndim != 3:
         return None
-    return Piece((int(found[1]), int(found[2]), int(found[3])), voxels)
+    return VoxelBox((int(found[1]), int(found[2]), int(found[3])), voxels)
 
 
-def added_slices(now: Piece, before: Piece, axis: int) -> set[int]:
+def added_slices(now: VoxelBox, before: VoxelBox, axis: int) -> set[int]:
     """The slices along an array axis on which a bool piece has voxels that another one has not."""
-    return set(Piece(now.start, now.voxels & ~before.cut(now.start, now.stop)).slices(axis))
+    return set(VoxelBox(now.start, now.voxels & ~before.crop_or_pad(now.start, now.stop)).slices(axis))
 
 
 IDENTITY_TAG = "SDFSMIS.Identity"
 
 
 @dataclass(frozen=True)
-class SegmentLook:
+class SegmentTemplate:
     """What a result takes over from the segment that was painted.
 
     Attributes:
@@ -146,19 +146,19 @@ class SegmentLook:
     identity: str = ""
 
     @classmethod
-    def of(cls, segmentation_node: Any, segment_id: str) -> SegmentLook:
-        """That of a segment; raises :class:`.segment.SegmentGone` where there is no such segment.
+    def of(cls, segmentation_node: Any, segment_id: str) -> SegmentTemplate:
+        """That of a segment; raises :class:`.segment.SegmentNotFound` where there is no such segment.
 
         The first time, the segment gets a tag with its identity. It is saved and loaded with the segment, and stays
         where segment, segmentation or scan are renamed.
         """
         import slicer
 
-        segment = segment_of(segmentation_node, segment_id)
-        if not tag_of(segment, IDENTITY_TAG):
+        segment = get_segment(segmentation_node, segment_id)
+        if not get_tag(segment, IDENTITY_TAG):
             segment.SetTag(IDENTITY_TAG, secrets.token_hex(8))
-        code = tag_of(segment, slicer.vtkSegment.GetTerminologyEntryTagName())
-        return cls(segment.GetName(), segment.GetColor(), code, segment_id, tag_of(segment, IDENTITY_TAG))
+        code = get_tag(segment, slicer.vtkSegment.GetTerminologyEntryTagName())
+        return cls(segment.GetName(), segment.GetColor(), code, segment_id, get_tag(segment, IDENTITY_TAG))
 
     @property
     def key(self) -> str:
@@ -168,4 +168,4 @@ class SegmentLook:
     def is_in(self, segmentation_node: Any) -> bool:
         """Whether a segmentation holds the painted segment."""
         segment = segmentation_node.GetSegmentation().GetSegment(self.source)
-        return segment is not None and tag_of(segment, IDENTITY_TAG) == self.identity
+        return segment is not None and get_tag(segment, IDENTITY_TAG) == self.identity

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene.frame import matrix_of, volume_geometry, volume_to_world
+from SDFSMISLib.scene.frame import array_from_vtk_matrix, ijk_to_world, volume_geometry
 
-__all__ = ["ObliqueView", "ShownSlice", "make_parallel", "show_slice", "shown_slice"]
+__all__ = ["ObliqueView", "ShownSlice", "rotate_to_volume_plane", "show_slice", "shown_slice"]
 
 PARALLEL = 0.99  # cosine between the view's normal and that of the volume's slices; 8 degrees
 
 
 class ObliqueView(InputError):
-    """A view lies across the slices of a volume; :func:`make_parallel` mends it."""
+    """A view lies across the slices of a volume; :func:`rotate_to_volume_plane` mends it."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def shown_slice(slice_node: Any, volume_node: Any) -> ShownSlice:
         ObliqueView: where the view is turned against the volume's slices by more than 8 degrees.
         InputError: where the view lies outside the volume, or the volume under a transform that is not linear.
     """
-    name, to_ijk = volume_node.GetName(), np.linalg.inv(volume_to_world(volume_node))
-    slice_to_ras = matrix_of(slice_node.GetSliceToRAS())
+    name, to_ijk = volume_node.GetName(), np.linalg.inv(ijk_to_world(volume_node))
+    slice_to_ras = array_from_vtk_matrix(slice_node.GetSliceToRAS())
     file_axis, cosine = _nearest_axis(slice_to_ras, to_ijk)
     if cosine < PARALLEL:
         raise ObliqueView(
@@ -51,16 +51,16 @@ def shown_slice(slice_node: Any, volume_node: Any) -> ShownSlice:
     return ShownSlice(axis, index, geometry.plane(axis))
 
 
-def make_parallel(slice_node: Any, volume_node: Any) -> None:
+def rotate_to_volume_plane(slice_node: Any, volume_node: Any) -> None:
     """Turns a view so that it lies in slices of a volume, the nearest ones, and moves it onto the middle of one.
 
     Raises:
         InputError: where the volume stands under a transform that is not linear.
     """
-    to_world = volume_to_world(volume_node)
+    to_world = ijk_to_world(volume_node)
     slice_node.RotateToVolumePlane(volume_node)
-    place = np.linalg.inv(to_world) @ matrix_of(slice_node.GetSliceToRAS())[:, 3]
-    file_axis, _ = _nearest_axis(matrix_of(slice_node.GetSliceToRAS()), np.linalg.inv(to_world))
+    place = np.linalg.inv(to_world) @ array_from_vtk_matrix(slice_node.GetSliceToRAS())[:, 3]
+    file_axis, _ = _nearest_axis(array_from_vtk_matrix(slice_node.GetSliceToRAS()), np.linalg.inv(to_world))
     last = volume_node.GetImageData().GetDimensions()[file_axis] - 1
     place[file_axis] = np.clip(np.floor(place[file_axis] + 0.5), 0, last)
     slice_node.JumpSliceByOffsetting(*(to_world @ place)[:3])
@@ -72,8 +72,8 @@ def show_slice(slice_node: Any, volume_node: Any, axis: int, index: int) -> bool
     Raises:
         InputError: where the volume stands under a transform that is not linear.
     """
-    to_world = volume_to_world(volume_node)
-    slice_to_ras = matrix_of(slice_node.GetSliceToRAS())
+    to_world = ijk_to_world(volume_node)
+    slice_to_ras = array_from_vtk_matrix(slice_node.GetSliceToRAS())
     file_axis, cosine = _nearest_axis(slice_to_ras, np.linalg.inv(to_world))
     if cosine < PARALLEL or file_axis != 2 - axis:
         return False

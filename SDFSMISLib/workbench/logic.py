@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import EditingRules, ObliqueView, Scans, make_parallel
+from SDFSMISLib.scene import EditingRules, ObliqueView, ScanCache, rotate_to_volume_plane
 from SDFSMISLib.workbench.backend_choice import BackendAccess
 from SDFSMISLib.workbench.review import Review
 from SDFSMISLib.workbench.run import PanelRun, run_targets, unexpected
@@ -39,7 +39,7 @@ class Logic:
 
     def __init__(self, access: BackendAccess) -> None:
         self._access, self._support, self._review = access, SupportList(), Review()
-        self._scans = Scans()
+        self._scans = ScanCache()
         self._editor: Editor | None = None
         self._run: PanelRun | None = None
         self._saving: SupportSaving | None = None
@@ -241,7 +241,7 @@ class Logic:
             self._saving = None
         self._question = self._answered = None
         self._review.forget()
-        self._scans.forget()
+        self._scans.clear()
         self._support.forget_scene()
         self._tell()
 
@@ -308,7 +308,7 @@ class Logic:
 
     def _turn(self, slice_node: Any, scan: Any) -> None:
         if scan is self._support.scan and scan is not None:
-            self._guarded(lambda: make_parallel(slice_node, scan))
+            self._guarded(lambda: rotate_to_volume_plane(slice_node, scan))
             self.use_slice(slice_node)
 
     def _ask(self, question: Question, answered: Callable[[bool], None]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Cleaning
-from SDFSMISLib.scene import ResultWriter, SegmentLook, make_parallel
+from SDFSMISLib.scene import ResultWriter, SegmentTemplate, rotate_to_volume_plane
 from SDFSMISLib.workbench.background import Background, Ended
 from SDFSMISLib.workbench.run import Target, unexpected
 from SDFSMISLib.workbench.slice_views import show_in_views, show_scan, show_segmentation, slice_nodes, visible_slice
@@ -55,7 +55,7 @@ class Review:
     def __init__(self) -> None:
         self.view = ReviewView()
         self._scans: list[_Reviewed] = []
-        self._looks: Mapping[int, SegmentLook] = {}
+        self._looks: Mapping[int, SegmentTemplate] = {}
         self._ending: Iterator[Any] | None = None
         self._accepted = False
         self._shown: set[int] = set()
@@ -67,7 +67,7 @@ class Review:
         """Whether there are results to review."""
         return bool(self._scans)
 
-    def begin(self, targets: Sequence[Target], looks: Mapping[int, SegmentLook]) -> None:
+    def begin(self, targets: Sequence[Target], looks: Mapping[int, SegmentTemplate]) -> None:
         """Reviews the results of a run in place of those before, which stay as they are."""
         self.forget()
         self._looks = dict(looks)
@@ -156,7 +156,7 @@ class Review:
 
     def discard(self) -> None:
         """The results become what they were before the run."""
-        self._ending = self._steps(lambda writer: writer.discarding())
+        self._ending = self._steps(lambda writer: writer.discard_steps())
 
     def cleaning_note(self) -> str:
         """That cleaning is still on from before; "" where it is off."""
@@ -179,7 +179,7 @@ class Review:
             return False
         until, more = time.perf_counter() + BUDGET, False
         if self._accepted and self._ending is None and not any(map(_is_working, self._scans)):
-            self._ending = self._steps(lambda writer: writer.accepting())
+            self._ending = self._steps(lambda writer: writer.accept_steps())
         if self._ending is not None:
             more = self._end(until)
         else:
@@ -219,14 +219,14 @@ class Review:
         if one.cleaning is not None:
             for message in one.cleaning.messages():
                 if not isinstance(message, Ended):
-                    one.writer.take_cleaned(message)
+                    one.writer.apply_cleaned(message)
                     continue
                 one.cleaning = None
                 if message.error is not None:
                     one.writer.set_cleaning(None)
                     self._problem = unexpected(message.error)
         if one.cleaning is None and one.writer.cleaning_due:
-            compute = one.writer.cleaning()
+            compute = one.writer.cleaning_task()
             one.cleaning = Background("SDFSMIS cleaning", lambda post, cancel: post(compute()))
 
     def _steps(self, ending: Callable[[ResultWriter], Iterator[float]]) -> Iterator[Any]:
@@ -256,7 +256,7 @@ class Review:
         node = next(slice_nodes(target.volume.GetScene()), None)
         if node is not None:
             node.SetOrientation(_plane(target).capitalize())
-            make_parallel(node, target.volume)
+            rotate_to_volume_plane(node, target.volume)
             show_in_views(target.volume, target.axis, index)
 
     def _guarded(self, one: _Reviewed, call: Callable[[], Any]) -> Any:
@@ -279,7 +279,7 @@ class Review:
 
     def _is_lost(self, one: _Reviewed) -> bool:
         try:
-            _ = one.writer.by_hand
+            _ = one.writer.corrected
         except InputError:
             return True
         return False
@@ -307,7 +307,7 @@ class Review:
         )
 
     def _results(self, one: _Reviewed) -> tuple[ResultView, ...]:
-        by_hand, writer = one.writer.by_hand, one.writer
+        by_hand, writer = one.writer.corrected, one.writer
         return tuple(
             ResultView(
                 look.name,
@@ -315,7 +315,7 @@ class Review:
                 look.color or NO_COLOR,
                 None if _is_working(one) else writer.volume_ml(label),
                 writer.certainty(label),
-                writer.painted(label),
+                writer.painted_slices(label),
                 by_hand,
             )
             for label, look in self._looks.items()
@@ -323,10 +323,10 @@ class Review:
         )
 
 
-def _lowest(writer: ResultWriter, looks: Mapping[int, SegmentLook]) -> np.ndarray:
+def _lowest(writer: ResultWriter, looks: Mapping[int, SegmentTemplate]) -> np.ndarray:
     """The lowest certainty of each slice; infinite where none was computed, or it was changed by hand."""
     lowest = np.nanmin(np.nan_to_num([writer.certainty(label) for label in looks], nan=np.inf), axis=0)
-    lowest[list(writer.by_hand)] = np.inf
+    lowest[list(writer.corrected)] = np.inf
     return lowest
 
 

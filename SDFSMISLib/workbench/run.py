@@ -13,7 +13,7 @@ from typing import Any
 
 from SDFSMISLib.client import BackendError, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, Scans
+from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, ScanCache
 from SDFSMISLib.workbench.background import Background, Ended
 from SDFSMISLib.workbench.run_job import (
     ClientSource,
@@ -94,7 +94,7 @@ class PanelRun:
         options: RunOptions,
         editor: Editor,
         source: ClientSource,
-        scans: Scans,
+        scans: ScanCache,
     ) -> None:
         """
         Args:
@@ -191,12 +191,12 @@ class PanelRun:
     def _copy(self) -> Iterator[float]:
         """Copies the scans; another scan that cannot be read is left out, the painted one is needed."""
         if self._painted is not None:
-            yield from self._scans.copying(self._painted)
-            self._painted_copy = self._scans.of(self._painted)
+            yield from self._scans.copy_steps(self._painted)
+            self._painted_copy = self._scans.get(self._painted)
         for target in [*self.targets]:
             try:
-                yield from self._scans.copying(target.volume)
-                self._copies.append(self._scans.of(target.volume))
+                yield from self._scans.copy_steps(target.volume)
+                self._copies.append(self._scans.get(target.volume))
             except InputError as error:
                 if target.volume is self._painted or len(self.targets) == 1:
                     raise
@@ -283,7 +283,7 @@ class PanelRun:
             self._first_slice = time.monotonic()
         self._finished, self._total, self._trouble = record.finished, record.total, ""
         if target.writer is not None:
-            target.writer.take(record.label, record.index, record.probability, record.certainty)
+            target.writer.add_slice(record.label, record.index, record.probability, record.certainty)
             if record.probability.max() > 255 * self._options.threshold:
                 first, last = target.found.get(record.label, (record.index, record.index))
                 target.found[record.label] = min(first, record.index), max(last, record.index)
@@ -344,7 +344,7 @@ class PanelRun:
         for label, look in self.plan.looks.items():
             indices = [
                 *target.found.get(label, ()),
-                *(target.writer.painted(label) if target.writer is not None else ()),
+                *(target.writer.painted_slices(label) if target.writer is not None else ()),
             ]
             where = _("{name} on slices {first} to {last}") if indices else _("{name} nowhere")
             ends = {"first": min(indices), "last": max(indices)} if indices else {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from SDFSMISLib.client import Client, SliceRecord
 from SDFSMISLib.errors import Cancelled
-from SDFSMISLib.scene import Painting, Scan, SegmentLook
+from SDFSMISLib.scene import Painting, Scan, SegmentTemplate
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.workbench.background import Cancel
@@ -59,7 +59,7 @@ class SupportPlan:
         loaded: slices from files, with the label values of the run.
     """
 
-    looks: Mapping[int, SegmentLook]
+    looks: Mapping[int, SegmentTemplate]
     painting: Painting | None
     axis: int
     used: tuple[int, ...]
@@ -83,8 +83,8 @@ class SupportPlan:
 
 
 def join_structures(
-    painted: Mapping[int, SegmentLook], loaded: Sequence[LoadedSet]
-) -> tuple[dict[int, SegmentLook], tuple[SupportSlice, ...]]:
+    painted: Mapping[int, SegmentTemplate], loaded: Sequence[LoadedSet]
+) -> tuple[dict[int, SegmentTemplate], tuple[SupportSlice, ...]]:
     """The structures of painted segments and of loaded sets, by label value, and the loaded slices with these values.
 
     A structure of a set is that of a segment where the names are the same, upper and lower case aside; where a single
@@ -100,7 +100,7 @@ def join_structures(
     return looks, tuple(pieces)
 
 
-def _label_of(loaded: LoadedSet, label: int, looks: dict[int, SegmentLook]) -> int:
+def _label_of(loaded: LoadedSet, label: int, looks: dict[int, SegmentTemplate]) -> int:
     """The label value of a structure of a set; a new one is added to the looks."""
     name = loaded.structure(label)
     for value, look in looks.items():
@@ -110,7 +110,7 @@ def _label_of(loaded: LoadedSet, label: int, looks: dict[int, SegmentLook]) -> i
         return next(iter(looks))
     value = max(looks, default=0) + 1
     color = COLORS[(value - 1) % len(COLORS)]
-    looks[value] = SegmentLook(name, color, "", FILE_SOURCE + name)
+    looks[value] = SegmentTemplate(name, color, "", FILE_SOURCE + name)
     return value
 
 

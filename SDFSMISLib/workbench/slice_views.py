@@ -7,7 +7,7 @@ from typing import Any
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import show_slice, shown_slice
-from SDFSMISLib.scene.frame import volume_to_world
+from SDFSMISLib.scene.frame import ijk_to_world
 
 __all__ = ["show_in_views", "show_scan", "show_segmentation", "slice_nodes", "visible_slice"]
 
@@ -55,7 +55,7 @@ def show_scan(volume: Any) -> None:
     for number in range(composites.GetNumberOfItems()):
         composites.GetItemAsObject(number).SetBackgroundVolumeID(volume.GetID())
     middle = [(side - 1) / 2 for side in volume.GetImageData().GetDimensions()]
-    x, y, z = (volume_to_world(volume) @ [*middle, 1])[:3]
+    x, y, z = (ijk_to_world(volume) @ [*middle, 1])[:3]
     for node in slice_nodes(scene):
         node.JumpSliceByCentering(x, y, z)
 

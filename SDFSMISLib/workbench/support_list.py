@@ -20,7 +20,15 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import label_values
-from SDFSMISLib.scene import Scan, Scans, SegmentLook, painted_segments, painting_stamp, shown_slice, volume_voxels
+from SDFSMISLib.scene import (
+    Scan,
+    ScanCache,
+    SegmentTemplate,
+    array_from_volume,
+    list_segments,
+    painting_stamp,
+    shown_slice,
+)
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.workbench.background import Background, Ended
 from SDFSMISLib.workbench.run_job import LoadedSet, SupportPlan, join_structures
@@ -85,7 +93,7 @@ class SupportSaving:
         over: whether the file is there, or cannot be written.
     """
 
-    def __init__(self, plan: SupportPlan, painted: Any | None, scans: Scans, path: Path) -> None:
+    def __init__(self, plan: SupportPlan, painted: Any | None, scans: ScanCache, path: Path) -> None:
         """
         Args:
             painted: volume node of the scan that is painted; None = the support is from files.
@@ -93,7 +101,7 @@ class SupportSaving:
         """
         self.over, self.view = False, RunView(True, _("Saving the support…"), can_cancel=False)
         self._plan, self._scans, self._path, self._painted = plan, scans, path, painted
-        self._copying: Iterator[float] = scans.copying(painted) if painted is not None else iter(())
+        self._copying: Iterator[float] = scans.copy_steps(painted) if painted is not None else iter(())
         self._background: Background | None = None
 
     @property
@@ -114,7 +122,7 @@ class SupportSaving:
         try:
             if next(self._copying, None) is not None:
                 return True
-            scan = self._scans.of(self._painted) if self._painted is not None else None
+            scan = self._scans.get(self._painted) if self._painted is not None else None
         except InputError as error:
             self._end(error)
             return False
@@ -296,7 +304,7 @@ class SupportList:
     def _stamp_now(self, results_count: bool) -> Any:
         segments: tuple[str, ...] = ()
         if self.segmentation is not None:
-            counted = painted_segments(self.segmentation)
+            counted = list_segments(self.segmentation)
             segments = tuple(one.segment_id for one in counted if results_count or not one.is_result)
         painted = painting_stamp(self.scan, self.segmentation, segments) if segments and self.scan is not None else None
         names = [(one.name, one.color) for one in self._painted()]
@@ -307,7 +315,7 @@ class SupportList:
         """The segments that are no results."""
         if self.segmentation is None:
             return []
-        return [one for one in painted_segments(self.segmentation) if not one.is_result]
+        return [one for one in list_segments(self.segmentation) if not one.is_result]
 
     def _takes_part(self, segment_id: str) -> bool:
         return self._chosen_segments is None or segment_id in self._chosen_segments
@@ -331,7 +339,7 @@ class SupportList:
         assert painting is not None
         start, stop = [0, 0, 0], list(painting.geometry.shape)
         start[axis], stop[axis] = index, index + 1
-        cut = painting.labels.cut((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+        cut = painting.labels.crop_or_pad((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
         return np.moveaxis(cut, axis, 0)[0]
 
     # -- the view ------------------------------------------------------------------------------------------------------
@@ -365,7 +373,9 @@ class SupportList:
             views.append(SegmentView(one.segment_id, one.name, one.color, count, taken))
         return tuple(views)
 
-    def _problem(self, looks: Mapping[int, SegmentLook], used: Sequence[int], pieces: Sequence[SupportSlice]) -> str:
+    def _problem(
+        self, looks: Mapping[int, SegmentTemplate], used: Sequence[int], pieces: Sequence[SupportSlice]
+    ) -> str:
         """Why there is no support, and what to do."""
         read = self._read
         if read.problem:
@@ -447,7 +457,7 @@ class SupportList:
     def _picture_here(self, index: int) -> np.ndarray:
         painting, axis = self._read.painting, self._read.axis
         assert painting is not None
-        voxels = volume_voxels(self.scan)
+        voxels = array_from_volume(self.scan)
         image = np.moveaxis(voxels, axis, 0)[index]
         geometry = painting.geometry
         colors = {label: look.color or NO_COLOR for label, look in self._read.looks.items()}

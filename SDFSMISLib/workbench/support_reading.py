@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import HeldResult, Painting, SegmentLook, read_painting, read_results, with_corrections
-from SDFSMISLib.scene.frame import Piece, volume_geometry
+from SDFSMISLib.scene import Painting, ResultSnapshot, SegmentTemplate, read_painting, read_results, with_corrections
+from SDFSMISLib.scene.frame import VoxelBox, volume_geometry
 from SDFSMISLib.workbench.background import Background, Ended
 from SDFSMISLib.workbench.run_job import LoadedSet, join_structures
 from SDFSMISLib.workbench.targets import ResultHome
@@ -89,7 +89,7 @@ class SupportReading:
     problem: why it cannot be read; "" where it can.
     """
 
-    looks: Mapping[int, SegmentLook] = field(default_factory=dict)
+    looks: Mapping[int, SegmentTemplate] = field(default_factory=dict)
     painting: Painting | None = None
     axis: int = 0
     slices: Mapping[int, PaintedSlice] = field(default_factory=dict)
@@ -138,10 +138,10 @@ class SupportReader:
         except InputError as error:
             self.reading = SupportReading(problem=str(error))
             return
-        painted = {label: SegmentLook.of(segmentation, segments[label - 1]) for label in painting.names}
+        painted = {label: SegmentTemplate.of(segmentation, segments[label - 1]) for label in painting.names}
         looks, _pieces = join_structures(painted, loaded)
         along = axis if axis is not None else _axis(painting, loaded)
-        results: Mapping[int, HeldResult] = {}
+        results: Mapping[int, ResultSnapshot] = {}
         if results_count:
             home = ResultHome.of(scan, segmentation, looks, along)
             results = read_results(scan, home.segmentation, home.results) if home.results else {}
@@ -170,7 +170,7 @@ class SupportReader:
 
 
 def _nothing_painted(scan: Any) -> Painting:
-    return Painting(volume_geometry(scan), Piece((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8)), {})
+    return Painting(volume_geometry(scan), VoxelBox((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8)), {})
 
 
 def _axis(painting: Painting, loaded: Sequence[LoadedSet]) -> int:
@@ -182,7 +182,7 @@ def _axis(painting: Painting, loaded: Sequence[LoadedSet]) -> int:
 
 
 def _looked_through(
-    painting: Painting, looks: Mapping[int, SegmentLook], axis: int, results: Mapping[int, HeldResult]
+    painting: Painting, looks: Mapping[int, SegmentTemplate], axis: int, results: Mapping[int, ResultSnapshot]
 ) -> SupportReading:
     """The reading of a painting; any thread may make it."""
     problem = two_directions(painting)

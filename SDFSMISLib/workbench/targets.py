@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import SegmentLook, find_results, fits, make_segmentation
+from SDFSMISLib.scene import SegmentTemplate, find_results, make_segmentation, matches_lattice
 from SDFSMISLib.workbench.text import tr as _
 from SDFSMISLib.workbench.views import QueryMode, RunRequest
 
@@ -48,7 +48,7 @@ class ResultHome:
     results: Mapping[int, str]
 
     @classmethod
-    def of(cls, volume: Any, painted: Any | None, looks: Mapping[int, SegmentLook], axis: int) -> ResultHome:
+    def of(cls, volume: Any, painted: Any | None, looks: Mapping[int, SegmentTemplate], axis: int) -> ResultHome:
         """That of a scan.
 
         Args:
@@ -58,7 +58,7 @@ class ResultHome:
             looks: of the structures, by label.
             axis: along which the scan is sliced.
         """
-        if painted is not None and fits(volume, painted):
+        if painted is not None and matches_lattice(volume, painted):
             return cls(painted, _results(volume, painted, looks, axis))
         nodes = volume.GetScene().GetNodesByClass("vtkMRMLSegmentationNode")
         for number in range(nodes.GetNumberOfItems()):
@@ -74,7 +74,7 @@ class ResultHome:
         return make_segmentation(volume, f"{volume.GetName()} (SDFSMIS)")
 
 
-def _results(volume: Any, segmentation: Any, looks: Mapping[int, SegmentLook], axis: int) -> dict[int, str]:
+def _results(volume: Any, segmentation: Any, looks: Mapping[int, SegmentTemplate], axis: int) -> dict[int, str]:
     try:
         return find_results(volume, segmentation, looks, axis)
     except InputError:  # it does not lie on this scan

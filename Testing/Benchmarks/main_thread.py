@@ -28,12 +28,12 @@ from SDFSMISLib.scene import (
     Painting,
     ResultWriter,
     Scan,
-    Scans,
-    SegmentLook,
+    ScanCache,
+    SegmentTemplate,
     SequenceFrame,
     find_results,
-    fits,
-    painted_segments,
+    list_segments,
+    matches_lattice,
     painting_stamp,
     read_painting,
     read_results,
@@ -133,21 +133,21 @@ class Example:
 
 def prepared(clock: Clock, example: Example) -> tuple[Scan, Painting, SupportSet]:
     """What comes before a run: the scan is copied, the painting read, the support made."""
-    node, segmentation, scans = example.node, example.segmentation, Scans()
-    clock.steps("copy the scan, one step", scans.copying(node))
+    node, segmentation, scans = example.node, example.segmentation, ScanCache()
+    clock.steps("copy the scan, one step", scans.copy_steps(node))
     scan = clock("the scan, copied", scans.of, node)
     for _ in range(5):
-        clock("list the segments", painted_segments, segmentation)
+        clock("list the segments", list_segments, segmentation)
         clock("the frame of a sequence", SequenceFrame.of, node)
         clock("has the painting changed?", painting_stamp, node, segmentation, example.ids)
-        clock("does the segmentation fit the scan?", fits, node, segmentation)
+        clock("does the segmentation fit the scan?", matches_lattice, node, segmentation)
         painting = clock("read the painting", read_painting, node, segmentation, example.ids)
         clock("axis and slices of the painting", slices_of, painting)
         clock("the slice shown in a view", shown_slice, example.view, node)
         clock("show a slice", show_slice, example.view, node, 0, example.middle)
         clock("rules of the segment editor", EditingRules.of, example.editor.node, node)
-        look = clock("look of a segment", SegmentLook.of, segmentation, example.ids[0])
-        clock("find the result of an earlier run", find_results, node, segmentation, {1: look}, 0)
+        template = clock("look of a segment", SegmentTemplate.of, segmentation, example.ids[0])
+        clock("find the result of an earlier run", find_results, node, segmentation, {1: template}, 0)
     support = clock.in_worker("make the support set", painting.support, scan, None, 0)
     return scan, painting, support
 
@@ -158,7 +158,7 @@ def slices_of(painting: Painting) -> tuple[int, ...]:
 
 def run(clock: Clock, example: Example, scan: Scan, support: SupportSet, into: dict[int, str]) -> ResultWriter:
     """One run, from the first slice to the last."""
-    looks = {label: SegmentLook.of(example.segmentation, one) for label, one in enumerate(example.ids, 1)}
+    templates = {label: SegmentTemplate.of(example.segmentation, one) for label, one in enumerate(example.ids, 1)}
     rules = EditingRules.of(example.editor.node, example.node)
 
     def save_undo() -> None:
@@ -166,14 +166,14 @@ def run(clock: Clock, example: Example, scan: Scan, support: SupportSet, into: d
 
     def make() -> ResultWriter:
         return ResultWriter(
-            example.node, example.segmentation, scan, support, 0, looks, into=into, rules=rules, save_undo=save_undo
+            example.node, example.segmentation, scan, support, 0, templates, into=into, rules=rules, save_undo=save_undo
         )
 
     writer = clock("make the writer", make)
     order = sorted(range(len(scan.voxels)), key=lambda index: abs(index - example.middle))
     for number, index in enumerate(order[1:]):
         for label, probability in example.probabilities.items():
-            clock("take a slice", writer.take, label, index, probability[index], index / len(order))
+            clock("take a slice", writer.add_slice, label, index, probability[index], index / len(order))
         if number % 4 == 0:
             clock("write a block during the run", writer.write_next, example.middle)
     written_by_steps(clock, "write a block at the end of the run", writer)
@@ -195,10 +195,10 @@ def reviewed(clock: Clock, writer: ResultWriter) -> None:
         clock("another cleaning", writer.set_cleaning, cleaning)
         if cleaning is not None:
             job = clock("what a cleaning needs", writer.cleaning)
-            clock("take what was cleaned", writer.take_cleaned, clock.in_worker("clean", job))
+            clock("take what was cleaned", writer.apply_cleaned, clock.in_worker("clean", job))
         written_by_steps(clock, "write a block of a cleaning", writer)
     for _ in range(5):
-        clock("slices changed by hand; none was", lambda: writer.by_hand)
+        clock("slices changed by hand; none was", lambda: writer.corrected)
         clock("the least certain slice", writer.least_certain)
         clock("volume of a result", writer.volume_ml, 1)
 
@@ -209,7 +209,7 @@ def corrected(clock: Clock, example: Example, writer: ResultWriter, painting: Pa
     stroke = np.ones((1, 40, 40), dtype=bool)
     for index in (example.middle - 20, example.middle + 15):
         clock("a stroke", example.editor.paint, results[1], stroke, (index, 200, 200), whose="Slicer")
-        clock("slices changed by hand after a stroke", lambda: writer.by_hand)
+        clock("slices changed by hand after a stroke", lambda: writer.corrected)
         clock("volume after a stroke", writer.volume_ml, 1)
         written_by_steps(clock, "write a block after a stroke", writer)
     held = clock("read the results", read_results, example.node, example.segmentation, results)
@@ -229,9 +229,9 @@ def main() -> None:
     corrected(clock, example, first, painting)
     results = {label: first.segment_id(label) for label in example.probabilities}
     second = run(clock, example, scan, support, results)
-    clock.steps("discard, one step", second.discarding())
+    clock.steps("discard, one step", second.discard_steps())
     third = run(clock, example, scan, support, results)
-    clock.steps("accept, one step", third.accepting())
+    clock.steps("accept, one step", third.accept_steps())
     clock("undo", example.editor.logic.Undo, whose="Slicer")
     print(clock.table())
     for name in clock.too_long():
