@@ -12,7 +12,7 @@ from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.volume import Volume
 
-__all__ = ["SliceStack", "needed_slices"]
+__all__ = ["SliceResult", "SliceStack", "needed_slices"]
 
 LONGEST_PIXEL = 100.0  # ratio of a pixel's sides; beyond it a header is wrong, and squares in mm have no bound
 
@@ -110,6 +110,26 @@ class SliceStack:
             named = f"Slice {outside[0]} was given" if outside else "No slice was given"
             raise InputError(f"{named}; axis {self.axis} of the scan has the slices 0 to {self.count - 1}.")
         return wanted
+
+
+@dataclass(frozen=True, eq=False)
+class SliceResult:
+    """One finished slice of one label.
+
+    Attributes:
+        label: label value. axis, index: which slice of the query (array order, from 0).
+        probability: uint8 (rows, columns) on the query's own grid, 255 meaning 1.
+        certainty: 0 to 1, see `certainty_of`.
+        finished, total: slices done so far, this one included, and slices in all (labels counted one by one).
+    """
+
+    label: int
+    axis: int
+    index: int
+    probability: np.ndarray
+    certainty: float
+    finished: int
+    total: int
 
 
 def needed_slices(strategy: str, count: int, wanted: Collection[int], painted: Collection[int]) -> list[int]:

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-from SDFSMISLib.client.remote_run import RemoteRun, SliceRecord
+from SDFSMISLib.client.remote_run import RemoteRun
 from SDFSMISLib.images.volume import Geometry, Volume
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.wire import content_address
 from small_backend import answer
@@ -49,9 +49,9 @@ OTHER_SCAN = painted(a_scan(1), (3, 1))
 ADDRESSES = [content_address(plane) for plane in SCAN.voxels]
 
 
-def collected(run: RemoteRun) -> dict[tuple[int, int], SliceRecord]:
+def collected(run: RemoteRun) -> dict[tuple[int, int], SliceResult]:
     """All slices of a run, each of which came once and is right."""
-    found: dict[tuple[int, int], SliceRecord] = {}
+    found: dict[tuple[int, int], SliceResult] = {}
     with run:
         for record in run:
             assert (record.label, record.index) not in found

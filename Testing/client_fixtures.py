@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from SDFSMISLib.client import connection as trouble
+from SDFSMISLib.client import connection as retries
 from small_backend import SmallBackend
 
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -17,8 +17,8 @@ def no_proxy_and_no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.setattr(trouble, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(trouble, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE", 0.02)
 
 
 @pytest.fixture

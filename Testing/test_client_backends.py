@@ -13,8 +13,8 @@ from client_examples import STACK, SUPPORT
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.connection import Address
 from SDFSMISLib.client.errors import (
-    BackendNotFound,
-    BackendRefused,
+    BackendNotRunning,
+    BackendUnreachable,
     ConnectionLost,
     NotABackend,
     TokenRefused,
@@ -64,7 +64,7 @@ def test_what_is_no_address_is_refused_in_a_sentence(typed: str) -> None:
 def test_a_name_of_another_alphabet_is_no_traceback() -> None:
     address = Address.of("http://klinik-münchen.invalid:7861")
     assert not address.is_local
-    with pytest.raises(BackendNotFound, match="no computer named"):
+    with pytest.raises(BackendUnreachable, match="no computer named"):
         Client("http://klinik-münchen.invalid:7861").capabilities()
 
 
@@ -93,12 +93,12 @@ def test_capabilities_say_what_the_backend_is(url: str, backend: SmallBackend) -
 
 def test_a_backend_that_is_not_started_is_refused() -> None:
     port = closed_port()
-    with pytest.raises(BackendRefused, match=f"No backend runs at 127.0.0.1:{port}. Start it"):
+    with pytest.raises(BackendNotRunning, match=f"No backend runs at 127.0.0.1:{port}. Start it"):
         Client(f"127.0.0.1:{port}").capabilities()
 
 
 def test_a_computer_that_is_not_there_is_not_found() -> None:
-    with pytest.raises(BackendNotFound, match="no computer named nowhere.invalid"):
+    with pytest.raises(BackendUnreachable, match="no computer named nowhere.invalid"):
         Client("nowhere.invalid:7861").capabilities()
 
 
@@ -154,7 +154,7 @@ def test_a_gateway_without_its_backend_is_told_from_a_backend(status: int, words
         connection.recv(1 << 16)
         connection.sendall(b"HTTP/1.1 %d Bad\r\nContent-Length: 20\r\n\r\n" % status + HTML)
 
-    with listening(respond) as port, pytest.raises(BackendRefused, match=words):
+    with listening(respond) as port, pytest.raises(BackendNotRunning, match=words):
         Client(f"localhost:{port}").capabilities()
 
 

@@ -12,7 +12,13 @@ import pytest
 from certificates import self_signed
 from client_examples import GRID, SCAN, SHAPE, STACK, SUPPORT, collected, painted, wait_for
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.errors import BackendError, BackendNotFound, BackendRefused, NotABackend, TlsRefused
+from SDFSMISLib.client.errors import (
+    BackendError,
+    BackendNotRunning,
+    BackendUnreachable,
+    CertificateNotTrusted,
+    NotABackend,
+)
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.slices import SliceStack
@@ -59,10 +65,10 @@ def test_this_computer_is_never_asked_through_a_proxy(url: str, monkeypatch, var
 
 def test_names_without_a_proxy_are_asked_directly(monkeypatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://localhost:{closed_port()}")
-    with pytest.raises(BackendRefused, match="localhost:[0-9]+, which the environment names, refuses"):
+    with pytest.raises(BackendNotRunning, match="localhost:[0-9]+, which the environment names, refuses"):
         Client("nowhere.invalid:7861").capabilities()
     monkeypatch.setenv("no_proxy", "nowhere.invalid")
-    with pytest.raises(BackendNotFound, match="no computer named nowhere.invalid"):
+    with pytest.raises(BackendUnreachable, match="no computer named nowhere.invalid"):
         Client("nowhere.invalid:7861").capabilities()
 
 
@@ -79,14 +85,14 @@ def test_a_proxy_that_refuses_is_told_from_the_backend(monkeypatch, reply: bytes
         with pytest.raises(BackendError, match=words):
             Client("backend.example:7861").capabilities()
         monkeypatch.setenv("https_proxy", f"localhost:{port}")
-        with pytest.raises(BackendNotFound, match="through the proxy localhost"):
+        with pytest.raises(BackendUnreachable, match="through the proxy localhost"):
             Client("https://backend.example:7861").capabilities()
 
 
 @pytest.mark.parametrize("proxy", ["socks5://localhost:1080", "http://", "http://host:port"])
 def test_a_proxy_of_another_kind_is_refused_in_a_sentence(monkeypatch, proxy: str) -> None:
     monkeypatch.setenv("http_proxy", proxy)
-    with pytest.raises(BackendNotFound, match="add backend.example to NO_PROXY"):
+    with pytest.raises(BackendUnreachable, match="add backend.example to NO_PROXY"):
         Client("backend.example:7861").capabilities()
 
 
@@ -104,9 +110,9 @@ def server_context(certificate: Path) -> ssl.SSLContext:
 
 def test_a_certificate_is_trusted_by_choice_only(backend: SmallBackend, certificate: Path) -> None:
     with backend.serve(server_context(certificate)) as url:
-        with pytest.raises(TlsRefused, match="is not trusted .*give it as the server's certificate"):
+        with pytest.raises(CertificateNotTrusted, match="is not trusted .*give it as the server's certificate"):
             Client(url).capabilities()
-        with pytest.raises(TlsRefused, match="is not trusted .*mismatch"):  # made for another name
+        with pytest.raises(CertificateNotTrusted, match="is not trusted .*mismatch"):  # made for another name
             Client(url.replace("127.0.0.1", "localhost"), ca_file=str(certificate)).capabilities()
         assert backend.requests == []
         assert len(collected(Client(url, ca_file=str(certificate)).segment(STACK, SUPPORT))) == 6
@@ -116,13 +122,13 @@ def test_a_run_over_tls_is_resumed_and_cancelled(backend: SmallBackend, certific
     with backend.serve(server_context(certificate)) as url:
         client = Client(url, ca_file=str(certificate))
         backend.faults.extend([Fault(after=6), Fault(after=5, silent=True)])
-        run = client.segment(STACK, SUPPORT)
-        watcher = threading.Thread(target=lambda: wait_for(lambda: len(run.state.finished) == 3) and run.cancel())
+        run, results = client.segment(STACK, SUPPORT), []
+        watcher = threading.Thread(target=lambda: wait_for(lambda: len(results) == 3) and run.cancel())
         watcher.start()
-        with pytest.raises(Cancelled):
-            collected(run)
+        with run, pytest.raises(Cancelled):
+            results.extend(run)
         watcher.join()
-        assert len(run.state.finished) == 3 and backend.left.wait(10)
+        assert len(results) == 3 and backend.left.wait(10)
 
 
 def test_http_where_tls_is_spoken_and_the_other_way_round_is_said(backend, certificate: Path) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 import small_backend
-from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, TWO_LABELS, collected, places
+from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, collected, places
 from SDFSMISLib.client import Client
-from SDFSMISLib.client import connection as trouble
+from SDFSMISLib.client import connection as retries
 from SDFSMISLib.client.errors import (
     BackendBusy,
     BackendError,
@@ -23,8 +21,6 @@ from SDFSMISLib.client.errors import (
     SlicesMissing,
     VersionMismatch,
 )
-from SDFSMISLib.client.remote_run import RunState
-from SDFSMISLib.errors import InputError
 from small_backend import Fault, SmallBackend
 
 pytest_plugins = ["client_fixtures"]
@@ -48,8 +44,7 @@ def test_a_stream_that_breaks_at_any_record_is_taken_up_there(url, backend, supp
     for after in range(before + 2 * slices + 2):
         backend.asked.clear()
         backend.faults.append(Fault(after=after, instead=instead))
-        run = Client(url).segment(STACK, support)
-        found = collected(run)
+        found = collected(Client(url).segment(STACK, support))
         assert set(found) == places(1, without={(1, 2)} if support is SUPPORT else set())
         assert [one.finished for one in found.values()] == list(range(1, len(found) + 1))
         first, again = backend.asked
@@ -58,11 +53,6 @@ def test_a_stream_that_breaks_at_any_record_is_taken_up_there(url, backend, supp
         number = min(max(after - before, 0), 2 * slices)
         assert (len(again["lanes"]), len(again["finished"])) == ((number + 1) // 2, number // 2)
         assert (again["found"] is not None) is (support is OTHER_SCAN and after > 2)
-        state = run.state
-        assert [fields["index"] for fields in state.finished] == [index for _, index in found]
-        assert again["lanes"] == state.lanes[: len(again["lanes"])]
-        if again["found"] is not None:
-            assert again["found"] == state.found
 
 
 def test_many_cuts_in_a_row_lose_nothing(url: str, backend: SmallBackend) -> None:
@@ -74,7 +64,7 @@ def test_a_backend_that_breaks_without_anything_new_is_given_up(url: str, backen
     backend.faults.extend(Fault(after=2) for _ in range(20))
     with pytest.raises(ConnectionLost, match="lost and did not come back"):
         collected(Client(url).segment(STACK, SUPPORT))
-    assert len(backend.asked) == trouble.MOST_IN_VAIN + 1
+    assert len(backend.asked) == retries.MOST_WITHOUT_RESULT + 1
 
 
 @pytest.mark.parametrize(
@@ -127,7 +117,7 @@ def test_a_backend_that_keeps_losing_slices_is_given_up(url: str, backend: Small
     backend.faults.extend(Fault(forget=True) for _ in range(20))
     with pytest.raises(SlicesMissing, match="does not keep the slices"):
         collected(Client(url).segment(STACK, SUPPORT))
-    assert len(backend.asked) == trouble.MOST_IN_VAIN + 1
+    assert len(backend.asked) == retries.MOST_WITHOUT_RESULT + 1
 
 
 @pytest.mark.parametrize("code", ["queue_full", "stopping"])
@@ -193,7 +183,7 @@ def test_a_silent_backend_is_left_and_asked_again(url: str, backend: SmallBacken
     assert backend.left.wait(5)
 
 
-def test_a_backend_that_does_not_come_back_is_lost_and_the_state_goes_on_elsewhere(backend: SmallBackend) -> None:
+def test_a_backend_that_does_not_come_back_is_lost(backend: SmallBackend) -> None:
     backend.faults.append(Fault(after=6))
     with backend.serve() as url:
         run = Client(url).segment(STACK, SUPPORT, patience=0.2)
@@ -202,25 +192,6 @@ def test_a_backend_that_does_not_come_back_is_lost_and_the_state_goes_on_elsewhe
     with run, pytest.raises(ConnectionLost, match="did not come back") as lost:
         next(records)
     assert isinstance(lost.value.__cause__, BackendError)
-    kept = json.loads(json.dumps(asdict(run.state)))
-
-    state = RunState(**kept)
-    assert [(one["label"], one["index"]) for one in state.finished] == [(1, 0), (1, 1)] and state.total == 6
-    with backend.serve() as url:
-        found = collected(Client(url).segment(STACK, SUPPORT, resume=state))
-    assert set(found) == places(1, without={(1, 0), (1, 1), (1, 2)})
-    assert [(one.finished, one.total) for one in found.values()] == [(3, 6), (4, 6), (5, 6), (6, 6)]
-    assert len(state.finished) == 2, "what was handed in is left as it is"
-
-
-def test_a_state_of_another_run_is_refused(url: str) -> None:
-    run = Client(url).segment(STACK, SUPPORT)
-    collected(run)
-    with pytest.raises(InputError, match="of a run with other slices or options"):
-        Client(url).segment(STACK, SUPPORT, threshold=0.3, resume=run.state)
-    with pytest.raises(InputError, match="of a run with other slices or options"):
-        Client(url).segment(STACK, TWO_LABELS, labels=[1], resume=run.state)
-    assert collected(Client(url).segment(STACK, SUPPORT, resume=run.state)) == {}
 
 
 def test_results_of_two_models_are_not_mixed(url: str, backend: SmallBackend) -> None:

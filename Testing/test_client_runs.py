@@ -8,8 +8,8 @@ import pytest
 
 from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, TWO_LABELS, collected, places, wait_for
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.remote_run import SliceRecord
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.slices import SliceResult
 from SDFSMISLib.support import SupportSet
 from small_backend import Fault, SmallBackend
 
@@ -113,7 +113,7 @@ def test_leaving_the_block_closes_the_connection(url: str, backend: SmallBackend
 
 
 def test_the_caller_is_asked_at_every_record(url: str, backend: SmallBackend) -> None:
-    got: list[SliceRecord] = []
+    got: list[SliceResult] = []
     with Client(url).segment(STACK, SUPPORT, cancel=lambda: len(got) == 3) as run, pytest.raises(Cancelled):
         for record in run:
             got.append(record)

@@ -19,27 +19,32 @@ pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
 
 def test_only_missing_slices_are_sent_and_each_once(url: str, backend: SmallBackend) -> None:
     client, seen = Client(url), []
-    client.upload(STACK, [1, 2, 3], on_progress=lambda done, total: seen.append((done, total)))
-    assert sorted(backend.puts()) == sorted(ADDRESSES[1:4])
-    assert seen[0] == (0, 3) and seen[-1] == (3, 3)
-    client.upload(STACK, range(5), SUPPORT.slices, on_progress=lambda done, total: seen.append((done, total)))
-    assert sorted(backend.puts()) == sorted(ADDRESSES[:5]), "the painted slice is one of the scan's"
-    assert seen[-1] == (5, 5)
-    for index in range(5):
+
+    def run(slices: list[int] | None) -> None:
+        collected(client.segment(STACK, SUPPORT, slices=slices, on_upload=lambda *numbers: seen.append(numbers)))
+
+    run([3])
+    assert sorted(backend.puts()) == sorted(ADDRESSES[2:4]), "the painted slice is one of the scan's"
+    assert seen[0] == (0, 2) and seen[-1] == (2, 2)
+    seen.clear()
+    run(None)
+    assert sorted(backend.puts()) == sorted(ADDRESSES)
+    assert seen[0] == (2, 7) and seen[-1] == (7, 7)
+    for index in range(SHAPE[0]):
         assert np.array_equal(backend.store[ADDRESSES[index]], SCAN.voxels[index])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_a_painted_slice_of_the_scan_is_not_sent_twice(url: str, backend: SmallBackend, dtype: str) -> None:
     scan = a_scan(5, dtype)
-    Client(url).upload(SliceStack.of(scan, 0), range(SHAPE[0]), painted(scan, (2, 1)).slices)
+    collected(Client(url).segment(SliceStack.of(scan, 0), painted(scan, (2, 1))))
     assert len(backend.puts()) == SHAPE[0]
     assert {array.dtype for array in backend.store.values()} == {np.dtype(dtype)}
 
 
 def test_slices_that_are_alike_are_sent_once(url: str, backend: SmallBackend) -> None:
     scan = Volume(np.zeros(SHAPE, np.int16), GRID)
-    Client(url).upload(SliceStack.of(scan, 0), range(SHAPE[0]))
+    collected(Client(url).segment(SliceStack.of(scan, 0), painted(scan, (2, 1))))
     assert len(backend.puts()) == 1
 
 
@@ -50,7 +55,7 @@ def test_a_big_endian_scan_is_sent_little_endian(url: str, backend: SmallBackend
 
 
 def test_on_this_computer_slices_go_over_one_connection_as_they_are(url: str, backend: SmallBackend) -> None:
-    Client(url).upload(STACK, range(SHAPE[0]))
+    collected(Client(url).segment(STACK, SUPPORT))
     assert len(backend.peers) == 2  # one to ask
     assert min(backend.sizes) > SCAN.voxels[0].nbytes
 
@@ -90,12 +95,12 @@ def test_a_request_beyond_the_limit_is_refused_before_it_is_sent(url: str, backe
 def test_a_slice_that_the_backend_refuses_ends_the_sending(url: str, backend: SmallBackend) -> None:
     backend.put_status = 413
     with pytest.raises(ScanTooLarge, match="does not take so much: It is too_large. Segment fewer"):
-        Client(url).upload(STACK, range(SHAPE[0]))
+        collected(Client(url).segment(STACK, SUPPORT))
     assert len(backend.puts()) == 1
 
 
 def test_sending_can_be_cancelled(url: str, backend: SmallBackend) -> None:
     backend.hold_puts = True
     with pytest.raises(Cancelled):
-        Client(url).upload(STACK, range(SHAPE[0]), cancel=backend.reached.is_set)
+        collected(Client(url).segment(STACK, SUPPORT, cancel=backend.reached.is_set))
     assert len(backend.puts()) == 1 and backend.left.wait(10)

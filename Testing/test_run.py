@@ -11,9 +11,8 @@ import torch
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.run import Finished, Options, Result, Run
-from SDFSMISLib.inference.segmentation import SliceResult
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import SliceResult, SliceStack
 from small_scans import BrightPipeline, ball_scan, painted_on
 
 

@@ -16,11 +16,11 @@ from SDFSMISLib.cli.segment_run import passes_over_slices
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
-from SDFSMISLib.inference import SliceResult
 from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.unet import Hints, SupportBank
+from SDFSMISLib.slices import SliceResult
 from small_scans import BODY, ORGAN, BrightPipeline, ball_scan, painted_on
 from volume_examples import stored_otherwise
 

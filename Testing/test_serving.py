@@ -22,7 +22,7 @@ from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.cli.app import main
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_process import start_backend
-from SDFSMISLib.client.errors import BackendFailed, TlsRefused, TokenRefused
+from SDFSMISLib.client.errors import BackendFailed, CertificateNotTrusted, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 from serving import Task, task, until
@@ -169,7 +169,7 @@ def test_a_backend_that_cannot_start_says_why() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send to another process")
-def test_told_to_stop_it_ends_cleanly_and_the_client_can_go_on_elsewhere(started: Callable[..., Process]) -> None:
+def test_told_to_stop_it_ends_cleanly_and_the_client_says_so(started: Callable[..., Process]) -> None:
     asked = noisy_task(60)
     first = started("--port", 0, **KNOWN)
     with Client(first.url, TOKEN).segment(asked.stack, asked.support, patience=0.5) as run:
@@ -177,13 +177,7 @@ def test_told_to_stop_it_ends_cleanly_and_the_client_can_go_on_elsewhere(started
         first.process.send_signal(signal.SIGINT)
         with pytest.raises(Exception, match="stopped or restarted|lost"):
             list(run)
-        state = run.state
     assert first.process.wait(20) == 0
-    second = started("--port", 0, **KNOWN)
-    with Client(second.url, TOKEN).segment(asked.stack, asked.support, resume=state) as run:
-        rest = {(one.label, one.index) for one in run}
-    before = {(one["label"], one["index"]) for one in state.finished}
-    assert not rest & before and len(rest) + len(before) == state.total
 
 
 def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callable[..., Process]) -> None:
@@ -203,7 +197,7 @@ def test_with_a_certificate_it_speaks_tls_to_who_trusts_it(started: Callable[...
     process = started("--port", 0, "--tls-cert", certificate, "--tls-key", certificate, **KNOWN)
     assert process.url.startswith("https://")
     assert Client(process.url, TOKEN, ca_file=str(certificate)).capabilities().strategies
-    with pytest.raises(TlsRefused):
+    with pytest.raises(CertificateNotTrusted):
         Client(process.url, TOKEN).capabilities()
 
 

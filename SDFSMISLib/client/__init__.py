@@ -1,5 +1,4 @@
-"""The client of a backend, and the starter of one's own; numpy and the standard library only, so that 3D Slicer can
-carry it."""
+"""The client of a backend, and a backend on this computer; numpy and the standard library only, as in 3D Slicer."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from SDFSMISLib.client.backend_process import BackendProcess, start_backend
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.client.client import Client
 from SDFSMISLib.client.errors import BackendError
-from SDFSMISLib.client.remote_run import RemoteRun, RunState, SliceRecord
+from SDFSMISLib.client.remote_run import RemoteRun
 
 __all__ = [
     "BackendError",
@@ -15,7 +14,5 @@ __all__ = [
     "Capabilities",
     "Client",
     "RemoteRun",
-    "RunState",
-    "SliceRecord",
     "start_backend",
 ]

@@ -1,4 +1,4 @@
-"""A backend of one's own: started as a process of another Python, ended with the one that started it."""
+"""A backend on this computer: a process of another Python that ends with the program that has started it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if sys.platform == "win32":
     NO_WINDOW = subprocess.CREATE_NO_WINDOW
 else:
     NO_WINDOW = 0
-LOOK = 0.1  # seconds between two looks at whether it was cancelled
-TERMINATION = 5.0  # seconds between asking the system to end a process and making it
+POLL_SECONDS = 0.1  # between two checks for cancellation
+TERMINATION = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 @dataclass(eq=False)
 class BackendProcess:
-    """A running backend, stopped by :meth:`stop`, by its ``with`` block, or by the end of this process.
+    """A running backend, stopped by :meth:`stop`, by the end of its ``with`` block, or by the end of this process.
 
     Attributes:
-        url: where it listens, on this computer only.
-        token: that it asks for, made for this one process.
+        url: its address, reachable from this computer only.
+        token: the token that its requests need, made for this process.
         version: of its program.
     """
 
@@ -58,19 +58,19 @@ class BackendProcess:
         self.stop()
 
     def client(self) -> Client:
-        """A client of it."""
+        """A new client of the backend."""
         return Client(self.url, self.token)
 
     def poll(self) -> int | None:
-        """None while it runs, then its exit status."""
+        """None while the process runs, then its exit status."""
         return self._child.process.poll()
 
     def log(self) -> str:
-        """The last lines that it wrote."""
+        """The last lines of its log."""
         return self._child.last_lines()
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End it: by closing its standard input; where it is still there after ``timeout`` seconds, by force."""
+        """Ask it to end by closing its standard input; after ``timeout`` seconds end it by force."""
         self._child.stop(timeout)
 
 
@@ -88,20 +88,19 @@ def start_backend(
     """Start a backend on a free port of this computer and wait until it answers.
 
     Args:
-        python: a Python that has this package; or the words of a command that take the place of one.
-        model: weights, as ``sdfsmis serve`` takes them.
-        device: where to compute, as ``sdfsmis serve`` takes it.
-        arguments: more of ``sdfsmis serve``.
+        python: a Python that has this package, or a command that runs one.
+        model, device: options of ``sdfsmis serve``.
+        arguments: further options of ``sdfsmis serve``.
         environment: variables; None = those of this process. PYTHONHOME and PYTHONPATH are left out, since they belong
-            to the Python that runs here.
-        on_log: called with each line that the backend writes, in a thread of its own.
+            to the Python of this process.
+        on_log: called with each line of the backend's log, in another thread.
         timeout: seconds to wait; loading a large model from a slow disk takes a minute.
-        cancel: asked while waiting; True ends the backend.
+        cancel: called several times a second while waiting; True ends the backend.
 
     Raises:
-        InputError: where ``python`` cannot be run.
-        BackendFailed: where the backend ends before it answers, or does not answer in time; with its last lines.
-        Cancelled: where ``cancel`` said so.
+        InputError: if ``python`` cannot be run.
+        BackendFailed: if the backend ends before it answers, or does not answer in time; with its last lines.
+        Cancelled: if ``cancel`` returned True.
     """
     token = secrets.token_urlsafe(32)
     command = [python] if isinstance(python, str) else list(python)
@@ -113,15 +112,15 @@ def start_backend(
     variables |= {TOKEN_VARIABLE: token, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
     child = _Child(command, variables, on_log)
     try:
-        said = child.announcement(time.monotonic() + timeout, timeout, cancel)
-        return BackendProcess(str(said["url"]), token, str(said["version"]), child)
+        announced = child.announcement(timeout, cancel)
+        return BackendProcess(str(announced["url"]), token, str(announced["version"]), child)
     except BaseException:
         child.stop(0)
         raise
 
 
 class _Child:
-    """A process, and the threads that read what it writes; without them it would stop when a pipe is full."""
+    """A process and the threads that read its output; without them it would stop when a pipe is full."""
 
     def __init__(
         self, command: Sequence[str], variables: Mapping[str, str], on_log: Callable[[str], None] | None
@@ -141,7 +140,7 @@ class _Child:
             raise InputError(f"{command[0]} cannot be run ({error}); name a Python that has SDFSMIS.") from error
         self._on_log = on_log
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._said: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
+        self._announcements: queue.SimpleQueue[dict[str, str] | None] = queue.SimpleQueue()
         self._readers = [
             threading.Thread(target=target, args=(pipe,), daemon=True)
             for target, pipe in ((self._read_output, self.process.stdout), (self._read_log, self.process.stderr))
@@ -149,15 +148,16 @@ class _Child:
         for reader in self._readers:
             reader.start()
 
-    def announcement(self, until: float, timeout: float, cancel: Callable[[], bool] | None) -> dict[str, str]:
-        """What the backend says when it is ready."""
+    def announcement(self, timeout: float, cancel: Callable[[], bool] | None) -> dict[str, str]:
+        """Wait for the line of JSON that the backend prints when it is ready: ``url`` and ``version``."""
+        until = time.monotonic() + timeout
         while True:
             if cancel is not None and cancel():
                 raise Cancelled("Starting the backend was cancelled.")
             with suppress(queue.Empty):
-                said = self._said.get(timeout=LOOK)
-                if said is not None:
-                    return said
+                announced = self._announcements.get(timeout=POLL_SECONDS)
+                if announced is not None:
+                    return announced
                 self.stop(TERMINATION)
                 raise BackendFailed(
                     f"The backend ended before it was ready (exit status {self.process.returncode}). Its last lines "
@@ -187,14 +187,14 @@ class _Child:
             reader.join(TERMINATION)
 
     def _read_output(self, pipe: IO[str]) -> None:
-        """The line that says where it listens; whatever else a library prints is part of the log."""
+        """Read standard output: the announcement, and whatever else a library prints, which is part of the log."""
         for line in self._each_line(pipe):
-            said = _announced(line)
-            if said is None:
+            announced = _parse_announcement(line)
+            if announced is None:
                 self._log(line)
             else:
-                self._said.put(said)
-        self._said.put(None)
+                self._announcements.put(announced)
+        self._announcements.put(None)
 
     def _read_log(self, pipe: IO[str]) -> None:
         for line in self._each_line(pipe):
@@ -213,9 +213,9 @@ class _Child:
                 self._on_log(line)
 
 
-def _announced(line: str) -> dict[str, str] | None:
+def _parse_announcement(line: str) -> dict[str, str] | None:
     with suppress(ValueError):
-        said = json.loads(line)
-        if isinstance(said, dict) and {"url", "version"} <= said.keys():
-            return said
+        fields = json.loads(line)
+        if isinstance(fields, dict) and {"url", "version"} <= fields.keys():
+            return fields
     return None

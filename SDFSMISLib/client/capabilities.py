@@ -1,4 +1,4 @@
-"""What a backend says of itself: its version, model, device, and how much it takes."""
+"""The capabilities of a backend: its version, models, device and limits."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from SDFSMISLib.client.connection import Connection
-from SDFSMISLib.client.errors import NotABackend, ScanTooLarge, shown, version_mismatch
+from SDFSMISLib.client.errors import NotABackend, ScanTooLarge, printable, version_mismatch
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.wire import PROTOCOL
 
-__all__ = ["Capabilities", "Limits", "Model", "ask_capabilities"]
+__all__ = ["Capabilities", "Limits", "Model", "fetch_capabilities"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a backend. ``resolution`` is the side of the square on which its networks see, in pixels; ``searches``
-    says that its networks search for a structure on another scan, which registration does for others."""
+    """A model of a backend.
+
+    Attributes:
+        resolution: side of the square image that its networks take, in pixels.
+        searches: whether its networks search for a structure on another scan; for other models registration does.
+    """
 
     name: str
     weights_sha256: str
@@ -27,13 +31,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a backend takes at most.
+    """The most that a backend accepts.
 
     Attributes:
-        slice_pixels: of one slice. slices: of one scan.
-        shots, labels: of one request.
-        body_bytes: of one request.
-        store_bytes: of all slices that it keeps, as they are in memory.
+        slice_pixels: pixels of one slice. slices: slices of one scan.
+        shots, labels: painted slices and labels of one request.
+        body_bytes: bytes of one HTTP request.
+        store_bytes: bytes in memory of all slices that it keeps.
         queue: runs that take turns.
     """
 
@@ -46,7 +50,7 @@ class Limits:
     queue: int
 
     def check(self, stack: SliceStack, shots: int, labels: int) -> None:
-        """Raise `ScanTooLarge` where a run is beyond them."""
+        """Raise `ScanTooLarge` if a run is beyond the limits."""
         rows, columns = stack.native_shape
         for given, most, what, instead in (
             (rows * columns, self.slice_pixels, "pixels in a slice", "Resample the scan to larger pixels"),
@@ -58,7 +62,7 @@ class Limits:
                 raise ScanTooLarge(f"The backend takes {most} {what}, and these are {given}. {instead}.")
 
     def check_store(self, size: int) -> None:
-        """Raise `ScanTooLarge` where the slices of a run, of ``size`` bytes, are more than the backend keeps."""
+        """Raise `ScanTooLarge` if the slices of a run, ``size`` bytes, are more than the backend keeps."""
         if size > self.store_bytes:
             raise ScanTooLarge(
                 f"The slices take {size / 2**20:.0f} MiB, and the backend keeps {self.store_bytes / 2**20:.0f} MiB at "
@@ -66,7 +70,7 @@ class Limits:
             )
 
     def check_body(self, size: int) -> None:
-        """Raise `ScanTooLarge` where one request, of ``size`` bytes, is larger than the backend takes."""
+        """Raise `ScanTooLarge` if a request of ``size`` bytes is larger than the backend accepts."""
         if size > self.body_bytes:
             raise ScanTooLarge(
                 f"A request takes {size / 2**20:.1f} MiB, and the backend takes {self.body_bytes / 2**20:.1f} MiB at "
@@ -76,13 +80,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend says of itself.
+    """The answer of a backend to ``GET /capabilities``.
 
     Attributes:
         version: of its program.
-        models: the first is the one that segments.
+        models: the first one segments.
         device_name: of the processor or graphics card. device_kind: ``cpu`` or ``cuda``.
-        seconds_per_slice: of one label, as measured there.
+        seconds_per_slice: time for one slice of one label, as measured on that device.
         running: runs that take turns on it now.
     """
 
@@ -97,40 +101,40 @@ class Capabilities:
     running: int
 
 
-def ask_capabilities(connection: Connection) -> Capabilities:
-    """What the backend says of itself.
+def fetch_capabilities(connection: Connection) -> Capabilities:
+    """Ask a backend for its capabilities.
 
     Raises:
-        NotABackend: where something else answers.
-        VersionMismatch: where it speaks another protocol.
+        NotABackend: if another program answers.
+        VersionMismatch: if the backend has another protocol.
     """
-    answer, name = connection.ask("GET", "/capabilities"), connection.route.address.name
+    answer, name = connection.request_json("GET", "/capabilities"), connection.endpoint.address.name
     if isinstance(answer, dict) and answer.get("name") == "sdfsmis":
         if answer.get("protocol") != PROTOCOL:
             raise version_mismatch(name, answer.get("protocol"))
         try:
-            return _capabilities(answer)
+            return _parse(answer)
         except (LookupError, TypeError, ValueError, OverflowError):
             pass
     raise NotABackend(f"What answers at {name} does not say what a backend says. Correct the address, or update it.")
 
 
-def _capabilities(answer: dict[str, Any]) -> Capabilities:
+def _parse(answer: dict[str, Any]) -> Capabilities:
     limits = answer["limits"]
     if not answer["models"] or not math.isfinite(answer["seconds_per_slice"]):
         raise ValueError("no model, or a time that is none")
     return Capabilities(
-        version=shown(answer["version"]),
+        version=printable(answer["version"]),
         models=tuple(
             Model(
-                shown(one["name"]),
-                shown(one["weights_sha256"]),
+                printable(one["name"]),
+                printable(one["weights_sha256"]),
                 int(one["resolution"]),
                 bool(one.get("searches", True)),
             )
             for one in answer["models"]
         ),
-        device_name=shown(answer["device"]["name"]),
+        device_name=printable(answer["device"]["name"]),
         device_kind=str(answer["device"]["kind"]),
         seconds_per_slice=float(answer["seconds_per_slice"]),
         strategies=tuple(map(str, answer["strategies"])),

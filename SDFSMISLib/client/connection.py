@@ -1,8 +1,8 @@
-"""What to do where a backend is not there, is busy, or is lost: wait and try again, for as long as it makes sense.
+"""HTTP connections to a backend: address, proxy and certificates; requests that any thread can stop; retries.
 
-The way to a backend: its address, the proxy before it, which certificates are trusted, what requests carry.
-
-A connection to a backend over HTTP, which any thread can stop at once.
+`Endpoint` holds what every connection needs, `Connection` sends requests and turns failures into a `BackendError` with
+a sentence for the user, `Interrupt` stops several connections at once, `RetryPolicy` decides how long to wait before a
+retry and when to give up.
 """
 
 from __future__ import annotations
@@ -30,48 +30,59 @@ from SDFSMISLib import __version__
 from SDFSMISLib.client.errors import (
     BackendBusy,
     BackendError,
-    BackendNotFound,
-    BackendRefused,
+    BackendNotRunning,
+    BackendUnreachable,
+    CertificateNotTrusted,
     ConnectionLost,
     NotABackend,
     SlicesMissing,
-    TlsRefused,
-    refusal,
+    error_of_answer,
     version_mismatch,
 )
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER, WireError, read_record
 
-BUSY_SHARE = 15  # times its patience that it waits for a backend that is there and says when to come again
+BUSY_SHARE = 15  # times the patience, for a backend that is reachable and says when to come again
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0  # seconds before trying again; doubled each time
-MOST_IN_VAIN = 5  # streams that end without anything new before it is given up
-LOOK = 0.25  # seconds between two looks at whether it was cancelled
+MOST_WITHOUT_RESULT = 5  # streams in a row that end without a new result, before giving up
+POLL_SECONDS = 0.25  # between two checks for cancellation
 
 
-class Trouble:
-    """How long it goes on without anything new coming, not counting the time in which the backend answers."""
+class RetryPolicy:
+    """How long to wait after an error before trying again, and when to give up.
+
+    Pauses double up to `LONGEST_PAUSE`. Giving up comes after ``patience`` seconds without progress, not counting the
+    time during which the backend answers.
+    """
 
     def __init__(self, patience: float, name: str, interrupt: Interrupt) -> None:
         """
         Args:
-            patience: seconds. name: of the backend, for people. interrupt: ends the waiting.
+            patience: seconds. name: of the backend, for messages. interrupt: ends a pause.
         """
         self._patience, self._name, self._interrupt = patience, name, interrupt
-        self._spent = 0.0
-        self._since: float | None = None
+        self._spent = 0.0  # seconds without a connection since the last progress, before `_since`
+        self._since: float | None = None  # when the connection was lost
         self._tries = 0
-        self._in_vain = 0
+        self._without_result = 0
         self._most_sent = 0
-        self._ordered = 0.0
+        self._requested_pauses = 0.0
 
-    def outlast(
-        self, error: BackendError, ask: Callable[[], None], on_trouble: Callable[[BackendError], None] | None = None
+    def wait_or_raise(
+        self,
+        error: BackendError,
+        raise_if_cancelled: Callable[[], None],
+        on_retry: Callable[[BackendError], None] | None = None,
     ) -> None:
-        """Wait until it makes sense to try again; raise where it does not.
+        """Wait before the next try, or raise if there should be none.
 
         Args:
-            ask: called while waiting; may raise.
-            on_trouble: called with what is wrong, before it is waited.
+            raise_if_cancelled: called several times a second.
+            on_retry: called with the error before a pause.
+
+        Raises:
+            ConnectionLost: at the end of the patience.
+            BackendError: ``error`` itself, if it says that the backend is busy or does not keep slices.
         """
         seconds = self._pause(error)
         if seconds is None and isinstance(error, (BackendBusy, SlicesMissing)):
@@ -81,46 +92,46 @@ class Trouble:
                 f"The backend at {self._name} was lost and did not come back. Check the network and the backend, then "
                 "try again."
             ) from error
-        if on_trouble is not None and seconds:
-            on_trouble(error)
+        if on_retry is not None and seconds:
+            on_retry(error)
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            ask()
-            self._interrupt.wait(min(left, LOOK))
-        ask()
+            raise_if_cancelled()
+            self._interrupt.wait(min(left, POLL_SECONDS))
+        raise_if_cancelled()
 
     def connected(self) -> None:
-        """The backend has taken the work on."""
-        self._in_vain += 1
+        """The backend has accepted the run."""
+        self._without_result += 1
         if self._since is not None:
             self._spent += time.monotonic() - self._since
             self._since = None
 
-    def over(self, sent: int | None = None) -> None:
-        """Something new has come; or, given their number, more slices than ever were sent."""
+    def resolved(self, sent: int | None = None) -> None:
+        """There is progress: a new result has come or, if ``sent`` is given, more slices are sent than ever before."""
         if sent is not None and sent <= self._most_sent:
             return
         self._most_sent = max(self._most_sent, sent or 0)
-        self._spent, self._since, self._tries, self._ordered = 0.0, None, 0, 0.0
-        self._in_vain = self._in_vain if sent is not None else 0
+        self._spent, self._since, self._tries, self._requested_pauses = 0.0, None, 0, 0.0
+        self._without_result = self._without_result if sent is not None else 0
 
     def _pause(self, error: BackendError) -> float | None:
-        """Seconds to wait before trying again; None where patience has come to its end."""
+        """Seconds to wait before the next try; None = give up."""
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         if isinstance(error, SlicesMissing):
-            self._in_vain += 1
-            return 0.0 if self._in_vain <= MOST_IN_VAIN else None
-        asked = error.retry_after if isinstance(error, BackendBusy) else None
-        if asked is not None:  # the backend is there, and says when: that takes no patience, within bounds
-            self._ordered += asked
-            self._since += asked
-            late = random.uniform(0, 1)  # clients come apart
-            return asked + late if self._ordered <= BUSY_SHARE * self._patience else None
-        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._tries) * random.uniform(0.5, 1)  # clients come apart
+            self._without_result += 1
+            return 0.0 if self._without_result <= MOST_WITHOUT_RESULT else None
+        requested = error.retry_after if isinstance(error, BackendBusy) else None
+        if requested is not None:  # the backend is reachable: within bounds, this takes nothing from the patience
+            self._requested_pauses += requested
+            self._since += requested
+            jitter = random.uniform(0, 1)  # so that clients do not come all at once
+            return requested + jitter if self._requested_pauses <= BUSY_SHARE * self._patience else None
+        seconds = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._tries) * random.uniform(0.5, 1)
         self._tries = min(self._tries + 1, 16)
         spent = self._spent + now - self._since
-        return None if self._in_vain > MOST_IN_VAIN or spent + seconds > self._patience else seconds
+        return None if self._without_result > MOST_WITHOUT_RESULT or spent + seconds > self._patience else seconds
 
 
 DEFAULT_PORT = 7861
@@ -128,7 +139,13 @@ DEFAULT_PORT = 7861
 
 @dataclass(frozen=True)
 class Address:
-    """Where a backend is. ``path`` is empty, or what stands before every route (``"/sdfsmis"``)."""
+    """The address of a backend. ``path`` is empty, or the prefix of every route (``"/sdfsmis"``).
+
+    >>> Address.of("gpu-server")
+    Address(scheme='http', host='gpu-server', port=7861, path='')
+    >>> Address.of("https://hospital.example/sdfsmis/").url
+    'https://hospital.example:443/sdfsmis'
+    """
 
     scheme: str
     host: str
@@ -137,12 +154,12 @@ class Address:
 
     @classmethod
     def of(cls, url: str) -> Address:
-        """The address that was typed: ``http`` is taken where no scheme stands, and then also the usual port.
+        """Parse a typed address: without a scheme it is http, on port 7861 if no port is given.
 
-        A backend that listens on 0.0.0.0 says so; one connects to 127.0.0.1.
+        0.0.0.0, on which a backend may listen, becomes 127.0.0.1.
 
         Raises:
-            InputError: for what is no address of HTTP.
+            InputError: for anything but an HTTP address.
         """
         text = url.strip()
         try:
@@ -161,7 +178,7 @@ class Address:
 
     @property
     def name(self) -> str:
-        """``"host:port"``, for people and for the lines of HTTP."""
+        """``"host:port"``, for messages and for HTTP requests."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -170,7 +187,7 @@ class Address:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this computer; no name is looked up for that."""
+        """Whether it is this computer, by its text alone: no name is looked up."""
         with suppress(ValueError):
             return ipaddress.ip_address(self.host).is_loopback
         return self.host == "localhost"
@@ -184,10 +201,10 @@ def _no_address(url: str) -> InputError:
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """What certificates are trusted: those of ``ca_file``, or those of this computer.
+    """A TLS context that trusts the certificates of ``ca_file``, or if it is None those of this computer.
 
     Raises:
-        InputError: where the file is not there or holds no certificate.
+        InputError: if the file is missing or holds no certificate.
     """
     try:
         return ssl.create_default_context(cafile=ca_file)
@@ -197,7 +214,7 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy of HTTP, and the headers that it asks for."""
+    """An HTTP proxy, and the headers with its name and password."""
 
     host: str
     port: int
@@ -205,14 +222,14 @@ class Proxy:
 
     @classmethod
     def of(cls, text: str, target: str) -> Proxy:
-        """The proxy that an environment variable names on the way to the computer ``target``."""
+        """Parse an environment variable's proxy; ``target`` is the computer to reach, for messages."""
         try:
             parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
             host, port = parts.hostname or "", parts.port or 80
         except ValueError:
             host = ""
         if not host or parts.scheme != "http":
-            raise BackendNotFound(
+            raise BackendUnreachable(
                 f"The proxy {text.rpartition('@')[2]!r:.80} of the environment cannot be used. Name an http proxy "
                 f"there, or add {target} to NO_PROXY."
             )
@@ -223,8 +240,8 @@ class Proxy:
 
 
 @dataclass(frozen=True)
-class Route:
-    """How to connect to a backend: where it is, what is sent with every request, whom to trust, how long to wait."""
+class Endpoint:
+    """How to connect to a backend: address, token, trusted certificates (None for http), timeout in seconds."""
 
     address: Address
     token: str | None
@@ -232,10 +249,10 @@ class Route:
     timeout: float
 
     def proxy(self) -> Proxy | None:
-        """The environment's proxy for this address; never one for this computer.
+        """The environment's proxy for this address; None for this computer.
 
         Raises:
-            BackendNotFound: where it is of a kind that is not understood.
+            BackendUnreachable: if the proxy is not an HTTP proxy.
         """
         address = self.address
         if address.is_local or urllib.request.proxy_bypass(address.name):
@@ -255,7 +272,7 @@ JSON_TYPE = "application/json"
 
 
 class Interrupt:
-    """Stops whatever is under way on several connections, from any thread; what they were doing ends as cancelled."""
+    """Stops several connections at once, from any thread; their requests raise `Cancelled`."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -272,7 +289,7 @@ class Interrupt:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Waits; whether it was set meanwhile."""
+        """Wait until it is set, ``seconds`` at most; whether it is set."""
         return self._event.wait(seconds)
 
     def add(self, open_socket: socket.socket) -> None:
@@ -287,21 +304,21 @@ class Interrupt:
 
 
 def _shut(open_socket: socket.socket) -> None:
-    """Ends a connection under the thread that reads from it. An SSLSocket's own method would take its state away."""
+    """Ends a connection while another thread reads from it; an SSLSocket's own method would take its state away."""
     with suppress(OSError):
         socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
 
 
 @dataclass(eq=False)
 class Connection:
-    """One connection to a backend, kept open from one request to the next; for one thread, closed by ``with``.
+    """One connection to a backend, kept open between requests; for one thread, closed by ``with``.
 
     All requests raise:
-        BackendError: where there is no answer, or one that refuses.
-        Cancelled: where ``interrupt`` was set.
+        BackendError: if there is no answer, or an error.
+        Cancelled: if ``interrupt`` was set.
     """
 
-    route: Route
+    endpoint: Endpoint
     interrupt: Interrupt
     _http: http.client.HTTPConnection | None = field(default=None, init=False)
     _socket: socket.socket | None = field(default=None, init=False)
@@ -323,17 +340,19 @@ class Connection:
             self._http.close()
         self._http = self._socket = None
 
-    def ask(self, method: str, path: str, body: bytes = b"", media_type: str = JSON_TYPE) -> Any:
-        """The JSON that a backend answers; None where it answers nothing."""
-        response = self.open(method, path, body, media_type)
+    def request_json(self, method: str, path: str, body: bytes = b"", media_type: str = JSON_TYPE) -> Any:
+        """The JSON of an answer; None if it is empty."""
+        response = self.request(method, path, body, media_type)
         data = self._read(response)
         try:
             return json.loads(data) if data else None
         except (ValueError, RecursionError):
             raise self._not_a_backend() from None
 
-    def open(self, method: str, path: str, body: bytes = b"", media_type: str = JSON_TYPE) -> http.client.HTTPResponse:
-        """The answer, not read yet, where it is one of success."""
+    def request(
+        self, method: str, path: str, body: bytes = b"", media_type: str = JSON_TYPE
+    ) -> http.client.HTTPResponse:
+        """The answer, its body not read yet; raises a `BackendError` for one with an error status."""
         reused = self._http is not None and self._http.sock is not None
         try:
             try:
@@ -344,30 +363,30 @@ class Connection:
                 self.close()  # the backend had closed it while it was idle
                 response = self._send(method, path, body, media_type)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise self.explained(error) from error
+            raise self.translated(error) from error
         if response.status >= 300 or response.headers.get(PROTOCOL_HEADER) != str(PROTOCOL):
-            refused = self._refusal(response)
+            answered = self._answered_error(response)
             self.close()  # it may not have read the request to its end
-            raise refused
+            raise answered
         return response
 
-    def record(self, response: http.client.HTTPResponse, longest: int) -> dict[str, Any]:
+    def next_record(self, response: http.client.HTTPResponse, longest: int) -> dict[str, Any]:
         """The next record of a stream, of `longest` bytes at most."""
         try:
             line = response.readline(longest)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise self.explained(error) from error
+            raise self.translated(error) from error
         try:
             return read_record(line)
         except WireError as error:
-            raise self.explained(http.client.IncompleteRead(line)) from error
+            raise self.translated(http.client.IncompleteRead(line)) from error
 
-    def explained(self, error: Exception) -> Exception:
-        """What to raise where sending or receiving failed; closes the connection."""
+    def translated(self, error: Exception) -> Exception:
+        """The exception to raise after sending or receiving failed; closes the connection."""
         self.close()
         if self.interrupt.is_set():
             return self._cancelled()
-        name = self.route.address.name
+        name = self.endpoint.address.name
         if isinstance(error, http.client.HTTPException) and not isinstance(
             error, (http.client.RemoteDisconnected, http.client.IncompleteRead)
         ):
@@ -380,12 +399,12 @@ class Connection:
         if self._http is None or self._http.sock is None:
             self._connect()
         assert self._http is not None
-        headers = self.route.headers()
+        headers = self.endpoint.headers()
         if method in ("POST", "PUT"):
             headers |= {"Content-Type": media_type, "Content-Length": str(len(body))}
-        target = self.route.address.path + path
-        if self._proxy is not None and self.route.address.scheme == "http":
-            target = f"http://{self.route.address.name}{target}"
+        target = self.endpoint.address.path + path
+        if self._proxy is not None and self.endpoint.address.scheme == "http":
+            target = f"http://{self.endpoint.address.name}{target}"
             headers |= self._proxy.headers
         try:  # from a file the body goes in blocks, each with a time of its own
             self._http.request(method, target, io.BytesIO(body) if body else None, headers)
@@ -399,15 +418,15 @@ class Connection:
         self.close()
         if self.interrupt.is_set():
             raise self._cancelled()
-        route, address = self.route, self.route.address
-        self._proxy = route.proxy()
+        endpoint, address = self.endpoint, self.endpoint.address
+        self._proxy = endpoint.proxy()
         host, port = address.host, address.port
         if self._proxy is not None:
             host, port = self._proxy.host, self._proxy.port
-        seconds = min(route.timeout, CONNECT_SECONDS)
+        seconds = min(endpoint.timeout, CONNECT_SECONDS)
         if address.scheme == "https":
             made: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=seconds, context=route.context
+                host, port, timeout=seconds, context=endpoint.context
             )
             if self._proxy is not None:
                 made.set_tunnel(address.host, address.port, self._proxy.headers)
@@ -417,42 +436,42 @@ class Connection:
             made.connect()
         except (OSError, UnicodeError, http.client.HTTPException) as error:
             made.close()
-            raise (self._cancelled() if self.interrupt.is_set() else self._unreachable(error)) from error
-        made.sock.settimeout(route.timeout)
+            raise (self._cancelled() if self.interrupt.is_set() else self._connect_error(error)) from error
+        made.sock.settimeout(endpoint.timeout)
         made.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._http, self._socket = made, made.sock
         self.interrupt.add(made.sock)
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
-        """An answer that is no stream."""
+        """The whole body of an answer."""
         try:
             data = response.read(MOST_ANSWER)
             left = response.read(1)
             if not left and response.length:  # bytes that were announced and did not come
                 raise http.client.IncompleteRead(data, response.length)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise self.explained(error) from error
+            raise self.translated(error) from error
         if left:
             raise self._not_a_backend()
         return data
 
     def _cancelled(self) -> Cancelled:
-        return Cancelled(f"What was asked of the backend at {self.route.address.name} was cancelled.")
+        return Cancelled(f"What was asked of the backend at {self.endpoint.address.name} was cancelled.")
 
     def _not_a_backend(self) -> NotABackend:
         self.close()
-        address = self.route.address
+        address = self.endpoint.address
         hint = "" if address.scheme == "https" else "; some backends need https:// before it"
         return NotABackend(
             f"What answers at {address.name} is no SDFSMIS backend. Correct the address and its port{hint}."
         )
 
-    def _unreachable(self, error: Exception) -> BackendError:
-        """Why connecting failed."""
-        address, proxy = self.route.address, self._proxy
+    def _connect_error(self, error: Exception) -> BackendError:
+        """The error for a failed attempt to connect."""
+        address, proxy = self.endpoint.address, self._proxy
         through = f" through the proxy {proxy.host}" if proxy else ""
         if isinstance(error, ssl.SSLCertVerificationError):
-            return TlsRefused(
+            return CertificateNotTrusted(
                 f"The certificate of {address.name} is not trusted ({error.verify_message}). Ask its keeper for the "
                 "certificate's file (PEM) and give it as the server's certificate, or use the name that the "
                 "certificate is made for."
@@ -461,51 +480,53 @@ class Connection:
             return NotABackend(f"{address.name} does not speak TLS. Write http:// instead of https:// if it is yours.")
         if isinstance(error, ConnectionRefusedError):
             if proxy:
-                return BackendRefused(
+                return BackendNotRunning(
                     f"The proxy {proxy.host}:{proxy.port}, which the environment names, refuses connections. Start "
                     f"it, or name {address.host} in the variable NO_PROXY."
                 )
-            return BackendRefused(f"No backend runs at {address.name}. Start it, or correct the address.")
+            return BackendNotRunning(f"No backend runs at {address.name}. Start it, or correct the address.")
         if isinstance(error, (socket.gaierror, UnicodeError)):
             host = proxy.host if proxy else address.host
-            return BackendNotFound(
+            return BackendUnreachable(
                 f"There is no computer named {host} in this network. Correct the address, or connect to the network "
                 "that it belongs to."
             )
         if isinstance(error, TimeoutError):
-            return BackendNotFound(
+            return BackendUnreachable(
                 f"{address.name} does not answer{through}. Correct the address, or ask whether a firewall is between."
             )
-        return BackendNotFound(f"{address.name} cannot be reached{through} ({error}). Check the address and network.")
+        return BackendUnreachable(
+            f"{address.name} cannot be reached{through} ({error}). Check the address and network."
+        )
 
-    def _refusal(self, response: http.client.HTTPResponse) -> BackendError:
-        """What an answer that is no success says."""
-        status, headers, name = response.status, response.headers, self.route.address.name
+    def _answered_error(self, response: http.client.HTTPResponse) -> BackendError:
+        """The error that an answer with an error status stands for."""
+        status, headers, name = response.status, response.headers, self.endpoint.address.name
         try:
             answer = json.loads(self._read(response))
         except (ValueError, RecursionError):
             answer = None
         theirs = headers.get(PROTOCOL_HEADER)
         if theirs is None:
-            return self._foreign(status, headers.get("Location"))
+            return self._error_of_other_program(status, headers.get("Location"))
         if theirs != str(PROTOCOL):
             return version_mismatch(name, theirs)
         fields = answer.get("error") if isinstance(answer, dict) else None
         fields = fields if isinstance(fields, dict) else {}
         wait = headers.get("Retry-After", "")
         retry_after = float(wait) if wait.isascii() and wait.isdigit() else None
-        return refusal(name, status, str(fields.get("code", "")), str(fields.get("message", "")), retry_after)
+        return error_of_answer(name, status, str(fields.get("code", "")), str(fields.get("message", "")), retry_after)
 
-    def _foreign(self, status: int, location: str | None) -> BackendError:
-        """What an answer means that no backend of ours gave: something else, or a proxy before it."""
-        name = self.route.address.name
+    def _error_of_other_program(self, status: int, location: str | None) -> BackendError:
+        """The error for an answer of another program than a backend, such as a proxy."""
+        name = self.endpoint.address.name
         if status == 407:
-            return BackendNotFound(
+            return BackendUnreachable(
                 "The proxy asks for a name and password. Put them into the proxy's address in the environment, or add "
-                f"{self.route.address.host} to NO_PROXY."
+                f"{self.endpoint.address.host} to NO_PROXY."
             )
         if status in (502, 503, 504):
-            return BackendRefused(f"{name} is there, and the backend behind it is not ({status}). Start it.")
+            return BackendNotRunning(f"{name} is there, and the backend behind it is not ({status}). Start it.")
         if location and 300 <= status < 400:
             self.close()
             return NotABackend(f"{name} sends on to {location!r:.80}. Give the address of the backend itself.")

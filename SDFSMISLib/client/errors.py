@@ -8,48 +8,48 @@ __all__ = [
     "BackendBusy",
     "BackendError",
     "BackendFailed",
-    "BackendNotFound",
-    "BackendRefused",
+    "BackendNotRunning",
+    "BackendUnreachable",
+    "CertificateNotTrusted",
     "ConnectionLost",
     "NotABackend",
     "RequestRefused",
     "ScanTooLarge",
     "SlicesMissing",
-    "TlsRefused",
     "TokenRefused",
     "VersionMismatch",
-    "refusal",
-    "shown",
+    "error_of_answer",
+    "printable",
     "version_mismatch",
 ]
 
 
-LONGEST_TEXT = 500  # characters of what a backend says
+LONGEST_TEXT = 500  # characters
 
 
 class BackendError(RuntimeError):
-    """What went wrong with a backend: one or two sentences that say what to do, made to be shown as they are.
+    """An error of a backend: one or two sentences, to be shown as they are, that say what to do.
 
-    ``passing`` says that it may be over soon by itself, so that trying again makes sense.
+    ``is_temporary`` says that the cause may soon be gone, so that trying again makes sense.
     """
 
-    passing = False
+    is_temporary = False
 
 
-class BackendRefused(BackendError):
-    """The computer is there and no backend answers on it."""
+class BackendNotRunning(BackendError):
+    """The computer can be reached, but no backend runs on it."""
 
-    passing = True
+    is_temporary = True
 
 
-class BackendNotFound(BackendError):
-    """The computer is not there, or cannot be reached."""
+class BackendUnreachable(BackendError):
+    """The computer is unknown or cannot be reached."""
 
-    passing = True
+    is_temporary = True
 
 
 class NotABackend(BackendError):
-    """Something else than a backend answers."""
+    """Another program than a backend answers."""
 
 
 class TokenRefused(BackendError):
@@ -57,13 +57,13 @@ class TokenRefused(BackendError):
 
 
 class VersionMismatch(BackendError):
-    """Backend and program are of versions that do not understand each other."""
+    """Backend and program have different protocols."""
 
 
 class BackendBusy(BackendError):
-    """The backend takes nothing on now; ``retry_after`` is when to ask again, in seconds, where it said so."""
+    """The backend accepts nothing now; ``retry_after`` is the number of seconds to wait, if it gave one."""
 
-    passing = True
+    is_temporary = True
 
     def __init__(self, text: str, retry_after: float | None = None) -> None:
         super().__init__(text)
@@ -71,35 +71,35 @@ class BackendBusy(BackendError):
 
 
 class ScanTooLarge(BackendError):
-    """The backend does not take so much."""
+    """The request is beyond the backend's limits."""
 
 
 class ConnectionLost(BackendError):
     """The connection broke."""
 
-    passing = True
+    is_temporary = True
 
 
-class TlsRefused(BackendError):
+class CertificateNotTrusted(BackendError):
     """The backend's certificate is not trusted."""
 
 
 class RequestRefused(BackendError):
-    """The backend says that what was asked cannot be done; its sentence."""
+    """The backend says that the request is invalid; the text is the backend's."""
 
 
 class BackendFailed(BackendError):
-    """The backend has a defect, or ended."""
+    """The backend has a defect, or has ended."""
 
 
 class SlicesMissing(BackendError):
-    """The backend has no longer all slices that it needs; they are to be sent again."""
+    """The backend no longer has all slices that it needs; they must be sent again."""
 
-    passing = True
+    is_temporary = True
 
 
 def version_mismatch(name: str, theirs: object) -> VersionMismatch:
-    """The error for a backend of another protocol."""
+    """The error for a backend with the protocol ``theirs``."""
     older = str(theirs).isdigit() and int(str(theirs)) < PROTOCOL
     side = "the backend" if older else "this program"
     return VersionMismatch(
@@ -107,22 +107,23 @@ def version_mismatch(name: str, theirs: object) -> VersionMismatch:
     )
 
 
-def shown(text: object) -> str:
-    """What a backend says as it may be shown: a line of printable characters, cut where it is long."""
+def printable(text: object) -> str:
+    """A backend's text as one line of printable characters, of limited length, so that it can be shown."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)[:4096]).split())
     return line if len(line) <= LONGEST_TEXT else f"{line[:LONGEST_TEXT]} …"
 
 
-def refusal(name: str, status: int, code: str, message: str, retry_after: float | None = None) -> BackendError:
-    """The error for what a backend answers instead of success.
+def error_of_answer(name: str, status: int, code: str, message: str, retry_after: float | None = None) -> BackendError:
+    """The exception for an error that a backend has answered.
 
     Args:
-        name: of the backend, for people.
-        status: of HTTP; 0 where it came as a record of a stream.
-        code, message: of the backend's error.
+        name: of the backend, for messages.
+        status: of HTTP; 0 for an error record within a stream.
+        code, message: of the error record.
+        retry_after: seconds to wait, if the backend gave them.
     """
-    message = shown(message)
-    said = f": {message}" if message else "."
+    message = printable(message)
+    detail = f": {message}" if message else "."
     if status in (404, 405):
         return NotABackend(f"There is no backend under the address {name}; give it as http://computer:7861.")
     if code == "token_missing":
@@ -132,7 +133,7 @@ def refusal(name: str, status: int, code: str, message: str, retry_after: float 
     if code == "slices_missing":
         return SlicesMissing(f"The backend at {name} does not keep the slices that are sent to it. Try again later.")
     if code == "protocol_mismatch":
-        return VersionMismatch(f"The backend at {name} speaks another protocol{said} Update the older of the two.")
+        return VersionMismatch(f"The backend at {name} speaks another protocol{detail} Update the older of the two.")
     if code in ("queue_full", "stopping") or status == 503:
         what = "is being stopped or restarted" if code == "stopping" else "is busy with other runs"
         return BackendBusy(f"The backend at {name} {what}. Try again in a few minutes.", retry_after)
@@ -141,7 +142,7 @@ def refusal(name: str, status: int, code: str, message: str, retry_after: float 
     if code == "out_of_memory":
         return ScanTooLarge(f"{message} Give fewer painted slices, or use a backend with more memory.")
     if code == "too_large" or status == 413:
-        return ScanTooLarge(f"The backend at {name} does not take so much{said} Segment fewer slices at once.")
+        return ScanTooLarge(f"The backend at {name} does not take so much{detail} Segment fewer slices at once.")
     if code in ("invalid_input", "invalid_request", "bad_request") or 400 <= status < 500:
         return RequestRefused(message or f"The backend at {name} refuses the request ({status}).")
-    return BackendFailed(f"The backend at {name} failed{said} Try again; where it fails again, its log says more.")
+    return BackendFailed(f"The backend at {name} failed{detail} Try again; where it fails again, its log says more.")

@@ -1,99 +1,60 @@
-"""A run on a backend: slices come one by one, what breaks is taken up where it broke, any thread may cancel it."""
+"""A run on a backend: finished slices come one by one, a broken connection is taken up again, any thread may cancel."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
-import numpy as np
-
-from SDFSMISLib.client.capabilities import Capabilities, ask_capabilities
-from SDFSMISLib.client.connection import Connection, Interrupt, Route, Trouble
-from SDFSMISLib.client.errors import BackendError, BackendFailed, refusal, shown
-from SDFSMISLib.client.upload import OnProgress, Shipment, send, shipment_of
+from SDFSMISLib.client.capabilities import Capabilities, fetch_capabilities
+from SDFSMISLib.client.connection import Connection, Endpoint, Interrupt, RetryPolicy
+from SDFSMISLib.client.errors import BackendError, BackendFailed, error_of_answer, printable
+from SDFSMISLib.client.upload import OnProgress, SliceUpload, plan_upload, send_missing
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.slices import SliceStack, needed_slices
+from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
 from SDFSMISLib.wire import PROTOCOL, query_fields, support_fields, unpack_probability
 
-__all__ = ["Phase", "RemoteRun", "RunState", "SliceRecord"]
+__all__ = ["Phase", "RemoteRun"]
 
 Phase = Literal["not begun", "connecting", "sending", "waiting", "computing", "reconnecting", "finished"]
 MOST_WARNINGS = 20
-
-
-@dataclass(frozen=True, eq=False)
-class SliceRecord:
-    """One finished slice of one label.
-
-    Attributes:
-        label: label value. index: which slice of the stack.
-        probability: uint8 (rows, columns), native, 255 meaning 1.
-        certainty: 0 to 1.
-        finished, total: slices done so far, this one included, and slices in all (labels counted one by one).
-    """
-
-    label: int
-    index: int
-    probability: np.ndarray
-    certainty: float
-    finished: int
-    total: int
-
-
-@dataclass
-class RunState:
-    """What a run has received, for going on with it later. It holds plain types only, as JSON does:
-    ``RunState(**json.loads(json.dumps(dataclasses.asdict(state))))`` is the same.
-
-    Attributes:
-        request: stands for what was asked; a run that asks for something else does not go on from here.
-        weights_sha256: the model that it came from; empty before the first answer.
-        total: slices in all; 0 before the first answer.
-        finished: label, index, box, data and certainty of each slice.
-        lanes, found: what the backend wants back, as it came.
-    """
-
-    request: str
-    weights_sha256: str = ""
-    total: int = 0
-    finished: list[dict[str, Any]] = field(default_factory=list)
-    lanes: list[dict[str, Any]] = field(default_factory=list)
-    found: list[dict[str, Any]] | None = None
+ANSWER = (
+    "label",
+    "index",
+    "box",
+    "data",
+)  # fields of a probability that the backend wants back after a lost connection
 
 
 @dataclass(eq=False)
 class RemoteRun:
-    """A run on a backend; made by ``Client.segment``, it begins when it is iterated over.
+    """A run on a backend, made by ``Client.segment``. Iterating over it starts it and gives each finished slice once.
 
-    ``for record in run`` gives each finished slice once. Leaving its ``with`` block, or :meth:`cancel` from any thread,
-    closes the connection, and the backend stops.
+    Leaving its ``with`` block, or calling :meth:`cancel` from any thread, closes the connection, and the backend stops.
 
     Attributes:
-        phase: what goes on, for showing; any thread may look.
-        ahead: other runs that take turns with this one.
-        warnings: what a user should know about the fit of support and query, one sentence each.
-        version, model, weights_sha256, device: of the backend, once it has begun.
-        seconds: ``total``, ``waiting`` and ``computing``, once it has ended.
+        phase: what the run is doing, to show to a user; any thread may read it.
+        ahead: number of other runs that take turns with this one.
+        warnings: mismatches of support and query that a user should know of, one sentence each.
+        version, model, weights_sha256, device: of the backend, "" before it has started the run.
+        seconds: wall-clock times ``total``, ``waiting`` and ``computing``; empty before the end.
     """
 
-    route: Route
+    endpoint: Endpoint
     stack: SliceStack
-    pieces: Sequence[SupportSlice]
+    support: Sequence[SupportSlice]
     labels: Sequence[int]
     slices: Sequence[int] | None
     strategy: str
     region: str
     threshold: float
     on_upload: OnProgress | None
-    cancelled: Callable[[], bool] | None
-    on_trouble: Callable[[BackendError], None] | None
+    is_cancelled: Callable[[], bool] | None
+    on_retry: Callable[[BackendError], None] | None
     patience: float
-    resume: RunState | None = None
     phase: Phase = field(default="not begun", init=False)
     ahead: int = field(default=0, init=False)
     warnings: list[str] = field(default_factory=list, init=False)
@@ -105,20 +66,20 @@ class RemoteRun:
 
     def __post_init__(self) -> None:
         self._interrupt = Interrupt()
-        self._records = self._run()
-        self._wanted = self.stack.wanted(self.slices)
-        asked = self._asked()
-        if self.resume is not None and self.resume.request != asked:
-            raise InputError("The state is of a run with other slices or options; begin this one without it.")
-        self._state = self._copy(self.resume) if self.resume is not None else RunState(asked)
-        self._got = {(one["label"], one["index"]) for one in self._state.finished}
-        self._painted = {label: self._painted_of(label) for label in self.labels}
-        self._expected = self._to_come()
-        self._got_lanes = {(one["label"], one["start"], one["index"]) for one in self._state.lanes}
-        self._trouble = Trouble(self.patience, self.route.address.name, self._interrupt)
+        self._retries = RetryPolicy(self.patience, self.endpoint.address.name, self._interrupt)
+        self._results = self._run()
+        self._requested = self.stack.wanted(self.slices)
+        self._painted = {label: self._painted_indices(label) for label in self.labels}
+        self._expected = {
+            (label, index) for label in self.labels for index in self._requested if index not in self._painted[label]
+        }
+        # What has come, by (label, index) and (label, start, index): the backend gets it back after a lost connection.
+        self._finished: dict[tuple[int, int], dict[str, Any]] = {}
+        self._lanes: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._found: list[dict[str, Any]] | None = None
 
-    def __iter__(self) -> Iterator[SliceRecord]:
-        return self._records
+    def __iter__(self) -> Iterator[SliceResult]:
+        return self._results
 
     def __enter__(self) -> RemoteRun:
         return self
@@ -127,76 +88,56 @@ class RemoteRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
-        self._records.close()
+        self._results.close()
 
     def cancel(self) -> None:
-        """Close the connection at once; who iterates gets `Cancelled`. Harmless for a run that has ended."""
+        """Close the connection at once; the thread that iterates gets `Cancelled`. Harmless after the end."""
         self._interrupt.set()
 
-    @property
-    def state(self) -> RunState:
-        """What has come so far; a copy. Hand it to ``Client.segment(resume=...)`` to go on from there."""
-        return self._copy(self._state)
-
-    @staticmethod
-    def _copy(state: RunState) -> RunState:
-        return replace(state, finished=list(state.finished), lanes=list(state.lanes))
-
-    def _asked(self) -> str:
-        """Stands for all that has a part in the result."""
-        fields = query_fields(self.stack, {}) | {"support": [piece.digest() for piece in self.pieces]}
-        fields |= {"labels": list(self.labels), "wanted": self._wanted, "strategy": self.strategy}
-        fields |= {"region": self.region, "threshold": self.threshold}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-
-    def _run(self) -> Generator[SliceRecord, None, None]:
-        with Connection(self.route, self._interrupt) as connection:
-            self._ask()
+    def _run(self) -> Generator[SliceResult, None, None]:
+        with Connection(self.endpoint, self._interrupt) as connection:
+            self._raise_if_cancelled()
             self.phase = "connecting"
-            capabilities = self._accepted(ask_capabilities(connection))
+            capabilities = fetch_capabilities(connection)
+            self._check(capabilities)
             self.phase = "sending"
-            shipment = shipment_of(self.stack, self._needed(), self.pieces, self._ask)
-            request = self._request(shipment)
+            upload = plan_upload(self.stack, self._needed(), self.support, self._raise_if_cancelled)
+            request = self._request(upload)
             while True:
                 try:
                     self.phase = "sending"
-                    send(connection, shipment, capabilities.limits, self._on_upload, self.cancelled)
+                    send_missing(connection, upload, capabilities.limits, self._on_upload, self.is_cancelled)
                     yield from self._stream(connection, request, capabilities)
                     break
                 except BackendError as error:
                     connection.close()
-                    if not error.passing:
+                    if not error.is_temporary:
                         raise
                     self.phase = "reconnecting"
-                    self._trouble.outlast(error, self._ask, self.on_trouble)
+                    self._retries.wait_or_raise(error, self._raise_if_cancelled, self.on_retry)
         self.phase = "finished"
 
-    def _ask(self) -> None:
-        if self.cancelled is not None and self.cancelled():
+    def _raise_if_cancelled(self) -> None:
+        if self.is_cancelled is not None and self.is_cancelled():
             self.cancel()
         if self._interrupt.is_set():
             raise Cancelled("The run was cancelled.")
 
-    def _accepted(self, capabilities: Capabilities) -> Capabilities:
-        """Raise where the backend says beforehand that it does not take the run."""
-        for what, given, known in (
+    def _check(self, capabilities: Capabilities) -> None:
+        """Raise if the backend says beforehand that it does not accept the run."""
+        for what, given, accepted in (
             ("strategy", self.strategy, capabilities.strategies),
             ("region", self.region, capabilities.regions),
         ):
-            if given not in known:
-                raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(known)}.")
-        capabilities.limits.check(self.stack, len(self.pieces), len(self.labels))
-        return capabilities
+            if given not in accepted:
+                raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(accepted)}.")
+        capabilities.limits.check(self.stack, len(self.support), len(self.labels))
 
-    def _painted_of(self, label: int) -> dict[int, bool]:
-        """The slices of the stack that are painted, or said to be without the label; whether they show it."""
-        here = (piece for piece in self.pieces if piece.scan == self.stack.scan and piece.axis == self.stack.axis)
-        known = ((piece.index, bool(piece.mask(label).any()), piece.complete) for piece in here)
-        return {index: shows for index, shows, complete in known if shows or complete}
-
-    def _to_come(self) -> set[tuple[int, int]]:
-        """Label and index of all slices that the run gives."""
-        return {(label, index) for label in self.labels for index in self._wanted if index not in self._painted[label]}
+    def _painted_indices(self, label: int) -> dict[int, bool]:
+        """Slices of the stack that are not computed: those that show the label (True), or surely do not (False)."""
+        own = (one for one in self.support if one.scan == self.stack.scan and one.axis == self.stack.axis)
+        shows = ((one.index, bool(one.mask(label).any()), one.complete) for one in own)
+        return {index: is_shown for index, is_shown, is_complete in shows if is_shown or is_complete}
 
     def _needed(self) -> list[int]:
         """The slices of the stack that the backend will read."""
@@ -205,132 +146,130 @@ class RemoteRun:
             return []
         starts = [{index for index, shows in self._painted[label].items() if shows} for label in open_labels]
         painted = set().union(*starts) if all(starts) else set()
-        return needed_slices(self.strategy, self.stack.count, self._wanted, painted)
+        return needed_slices(self.strategy, self.stack.count, self._requested, painted)
 
-    def _request(self, shipment: Shipment) -> dict[str, Any]:
-        """The request, without what has come already."""
+    def _request(self, upload: SliceUpload) -> dict[str, Any]:
+        """The fields of the request, without those of an earlier connection."""
         return {
             "protocol": PROTOCOL,
-            "query": query_fields(self.stack, shipment.query),
+            "query": query_fields(self.stack, upload.query),
             "support": [
-                support_fields(piece, self.labels, address)
-                for piece, address in zip(self.pieces, shipment.support, strict=True)
+                support_fields(painted, self.labels, address)
+                for painted, address in zip(self.support, upload.support, strict=True)
             ],
             "labels": list(self.labels),
-            "slices": None if self.slices is None else self._wanted,
+            "slices": None if self.slices is None else self._requested,
             "strategy": self.strategy,
             "region": self.region,
             "threshold": self.threshold,
         }
 
     def _on_upload(self, done: int, total: int) -> None:
-        self._trouble.over(done)
+        self._retries.resolved(done)
         if self.on_upload is not None:
             self.on_upload(done, total)
 
     def _stream(
         self, connection: Connection, request: Mapping[str, Any], capabilities: Capabilities
-    ) -> Generator[SliceRecord, None, None]:
-        """The slices of one connection, to the end of the run."""
-        finished = [_kept(fields, "label", "index", "box", "data") for fields in self._state.finished]
-        body = json.dumps({**request, "finished": finished, "lanes": self._state.lanes, "found": self._state.found})
+    ) -> Generator[SliceResult, None, None]:
+        """The new slices of one connection, to the end of the run."""
+        earlier = {"finished": [*self._finished.values()], "lanes": [*self._lanes.values()], "found": self._found}
+        body = json.dumps({**request, **earlier})
         capabilities.limits.check_body(len(body))
         self.phase = "waiting"
-        response = connection.open("POST", "/segmentations", body.encode())
-        self._trouble.connected()
+        response = connection.request("POST", "/segmentations", body.encode())
+        self._retries.connected()
         rows, columns = self.stack.native_shape
         longest = (1 << 16) + 2 * rows * columns * len(self.labels)
         while True:
-            record = connection.record(response, longest)
-            self._ask()
+            record = connection.next_record(response, longest)
+            self._raise_if_cancelled()
             try:
                 if record["type"] == "end":
                     self._end(record)
                     return
-                fresh = self._take(record)
+                result = self._receive(record)
             except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise BackendFailed(
-                    f"The backend at {self.route.address.name} sends what is not understood ({error}). Update the "
+                    f"The backend at {self.endpoint.address.name} sends what is not understood ({error}). Update the "
                     "older of backend and program."
                 ) from error
-            if fresh is not None:
-                yield fresh
+            if result is not None:
+                yield result
 
-    def _take(self, record: Mapping[str, Any]) -> SliceRecord | None:
-        """Take a record in; the slice that is new by it. Records of kinds that are not known are left out."""
+    def _receive(self, record: Mapping[str, Any]) -> SliceResult | None:
+        """Process a record; the slice if it is a new one. Records of unknown types are ignored."""
         kind = record["type"]
         if kind == "start":
             self._start(record)
         elif kind == "alive":
             self.ahead = int(record["ahead"])
             self.phase = "waiting" if self.ahead else "computing"
-        elif kind == "slice" and (record["label"], record["index"]) not in self._got:
-            return self._take_slice(record)
+        elif kind == "slice" and (record["label"], record["index"]) not in self._finished:
+            return self._receive_slice(record)
         elif kind == "lane":
-            self._take_lane(record)
-        elif kind == "found" and self._state.found is None:
-            starts = [_kept(one, "label", "index", "box", "data") for one in record["starts"]]
+            self._receive_lane(record)
+        elif kind == "found" and self._found is None:
+            starts = [_select(one, *ANSWER) for one in record["starts"]]
             if len(starts) > len(self.labels) or not all(self._is_of_run(one) for one in starts):
                 raise ValueError("starts that were not asked for")
-            self._state.found = starts
-            self._trouble.over()
+            self._found = starts
+            self._retries.resolved()
         elif kind == "error":
-            raise refusal(self.route.address.name, 0, str(record["code"]), str(record["message"]))
+            raise error_of_answer(self.endpoint.address.name, 0, str(record["code"]), str(record["message"]))
         return None
 
     def _is_of_run(self, record: Mapping[str, Any]) -> bool:
         return record["label"] in self.labels and 0 <= record["index"] < self.stack.count
 
-    def _take_lane(self, record: Mapping[str, Any]) -> None:
-        """Keep what a lane has answered, for going on later; at most two come to a slice, one from either side."""
+    def _receive_lane(self, record: Mapping[str, Any]) -> None:
+        """Keep an intermediate probability; at most two come to a slice, one from each side."""
         place = (record["label"], record["start"], record["index"])
         most = 2 * len(self.labels) * self.stack.count
-        if not self._is_of_run(record) or not 0 <= record["start"] < self.stack.count or len(self._got_lanes) > most:
+        if not self._is_of_run(record) or not 0 <= record["start"] < self.stack.count or len(self._lanes) > most:
             raise ValueError("a lane that was not asked for")
-        if place not in self._got_lanes:
-            self._got_lanes.add(place)
-            self._state.lanes.append(_kept(record, "label", "start", "index", "box", "data"))
-            self._trouble.over()
+        if place not in self._lanes:
+            self._lanes[place] = _select(record, *ANSWER, "start")
+            self._retries.resolved()
 
-    def _take_slice(self, record: Mapping[str, Any]) -> SliceRecord:
+    def _receive_slice(self, record: Mapping[str, Any]) -> SliceResult:
         if (record["label"], record["index"]) not in self._expected:
             raise ValueError(f"slice {record['index']!s:.20} of label {record['label']!s:.20}, which was not asked for")
-        fields = _kept(record, "label", "index", "box", "data", "certainty")
-        fresh = _record(fields, self.stack.native_shape, len(self._state.finished) + 1, self._state.total)
-        self._got.add((fresh.label, fresh.index))
-        self._state.finished.append(fields)
-        self._trouble.over()
+        result = SliceResult(
+            label=int(record["label"]),
+            axis=self.stack.axis,
+            index=int(record["index"]),
+            probability=unpack_probability(record, self.stack.native_shape),
+            certainty=float(record["certainty"]),
+            finished=len(self._finished) + 1,
+            total=len(self._expected),
+        )
+        self._finished[result.label, result.index] = _select(record, *ANSWER)
+        self._retries.resolved()
         self.phase = "computing"
-        return fresh
+        return result
 
     def _start(self, record: Mapping[str, Any]) -> None:
-        state, weights = self._state, str(record["weights_sha256"])
-        if state.weights_sha256 not in ("", weights):
+        weights, total = str(record["weights_sha256"]), int(record["total"])
+        if self.weights_sha256 not in ("", weights):
             raise BackendFailed(
-                f"The backend at {self.route.address.name} has another model now than when the run began. Begin the "
+                f"The backend at {self.endpoint.address.name} has another model now than when the run began. Begin the "
                 "run again."
             )
         self.version, self.model, self.device = (str(record[name]) for name in ("version", "model", "device"))
-        self.warnings = [shown(warning) for warning in record["warnings"][:MOST_WARNINGS]]
-        self.weights_sha256 = state.weights_sha256 = weights
-        state.total = int(record["total"])
-        if state.total != len(self._expected):
-            raise ValueError(f"{state.total} slices in place of {len(self._expected)}")
+        self.warnings = [printable(warning) for warning in record["warnings"][:MOST_WARNINGS]]
+        self.weights_sha256 = weights
+        if total != len(self._expected):
+            raise ValueError(f"{total} slices in place of {len(self._expected)}")
 
     def _end(self, record: Mapping[str, Any]) -> None:
         self.seconds = {str(name): float(value) for name, value in record["seconds"].items()}
-        if not self.weights_sha256 or self._got != self._expected:
+        if not self.weights_sha256 or self._finished.keys() != self._expected:
             raise BackendFailed(
-                f"The backend at {self.route.address.name} ended after {len(self._state.finished)} of "
-                f"{self._state.total} slices. Begin the run again; if that does not help, update the backend."
+                f"The backend at {self.endpoint.address.name} ended after {len(self._finished)} of "
+                f"{len(self._expected)} slices. Begin the run again; if that does not help, update the backend."
             )
 
 
-def _kept(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+def _select(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: fields[name] for name in names}
-
-
-def _record(fields: Mapping[str, Any], shape: tuple[int, int], finished: int, total: int) -> SliceRecord:
-    probability = unpack_probability(fields, shape)
-    label, index, certainty = int(fields["label"]), int(fields["index"]), float(fields["certainty"])
-    return SliceRecord(label, index, probability, certainty, finished, total)

@@ -1,4 +1,4 @@
-"""Sending slices to a backend: each once, those that it has not at all, one at a time in memory on each connection."""
+"""Sending slices to a backend: each once, and only those that it lacks; one at a time in memory on each connection."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from functools import partial
 import numpy as np
 
 from SDFSMISLib.client.capabilities import Limits
-from SDFSMISLib.client.connection import Connection, Interrupt, Route
+from SDFSMISLib.client.connection import Connection, Endpoint, Interrupt
 from SDFSMISLib.client.errors import NotABackend
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
 from SDFSMISLib.wire import ARRAY_TYPE, content_address, pack_array, support_image_for_wire
 
-__all__ = ["OnProgress", "Shipment", "send", "shipment_of"]
+__all__ = ["OnProgress", "SliceUpload", "plan_upload", "send_missing"]
 
-CONNECTIONS = 4  # to another computer, whose answers are waited for; on this one compressing would only cost time
-LOOK = 0.1  # seconds between two looks at whether it was cancelled
+CONNECTIONS = 4  # to another computer, to hide the latency; to this one, where compressing would only cost time, one
+POLL_SECONDS = 0.1  # between two checks for cancellation
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of slices that the backend has and the number that it needs, in the caller's thread."""
 
 
 @dataclass(frozen=True, eq=False)
-class Shipment:
+class SliceUpload:
     """The slices that a run needs on the backend.
 
     Attributes:
         query: content addresses of the scan's slices, by index.
-        support: those of the painted slices' images, in the order of the pieces.
-        arrays: what gives each slice, by address.
-        size: bytes of all, each once, in memory.
+        support: content addresses of the images of the painted slices, in their order.
+        arrays: reads the array of an address.
+        size: bytes in memory of all arrays, each counted once.
     """
 
     query: dict[int, str]
@@ -45,20 +45,20 @@ class Shipment:
     size: int
 
 
-def shipment_of(
-    stack: SliceStack, indices: Sequence[int], pieces: Sequence[SupportSlice], ask: Callable[[], None]
-) -> Shipment:
-    """The slices ``indices`` of a stack and the images of painted slices, looked at one by one.
+def plan_upload(
+    stack: SliceStack, indices: Sequence[int], support: Sequence[SupportSlice], raise_if_cancelled: Callable[[], None]
+) -> SliceUpload:
+    """Read the slices ``indices`` of a stack and the images of painted slices one by one, for their addresses.
 
     Args:
-        ask: called before each slice; may raise.
+        raise_if_cancelled: called before each slice.
     """
     arrays: dict[str, Callable[[], np.ndarray]] = {}
     size = 0
 
-    def addressed(read: Callable[[], np.ndarray]) -> str:
+    def address_of(read: Callable[[], np.ndarray]) -> str:
         nonlocal size
-        ask()
+        raise_if_cancelled()
         array = read()
         address = content_address(array)
         if address not in arrays:
@@ -66,74 +66,74 @@ def shipment_of(
             size += array.nbytes
         return address
 
-    query = {index: addressed(partial(stack.read, index)) for index in indices}
-    support = [addressed(partial(_image, stack, piece)) for piece in pieces]
-    return Shipment(query, support, arrays, size)
+    query = {index: address_of(partial(stack.read, index)) for index in indices}
+    support_addresses = [address_of(partial(_support_image, stack, painted)) for painted in support]
+    return SliceUpload(query, support_addresses, arrays, size)
 
 
-def send(
+def send_missing(
     connection: Connection,
-    shipment: Shipment,
+    upload: SliceUpload,
     limits: Limits,
     on_progress: OnProgress | None = None,
-    cancel: Callable[[], bool] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
 ) -> None:
-    """Send those slices of a shipment that the backend has not.
+    """Send the slices of an upload that the backend lacks.
 
     Args:
-        connection: for asking what is missing; the slices go over others, which its interrupt stops too.
-        cancel: asked while sending; True stops it.
+        connection: asks which are missing; the slices go over further connections, which its interrupt stops too.
+        is_cancelled: called several times a second; True stops the upload.
 
     Raises:
-        ScanTooLarge: where the backend does not take so much.
-        BackendError: for all else that can go wrong with it.
-        Cancelled: where `cancel` said so, or the interrupt was set.
+        ScanTooLarge: if the slices are more than the backend accepts.
+        BackendError: if the backend is unreachable, refuses or fails.
+        Cancelled: if ``is_cancelled`` returned True, or the interrupt was set.
     """
-    limits.check_store(shipment.size)
-    missing = _missing(connection, shipment)
-    done, total = len(shipment.arrays) - len(missing), len(shipment.arrays)
+    limits.check_store(upload.size)
+    missing = _missing(connection, upload)
+    done, total = len(upload.arrays) - len(missing), len(upload.arrays)
     if on_progress is not None:
         on_progress(done, total)
-    sending = _Sending(connection.route, connection.interrupt, limits, shipment, missing)
+    senders = _Senders(connection.endpoint, connection.interrupt, limits, upload, missing)
     try:
         while done < total:
-            if cancel is not None and cancel():
+            if is_cancelled is not None and is_cancelled():
                 raise Cancelled("Sending the slices was cancelled.")
-            done += sending.sent(LOOK)
+            done += senders.count_sent(POLL_SECONDS)
             if on_progress is not None:
                 on_progress(done, total)
     except (Cancelled, KeyboardInterrupt):
         connection.interrupt.set()
         raise
     finally:
-        sending.stop()
+        senders.stop()
 
 
-def _missing(connection: Connection, shipment: Shipment) -> list[str]:
-    """The addresses that the backend asks for."""
-    answer = connection.ask("POST", "/slices/missing", json.dumps({"slices": list(shipment.arrays)}).encode())
+def _missing(connection: Connection, upload: SliceUpload) -> list[str]:
+    """The addresses of an upload that the backend lacks."""
+    answer = connection.request_json("POST", "/slices/missing", json.dumps({"slices": list(upload.arrays)}).encode())
     missing = answer.get("missing") if isinstance(answer, dict) else None
-    if not isinstance(missing, list) or not all(isinstance(one, str) and one in shipment.arrays for one in missing):
+    if not isinstance(missing, list) or not all(isinstance(one, str) and one in upload.arrays for one in missing):
         raise NotABackend(
-            f"What answers at {connection.route.address.name} asks for slices that it was not told of. Update it."
+            f"What answers at {connection.endpoint.address.name} asks for slices that it was not told of. Update it."
         )
     return list(dict.fromkeys(missing))
 
 
-def _image(stack: SliceStack, piece: SupportSlice) -> np.ndarray:
+def _support_image(stack: SliceStack, painted: SupportSlice) -> np.ndarray:
     """A painted slice's image as it is sent."""
-    lies_here = piece.scan == stack.scan and piece.axis == stack.axis and piece.index < stack.count
-    return support_image_for_wire(piece, stack.read(piece.index) if lies_here else None)
+    is_of_stack = painted.scan == stack.scan and painted.axis == stack.axis and painted.index < stack.count
+    return support_image_for_wire(painted, stack.read(painted.index) if is_of_stack else None)
 
 
-class _Sending:
-    """Threads that send slices, each over a connection of its own."""
+class _Senders:
+    """Threads that send slices, each over its own connection."""
 
     def __init__(
-        self, route: Route, interrupt: Interrupt, limits: Limits, shipment: Shipment, missing: Sequence[str]
+        self, endpoint: Endpoint, interrupt: Interrupt, limits: Limits, upload: SliceUpload, missing: Sequence[str]
     ) -> None:
-        self._route, self._interrupt, self._limits, self._arrays = route, interrupt, limits, shipment.arrays
-        self._compress = not route.address.is_local
+        self._endpoint, self._interrupt, self._limits, self._arrays = endpoint, interrupt, limits, upload.arrays
+        self._compress = not endpoint.address.is_local
         self._open: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -145,8 +145,11 @@ class _Sending:
         for thread in self._threads:
             thread.start()
 
-    def sent(self, seconds: float) -> int:
-        """How many slices were sent meanwhile, waiting for the first so long; raises what a thread failed by."""
+    def count_sent(self, seconds: float) -> int:
+        """How many slices were sent since the last call, after waiting ``seconds`` at most for the first.
+
+        Raises the exception that ended a thread.
+        """
         count = 0
         try:
             while True:
@@ -158,14 +161,14 @@ class _Sending:
             return count
 
     def stop(self) -> None:
-        """End after the slices that are under way."""
+        """Wait for the slices that are being sent; send no further ones."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
 
     def _work(self) -> None:
         try:
-            with Connection(self._route, self._interrupt) as connection:
+            with Connection(self._endpoint, self._interrupt) as connection:
                 while not self._stop.is_set():
                     self._send(connection, self._open.get_nowait())
                     self._done.put(None)
@@ -179,4 +182,4 @@ class _Sending:
             array = self._arrays[address]()
         packed = pack_array(array, self._compress)
         self._limits.check_body(len(packed))
-        connection.ask("PUT", f"/slices/{address}", packed, ARRAY_TYPE)
+        connection.request_json("PUT", f"/slices/{address}", packed, ARRAY_TYPE)

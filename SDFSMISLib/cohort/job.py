@@ -28,8 +28,9 @@ from SDFSMISLib.support import SupportSet
 
 if TYPE_CHECKING:
     from SDFSMISLib.inference.remote import RemoteSegmenter
-    from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
+    from SDFSMISLib.inference.segmentation import Segmentation
     from SDFSMISLib.inference.segmenter import Segmenter
+    from SDFSMISLib.slices import SliceResult
 
 __all__ = ["Backend", "LabelResult", "ScanJob", "ScanOptions", "ScanOutcome", "ScanWorker", "failed"]
 
@@ -164,7 +165,7 @@ class ScanOptions:
             from SDFSMISLib.inference.remote import RemoteSegmenter
 
             there = self.backend
-            return RemoteSegmenter(there.client(), on_trouble=_tell_trouble).checked()
+            return RemoteSegmenter(there.client(), on_retry=_tell_trouble).checked()
         from SDFSMISLib.inference.segmenter import Segmenter
 
         return Segmenter.from_pretrained(self.model, self.device)

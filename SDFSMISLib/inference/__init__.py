@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from SDFSMISLib.inference.remote import RemoteSegmenter
-    from SDFSMISLib.inference.segmentation import Segmentation, SliceResult
+    from SDFSMISLib.inference.segmentation import Segmentation
     from SDFSMISLib.inference.segmenter import Segmenter
 
 _HOME = {
     "RemoteSegmenter": "remote",
     "Segmentation": "segmentation",
     "Segmenter": "segmenter",
-    "SliceResult": "segmentation",
 }
 
-__all__ = ["RemoteSegmenter", "Segmentation", "Segmenter", "SliceResult"]
+__all__ = ["RemoteSegmenter", "Segmentation", "Segmenter"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.inference.segmentation import Collection, Segmentation, SliceResult
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.inference.segmentation import Collection, Segmentation
+from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
 
 
@@ -22,17 +22,17 @@ class RemoteSegmenter:
     """
 
     def __init__(
-        self, client: Client, patience: float = 60.0, on_trouble: Callable[[BackendError], None] | None = None
+        self, client: Client, patience: float = 60.0, on_retry: Callable[[BackendError], None] | None = None
     ) -> None:
         """
         Args:
             client: of the backend; nothing is asked of it here.
             patience: seconds to go on trying where the backend is not there.
-            on_trouble: called with what is wrong, before it is waited and tried again.
+            on_retry: called with the problem before each pause after which it is tried again.
         """
         self.client = client
         self.patience = patience
-        self.on_trouble = on_trouble
+        self.on_retry = on_retry
 
     def checked(self) -> RemoteSegmenter:
         """Itself, after asking the backend what it is; so that one that is not there is known early.
@@ -119,16 +119,12 @@ class RemoteSegmenter:
             threshold=threshold,
             on_upload=on_upload,
             cancel=cancel,
-            on_trouble=self.on_trouble,
+            on_retry=self.on_retry,
             patience=self.patience,
         )
         with run:
-            for one in run:
-                collected.take(one.label, one.index, one.probability, one.certainty)
+            for result in run:
+                collected.take(result.label, result.index, result.probability, result.certainty)
                 if on_slice is not None:
-                    on_slice(
-                        SliceResult(
-                            one.label, run_axis, one.index, one.probability, one.certainty, one.finished, one.total
-                        )
-                    )
+                    on_slice(result)
         return collected.segmentation(threshold, postprocessing, run.warnings)

@@ -19,9 +19,9 @@ from SDFSMISLib.inference.independent import Answered, run_independent
 from SDFSMISLib.inference.network_images import Contrast, Region, Shot
 from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_propagate
-from SDFSMISLib.inference.segmentation import SliceResult, certainty_of, presence_of
+from SDFSMISLib.inference.segmentation import certainty_of, presence_of
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
-from SDFSMISLib.slices import SliceStack, needed_slices
+from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
 
 Strategy = Literal["propagate", "independent"]

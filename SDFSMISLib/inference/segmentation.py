@@ -18,26 +18,6 @@ from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
 
 
-@dataclass(frozen=True, eq=False)
-class SliceResult:
-    """One finished slice of one label.
-
-    Attributes:
-        label: label value. axis, index: which slice of the query volume (array order, from 0).
-        probability: uint8 (rows, columns) on the query's own grid, 255 meaning 1.
-        certainty: 0 to 1, see `certainty_of`.
-        finished, total: slices done so far, this one included, and slices in all (labels counted one by one).
-    """
-
-    label: int
-    axis: int
-    index: int
-    probability: np.ndarray
-    certainty: float
-    finished: int
-    total: int
-
-
 @dataclass(eq=False)
 class Segmentation:
     """The result of a run.

@@ -17,10 +17,10 @@ from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Region, Shot
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import BATCH_SIZE, Finished, Options, Run, Strategy
-from SDFSMISLib.inference.segmentation import Collection, Segmentation, SliceResult, unlikeness
+from SDFSMISLib.inference.segmentation import Collection, Segmentation, unlikeness
 from SDFSMISLib.model.loading import BUILT_IN, load_pipeline, weights_digest
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
 
 

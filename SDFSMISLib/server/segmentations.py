@@ -24,11 +24,12 @@ from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.networks import is_out_of_memory
 from SDFSMISLib.inference.run import Finished, FoundResult, LaneResult, Options, Result, Run
-from SDFSMISLib.inference.segmentation import SliceResult, unlikeness
+from SDFSMISLib.inference.segmentation import unlikeness
 from SDFSMISLib.server.engine import BackendStopping, ClientStalled, Engine, Metrics, QueueFull, ScheduledRun
 from SDFSMISLib.server.schema import ApiError, SegmentationRequest, SliceProbability
 from SDFSMISLib.server.settings import LOGGER, ServerLimits, log_event
 from SDFSMISLib.server.store import MissingSlices, Store
+from SDFSMISLib.slices import SliceResult
 from SDFSMISLib.support import SupportSet
 from SDFSMISLib.wire import (
     PROTOCOL,

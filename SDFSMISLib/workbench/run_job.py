@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from SDFSMISLib.client import Client, SliceRecord
+from SDFSMISLib.client import Client
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.scene import Painting, Scan, SegmentTemplate
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.workbench.background import Cancel
 
@@ -163,7 +163,7 @@ class SliceCame:
     """A finished slice of a scan."""
 
     number: int
-    record: SliceRecord
+    record: SliceResult
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class RunJob:
             threshold=self.options.threshold,
             on_upload=lambda there, total: post(Sent(there, total)),
             cancel=cancel,
-            on_trouble=lambda error: post(Trouble(str(error))),
+            on_retry=lambda error: post(Trouble(str(error))),
         )
         cancel.then(run.cancel)
         try:

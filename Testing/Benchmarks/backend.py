@@ -26,8 +26,10 @@ import numpy as np
 import psutil
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
-from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_process import BackendProcess, start_backend
+from SDFSMISLib.client.capabilities import fetch_capabilities
+from SDFSMISLib.client.connection import Address, Connection, Endpoint, Interrupt
+from SDFSMISLib.client.upload import plan_upload, send_missing
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.slices import SliceStack
@@ -92,11 +94,16 @@ def overhead(backend: BackendProcess, rounds: int) -> dict[str, float]:
     }
 
 
-def upload(client: Client, url: str, token: str) -> dict[str, float]:
+def upload(url: str, token: str) -> dict[str, float]:
     scan, _ = scan_of(300, 512)
     stack, before = SliceStack.of(scan, 0), received(url, token)
-    spent = seconds(lambda: client.upload(stack, range(stack.count)))
-    again = seconds(lambda: client.upload(stack, range(stack.count)))
+
+    def send() -> None:
+        with Connection(Endpoint(Address.of(url), token, None, 30.0), Interrupt()) as connection:
+            planned = plan_upload(stack, range(stack.count), (), lambda: None)
+            send_missing(connection, planned, fetch_capabilities(connection).limits)
+
+    spent, again = seconds(send), seconds(send)
     sent = received(url, token) - before
     return {"scan MB": scan.voxels.nbytes / 1e6, "sent MB": sent / 1e6, "s": spent, "again s": again}
 
@@ -123,13 +130,12 @@ def main() -> None:
         report = {
             "overhead": overhead(backend, options.rounds),
             "correction": correction(backend),
-            "upload, loopback": upload(backend.client(), backend.url, backend.token),
+            "upload, loopback": upload(backend.url, backend.token),
         }
     own = own_address()
     if own is not None:
         with start_backend(arguments=("--host", own)) as backend:
-            client = Client(backend.url, backend.token)
-            report["upload, compressed"] = upload(client, backend.url, backend.token)
+            report["upload, compressed"] = upload(backend.url, backend.token)
     for name, figures in report.items():
         print(f"{name}: " + ", ".join(f"{what} {figure:.3g}" for what, figure in figures.items()))
     if options.json is not None:
