@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import typer
 
 from SDFSMISLib.benchmark import DATA_SETS, DataSet, ordered_cases
@@ -89,6 +91,12 @@ def write_config(folder: Path, **changes: object) -> Path:
     path = folder / "tiny.json"
     path.write_text(json.dumps(settings | changes), encoding="utf-8")
     return path
+
+
+def spleen_alone(patch: pytest.MonkeyPatch) -> None:
+    """Benchmarks of the abdomen test one organ, on few slices: for tests of how runs go, not of what they find."""
+    for name in ("chaos_t2", "sabs"):
+        patch.setitem(DATA_SETS, name, replace(DATA_SETS[name], organs=("spleen",)))
 
 
 def ran(*words: object) -> None:

@@ -25,13 +25,23 @@ from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.cpu import FoldedUpsample, fold_upsampling
 
 
+def measured_here(job: Job) -> dict[str, Any]:
+    """What a process of its own would measure; one repetition."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules, "LEAST_SECONDS", 0.0)
+        patch.setattr("SDFSMISLib.model.cpu.keep_freed_memory", lambda: False)  # it is for a whole process
+        return schedules.measure(job)
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of a real run in processes of its own, also written to a file."""
+    """Of a real run, also written to a file; one of its schedules in a process of its own, the others in this one."""
     output = tmp_path_factory.mktemp("bench") / "report.json"
     stages: list[tuple[int, int, str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("SDFSMISLib.cli.bench.SIZES", {"built-in": 96})
+        in_process = bench._in_process
+        patch.setattr(bench, "_in_process", lambda job: (in_process if job.schedule == NAIVE else measured_here)(job))
         found = bench.run_bench(
             ["built-in"], queries=3, resolution=64, device="cpu", output=output, on_stage=lambda *x: stages.append(x)
         )
@@ -86,10 +96,7 @@ def test_attention_is_counted_at_any_size(tmp_path: Path) -> None:
 def test_the_half_precision_schedule_runs(tmp_path: Path) -> None:
     """It is for a GPU; that its types fit together shows on a CPU, too."""
     job = Job("built-in", OURS_HALF, 2, 2, 64, "cpu", str(tmp_path / "half.npy"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedules, "LEAST_SECONDS", 0.0)
-        patch.setattr("SDFSMISLib.model.cpu.keep_freed_memory", lambda: False)  # it is for a whole process
-        result = schedules.measure(job)
+    result = measured_here(job)
     assert result["repeats"] == 1
     probabilities = np.load(job.probabilities)
     assert probabilities.shape == (2, 64, 64) and np.isfinite(probabilities).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark_examples import dice_of, ran, scans_of, write_config, write_scans, write_weights
+from benchmark_examples import dice_of, ran, scans_of, spleen_alone, write_config, write_scans, write_weights
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.loading import load_pipeline
@@ -86,7 +86,8 @@ def test_a_folder_keeps_what_its_weights_were_trained_without(tmp_path: Path) ->
         TrainingConfig.read(path)
 
 
-def test_a_run_trains_and_tests_without_a_part(manifest: Path, tmp_path: Path) -> None:
+def test_a_run_trains_and_tests_without_a_part(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spleen_alone(monkeypatch)
     config = write_config(tmp_path, average=0.5, decoded=False)
     ran(*run_words(manifest, config, tmp_path / "out", "--fold", "0", "--without", "vtct", "support-values"))
     trained = load_pipeline(tmp_path / "out" / "training" / "fold0-all" / "pipeline", "cpu")
@@ -97,8 +98,9 @@ def test_a_run_trains_and_tests_without_a_part(manifest: Path, tmp_path: Path) -
 
 
 def test_one_command_makes_the_ablation_table(
-    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    spleen_alone(monkeypatch)
     words = ["ablate", *run_words(manifest, write_config(tmp_path, steps=1), tmp_path / "out")[1:]]
     ran(*words, "--fold", "0")
     names = ["vtct", "query-enhancement", "support-values", "entropy", "dice", "latent"]
@@ -114,7 +116,8 @@ def test_one_command_makes_the_ablation_table(
     assert kept_once and {path.parent for path in kept_once} == {tmp_path / "out/training-set/chaos_t2/supervoxels"}
 
 
-def test_weights_as_they_are_can_be_ablated(manifest: Path, tmp_path: Path) -> None:
+def test_weights_as_they_are_can_be_ablated(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spleen_alone(monkeypatch)
     weights = write_weights(tmp_path / "tiny")
     ran("ablate", *run_words(manifest, "none", tmp_path / "out", "--model", weights, "--fold", "0")[1:])
     found = [dice_of(path) for path in sorted((tmp_path / "out").iterdir()) if path.is_dir()]

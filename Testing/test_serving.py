@@ -22,7 +22,7 @@ from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.cli.app import main
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.backend_process import start_backend
-from SDFSMISLib.client.errors import BackendFailed, CertificateNotTrusted, TokenRefused
+from SDFSMISLib.client.errors import CertificateNotTrusted, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 from serving import Task, task, until
@@ -84,7 +84,7 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def noisy_task(depth: int = 24) -> Task:
+def noisy_task(depth: int = 12) -> Task:
     """Enough for a stream that can be cut: two labels, two painted slices, so that lanes meet."""
     made = task((depth, 56, 48), painted=(depth // 3, 2 * depth // 3))
     noise = np.random.default_rng(1).normal(0, 12, made.scan.voxels.shape)
@@ -120,7 +120,7 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap(start
 
     def on_slice(result: Any) -> None:
         seen.append(result.finished)
-        if result.finished == 11:
+        if result.finished == 5:
             first.process.kill()  # SIGKILL: nothing is tidied up
             threading.Thread(target=started, args=("--port", port), kwargs=KNOWN, daemon=True).start()
 
@@ -161,11 +161,6 @@ def test_a_started_backend_has_a_token_of_its_own_and_hands_its_log_on() -> None
         assert backend.poll() is None
     assert backend.poll() is not None
     assert any("run done" in line for line in lines) and not any(backend.token in line for line in lines)
-
-
-def test_a_backend_that_cannot_start_says_why() -> None:
-    with pytest.raises(BackendFailed, match="no-such-model"):
-        start_backend(model="no-such-model")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send to another process")
