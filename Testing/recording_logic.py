@@ -185,3 +185,13 @@ def _thumbnail(color: tuple[float, float, float]) -> np.ndarray:
     painted = np.hypot((row + 0.1) / 0.4, (column + 0.4) / 0.35) < 1
     picture[painted] = 0.5 * picture[painted] + 0.5 * np.array(color)
     return np.rint(255 * picture).astype(np.uint8)
+
+
+def request_of(shown: Any) -> Any:
+    shown.ui.runButton.click()
+    return shown.logic.asked("start")[-1][0]
+
+
+def corrected(*slices: int) -> Any:
+    """The review after these slices of it were changed by hand."""
+    return replace(a_review(), results=tuple(replace(one, by_hand=slices) for one in a_review().results))
