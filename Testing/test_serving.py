@@ -84,7 +84,7 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def noisy_task(depth: int = 12) -> Task:
+def noisy_task(depth: int = 24) -> Task:
     """Enough for a stream that can be cut: two labels, two painted slices, so that lanes meet."""
     made = task((depth, 56, 48), painted=(depth // 3, 2 * depth // 3))
     noise = np.random.default_rng(1).normal(0, 12, made.scan.voxels.shape)
@@ -120,7 +120,7 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap(start
 
     def on_slice(result: Any) -> None:
         seen.append(result.finished)
-        if result.finished == 5:
+        if result.finished == 11:
             first.process.kill()  # SIGKILL: nothing is tidied up
             threading.Thread(target=started, args=("--port", port), kwargs=KNOWN, daemon=True).start()
 
