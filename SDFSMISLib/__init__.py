@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from SDFSMISLib.errors import InputError
     from SDFSMISLib.images.volume import Volume, read_labelmap
     from SDFSMISLib.inference import RemoteSegmenter, Segmentation, Segmenter
+    from SDFSMISLib.options import RunOptions
     from SDFSMISLib.support import SupportSet, SupportSlice
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "Client",
     "InputError",
     "RemoteSegmenter",
+    "RunOptions",
     "Segmentation",
     "Segmenter",
     "SupportSet",
@@ -35,6 +37,7 @@ _HOME = {
     "Client": "SDFSMISLib.client",
     "InputError": "SDFSMISLib.errors",
     "RemoteSegmenter": "SDFSMISLib.inference",
+    "RunOptions": "SDFSMISLib.options",
     "Segmentation": "SDFSMISLib.inference",
     "Segmenter": "SDFSMISLib.inference",
     "SupportSet": "SDFSMISLib.support",

@@ -71,6 +71,9 @@ class SmallBackend:
     protocol: int = PROTOCOL
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     weights: str = "w1"
+    accepted: dict[str, list[str]] = field(
+        default_factory=lambda: {"strategy": ["propagate", "independent"], "region": ["auto", "full"]}
+    )
     drop_idle: bool = False
     """closes each connection behind an answer, without a word"""
     put_status: int = 0
@@ -188,8 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
             "models": [{"name": "small", "weights_sha256": self.backend.weights, "resolution": 64}],
             "device": {"name": "a processor", "kind": "cpu"},
             "seconds_per_slice": 0.5,
-            "strategies": ["propagate", "independent"],
-            "regions": ["auto", "full"],
+            "strategies": self.backend.accepted["strategy"],
+            "regions": self.backend.accepted["region"],
             "limits": self.backend.limits,
             "queue": {"running": 0},
         }

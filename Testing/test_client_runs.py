@@ -9,6 +9,7 @@ import pytest
 from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, TWO_LABELS, collected, places, wait_for
 from SDFSMISLib.client import Client
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult
 from SDFSMISLib.support import SupportSet
 from small_backend import Fault, SmallBackend
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
 
 def test_a_run_gives_every_open_slice_of_every_label_once(url: str, backend: SmallBackend) -> None:
     sent: list[tuple[int, int]] = []
-    run = Client(url).segment(STACK, TWO_LABELS, threshold=0.4, on_upload=lambda *numbers: sent.append(numbers))
+    run = Client(url).segment(
+        STACK, TWO_LABELS, RunOptions(threshold=0.4), on_upload=lambda *numbers: sent.append(numbers)
+    )
     assert run.phase == "not begun"
     found = collected(run)
     assert set(found) == places(1, 2, without={(1, 2), (2, 2), (2, 4)})
@@ -35,7 +38,7 @@ def test_a_run_gives_every_open_slice_of_every_label_once(url: str, backend: Sma
 
 
 def test_labels_slices_and_options_are_asked_for_as_given(url: str, backend: SmallBackend) -> None:
-    run = Client(url).segment(STACK, TWO_LABELS, labels=[2], slices=[6, 5, 5], strategy="independent", region="full")
+    run = Client(url).segment(STACK, TWO_LABELS, RunOptions("independent", "full"), labels=[2], slices=[6, 5, 5])
     assert set(collected(run)) == {(2, 5), (2, 6)}
     (asked,) = backend.asked
     assert (asked["labels"], asked["slices"]) == ([2], [5, 6])
@@ -59,25 +62,26 @@ def test_labels_slices_and_options_are_asked_for_as_given(url: str, backend: Sma
 def test_only_slices_that_a_run_reads_are_sent(
     url: str, backend: SmallBackend, support: SupportSet, slices: list[int] | None, strategy: str, needed: list[int]
 ) -> None:
-    collected(Client(url).segment(STACK, support, slices=slices, strategy=strategy))
+    collected(Client(url).segment(STACK, support, RunOptions(strategy), slices=slices))
     assert {address for address in backend.puts() if address in ADDRESSES} == {ADDRESSES[index] for index in needed}
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"labels": [7]}, {"labels": []}, {"slices": [7]}, {"slices": []}, {"threshold": 1.0}, {"threshold": float("nan")}],
+    [{"labels": [7]}, {"labels": []}, {"slices": [7]}, {"slices": []}],
 )
 def test_what_cannot_be_asked_is_refused_at_once(arguments: dict) -> None:
     with pytest.raises(InputError):
         Client("localhost").segment(STACK, SUPPORT, **arguments)
 
 
-@pytest.mark.parametrize("option", ["strategy", "region"])
+@pytest.mark.parametrize(("option", "given"), [("strategy", "propagate"), ("region", "auto")])
 def test_an_option_that_the_backend_does_not_know_is_refused_before_anything_is_sent(
-    url: str, backend: SmallBackend, option: str
+    url: str, backend: SmallBackend, option: str, given: str
 ) -> None:
-    with pytest.raises(InputError, match=f"The {option} 'other' was given; the backend accepts"):
-        collected(Client(url).segment(STACK, SUPPORT, **{option: "other"}))
+    backend.accepted[option] = ["other"]
+    with pytest.raises(InputError, match=f"The {option} '{given}' was given; the backend accepts other"):
+        collected(Client(url).segment(STACK, SUPPORT))
     assert backend.puts() == []
 
 

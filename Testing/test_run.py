@@ -10,8 +10,9 @@ import torch
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.networks import LatentCache, Networks
-from SDFSMISLib.inference.run import Finished, Options, Result, Run
+from SDFSMISLib.inference.run import Finished, Result, Run
 from SDFSMISLib.model.unet import Hints, SupportBank
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack
 from small_scans import BrightPipeline, ball_scan, painted_on
 
@@ -65,7 +66,7 @@ def case(request: pytest.FixtureRequest, trained: Segmenter) -> tuple[Run, list[
     slices = [4, 10, 11] if request.param == "some slices" else None
 
     def made(finished: Finished | None = None, latents: LatentCache | None = None) -> Run:
-        options = Options(strategy, batch_size=4)
+        options = RunOptions(strategy, batch_size=4)
         return trained.run(SliceStack.of(query, 0), support, options, slices=slices, finished=finished, latents=latents)
 
     return made, results_of(made()), {"cuts": 5}
@@ -145,9 +146,9 @@ class Narrow(BrightPipeline):
 def test_a_device_out_of_memory_gets_half_as_much_at_a_time(strategy: str) -> None:
     scan, labelmap = ball_scan((16, 40, 40), (1.0, 1.0, 1.0))
     support = SupportSet.from_labelmap(scan, painted_on(labelmap, 8), 1, axis=0)
-    wide = Segmenter(BrightPipeline()).segment(scan, support, strategy)
+    wide = Segmenter(BrightPipeline()).segment(scan, support, RunOptions(strategy))
     pipeline = Narrow(1)
-    narrow = Segmenter(pipeline).segment(scan, support, strategy)
+    narrow = Segmenter(pipeline).segment(scan, support, RunOptions(strategy))
     np.testing.assert_array_equal(narrow.labelmap.voxels, wide.labelmap.voxels)
     assert max(queries for queries, _ in pipeline.batches) == 1
 

@@ -19,6 +19,7 @@ import torch
 from SDFSMISLib import Segmenter
 from SDFSMISLib.client import Client
 from SDFSMISLib.model.unet import Hints, SupportBank
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.server.settings import ServerLimits
 from SDFSMISLib.wire import content_address, encode_array, pack_array, read_record
 from serving import Backend, Task, request_of, running, task, until
@@ -95,9 +96,9 @@ def test_a_correction_encodes_only_what_looks_otherwise(backend: Backend) -> Non
     """Whole slices look the same whatever is painted."""
     asked, engine = task((14, 40, 40), seed=6), backend.engine
     corrected = task((14, 40, 40), painted=(7, 3), seed=6)
-    segmented(backend.client(), asked, region="full", strategy="independent")
+    segmented(backend.client(), asked, options=RunOptions("independent", "full"))
     misses = engine.latents.misses
-    assert is_right(segmented(backend.client(), corrected, region="full", strategy="independent"), corrected)
+    assert is_right(segmented(backend.client(), corrected, options=RunOptions("independent", "full")), corrected)
     assert engine.latents.misses == misses and engine.latents.hits > 0
 
 
@@ -498,7 +499,7 @@ class Crowded(BrightPipeline):
 def test_a_device_out_of_memory_gets_less_at_a_time() -> None:
     asked = task((20, 40, 40))
     with running(Crowded()) as backend:
-        assert is_right(segmented(backend.client(), asked, strategy="independent"), asked)
+        assert is_right(segmented(backend.client(), asked, options=RunOptions("independent")), asked)
 
 
 def test_runs_are_told_that_the_backend_stops_and_new_ones_are_refused(gated: tuple[Backend, Gated]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
+from SDFSMISLib.options import REGIONS, STRATEGIES
 from SDFSMISLib.workbench.views import PanelLogic, QueryMode, RunRequest
 from SDFSMISPanel.controls import Control
 from SDFSMISPanel.parameter import Parameter, keep_other_scans, other_scans
@@ -15,8 +16,6 @@ __all__ = ["QuerySection"]
 
 # As the .ui lists them.
 MODES = (QueryMode.ALL, QueryMode.RANGE, QueryMode.OUTWARDS, QueryMode.NONE)
-STRATEGIES = ("propagate", "independent")
-REGIONS = ("auto", "full")
 
 
 class QuerySection:

@@ -27,6 +27,7 @@ from SDFSMISLib.evaluation.baselines import Method, segmenter_method
 from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import CHUNKS, LabelledScan, Task
 from SDFSMISLib.images.postprocess import largest_component
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.support import SupportSet
 
 if TYPE_CHECKING:
@@ -193,7 +194,7 @@ def method_of(segmenter: Segmenter, protocol: Protocol, window: Window) -> Metho
     if protocol == "official":
         return official_method(segmenter.pipeline)
     region = "full" if window == "minmax" else "auto"
-    return segmenter_method(segmenter, strategy="independent", window=window, region=region)
+    return segmenter_method(segmenter, options=RunOptions("independent", region), window=window)
 
 
 def official_method(pipeline: SDFSMISPipeline) -> Method:

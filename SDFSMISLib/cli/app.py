@@ -22,6 +22,7 @@ from SDFSMISLib.client import BackendError
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.cpu import keep_freed_memory
+from SDFSMISLib.options import BUILT_IN, RunOptions
 from SDFSMISLib.training import CONFIGURATIONS
 
 __all__ = ["main"]
@@ -220,7 +221,7 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate (PEM), for https.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
-    model: Annotated[str, typer.Option(metavar="M", help="Weights, as in segment.")] = "built-in",
+    model: Annotated[str, typer.Option(metavar="M", help="Weights, as in segment.")] = BUILT_IN,
     device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Annotated[
         Engine,
@@ -311,7 +312,7 @@ def evaluate(
         raise InputError(f"There is no baseline {unknown[0]!r}; there are {', '.join(BASELINES)}.")
     manifest = read_manifest(cases)
     chosen = manifest.select(_names(groups) or None, split.value)
-    models = _models(model or ["built-in"], protocol, device)
+    models = _models(model or [BUILT_IN], protocol, device)
     methods = models | {name: BASELINES[name] for name in chosen_baselines}
     if not methods:
         raise InputError(f"There is nothing to measure; name a model, or of the baselines {', '.join(BASELINES)}.")
@@ -353,14 +354,14 @@ def _models(names: list[str], protocol: Protocol, device: str) -> dict[str, Any]
     from SDFSMISLib.evaluation import segmenter_method
 
     methods: dict[str, Any] = {}
-    options = {"strategy": "independent"} if protocol is Protocol.field else {}  # the papers' way
+    options = RunOptions("independent") if protocol is Protocol.field else RunOptions()  # the papers' way
     with waiting("Loading the models"):
         from SDFSMISLib.inference import Segmenter
         from SDFSMISLib.model.loading import weights_digest
 
         for name in names:
             segmenter = Segmenter.from_pretrained(name, device)
-            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter, **options)
+            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter, options=options)
     return methods
 
 

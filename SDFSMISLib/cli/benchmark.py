@@ -18,6 +18,7 @@ from SDFSMISLib.cli.segment import ManyValues
 from SDFSMISLib.console import progress, waiting
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.options import BUILT_IN
 
 if TYPE_CHECKING:
     from SDFSMISLib.benchmark import DataSet, FoldResult, Job, Model, Plan
@@ -295,7 +296,7 @@ def _run(plan: Plan, config: str, weights: str | None, without: list[str], devic
             f"There is no ablation {unknown[0]!r}; there are {', '.join(PARTS)}, and the losses {', '.join(LOSSES)}."
         )
     if config == NOTHING:
-        folders, model = None, _model_as_it_is(weights or "built-in", without, device)
+        folders, model = None, _model_as_it_is(weights or BUILT_IN, without, device)
     else:
         settings = _changed(_read(config, weights), without, plan.protocol == "official")
         folders, model = train_folds(plan, _Trainer(settings)), _trained_model(config, settings, without, device)

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from SDFSMISLib.options import BUILT_IN
+
 __all__ = ["EXAMPLES", "ManyValues", "command_line", "segment"]
 
 SECRET, HIDDEN = "--token", "***"  # an option whose value is not kept anywhere
@@ -217,7 +219,7 @@ def segment(
     strategy: Annotated[Strategy, STRATEGY] = Strategy.propagate,
     threshold: Annotated[float, THRESHOLD] = 0.5,
     region: Annotated[Region, REGION] = Region.auto,
-    model: Annotated[str, MODEL] = "built-in",
+    model: Annotated[str, MODEL] = BUILT_IN,
     device: Annotated[str, DEVICE] = "auto",
     server: Annotated[str | None, SERVER] = None,
     token: Annotated[str | None, TOKEN] = None,

@@ -22,6 +22,7 @@ from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.images.labelmap import label_values
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume, read_labelmap
+from SDFSMISLib.options import BUILT_IN, RunOptions
 from SDFSMISLib.support import SupportSet
 
 __all__ = ["SegmentRequest", "passes_over_slices", "run_segment"]
@@ -46,7 +47,7 @@ class SegmentRequest:
     threshold: float = 0.5
     probabilities: str | None = None
     region: Literal["auto", "full"] = "auto"
-    model: str = "built-in"
+    model: str = BUILT_IN
     device: str = "auto"
     server: str | None = None
     token: str | None = None
@@ -64,15 +65,17 @@ class SegmentRequest:
         return ScanOptions(
             support=support,
             labels=self.labels or support.labels,
-            strategy=self.strategy,
-            region=self.region,
-            threshold=self.threshold,
+            options=self.run_options,
             postprocessing=clean_up,
             model=self.model,
             device=self.device,
             command=command,
             backend=self.backend,
         )
+
+    @property
+    def run_options(self) -> RunOptions:
+        return RunOptions(self.strategy, self.region, self.threshold)
 
     @property
     def backend(self) -> Backend | None:
@@ -194,7 +197,9 @@ class _Here:
         here = [piece for piece in support.slices if piece.scan == scan_hash and piece.axis == axis]
         slices = query.slice_count(axis) - len({piece.index for piece in here})
         shown = {label: any(piece.mask(label).any() for piece in here) for label in options.labels}
-        passes = sum(passes_over_slices(options.strategy, painted, segmenter.searches) for painted in shown.values())
+        passes = sum(
+            passes_over_slices(options.options.strategy, painted, segmenter.searches) for painted in shown.values()
+        )
         say(
             f"{job.query.name}: {slices} {query.geometry.plane(axis)} slices of axis {axis}, {count} "
             f"label{'s' * (count > 1)}: about {duration(passes * slices * self.seconds)} on {segmenter.device}."
@@ -288,11 +293,8 @@ def _check_options(request: SegmentRequest) -> None:
         raise InputError("--slice and --axis choose slices of --mask; a support set holds its own, so leave them out.")
     if request.support_set is not None and not request.queries:
         raise InputError("A support set holds painted slices, no scan to segment; name one with --query.")
-    if not 0 < request.threshold < 1:
-        raise InputError(
-            f"The threshold {request.threshold:g} was given; a probability between 0 and 1 is accepted, 0.5 by default."
-        )
-    if request.server is not None and (request.model != "built-in" or request.device != "auto"):
+    request.run_options  # noqa: B018  (says which option is not accepted)
+    if request.server is not None and (request.model != BUILT_IN or request.device != "auto"):
         raise InputError("--model and --device are those of the server; leave them out, or leave --server out.")
     if request.backend is not None:
         request.backend.client()  # says what is wrong with the address, the token or the certificate

@@ -20,6 +20,7 @@ from typing import IO
 from SDFSMISLib.client.client import Client
 from SDFSMISLib.client.errors import BackendFailed
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.options import BUILT_IN
 
 __all__ = ["BackendProcess", "start_backend"]
 
@@ -77,7 +78,7 @@ class BackendProcess:
 def start_backend(
     python: str | Sequence[str] = sys.executable,
     *,
-    model: str = "built-in",
+    model: str = BUILT_IN,
     device: str = "auto",
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,

@@ -10,6 +10,7 @@ from SDFSMISLib.client.errors import BackendError
 from SDFSMISLib.client.remote_run import RemoteRun
 from SDFSMISLib.client.upload import OnProgress
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
 
@@ -80,12 +81,10 @@ class Client:
         self,
         stack: SliceStack,
         support: SupportSet,
+        options: RunOptions = RunOptions(),
         *,
         labels: Sequence[int] | None = None,
         slices: Sequence[int] | None = None,
-        strategy: str = "propagate",
-        region: str = "auto",
-        threshold: float = 0.5,
         on_upload: OnProgress | None = None,
         cancel: Callable[[], bool] | None = None,
         on_retry: Callable[[BackendError], None] | None = None,
@@ -97,10 +96,9 @@ class Client:
         connection the run continues by itself with what has not come yet. Slices painted on this stack do not come.
 
         Args:
+            options: strategy, region and threshold; the batch size is the backend's own.
             labels: label values; None = all of the support.
             slices: indices of the slices to segment, from 0; None = all.
-            strategy: ``propagate`` or ``independent``. region: ``auto`` or ``full``.
-            threshold: probability above which a voxel belongs to the structure, between 0 and 1.
             on_upload: called with the number of slices that are on the backend, and the number of all.
             cancel: called at every sign of life of the backend, at least every five seconds; True stops the run.
                 :meth:`RemoteRun.cancel` stops it at once.
@@ -109,8 +107,8 @@ class Client:
                 for one that is busy and says when to come again.
 
         Raises:
-            InputError: here, if a slice is outside the stack, a label is painted nowhere, or the threshold is invalid;
-                while iterating, if the backend does not know the strategy or region.
+            InputError: here, if a slice is outside the stack or a label is painted nowhere; while iterating, if the
+                backend does not know the strategy or region.
             BackendError: while iterating, if the backend is unreachable, refuses, fails, or is lost for longer than
                 ``patience``.
             Cancelled: while iterating, if ``cancel`` returned True, or :meth:`RemoteRun.cancel` was called.
@@ -118,8 +116,6 @@ class Client:
         requested = tuple(dict.fromkeys(support.labels if labels is None else map(int, labels)))
         if not requested:
             raise InputError("The support has nothing painted; paint the structure on at least one slice.")
-        if not 0 < threshold < 1:
-            raise InputError(f"The threshold {threshold} was given; a probability between 0 and 1 is accepted.")
         needed = {id(painted) for label in requested for painted in support.for_label(label)}
         return RemoteRun(
             self._endpoint,
@@ -127,9 +123,7 @@ class Client:
             [painted for painted in support.slices if id(painted) in needed],
             requested,
             slices,
-            strategy,
-            region,
-            threshold,
+            options,
             on_upload,
             cancel,
             on_retry,

@@ -13,6 +13,7 @@ from SDFSMISLib.client.connection import Connection, Endpoint, Interrupt, RetryP
 from SDFSMISLib.client.errors import BackendError, BackendFailed, error_of_answer, printable
 from SDFSMISLib.client.upload import OnProgress, SliceUpload, plan_upload, send_missing
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
 from SDFSMISLib.wire import PROTOCOL, query_fields, support_fields, unpack_probability
@@ -48,9 +49,7 @@ class RemoteRun:
     support: Sequence[SupportSlice]
     labels: Sequence[int]
     slices: Sequence[int] | None
-    strategy: str
-    region: str
-    threshold: float
+    options: RunOptions
     on_upload: OnProgress | None
     is_cancelled: Callable[[], bool] | None
     on_retry: Callable[[BackendError], None] | None
@@ -126,8 +125,8 @@ class RemoteRun:
     def _check(self, capabilities: Capabilities) -> None:
         """Raise if the backend says beforehand that it does not accept the run."""
         for what, given, accepted in (
-            ("strategy", self.strategy, capabilities.strategies),
-            ("region", self.region, capabilities.regions),
+            ("strategy", self.options.strategy, capabilities.strategies),
+            ("region", self.options.region, capabilities.regions),
         ):
             if given not in accepted:
                 raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(accepted)}.")
@@ -146,7 +145,7 @@ class RemoteRun:
             return []
         starts = [{index for index, shows in self._painted[label].items() if shows} for label in open_labels]
         painted = set().union(*starts) if all(starts) else set()
-        return needed_slices(self.strategy, self.stack.count, self._requested, painted)
+        return needed_slices(self.options.strategy, self.stack.count, self._requested, painted)
 
     def _request(self, upload: SliceUpload) -> dict[str, Any]:
         """The fields of the request, without those of an earlier connection."""
@@ -159,9 +158,9 @@ class RemoteRun:
             ],
             "labels": list(self.labels),
             "slices": None if self.slices is None else self._requested,
-            "strategy": self.strategy,
-            "region": self.region,
-            "threshold": self.threshold,
+            "strategy": self.options.strategy,
+            "region": self.options.region,
+            "threshold": self.options.threshold,
         }
 
     def _on_upload(self, done: int, total: int) -> None:

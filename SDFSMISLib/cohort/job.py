@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from SDFSMISLib.images.files import written_extension
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.output import provenance, write_segmentation, written_files
+from SDFSMISLib.options import BUILT_IN, RunOptions
 from SDFSMISLib.support import SupportSet
 
 if TYPE_CHECKING:
@@ -124,11 +125,9 @@ class ScanOptions:
 
     support: SupportSet
     labels: tuple[int, ...]
-    strategy: Literal["propagate", "independent"] = "propagate"
-    region: Literal["auto", "full"] = "auto"
-    threshold: float = 0.5
+    options: RunOptions = RunOptions()
     postprocessing: Postprocessing = Postprocessing()
-    model: str = "built-in"
+    model: str = BUILT_IN
     device: str = "auto"
     command: str = ""
     backend: Backend | None = None
@@ -138,9 +137,9 @@ class ScanOptions:
         """What a result depends on beside its inputs, for its provenance."""
         clean = self.postprocessing
         return {
-            "strategy": self.strategy,
-            "region": self.region,
-            "threshold": self.threshold,
+            "strategy": self.options.strategy,
+            "region": self.options.region,
+            "threshold": self.options.threshold,
             "smooth": f"{clean.smooth_mm:g} mm",
             "keep-largest": clean.keep_largest,
             "fill-holes": "on" if clean.fill_holes else "off",
@@ -241,10 +240,8 @@ class ScanWorker:
         segmentation = self.segmenter.segment(
             query,
             asked.support,
-            asked.strategy,
+            asked.options,
             labels=asked.labels,
-            region=asked.region,
-            threshold=asked.threshold,
             postprocessing=asked.postprocessing,
             on_slice=on_slice,
             cancel=cancel,

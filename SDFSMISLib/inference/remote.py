@@ -11,6 +11,7 @@ from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.segmentation import Collection, Segmentation
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
 
@@ -80,13 +81,11 @@ class RemoteSegmenter:
         self,
         query: Volume,
         support: SupportSet,
-        strategy: str = "propagate",
+        options: RunOptions = RunOptions(),
         *,
         axis: int | None = None,
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
-        region: str = "auto",
-        threshold: float = 0.5,
         postprocessing: Postprocessing | None = None,
         window: Literal["robust", "minmax"] = "robust",
         on_slice: Callable[[SliceResult], None] | None = None,
@@ -100,7 +99,7 @@ class RemoteSegmenter:
             cancel: asked between slices while they are sent, then at every sign of life of the backend.
 
         Raises:
-            InputError: where an option is unknown, a slice is outside the scan, or the support lacks a label.
+            InputError: where the backend lacks an option, a slice is outside the scan, or the support lacks a label.
             BackendError: where the backend is not there, refuses, fails, or is lost for longer than `patience`.
             Cancelled: where `cancel` said so.
         """
@@ -112,11 +111,9 @@ class RemoteSegmenter:
         run = self.client.segment(
             scan,
             support,
+            options,
             labels=tuple(pieces),
             slices=slices,
-            strategy=strategy,
-            region=region,
-            threshold=threshold,
             on_upload=on_upload,
             cancel=cancel,
             on_retry=self.on_retry,
@@ -127,4 +124,4 @@ class RemoteSegmenter:
                 collected.take(result.label, result.index, result.probability, result.certainty)
                 if on_slice is not None:
                     on_slice(result)
-        return collected.segmentation(threshold, postprocessing, run.warnings)
+        return collected.segmentation(options.threshold, postprocessing, run.warnings)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -21,43 +20,13 @@ from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_propagate
 from SDFSMISLib.inference.segmentation import certainty_of, presence_of
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
 
-Strategy = Literal["propagate", "independent"]
-STRATEGIES = ("propagate", "independent")
-REGIONS = ("auto", "full")
 FOUND_MARGIN = 3.0  # half sides of the box around what the first pass over full slices found
 FOUND_REACH = 2  # slices to either side of it that are looked at again, through that box
 MOST_SHOTS = 12  # painted slices that a pass without propagation looks at
-BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to segment. `threshold` is the probability above which a voxel belongs to the structure; `batch_size` bounds
-    the memory.
-
-    Raises:
-        InputError: for what is not accepted.
-    """
-
-    strategy: Strategy = "propagate"
-    region: Literal["auto", "full"] = "auto"
-    threshold: float = 0.5
-    batch_size: int = BATCH_SIZE
-
-    def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise InputError(f"The strategy {self.strategy!r} was given; {' and '.join(STRATEGIES)} are accepted.")
-        if self.region not in REGIONS:
-            raise InputError(f"The region {self.region!r} was given; {' and '.join(REGIONS)} are accepted.")
-        if not 0 < self.threshold < 1:
-            raise InputError(
-                f"The threshold {self.threshold} was given; a probability between 0 and 1 is accepted, 0.5 by default."
-            )
-        if self.batch_size < 1:
-            raise InputError(f"The batch size {self.batch_size} was given; 1 or more slices are accepted.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +112,7 @@ class Run:
         pipeline: SDFSMISPipeline,
         scan: SliceStack,
         support: Mapping[int, Sequence[SupportSlice]],
-        options: Options,
+        options: RunOptions,
         slices: Sequence[int] | None = None,
         latents: LatentCache | None = None,
         finished: Finished | None = None,

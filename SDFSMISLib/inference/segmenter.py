@@ -16,10 +16,11 @@ from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Region, Shot
 from SDFSMISLib.inference.networks import LatentCache
-from SDFSMISLib.inference.run import BATCH_SIZE, Finished, Options, Run, Strategy
+from SDFSMISLib.inference.run import Finished, Run
 from SDFSMISLib.inference.segmentation import Collection, Segmentation, unlikeness
-from SDFSMISLib.model.loading import BUILT_IN, load_pipeline, weights_digest
+from SDFSMISLib.model.loading import load_pipeline, weights_digest
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
+from SDFSMISLib.options import BUILT_IN, RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
 
@@ -67,16 +68,13 @@ class Segmenter:
         self,
         query: Volume,
         support: SupportSet,
-        strategy: Strategy = "propagate",
+        options: RunOptions = RunOptions(),
         *,
         axis: int | None = None,
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
-        region: Literal["auto", "full"] = "auto",
-        threshold: float = 0.5,
         postprocessing: Postprocessing | None = None,
         window: Literal["robust", "minmax"] = "robust",
-        batch_size: int = BATCH_SIZE,
         on_slice: Callable[[SliceResult], None] | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Segmentation:
@@ -90,26 +88,22 @@ class Segmenter:
         Args:
             query: the scan to segment.
             support: painted slices, of this scan or of others.
-            strategy: `propagate`, or `independent`: each slice alone against the support, the paper's way. On
-                another scan the built-in weights are handed the painted mask, which registration brings onto each
-                slice and neighbouring slices agree on, unless `region` is `full`.
+            options: strategy, region and threshold. With `independent` on another scan the built-in weights are handed
+                the painted mask, which registration brings onto each slice and neighbouring slices agree on, unless
+                `region` is `full`.
             axis: array axis along which to slice; None = that of the painted slices, or the one that is anatomically
                 nearest.
             slices: slices to segment, from 0; None = all.
             labels: label values to segment; None = all of the support.
-            region: `auto` shows the network a square around the structure, `full` whole slices, the paper's way.
-            threshold: probability above which a voxel belongs to the structure, 0 to 1.
             postprocessing: what is done behind the threshold; None = nothing.
             window: `robust`, or `minmax`, the paper's: how the query's intensities become [-1, 1].
-            batch_size: slices per pass of the network; bounds the memory.
             on_slice: called after each slice of each label.
             cancel: asked after each slice; True stops the run with `Cancelled`, within one batch.
 
         Raises:
-            InputError: where an option is unknown, a slice is outside the scan, or the support lacks a label.
+            InputError: where a slice is outside the scan, or the support lacks a label.
             Cancelled: where `cancel` said so.
         """
-        options = Options(strategy, region, threshold, batch_size)
         pieces = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         content_hash = query.content_hash()
         run_axis = support.axis_on(query, content_hash) if axis is None else axis
@@ -124,13 +118,13 @@ class Segmenter:
                         on_slice(result)
                     _ask(cancel)
             _ask(cancel)
-        return collected.segmentation(threshold, postprocessing, unlikeness(scan, run.pieces))
+        return collected.segmentation(options.threshold, postprocessing, unlikeness(scan, run.pieces))
 
     def run(
         self,
         scan: SliceStack,
         support: SupportSet,
-        options: Options,
+        options: RunOptions,
         *,
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,

@@ -28,6 +28,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.translator import VisualToTextualTranslator
 from SDFSMISLib.model.unet import SupportQueryUNet
+from SDFSMISLib.options import BUILT_IN
 
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:
@@ -41,7 +42,6 @@ def weights_digest(pipeline: DiffusionPipeline) -> str:
     return digest.hexdigest()
 
 
-BUILT_IN = "built-in"
 PACKAGE_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 COMPONENTS: dict[str, type[Any]] = {
     "vae": AutoencoderKL,

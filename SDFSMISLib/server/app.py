@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.run import REGIONS, STRATEGIES
+from SDFSMISLib.options import REGIONS, STRATEGIES
 from SDFSMISLib.server.access import AccessControl
 from SDFSMISLib.server.engine import BackendStopping, Engine, Metrics, QueueFull
 from SDFSMISLib.server.schema import (

@@ -22,8 +22,9 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from SDFSMISLib.inference.networks import LatentCache
-from SDFSMISLib.inference.run import Finished, Options, Result, Run
+from SDFSMISLib.inference.run import Finished, Result, Run
 from SDFSMISLib.inference.segmenter import Segmenter
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.server.settings import LOGGER, ServerLimits
 from SDFSMISLib.server.store import Store
 from SDFSMISLib.slices import SliceStack
@@ -276,7 +277,7 @@ class Engine:
         self,
         scan: SliceStack,
         support: SupportSet,
-        options: Options,
+        options: RunOptions,
         slices: Sequence[int] | None,
         labels: Sequence[int],
         finished: Finished,

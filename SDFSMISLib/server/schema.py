@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from SDFSMISLib.options import THRESHOLD_RANGE, Region, Strategy
+
 Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
 LabelValue = Annotated[int, Field(ge=1, le=65535)]
@@ -115,9 +117,9 @@ class SegmentationRequest(RequestModel):
         list[Index] | None,
         Field(max_length=MAX_SLICES, description="slices that are wanted; null = all of the scan"),
     ] = None
-    strategy: Literal["propagate", "independent"] = "propagate"
-    region: Literal["auto", "full"] = "auto"
-    threshold: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.5
+    strategy: Strategy = "propagate"
+    region: Region = "auto"
+    threshold: Annotated[float, Field(gt=THRESHOLD_RANGE[0], lt=THRESHOLD_RANGE[1], allow_inf_nan=False)] = 0.5
     finished: Annotated[list[SliceProbability], Field(max_length=MAX_PROBABILITIES), FailFast()] = []
     lanes: Annotated[list[TrackProbability], Field(max_length=MAX_PROBABILITIES), FailFast()] = []
     found: Annotated[list[SliceProbability] | None, Field(max_length=MAX_MASKS)] = None

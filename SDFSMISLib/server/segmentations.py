@@ -23,8 +23,9 @@ from starlette.types import Receive, Scope, Send
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.networks import is_out_of_memory
-from SDFSMISLib.inference.run import Finished, FoundResult, LaneResult, Options, Result, Run
+from SDFSMISLib.inference.run import Finished, FoundResult, LaneResult, Result, Run
 from SDFSMISLib.inference.segmentation import unlikeness
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.server.engine import BackendStopping, ClientStalled, Engine, Metrics, QueueFull, ScheduledRun
 from SDFSMISLib.server.schema import ApiError, SegmentationRequest, SliceProbability
 from SDFSMISLib.server.settings import LOGGER, ServerLimits, log_event
@@ -117,7 +118,7 @@ def build_run(request: SegmentationRequest, namespace: str, store: Store, engine
             raise InputError(
                 f"A slice painted on the scan has shape {piece.labels.shape}; the scan's have {scan.native_shape}."
             )
-    options = Options(request.strategy, request.region, request.threshold)
+    options = RunOptions(request.strategy, request.region, request.threshold)
     labels = list(dict.fromkeys(request.labels))
     run = engine.run(scan, SupportSet(painted), options, request.slices, labels, _finished(request, scan.native_shape))
     lacking = [index for index in run.needed() if index not in sent]

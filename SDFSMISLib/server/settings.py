@@ -15,6 +15,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
+from SDFSMISLib.options import BUILT_IN
+
 MIB = 1 << 20
 MAX_ITEM_BYTES = 8  # of a pixel of any type
 
@@ -68,7 +70,7 @@ class ServeSettings:
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    model: str = "built-in"
+    model: str = BUILT_IN
     device: str = "auto"
     engine: Literal["process", "ray"] = "process"
     until_stdin_closes: bool = False

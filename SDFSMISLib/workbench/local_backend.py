@@ -15,6 +15,7 @@ from pathlib import Path
 
 from SDFSMISLib.client import BackendError, BackendProcess, Client, start_backend
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.options import BUILT_IN
 from SDFSMISLib.workbench.background import Cancel
 from SDFSMISLib.workbench.environment import Environment, EnvironmentState
 from SDFSMISLib.workbench.installation import Installation, Progress, adopt, graphics_cards, usual_build
@@ -47,7 +48,7 @@ class LocalBackend:
         python: str,
         variables: Mapping[str, str],
         *,
-        model: str = "built-in",
+        model: str = BUILT_IN,
         device: str = "auto",
     ) -> None:
         """
@@ -308,7 +309,7 @@ class LocalComputer:
             if self._environment.state is EnvironmentState.OUTDATED:  # the panel was updated: its files are copied
                 self.install((), False, lambda share, text: None, cancel)
             python, variables = str(self._environment.python), self._environment.environment_variables()
-        return LocalBackend(python, variables, model=choice.model or "built-in", device=choice.device)
+        return LocalBackend(python, variables, model=choice.model or BUILT_IN, device=choice.device)
 
     def _status(self, choice: BackendChoice) -> tuple[str, str]:
         backend = self._backend if self._made_for == _key(choice) else None

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.scene import EditingRules, ObliqueView, ScanCache, rotate_to_volume_plane
 from SDFSMISLib.workbench.backend_choice import BackendAccess
 from SDFSMISLib.workbench.review import Review
 from SDFSMISLib.workbench.run import PanelRun, run_targets, unexpected
-from SDFSMISLib.workbench.run_job import RunOptions
 from SDFSMISLib.workbench.slice_views import show_in_views
 from SDFSMISLib.workbench.support_list import SupportList, SupportSaving
 from SDFSMISLib.workbench.text import tr as _

@@ -13,13 +13,13 @@ from typing import Any
 
 from SDFSMISLib.client import BackendError, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, ScanCache
 from SDFSMISLib.workbench.background import Background, Ended
 from SDFSMISLib.workbench.run_job import (
     ClientSource,
     Doing,
     RunJob,
-    RunOptions,
     ScanBegins,
     ScanEnds,
     Sent,

@@ -13,6 +13,7 @@ import numpy as np
 
 from SDFSMISLib.client import Client
 from SDFSMISLib.errors import Cancelled
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.scene import Painting, Scan, SegmentTemplate
 from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet, SupportSlice
@@ -121,15 +122,6 @@ ClientSource = Callable[[Post, Cancel], Client]
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """Options of ``Client.segment`` that all scans of a run share."""
-
-    strategy: str
-    region: str
-    threshold: float
-
-
-@dataclass(frozen=True)
 class Doing:
     """What goes on, in words."""
 
@@ -219,11 +211,9 @@ class RunJob:
         run = client.segment(
             SliceStack.of(scan, axis, scan.window(), content),
             support,
+            self.options,
             labels=sorted(self.plan.looks),
             slices=wanted,
-            strategy=self.options.strategy,
-            region=self.options.region,
-            threshold=self.options.threshold,
             on_upload=lambda there, total: post(Sent(there, total)),
             cancel=cancel,
             on_retry=lambda error: post(Trouble(str(error))),

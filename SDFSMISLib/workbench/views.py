@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from SDFSMISLib.options import BUILT_IN, Region, Strategy
+
 __all__ = [
     "BackendChoice",
     "BackendKind",
@@ -64,7 +66,7 @@ class BackendChoice:
     certificate: str = ""
     python: str = ""
     device: str = "auto"
-    model: str = "built-in"
+    model: str = BUILT_IN
     pip_options: str = ""
 
 
@@ -179,8 +181,8 @@ class RunRequest:
     last: int = 0
     reach: int = 10
     others: tuple[Any, ...] = ()
-    strategy: str = "propagate"
-    region: str = "auto"
+    strategy: Strategy = "propagate"
+    region: Region = "auto"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import psutil
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
+from SDFSMISLib.options import RunOptions
 
 
 def peak_gib() -> float:
@@ -53,7 +54,9 @@ def main() -> None:
     print(f"{options.slices} slices of {options.side} x {options.side}; before the run: peak {peak_gib():.2f} GiB")
     for strategy in ("propagate", "independent"):
         began = time.monotonic()
-        found = segmenter.segment(scan, support, strategy, postprocessing=Postprocessing(keep_largest="volume"))
+        found = segmenter.segment(
+            scan, support, RunOptions(strategy), postprocessing=Postprocessing(keep_largest="volume")
+        )
         filled = int((found.labelmap.voxels > 0).any(axis=(1, 2)).sum())
         print(f"{strategy}: {time.monotonic() - began:.0f} s, peak {peak_gib():.2f} GiB, {filled} slices hold the rod")
 
