@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import settings
 
 from mrml_scene import MrmlScene, held
-from SDFSMISLib.images.postprocess import Cleaning, Postprocessing
+from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference.segmentation import Collection
 from SDFSMISLib.scene import (
@@ -153,11 +153,9 @@ class Bench:
         return writer
 
     def expected(
-        self, threshold: float = 0.5, cleaning: Cleaning | None = None, support: SupportSet | None = None
+        self, threshold: float = 0.5, cleaning: Postprocessing | None = None, support: SupportSet | None = None
     ) -> np.ndarray:
         """The labelmap that the command line gives for the same run."""
-        wanted = cleaning or Cleaning()
-        postprocessing = Postprocessing(wanted.smooth_mm, keep_largest="volume" if wanted.keep_largest else "off")
         support = support or self.support()
         stack = SliceStack.of(self.scan, self.axis)
         pieces = {label: support.for_label(label) for label in self.probabilities}
@@ -165,7 +163,7 @@ class Bench:
         for label in self.probabilities:
             for index in set(range(stack.count)) - {piece.index for piece in pieces[label]}:
                 collected.take(label, index, self.slice(label, index), 1.0)
-        return collected.segmentation(threshold, postprocessing).labelmap.voxels
+        return collected.segmentation(threshold, cleaning).labelmap.voxels
 
     def held(self, writer: ResultWriter) -> np.ndarray:
         """The labelmap of the results in the scene."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,12 +16,15 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.images import postprocess as cleaning
 from SDFSMISLib.images.postprocess import (
     Postprocessing,
+    bounding_box,
     fill_holes,
     largest_component,
     resolve_labels,
+    restore_painted,
     smooth_probabilities,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 ISOTROPIC = (1.0, 1.0, 1.0)
 
 
@@ -191,3 +198,34 @@ def test_options_that_mean_nothing_are_refused() -> None:
             Postprocessing(smooth_mm=smooth_mm)
     with pytest.raises(InputError, match="keep_largest"):
         Postprocessing(keep_largest="2d")  # type: ignore[arg-type]
+
+
+def test_it_is_off_unless_something_is_chosen() -> None:
+    assert Postprocessing().is_off and not Postprocessing(0.5).is_off and not Postprocessing(fill_holes=True).is_off
+    assert Postprocessing(2.0).reach_mm == 6.0
+
+
+def test_an_empty_mask_has_no_largest_component_and_no_box() -> None:
+    mask = np.zeros((3, 4, 5), dtype=bool)
+    assert not largest_component(mask).any() and bounding_box(mask) is None
+    mask[1, 2:4, 3] = True
+    assert bounding_box(mask) == (slice(1, 2), slice(2, 4), slice(3, 4))
+
+
+def test_a_painted_slice_is_restored_and_other_labels_stay_outside_of_it() -> None:
+    plane = np.array([[1, 1, 2], [2, 0, 1]], dtype=np.uint16)
+    restore_painted(plane, 1, np.array([[True, False, False], [True, True, False]]))
+    assert plane.tolist() == [[1, 0, 2], [1, 1, 0]]
+
+
+def test_what_the_panel_uses_needs_only_what_slicer_ships() -> None:
+    blocked = ["torch", "cv2", "skimage", "numba", "SimpleITK", "requests", "pydantic"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked}));"
+        "import numpy as np; from SDFSMISLib.images.postprocess import Postprocessing;"
+        "cleaned = Postprocessing(1.0, keep_largest='volume');"
+        "print(cleaned.labelmap({1: np.full((3, 4, 5), 200, np.uint8)}, 0.5, (1, 1, 1)).sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "60"

@@ -9,7 +9,7 @@ import pytest
 
 from scene_examples import Bench, two_balls
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.postprocess import Cleaning
+from SDFSMISLib.images.postprocess import Postprocessing
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +27,11 @@ def test_another_threshold_and_cleaning_act_on_the_kept_probabilities(axis: int)
         writer.set_threshold(threshold)
         writer.write_all()
         assert np.array_equal(bench.held(writer), bench.expected(threshold)) and writer.threshold == threshold
-    for cleaning in (Cleaning(keep_largest=True), Cleaning(1.2, True), Cleaning(3.0)):
+    for cleaning in (
+        Postprocessing(keep_largest="volume"),
+        Postprocessing(1.2, keep_largest="volume"),
+        Postprocessing(3.0),
+    ):
         writer.set_cleaning(cleaning)
         writer.write_all()
         assert np.array_equal(bench.held(writer), bench.expected(0.5, cleaning)), cleaning
@@ -38,8 +42,8 @@ def test_another_threshold_and_cleaning_act_on_the_kept_probabilities(axis: int)
         writer.set_threshold(1.5)
 
 
-@pytest.mark.parametrize("cleaning", [Cleaning(keep_largest=True), Cleaning(smooth_mm=2.5)])
-def test_cleaning_wanted_during_the_run_is_done_at_its_end(cleaning: Cleaning) -> None:
+@pytest.mark.parametrize("cleaning", [Postprocessing(keep_largest="volume"), Postprocessing(smooth_mm=2.5)])
+def test_cleaning_wanted_during_the_run_is_done_at_its_end(cleaning: Postprocessing) -> None:
     bench = two_balls()
     writer = bench.writer(threshold=0.3)
     writer.set_cleaning(cleaning)
@@ -63,7 +67,7 @@ def test_cleaning_sees_what_was_changed_by_hand() -> None:
         bridge[0, 5:18, 2:13] = True  # beyond all that is probable
         whole[index] = bridge[0]
         bench.editor.paint(writer.segment_id(1), bridge, (index, 0, 0))
-    writer.set_cleaning(Cleaning(keep_largest=True))
+    writer.set_cleaning(Postprocessing(keep_largest="volume"))
     cleaned = writer.cleaning_task()()
     assert all((cleaned.labels.crop_or_pad((k, 5, 2), (k + 1, 18, 13)) == 1).all() for k in (4, 5)), "all of the bridge"
     assert writer.apply_cleaned(cleaned)
@@ -77,7 +81,7 @@ def test_cleaning_goes_on_in_a_thread_of_its_own_and_is_written_in_steps() -> No
     writer = bench.writer()
     bench.run(writer)
     writer.finish()
-    before, wanted, made = bench.held(writer), Cleaning(1.5, True), []
+    before, wanted, made = bench.held(writer), Postprocessing(1.5, keep_largest="volume"), []
     assert not writer.cleaning_due
     writer.set_cleaning(wanted)
     assert writer.cleaning_due and writer.pending == 0, "what was written stays until it is cleaned"
@@ -95,7 +99,7 @@ def test_cleaning_goes_on_in_a_thread_of_its_own_and_is_written_in_steps() -> No
 def test_what_was_cleaned_for_something_else_is_ignored() -> None:
     bench = two_balls()
     writer = bench.writer()
-    writer.set_cleaning(Cleaning(keep_largest=True))
+    writer.set_cleaning(Postprocessing(keep_largest="volume"))
     during_the_run = writer.cleaning_task()
     bench.run(writer)
     writer.write_all()
@@ -103,7 +107,7 @@ def test_what_was_cleaned_for_something_else_is_ignored() -> None:
     at_another_threshold = writer.cleaning_task()
     writer.set_threshold(0.8)
     with_another_cleaning = writer.cleaning_task()
-    writer.set_cleaning(Cleaning(2.0))
+    writer.set_cleaning(Postprocessing(2.0))
     of_another_run = bench.writer().cleaning_task()
     for job in (during_the_run, at_another_threshold, with_another_cleaning, of_another_run):
         assert not writer.apply_cleaned(job()) and writer.cleaning_due and writer.pending == 0
@@ -112,7 +116,7 @@ def test_what_was_cleaned_for_something_else_is_ignored() -> None:
     right = writer.cleaning_task()()
     assert writer.apply_cleaned(right)
     writer.write_all()
-    assert np.array_equal(bench.held(writer), bench.expected(0.8, Cleaning(2.0)))
+    assert np.array_equal(bench.held(writer), bench.expected(0.8, Postprocessing(2.0)))
     writer.set_cleaning(None)
     assert not writer.apply_cleaned(right) and writer.pending > 0
     writer.accept()
@@ -122,7 +126,7 @@ def test_what_was_cleaned_for_something_else_is_ignored() -> None:
 def test_slices_that_come_after_a_cleaning_are_written_by_the_threshold_alone() -> None:
     bench = two_balls()
     writer = bench.writer()
-    writer.set_cleaning(Cleaning(keep_largest=True))
+    writer.set_cleaning(Postprocessing(keep_largest="volume"))
     for index in (1, 3):
         writer.add_slice(1, index, bench.slice(1, index), 0.5)
     writer.write_all()
@@ -143,5 +147,5 @@ def test_the_same_threshold_and_cleaning_change_nothing() -> None:
     writer.finish()
     writer.set_threshold(0.5)
     writer.set_cleaning(None)
-    writer.set_cleaning(Cleaning())
+    writer.set_cleaning(Postprocessing())
     assert writer.pending == 0 and not writer.cleaning_due

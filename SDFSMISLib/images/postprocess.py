@@ -1,13 +1,10 @@
-"""Cleaning: from probabilities to labels, without what is too small or too rough.
+"""From the probabilities of a run to its labels, and the clean-up that a user can choose.
 
-Probabilities are uint8 arrays ``(slices, height, width)``, 255 meaning 1. It needs numpy and scipy, which 3D Slicer
-ships; scipy lets go of the interpreter while it works, so a thread that cleans holds up no other one.
+Probabilities are uint8 arrays ``(slices, height, width)``, 255 meaning 1. Everything but the threshold is off by
+default. Beyond input and output the memory is that of a few slices, of one mask, or of the box around one structure.
 
-From probabilities to a labelmap, and the clean-up a user can ask for.
-
-Probabilities are uint8 arrays ``(slices, height, width)``, 255 meaning 1; memory beyond input and output is that of a
-few slices, of one mask, or of the box around one structure. Everything but the threshold is off by default: what the
-network said is what a user sees.
+It needs numpy and scipy, which 3D Slicer ships, and OpenCV only for what is done within single slices. scipy releases
+the interpreter's lock while it works, so cleaning in a thread does not block the others.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -26,37 +23,70 @@ GAUSSIAN_REACH = 3.0  # standard deviations
 LARGEST_LABEL = np.iinfo(np.uint16).max
 
 
-@dataclass(frozen=True)
-class Cleaning:
-    """What is done between the probabilities of a run and its labels; off by default.
+Component = Literal["off", "slice", "volume"]
 
-    ``smooth_mm`` is the standard deviation in mm of a Gaussian over the probabilities, ``keep_largest`` keeps the
-    largest connected piece of each label. Raises :class:`InputError` for a smoothing that is none.
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """What is done between the probabilities and the labelmap; all of it is off by default.
+
+    Args:
+        smooth_mm: standard deviation in mm of a Gaussian over the probabilities; 0 = off.
+        fill_holes: whether background that a label encloses within a slice gets that label.
+        keep_largest: ``slice`` or ``volume`` keeps only the largest connected component of each label.
+
+    Raises:
+        InputError: for a value that is not accepted.
+
+    >>> probability = np.zeros((1, 3, 6), dtype=np.uint8)
+    >>> probability[0, :, :3], probability[0, 1, 5] = 200, 255
+    >>> Postprocessing(keep_largest="volume").labelmap({7: probability}, 0.5, (1.0, 1.0, 1.0))[0].tolist()
+    [[7, 7, 7, 0, 0, 0], [7, 7, 7, 0, 0, 0], [7, 7, 7, 0, 0, 0]]
     """
 
     smooth_mm: float = 0.0
-    keep_largest: bool = False
+    fill_holes: bool = False
+    keep_largest: Component = "off"
 
     def __post_init__(self) -> None:
-        check_smoothing(self.smooth_mm)
+        if not (math.isfinite(self.smooth_mm) and self.smooth_mm >= 0):
+            raise InputError(f"A smoothing of {self.smooth_mm} mm was given; 0 (off) or more millimetres are accepted.")
+        if self.keep_largest not in get_args(Component):
+            raise InputError(f"keep_largest was {self.keep_largest!r}; 'off', 'slice' and 'volume' are accepted.")
 
     @property
     def is_off(self) -> bool:
-        """Whether it does nothing but what the threshold does."""
-        return self.smooth_mm == 0 and not self.keep_largest
+        """Whether the labels follow from the threshold alone."""
+        return self == Postprocessing()
 
     @property
     def reach_mm(self) -> float:
-        """How far beyond all that is probable it may find something."""
+        """How far from a voxel above 0 the smoothing has an effect, in mm."""
         return GAUSSIAN_REACH * self.smooth_mm
 
     def labelmap(
-        self, probabilities: Mapping[int, np.ndarray], threshold: float, spacing: tuple[float, float, float]
+        self,
+        probabilities: Mapping[int, np.ndarray],
+        threshold: float,
+        spacing: tuple[float, float, float],
+        axis: int = 0,
     ) -> np.ndarray:
-        """The uint16 labelmap ``(slices, height, width)`` of the uint8 probabilities of each label.
+        """The labelmap of the probabilities: smoothed, above the threshold, largest component, holes filled.
 
-        ``spacing`` is ``(x, y, z)`` in mm. In this order: smoothing, threshold and conflicts (:func:`resolve_labels`),
-        the largest piece. What a label loses to its largest piece becomes background. The input stays as it is.
+        A voxel that a label loses to its largest component becomes background; a hole is filled only where no other
+        label lies.
+
+        Args:
+            probabilities: uint8 ``(slices, height, width)`` by label value; not changed.
+            threshold: see `resolve_labels`.
+            spacing: ``(x, y, z)`` in mm.
+            axis: array axis along which slices are counted.
+
+        Returns:
+            label values, uint16 ``(slices, height, width)``.
+
+        Raises:
+            InputError: for a threshold that is not accepted.
         """
         if self.smooth_mm > 0:
             probabilities = {
@@ -64,27 +94,41 @@ class Cleaning:
                 for label, probability in probabilities.items()
             }
         labels = resolve_labels(probabilities, threshold)
-        for label in probabilities if self.keep_largest else ():
-            mask = labels == label
-            labels[mask & ~largest_piece(mask)] = 0
+        for label in probabilities:
+            if self.keep_largest != "off":
+                mask = labels == label
+                labels[mask & ~largest_component(mask, self.keep_largest, axis)] = 0
+            if self.fill_holes:
+                labels[fill_holes(labels == label, axis) & (labels == 0)] = label
         return labels
 
 
-def check_smoothing(smooth_mm: float) -> None:
-    """Raises :class:`InputError` for a smoothing that is none."""
-    if not (math.isfinite(smooth_mm) and smooth_mm >= 0):
-        raise InputError(f"A smoothing of {smooth_mm} mm was given; 0 (off) or more millimetres are accepted.")
+def check_label_threshold(threshold: float) -> float:
+    """The threshold itself, if labels can be made with it; 0 gives every voxel above 0 to a label.
 
-
-def resolve_labels(probabilities: Mapping[int, np.ndarray], threshold: float = 0.5) -> np.ndarray:
-    """The uint16 labelmap: each voxel gets the most probable of the labels that are above the threshold, else 0.
-
-    ``probabilities`` holds a uint8 array of one shape for each label value (1 to 65535); a tie goes to the lower value.
-    ``threshold`` is a probability, 0 to 1 without 1; a voxel must be above it, so that at 0 a voxel of probability 0
-    stays empty. Goes slice by slice. Raises :class:`InputError` for another threshold, ValueError for another array.
+    Raises:
+        InputError: for one below 0 or of 1 or more.
     """
     if not 0 <= threshold < 1:
         raise InputError(f"The threshold {threshold} was given; a probability from 0 to below 1 is accepted.")
+    return threshold
+
+
+def resolve_labels(probabilities: Mapping[int, np.ndarray], threshold: float = 0.5) -> np.ndarray:
+    """The labelmap in which each voxel has the most probable of the labels above the threshold, or 0.
+
+    Args:
+        probabilities: uint8 arrays of one shape, by label value from 1 to 65535; of equal ones the lowest value wins.
+        threshold: probability from 0 to below 1. A voxel must be above it, so at 0 a voxel of probability 0 stays 0.
+
+    Returns:
+        label values, uint16, of that shape.
+
+    Raises:
+        InputError: for another threshold.
+        ValueError: for other arrays or label values.
+    """
+    limit = math.floor(check_label_threshold(threshold) * 255 + 1e-9)  # byte > limit means byte / 255 > threshold
     if not probabilities:
         raise ValueError("No probabilities were given; at least one label is needed.")
     shapes = {probability.shape for probability in probabilities.values()}
@@ -92,7 +136,6 @@ def resolve_labels(probabilities: Mapping[int, np.ndarray], threshold: float = 0
         raise ValueError(f"Probabilities must be uint8 arrays of one shape; the shapes {sorted(shapes)} were given.")
     if not all(1 <= label <= LARGEST_LABEL for label in probabilities):
         raise ValueError(f"The labels {sorted(probabilities)} were given; 1 to {LARGEST_LABEL} are accepted.")
-    limit = math.floor(threshold * 255 + 1e-9)  # byte > limit is the same as byte / 255 > threshold
     labels = np.zeros(shapes.pop(), dtype=np.uint16)
     for index in range(len(labels)):
         best = np.full(labels.shape[1:], limit, dtype=np.uint8)
@@ -103,13 +146,26 @@ def resolve_labels(probabilities: Mapping[int, np.ndarray], threshold: float = 0
     return labels
 
 
-def smooth_probabilities(probability: np.ndarray, sigma_mm: float, spacing: tuple[float, float, float]) -> np.ndarray:
-    """A Gaussian of ``sigma_mm`` (standard deviation, mm) over uint8 probabilities ``(slices, height, width)``; uint8.
+def restore_painted(plane: np.ndarray, label: int, painted: np.ndarray) -> None:
+    """Give a label the pixels that were painted, and no others, in one slice of a labelmap; in place.
 
-    ``spacing`` is ``(x, y, z)`` in mm, so thick slices mix less than the pixels within them, and not at all where they
-    are far apart. It is the probabilities that are smoothed, not the mask, so that the border keeps its place below the
-    size of a voxel; corners are rounded, and structures thinner than the Gaussian fade. At the scan's border the last
-    voxel is repeated.
+    Args:
+        plane: label values (rows, columns).
+        painted: bool (rows, columns).
+    """
+    plane[(plane == label) & ~painted] = 0
+    plane[painted] = label
+
+
+def smooth_probabilities(probability: np.ndarray, sigma_mm: float, spacing: tuple[float, float, float]) -> np.ndarray:
+    """Probabilities under a Gaussian; in and out uint8 ``(slices, height, width)``.
+
+    Probabilities are smoothed and not masks, so that a straight border keeps its place to less than a voxel. Corners
+    become round, and structures thinner than the Gaussian fade. At the scan's border the last voxel is repeated.
+
+    Args:
+        sigma_mm: standard deviation in mm.
+        spacing: ``(x, y, z)`` in mm; so thick slices mix less than the pixels within them.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -134,28 +190,8 @@ def smooth_probabilities(probability: np.ndarray, sigma_mm: float, spacing: tupl
     return smooth
 
 
-def largest_piece(mask: np.ndarray) -> np.ndarray:
-    """The largest connected piece of a bool mask ``(slices, height, width)``; an empty one stays empty.
-
-    Voxels that touch at a corner are connected (26 neighbours). Of equal pieces it is the first in the order of voxels.
-    """
-    from scipy.ndimage import label
-
-    kept, box = np.zeros(mask.shape, dtype=bool), bounding_box(mask)
-    if box is None:
-        return kept
-    inside = mask[box]
-    pieces = np.empty(inside.shape, dtype=np.int32)
-    count = label(inside, structure=np.ones((3, 3, 3), dtype=bool), output=pieces)
-    sizes = np.zeros(count + 1, dtype=np.int64)
-    for plane in pieces:  # counting all at once would take 8 bytes a voxel
-        sizes += np.bincount(plane.ravel(), minlength=count + 1)
-    kept[box] = pieces == 1 + int(np.argmax(sizes[1:]))
-    return kept
-
-
 def bounding_box(array: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box around all that is not zero; None where all is."""
+    """The smallest box around all elements that are not zero; None if all are zero."""
     box = []
     for axis in range(array.ndim):
         filled = np.flatnonzero(array.any(axis=tuple(other for other in range(array.ndim) if other != axis)))
@@ -165,79 +201,33 @@ def bounding_box(array: np.ndarray) -> tuple[slice, ...] | None:
     return tuple(box)
 
 
-Component = Literal["off", "slice", "volume"]
-
-
-@dataclass(frozen=True)
-class Postprocessing:
-    """What is done between the probabilities and the labelmap; all of it is off by default.
-
-    ``smooth_mm`` is the standard deviation in mm of a Gaussian over the probabilities, ``fill_holes`` closes what is
-    enclosed within a slice, ``keep_largest`` keeps one component of each label: of each slice or of the volume.
-    """
-
-    smooth_mm: float = 0.0
-    fill_holes: bool = False
-    keep_largest: Component = "off"
-
-    def __post_init__(self) -> None:
-        check_smoothing(self.smooth_mm)
-        if self.keep_largest not in ("off", "slice", "volume"):
-            raise InputError(f"keep_largest was {self.keep_largest!r}; 'off', 'slice' and 'volume' are accepted.")
-
-    def labelmap(
-        self,
-        probabilities: Mapping[int, np.ndarray],
-        threshold: float,
-        spacing: tuple[float, float, float],
-        axis: int = 0,
-    ) -> np.ndarray:
-        """The uint16 labelmap ``(slices, height, width)`` of the uint8 probabilities of each label.
-
-        ``spacing`` is ``(x, y, z)`` in mm, ``axis`` the array axis along which a slice is meant. In this order:
-        smoothing, threshold and conflicts (:func:`resolve_labels`), the largest component, holes. What a label loses to
-        its largest component becomes background; a hole is filled only where no other label lies. The input stays as
-        it is.
-        """
-        if self.smooth_mm > 0:
-            probabilities = {
-                label: smooth_probabilities(probability, self.smooth_mm, spacing)
-                for label, probability in probabilities.items()
-            }
-        labels = resolve_labels(probabilities, threshold)
-        for label in probabilities:
-            if self.keep_largest != "off":
-                mask = labels == label
-                labels[mask & ~largest_component(mask, self.keep_largest, axis)] = 0
-            if self.fill_holes:
-                labels[fill_holes(labels == label, axis) & (labels == 0)] = label
-        return labels
-
-
 def largest_component(mask: np.ndarray, within: Literal["slice", "volume"] = "volume", axis: int = 0) -> np.ndarray:
-    """The largest connected piece of a bool mask; an empty one stays empty.
+    """The largest connected component of a bool mask; of an empty mask an empty one.
 
-    ``mask`` is one slice ``(rows, columns)``, or ``(slices, height, width)`` with ``within`` saying whether one piece
-    is kept of every slice along ``axis`` or of the volume. Pixels that touch at a corner are connected (8 neighbours
-    in a slice, 26 in a volume). Of equal pieces a slice keeps the one that OpenCV numbers first, as the method's
-    authors do, and a volume the first in the order of its voxels.
+    Pixels that touch at a corner are connected (8 neighbours in a slice, 26 in a volume). Of equally large components
+    a slice keeps the one that OpenCV numbers first, as the official SD-FSMIS code does, and a volume the first in the
+    order of its voxels.
+
+    Args:
+        mask: one slice ``(rows, columns)``, or ``(slices, height, width)``.
+        within: of a volume, whether one component is kept in every slice along ``axis``, or in all.
     """
     if mask.ndim == 3 and within == "volume":
-        return largest_piece(mask)
+        return _largest_in_volume(mask)
     box = bounding_box(mask)
     kept = np.zeros(mask.shape, dtype=bool)
     if box is None:
         return kept
-    box = tuple(slice(side.start & ~1, side.stop) for side in box)  # OpenCV numbers pieces by blocks of 2 x 2 pixels
+    box = tuple(slice(side.start & ~1, side.stop) for side in box)  # OpenCV numbers them by blocks of 2 x 2 pixels
     for source, target in zip(_slices(mask[box], axis), _slices(kept[box], axis), strict=True):
         target[...] = _largest_in_slice(source)
     return kept
 
 
 def fill_holes(mask: np.ndarray, axis: int = 0) -> np.ndarray:
-    """A bool mask ``(slices, height, width)`` or ``(rows, columns)``, with what a slice along ``axis`` encloses filled.
+    """A bool mask ``(slices, height, width)`` or ``(rows, columns)`` without holes in its slices along ``axis``.
 
-    A hole is background from which no path over pixel edges leads out of the structure's box.
+    A hole is background from which no path over pixel edges leads out of the structure's bounding box.
     """
     import cv2
 
@@ -245,21 +235,37 @@ def fill_holes(mask: np.ndarray, axis: int = 0) -> np.ndarray:
     filled = mask.copy()
     if box is None:
         return filled
-    for piece in _slices(filled[box], axis):
-        background = np.pad(~piece, 1, constant_values=True).astype(np.uint8)
-        _, pieces = cv2.connectedComponents(background, connectivity=4)
-        piece[...] = (pieces != pieces[0, 0])[1:-1, 1:-1]
+    for plane in _slices(filled[box], axis):
+        background = np.pad(~plane, 1, constant_values=True).astype(np.uint8)
+        _, components = cv2.connectedComponents(background, connectivity=4)
+        plane[...] = (components != components[0, 0])[1:-1, 1:-1]
     return filled
+
+
+def _largest_in_volume(mask: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import label
+
+    kept, box = np.zeros(mask.shape, dtype=bool), bounding_box(mask)
+    if box is None:
+        return kept
+    inside = mask[box]
+    components = np.empty(inside.shape, dtype=np.int32)
+    count = label(inside, structure=np.ones((3, 3, 3), dtype=bool), output=components)
+    sizes = np.zeros(count + 1, dtype=np.int64)
+    for plane in components:  # counting all at once would take 8 bytes a voxel
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    kept[box] = components == 1 + int(np.argmax(sizes[1:]))
+    return kept
 
 
 def _largest_in_slice(mask: np.ndarray) -> np.ndarray:
     import cv2
 
     pixels = np.ascontiguousarray(mask, dtype=np.uint8)
-    count, pieces, statistics, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
-    if count <= 2:  # the background and one piece, or none
+    count, components, statistics, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+    if count <= 2:  # the background and at most one component
         return mask
-    return pieces == 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
+    return components == 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
 
 
 def _slices(array: np.ndarray, axis: int) -> np.ndarray:

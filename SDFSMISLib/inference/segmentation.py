@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.images.postprocess import Postprocessing, restore_painted
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
@@ -124,9 +124,7 @@ class Collection:
             voxels = voxels.astype(np.uint8)
         for label, pieces in self._painted.items():
             for piece in pieces:
-                plane, mask = self._plane(voxels, piece.index), piece.mask(label)
-                plane[(plane == label) & ~mask] = 0
-                plane[mask] = label
+                restore_painted(self._plane(voxels, piece.index), label, piece.mask(label))
         return Segmentation(
             labelmap=Volume(voxels, self._query.geometry, None, self._names),
             probabilities=self.probabilities,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.postprocess import Cleaning
+from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.scene.editing_rules import EditingRules
 from SDFSMISLib.scene.frame import VoxelBox
 from SDFSMISLib.scene.result_segment import (
@@ -185,10 +185,10 @@ class ResultWriter:
             self._labels.threshold = threshold
             self._labels_changed()
 
-    def set_cleaning(self, cleaning: Cleaning | None) -> None:
+    def set_cleaning(self, cleaning: Postprocessing | None) -> None:
         """What is done to all slices together; None = nothing. :attr:`cleaning_due` is true then, or slices are
         :attr:`pending`."""
-        wanted = cleaning or Cleaning()
+        wanted = cleaning or Postprocessing()
         if wanted != self._labels.cleaning:
             self._labels.cleaning = wanted
             self._labels_changed()

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
-from SDFSMISLib.images.postprocess import Cleaning
+from SDFSMISLib.images.postprocess import Postprocessing, check_label_threshold, resolve_labels, restore_painted
 from SDFSMISLib.scene.frame import Index, VoxelBox, enclosing_extent
 from SDFSMISLib.scene.segment_tags import slice_digests
 from SDFSMISLib.support import SupportSet
@@ -112,7 +111,7 @@ class RunLabels:
                 ones.
         """
         self.threshold = threshold
-        self._cleaning = Cleaning()
+        self._cleaning = Postprocessing()
         self._cleaned: CleanedLabels | None = None
         self._geometry, self._axis = geometry, axis
         self._rows, self._columns = (other for other in range(3) if other != axis)
@@ -138,17 +137,15 @@ class RunLabels:
 
     @threshold.setter
     def threshold(self, threshold: float) -> None:
-        if not 0 <= threshold < 1:
-            raise InputError(f"The threshold {threshold} was given; a probability from 0 to below 1 is accepted.")
-        self._threshold, self._state = threshold, object()
+        self._threshold, self._state = check_label_threshold(threshold), object()
 
     @property
-    def cleaning(self) -> Cleaning:
+    def cleaning(self) -> Postprocessing:
         """What is done to all slices together; where it is on, a :class:`CleanedLabels` says what the labels are."""
         return self._cleaning
 
     @cleaning.setter
-    def cleaning(self, cleaning: Cleaning) -> None:
+    def cleaning(self, cleaning: Postprocessing) -> None:
         self._cleaning, self._state = cleaning, object()
         if cleaning.is_off:
             self._cleaned = None
@@ -198,13 +195,9 @@ class RunLabels:
             return VoxelBox((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint16))
         first = min(indices)
         labels = np.zeros((max(indices) - first + 1, box[1] - box[0], box[3] - box[2]), dtype=np.uint16)
-        limit = math.floor(self.threshold * 255 + 1e-9)  # byte > limit is the same as byte / 255 > threshold
         for index in indices:
-            best = np.full(labels.shape[1:], limit, dtype=np.uint8)
-            for label, kept in self._probabilities.items():
-                probability = kept.region(index, box)
-                labels[index - first][probability > best] = label
-                np.maximum(best, probability, out=best)
+            planes = {label: kept.region(index, box)[None] for label, kept in self._probabilities.items()}
+            labels[index - first] = resolve_labels(planes, self.threshold)[0]
         self._restore_painted(labels, indices, first, box)
         start = self._corner(first, box[0], box[2])
         return VoxelBox(start, np.moveaxis(labels, 0, self._axis))
@@ -285,9 +278,7 @@ class RunLabels:
         slice's index."""
         for label, masks in self.painted.items():
             for index in masks.keys() & set(indices):
-                plane, mask = along[index - first], masks[index][box[0] : box[1], box[2] : box[3]]
-                plane[(plane == label) & ~mask] = 0
-                plane[mask] = label
+                restore_painted(along[index - first], label, masks[index][box[0] : box[1], box[2] : box[3]])
 
     def _corner(self, along: int, row: int, column: int) -> Index:
         """The array index of a place in a slice."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.postprocess import Cleaning
+from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.scene import ResultWriter, SegmentTemplate, rotate_to_volume_plane
 from SDFSMISLib.workbench.background import Background, Ended
 from SDFSMISLib.workbench.run import Target, unexpected
@@ -238,10 +238,10 @@ class Review:
 
     # -- within --------------------------------------------------------------------------------------------------------
 
-    def _cleaning(self) -> Cleaning | None:
+    def _cleaning(self) -> Postprocessing | None:
         if not self.view.keep_largest and self.view.smooth_mm == 0:
             return None
-        return Cleaning(self.view.smooth_mm, self.view.keep_largest)
+        return Postprocessing(self.view.smooth_mm, keep_largest="volume" if self.view.keep_largest else "off")
 
     def _change(self, change: Callable[[ResultWriter], None]) -> None:
         self._changed_at = time.monotonic()

@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mrml_scene import MrmlScene
 from SDFSMISLib.images.geometry import Geometry
-from SDFSMISLib.images.postprocess import Cleaning
+from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.scene import (
     EditingRules,
     Painting,
@@ -191,7 +191,7 @@ def reviewed(clock: Clock, writer: ResultWriter) -> None:
     for threshold in (0.3, 0.8, 0.5):
         clock("another threshold", writer.set_threshold, threshold)
         written_by_steps(clock, "write a block of another threshold", writer)
-    for cleaning in (Cleaning(keep_largest=True), Cleaning(2.0, True), None):
+    for cleaning in (Postprocessing(keep_largest="volume"), Postprocessing(2.0, keep_largest="volume"), None):
         clock("another cleaning", writer.set_cleaning, cleaning)
         if cleaning is not None:
             job = clock("what a cleaning needs", writer.cleaning)
