@@ -1,9 +1,10 @@
-"""A stack of slices: what segmenting needs to know of a scan, without the scan."""
+"""Slices of a scan: their plane, the stack that a run segments, and the record of each finished slice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,95 +13,158 @@ from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.volume import Volume
 
-__all__ = ["SliceResult", "SliceStack", "needed_slices"]
+__all__ = ["SlicePlane", "SliceResult", "SliceStack", "needed_slices"]
 
 LONGEST_PIXEL = 100.0  # ratio of a pixel's sides; beyond it a header is wrong, and squares in mm have no bound
 
 
+@dataclass(frozen=True)
+class SlicePlane:
+    """The geometry and intensities that all parallel slices of a scan have in common.
+
+    Attributes:
+        axis: the scan's array axis along which the slices are counted: 0, 1 or 2 of (slices, height, width).
+        spacing: (row, column) of a native slice, in mm.
+        thickness: distance of neighbouring slices, in mm.
+        orientation: turns native slices to the canonical anatomical orientation.
+        window: the intensities of the whole scan that become -1 and 1.
+        scan: content hash of the scan.
+        name: the nearest anatomical plane: axial, coronal or sagittal.
+
+    >>> from SDFSMISLib.images.volume import Geometry
+    >>> grid = Geometry((9, 64, 64), (0.5, 0.7, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> plane = SlicePlane.of(Volume(np.zeros(grid.shape, np.int16), grid), axis=0)
+    >>> plane.name, plane.spacing, plane.thickness
+    ('axial', (0.7, 0.5), 3.0)
+    """
+
+    axis: int
+    spacing: tuple[float, float]
+    thickness: float
+    orientation: SliceOrientation
+    window: IntensityWindow
+    scan: str
+    name: str
+
+    @classmethod
+    def of(
+        cls, volume: Volume, axis: int, window: IntensityWindow | None = None, scan: str | None = None
+    ) -> SlicePlane:
+        """The plane of a volume's slices along an array axis.
+
+        Args:
+            window: None = the robust one of the whole volume.
+            scan: the volume's content hash; None = compute it.
+        """
+        grid = volume.geometry
+        return cls(
+            axis=axis,
+            spacing=grid.in_plane_spacing(axis),
+            thickness=grid.axis_spacing(axis),
+            orientation=grid.slice_orientation(axis),
+            window=window or volume.window(),
+            scan=scan or volume.content_hash(),
+            name=grid.plane(axis),
+        )
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> SlicePlane:
+        """The plane of :meth:`to_fields`, or of a larger dictionary that contains those fields.
+
+        Raises LookupError, TypeError or ValueError for fields that are missing or of another type.
+        """
+        row, column = fields["spacing"]
+        return cls(
+            axis=int(fields["axis"]),
+            spacing=(float(row), float(column)),
+            thickness=float(fields["thickness"]),
+            orientation=SliceOrientation(**fields["orientation"]),
+            window=IntensityWindow(**fields["window"]),
+            scan=str(fields["scan"]),
+            name=str(fields["plane"]),
+        )
+
+    def to_fields(self) -> dict[str, Any]:
+        """The fields for JSON, as support sets and requests contain them; ``name`` is ``plane`` there."""
+        fields = asdict(self)
+        fields["plane"] = fields.pop("name")
+        return fields
+
+    @property
+    def canonical_spacing(self) -> tuple[float, float]:
+        """(row, column) of a canonical slice, in mm."""
+        return self.orientation.apply_spacing(self.spacing)
+
+    def has_slices_of(self, other: SlicePlane) -> bool:
+        """Whether both are slices of the same scan along the same axis, so that equal indices mean the same slice."""
+        return self.scan == other.scan and self.axis == other.axis
+
+
 @dataclass(frozen=True, eq=False)
 class SliceStack:
-    """Parallel slices of one scan, read when they are asked for.
+    """Parallel slices of one scan, each read when it is needed.
 
     Raises :class:`InputError` for pixels whose sides are so unlike that the scan's header must be wrong.
 
     Attributes:
-        read: the native slice (rows, columns) of an index, in raw intensities.
-        axis: the scan's array axis that the slices are counted along, from 0 to ``count - 1``.
-        native_shape: (rows, columns) of a slice as the scan has it.
-        native_spacing: (row, column) in mm.
-        thickness: distance of neighbouring slices, mm.
-        orientation: how native slices are turned to the canonical orientation.
-        plane: axial, coronal or sagittal.
-        window: the intensities of the whole scan that become -1 and 1.
-        scan: content hash of the scan; painted slices with the same one lie on it.
-        identity: what tells a slice from all others, by index: its content's hash. None = slices have none, and what
-            was computed of them cannot be used again in another run.
+        read: gives the native slice (rows, columns) of an index from 0 to ``count - 1``, in raw intensities.
+        native_shape: (rows, columns) of a native slice.
+        identity: gives what tells a slice from all others, by its index: the hash of its content. None = nothing does,
+            and what was computed for a slice cannot be reused in another run.
+
+    >>> from SDFSMISLib.images.volume import Geometry
+    >>> grid = Geometry((9, 64, 48), (0.5, 0.7, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> stack = SliceStack.of(Volume(np.zeros(grid.shape, np.int16), grid), axis=2)
+    >>> stack.count, stack.native_shape, stack.image(0).dtype
+    (48, (9, 64), dtype('float32'))
     """
 
     read: Callable[[int], np.ndarray]
-    axis: int
     count: int
     native_shape: tuple[int, int]
-    native_spacing: tuple[float, float]
-    thickness: float
-    orientation: SliceOrientation
-    plane: str
-    window: IntensityWindow
-    scan: str
+    plane: SlicePlane
     identity: Callable[[int], str] | None = None
 
     def __post_init__(self) -> None:
-        row, column = self.native_spacing
+        row, column = self.plane.spacing
         if max(row, column) > LONGEST_PIXEL * min(row, column):
             raise InputError(
-                f"Pixels of slices along axis {self.axis} are {row:g} x {column:g} mm; sides that differ by up to "
-                f"{LONGEST_PIXEL:g} times are accepted. Name another axis, or correct the file's header."
+                f"Pixels of slices along axis {self.plane.axis} are {row:g} x {column:g} mm; sides that differ by up "
+                f"to {LONGEST_PIXEL:g} times are accepted. Name another axis, or correct the file's header."
             )
 
     @classmethod
     def of(
         cls, volume: Volume, axis: int, window: IntensityWindow | None = None, scan: str | None = None
     ) -> SliceStack:
-        """The slices of a volume along an array axis; nothing of it is copied.
-
-        Args:
-            window: None = the robust one of the whole volume.
-            scan: the volume's content hash, where it is known already.
-        """
-        grid = volume.geometry
+        """The slices of a volume along an array axis, without copying it; arguments as of :meth:`SlicePlane.of`."""
         return cls(
             read=lambda index: volume.slice(axis, index),
-            axis=axis,
             count=volume.slice_count(axis),
-            native_shape=grid.slice_shape(axis),
-            native_spacing=grid.in_plane_spacing(axis),
-            thickness=grid.axis_spacing(axis),
-            orientation=grid.slice_orientation(axis),
-            plane=grid.plane(axis),
-            window=window or volume.window(),
-            scan=scan or volume.content_hash(),
+            native_shape=volume.geometry.slice_shape(axis),
+            plane=SlicePlane.of(volume, axis, window, scan),
         )
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, columns), canonical."""
+        """(rows, columns) of a canonical slice."""
         rows, columns = self.native_shape
-        return (columns, rows) if self.orientation.transpose else (rows, columns)
+        return (columns, rows) if self.plane.orientation.transpose else (rows, columns)
 
     @property
     def spacing(self) -> tuple[float, float]:
-        """(row, column) in mm, canonical."""
-        return self.orientation.apply_spacing(self.native_spacing)
+        """(row, column) of a canonical slice, in mm."""
+        return self.plane.canonical_spacing
 
     def image(self, index: int) -> np.ndarray:
-        """Canonical slice, float32 (rows, columns) in [-1, 1]."""
-        return self.window.normalize(self.orientation.apply(self.read(index)))
+        """The canonical slice, float32 (rows, columns) in [-1, 1]."""
+        return self.plane.window.normalize(self.plane.orientation.apply(self.read(index)))
 
     def wanted(self, slices: Sequence[int] | None) -> list[int]:
-        """The slices that are asked for, sorted, each once; None = all.
+        """The indices ``slices``, sorted and each once; None = all of the stack.
 
         Raises:
-            InputError: where one is outside the stack, or none is named.
+            InputError: if one is outside the stack, or there are none.
         """
         if slices is None:
             return list(range(self.count))
@@ -108,7 +172,7 @@ class SliceStack:
         outside = [index for index in wanted if not 0 <= index < self.count]
         if outside or not wanted:
             named = f"Slice {outside[0]} was given" if outside else "No slice was given"
-            raise InputError(f"{named}; axis {self.axis} of the scan has the slices 0 to {self.count - 1}.")
+            raise InputError(f"{named}; axis {self.plane.axis} of the scan has the slices 0 to {self.count - 1}.")
         return wanted
 
 
@@ -133,15 +197,19 @@ class SliceResult:
 
 
 def needed_slices(strategy: str, count: int, wanted: Collection[int], painted: Collection[int]) -> list[int]:
-    """The slices of a scan that a run reads, sorted.
+    """The indices of the slices that a run reads, sorted.
 
-    ``independent`` reads those that are wanted; ``propagate`` also the painted ones and all on the way, or, where no
-    painted slice shows the structure, every slice, since it has to be found first.
+    ``independent`` reads the slices to segment. ``propagate`` also reads the painted ones and all in between; without
+    a painted slice it reads all, since it must find the structure first.
 
     Args:
+        strategy: ``independent`` or ``propagate``.
         count: slices of the scan.
-        painted: slices of this very scan that show a structure, of all labels; an empty collection where one of the
-            labels is shown by none.
+        wanted: slices to segment.
+        painted: slices of this scan on which a structure is painted, of all labels; empty if a label has none.
+
+    >>> needed_slices("propagate", count=100, wanted=[40, 50], painted=[44])
+    [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50]
     """
     if strategy == "independent":
         return sorted(wanted)

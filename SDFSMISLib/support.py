@@ -13,7 +13,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,9 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
-from SDFSMISLib.images.geometry import SliceOrientation
-from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import integer_labels, label_values
 from SDFSMISLib.images.volume import Volume, match_labelmap
+from SDFSMISLib.slices import SlicePlane
 
 DTYPES = {
     "BOOL": "?",
@@ -103,25 +102,27 @@ THIN = 0.25  # neighbouring slices painted on one axis, as a share of those on t
 
 @dataclass(frozen=True, eq=False)
 class SupportSlice:
-    """One painted slice, with all that is needed to use it without its scan.
+    """One painted slice; it can be used without its scan.
 
-    ``image`` is float32 ``(rows, columns)`` in raw intensities and native orientation, ``labels`` uint16 of the same
-    shape, 0 where nothing is painted. ``axis`` and ``index`` say which slice of the scan it is; ``spacing`` is (row,
-    column) and ``thickness`` the distance to the next slice, in mm; ``window`` is that of the whole scan, ``scan`` the
-    scan's content hash, ``plane`` the anatomical plane (axial, coronal, sagittal). ``complete`` says that a label that
-    is absent here is truly absent, not just not painted.
+    Attributes:
+        image: float32 (rows, columns), raw intensities in native orientation.
+        labels: uint16 of the same shape, the label value of each pixel, 0 for unpainted ones.
+        index: which slice of the scan, from 0, along the axis of ``plane``.
+        plane: axis, spacing, orientation and intensity window, shared by all slices of the scan along that axis.
+        complete: True if a label that is absent on this slice is truly absent, not just unpainted.
+
+    >>> from SDFSMISLib.images.volume import Geometry
+    >>> grid = Geometry((1, 1, 3), (1, 1, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> plane = SlicePlane.of(Volume(np.float32([[[0, 1, 4]]]), grid), axis=0)
+    >>> painted = SupportSlice(np.float32([[0, 1, 4]]), np.uint16([[0, 5, 5]]), index=0, plane=plane)
+    >>> painted.plane.name, painted.mask(5).tolist(), painted.canonical_image().dtype
+    ('axial', [[False, True, True]], dtype('float32'))
     """
 
     image: np.ndarray
     labels: np.ndarray
-    axis: int
     index: int
-    spacing: tuple[float, float]
-    thickness: float
-    orientation: SliceOrientation
-    window: IntensityWindow
-    scan: str
-    plane: str
+    plane: SlicePlane
     complete: bool = False
 
     def mask(self, label: int) -> np.ndarray:
@@ -130,19 +131,24 @@ class SupportSlice:
 
     def canonical_image(self) -> np.ndarray:
         """float32 in [-1, 1], in the canonical anatomical orientation."""
-        return self.window.normalize(self.orientation.apply(self.image))
+        return self.plane.window.normalize(self.plane.orientation.apply(self.image))
 
     def canonical_mask(self, label: int) -> np.ndarray:
         """Bool, in the canonical anatomical orientation: where ``label`` is painted."""
-        return self.orientation.apply(self.mask(label))
+        return self.plane.orientation.apply(self.mask(label))
 
     def digest(self) -> str:
-        """16 hexadecimal digits that stand for this slice in a result's provenance."""
-        digest = hashlib.sha256(json.dumps(piece_fields(self), sort_keys=True).encode())
+        """16 hexadecimal digits that identify this slice in a result's provenance."""
+        digest = hashlib.sha256(json.dumps(self.to_fields(), sort_keys=True).encode())
         for array in (self.image, self.labels):
             digest.update(f"{array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
+
+    def to_fields(self) -> dict[str, Any]:
+        """All but the arrays, for JSON."""
+        plane = self.plane.to_fields()
+        return {"axis": plane.pop("axis"), "index": self.index, **plane, "complete": self.complete}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +178,12 @@ class SupportSet:
 
         ``content_hash`` is the scan's. Raises :class:`InputError` where nothing is painted at all.
         """
-        for piece in self.slices:
-            if piece.scan == content_hash:
-                return piece.axis
+        for painted in self.slices:
+            if painted.plane.scan == content_hash:
+                return painted.plane.axis
         if not self.slices:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
-        return next(axis for axis in range(3) if scan.geometry.plane(axis) == self.slices[0].plane)
+        return next(axis for axis in range(3) if scan.geometry.plane(axis) == self.slices[0].plane.name)
 
     def digest(self) -> tuple[str, ...]:
         """The digests of the slices, in their order."""
@@ -223,19 +229,13 @@ class SupportSet:
         if outside:
             raise InputError(f"Slice {outside[0]} was named; axis {chosen} of the scan has slices 0 to {count - 1}.")
 
-        geometry, window, scan_hash = scan.geometry, scan.window(), scan.content_hash()
+        plane = SlicePlane.of(scan, chosen)
         pieces = tuple(
             SupportSlice(
                 image=np.array(scan.slice(chosen, index), dtype=np.float32),
                 labels=kept[matched.slice(chosen, index)],
-                axis=chosen,
                 index=index,
-                spacing=geometry.in_plane_spacing(chosen),
-                thickness=geometry.axis_spacing(chosen),
-                orientation=geometry.slice_orientation(chosen),
-                window=window,
-                scan=scan_hash,
-                plane=geometry.plane(chosen),
+                plane=plane,
                 complete=slices is not None,
             )
             for index in indices
@@ -257,7 +257,7 @@ class SupportSet:
             tensors[f"{number}.image"] = np.ascontiguousarray(piece.image)
             tensors[f"{number}.labels"] = np.ascontiguousarray(piece.labels)
         names = {str(label): name for label, name in self.names.items()}
-        content = {"names": names, "slices": [piece_fields(piece) for piece in self.slices]}
+        content = {"names": names, "slices": [painted.to_fields() for painted in self.slices]}
         metadata = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
         with atomic_output(path, path.suffix or EXTENSION) as temporary:
             temporary.write_bytes(write_tensors(tensors, metadata))
@@ -290,41 +290,14 @@ class SupportSet:
             raise InputError(f"The support set {path} is damaged ({error}); save it again.") from error
 
 
-def piece_fields(piece: SupportSlice) -> dict[str, Any]:
-    """What a slice holds beside its arrays, for JSON."""
-    return {
-        "axis": piece.axis,
-        "index": piece.index,
-        "spacing": list(piece.spacing),
-        "thickness": piece.thickness,
-        "orientation": asdict(piece.orientation),
-        "window": asdict(piece.window),
-        "scan": piece.scan,
-        "plane": piece.plane,
-        "complete": piece.complete,
-    }
-
-
 def _slice(entry: dict[str, Any], image: np.ndarray, labels: np.ndarray) -> SupportSlice:
-    """The slice of a file's entry and arrays; a ValueError where they do not fit together."""
+    """The slice of a file's entry and arrays; ValueError if they do not fit together."""
     if image.ndim != 2 or image.shape != labels.shape or image.dtype != np.float32 or labels.dtype != np.uint16:
         raise ValueError(f"{image.dtype} {image.shape} and {labels.dtype} {labels.shape} are no slice and its labels")
-    row, column = entry["spacing"]
-    if entry["axis"] not in (0, 1, 2) or entry["index"] < 0 or not (row > 0 and column > 0 and entry["thickness"] > 0):
+    lengths = (*entry["spacing"], entry["thickness"])
+    if entry["axis"] not in (0, 1, 2) or entry["index"] < 0 or not all(length > 0 for length in lengths):
         raise ValueError("a slice has an impossible axis, index or spacing")
-    return SupportSlice(
-        image=image,
-        labels=labels,
-        axis=int(entry["axis"]),
-        index=int(entry["index"]),
-        spacing=(float(row), float(column)),
-        thickness=float(entry["thickness"]),
-        orientation=SliceOrientation(**entry["orientation"]),
-        window=IntensityWindow(**entry["window"]),
-        scan=str(entry["scan"]),
-        plane=str(entry["plane"]),
-        complete=bool(entry["complete"]),
-    )
+    return SupportSlice(image, labels, int(entry["index"]), SlicePlane.from_fields(entry), bool(entry["complete"]))
 
 
 def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> list[int]:

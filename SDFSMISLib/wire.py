@@ -13,19 +13,15 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.geometry import SliceOrientation
-from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import label_values
 from SDFSMISLib.slices import SliceStack
-from SDFSMISLib.support import SupportSlice, piece_fields
+from SDFSMISLib.support import SupportSlice
 
 __all__ = [
     "ARRAY_TYPE",
@@ -36,15 +32,14 @@ __all__ = [
     "WireError",
     "content_address",
     "decode_array",
+    "decode_labels",
     "encode_array",
     "pack_array",
     "pack_probability",
     "query_fields",
     "read_record",
-    "stack_of",
     "support_fields",
     "support_image_for_wire",
-    "support_slice",
     "unpack_array",
     "unpack_probability",
     "write_record",
@@ -250,15 +245,22 @@ def pack_probability(probability: np.ndarray) -> dict[str, Any]:
     return {"box": [top, left, bottom - top, right - left], "data": encode_array(probability[top:bottom, left:right])}
 
 
+def _natural(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise ValueError(f"{value!r:.40} is no whole number from 0 to {(1 << 31) - 1}")
+    return value
+
+
 def unpack_probability(fields: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray:
     """The probability, uint8 (rows, columns) of the given shape, of :func:`pack_probability`'s fields.
 
     Raises:
         WireError: where the box is not inside the slice, or the data are not uint8 of its size.
     """
-    with _checked("A probability"):
-        top, left, height, width = (_whole(value) for value in fields["box"])
-        data = fields["data"]
+    try:
+        (top, left, height, width), data = map(_natural, fields["box"]), fields["data"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise WireError(f"A probability has a field that is missing or impossible ({error}).") from error
     probability = np.zeros(shape, dtype=np.uint8)
     if (top, left, height, width) == (0, 0, 0, 0) and data == "":
         return probability
@@ -277,42 +279,11 @@ def unpack_probability(fields: Mapping[str, Any], shape: tuple[int, int]) -> np.
 def query_fields(stack: SliceStack, addresses: Mapping[int, str]) -> dict[str, Any]:
     """The ``query`` of a request: a stack, and the content addresses of its slices that were sent, by index."""
     return {
-        "scan": stack.scan,
-        "axis": stack.axis,
+        **stack.plane.to_fields(),
         "count": stack.count,
         "shape": list(stack.native_shape),
-        "spacing": list(stack.native_spacing),
-        "thickness": stack.thickness,
-        "orientation": asdict(stack.orientation),
-        "plane": stack.plane,
-        "window": asdict(stack.window),
         "slices": [[index, addresses[index]] for index in sorted(addresses)],
     }
-
-
-def stack_of(
-    fields: Mapping[str, Any], read: Callable[[int], np.ndarray], identity: Callable[[int], str] | None = None
-) -> SliceStack:
-    """The stack of a request's ``query``, whose slices are read by ``read`` and told apart by ``identity``.
-
-    Raises:
-        WireError: where a field is missing or impossible.
-        InputError: where a pixel's sides are so unlike that the scan's header must be wrong.
-    """
-    with _checked("The query"):
-        return SliceStack(
-            read=read,
-            axis=_whole(fields["axis"], 0, 2),
-            count=_whole(fields["count"], 1),
-            native_shape=_shape(fields["shape"]),
-            native_spacing=_spacing(fields["spacing"]),
-            thickness=_millimetres(fields["thickness"]),
-            orientation=_orientation(fields["orientation"]),
-            plane=_plane(fields["plane"]),
-            window=_window(fields["window"]),
-            scan=_text(fields["scan"]),
-            identity=identity,
-        )
 
 
 def support_image_for_wire(piece: SupportSlice, own: np.ndarray | None = None) -> np.ndarray:
@@ -333,55 +304,34 @@ def support_image_for_wire(piece: SupportSlice, own: np.ndarray | None = None) -
     return whole if _same_bits(whole, image) else image
 
 
-def support_fields(piece: SupportSlice, labels: Collection[int], address: str) -> dict[str, Any]:
+def support_fields(painted: SupportSlice, labels: Collection[int], address: str) -> dict[str, Any]:
     """One entry of a request's ``support``.
 
     Args:
-        labels: the labels whose masks are sent, where the piece has them.
+        labels: the labels whose masks are sent, if the slice has them.
         address: content address of the image that was sent for it, see :func:`support_image_for_wire`.
     """
     return {
         "slice": address,
         "masks": [
-            {"label": label, "data": encode_array(piece.mask(label))}
-            for label in label_values(piece.labels)
+            {"label": label, "data": encode_array(painted.mask(label))}
+            for label in label_values(painted.labels)
             if label in labels
         ],
-        "shape": list(piece.labels.shape),
-        **piece_fields(piece),
+        "shape": list(painted.labels.shape),
+        **painted.to_fields(),
     }
 
 
-def support_slice(fields: Mapping[str, Any], image: np.ndarray) -> SupportSlice:
-    """The painted slice of an entry of a request's ``support``, and the image that its address stands for.
+def decode_labels(masks: Iterable[tuple[int, str]], shape: tuple[int, int]) -> np.ndarray:
+    """uint16 (rows, columns), the label value of each pixel, of the label values and encoded masks of an entry.
 
     Raises:
-        WireError: where a field is missing or impossible, the image is not of the entry's shape, or masks overlap.
+        WireError: if a mask is damaged or of another shape or type, or if two overlap.
     """
-    with _checked("A painted slice"):
-        shape = _shape(fields["shape"])
-        if image.shape != shape:
-            raise WireError(f"A painted slice is said to be of shape {shape}; the image sent for it has {image.shape}.")
-        return SupportSlice(
-            image=image.astype(np.float32),
-            labels=_labels(fields["masks"], shape),
-            axis=_whole(fields["axis"], 0, 2),
-            index=_whole(fields["index"]),
-            spacing=_spacing(fields["spacing"]),
-            thickness=_millimetres(fields["thickness"]),
-            orientation=_orientation(fields["orientation"]),
-            window=_window(fields["window"]),
-            scan=_text(fields["scan"]),
-            plane=_plane(fields["plane"]),
-            complete=_truth(fields["complete"]),
-        )
-
-
-def _labels(masks: Any, shape: tuple[int, int]) -> np.ndarray:
-    """uint16 (rows, columns) of the masks of an entry."""
     labels = np.zeros(shape, dtype=np.uint16)
-    for entry in masks:
-        mask, label = decode_array(entry["data"], math.prod(shape)), _whole(entry["label"], 1, 65535)
+    for label, data in masks:
+        mask = decode_array(data, math.prod(shape))
         if mask.dtype != bool or mask.shape != shape:
             raise WireError(f"A mask of {mask.dtype} {mask.shape} came for a slice of shape {shape}; bool is needed.")
         if labels[mask].any():
@@ -395,71 +345,6 @@ def _same_bits(array: np.ndarray, image: np.ndarray) -> bool:
     if array.shape != image.shape:
         return False
     return np.array_equal(np.ascontiguousarray(array, dtype=np.float32).view(np.uint32), image.view(np.uint32))
-
-
-@contextmanager
-def _checked(what: str) -> Iterator[None]:
-    """Turns what goes wrong with the fields of a request into a sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise WireError(f"{what} has a field that is missing or impossible ({error}).") from error
-
-
-def _whole(value: Any, low: int = 0, high: int = 2**31 - 1) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{value!r:.40} is no whole number from {low} to {high}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"{value!r:.40} is no number")
-    return float(value)
-
-
-def _millimetres(value: Any) -> float:
-    if not 0 < _number(value) < math.inf:
-        raise ValueError(f"{value!r:.40} is no distance in mm")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
-    return value
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r:.40} is neither true nor false")
-    return value
-
-
-def _plane(value: Any) -> str:
-    if value not in ("axial", "coronal", "sagittal"):
-        raise ValueError(f"{value!r:.40} is no plane")
-    return value
-
-
-def _shape(value: Any) -> tuple[int, int]:
-    rows, columns = value
-    return _whole(rows, 1), _whole(columns, 1)
-
-
-def _spacing(value: Any) -> tuple[float, float]:
-    row, column = value
-    return _millimetres(row), _millimetres(column)
-
-
-def _orientation(value: Any) -> SliceOrientation:
-    return SliceOrientation(*(_truth(value[name]) for name in ("transpose", "flip_rows", "flip_columns")))
-
-
-def _window(value: Any) -> IntensityWindow:
-    return IntensityWindow(_number(value["low"]), _number(value["high"]))
 
 
 # -- records -----------------------------------------------------------------------------------------------------------

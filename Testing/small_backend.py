@@ -20,13 +20,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from SDFSMISLib.server.schema import PaintedSlice, Query
 from SDFSMISLib.wire import (
     PROTOCOL,
     PROTOCOL_HEADER,
     content_address,
     pack_probability,
-    stack_of,
-    support_slice,
     unpack_array,
     write_record,
 )
@@ -263,10 +262,10 @@ class _Handler(BaseHTTPRequestHandler):
 def records(asked: dict[str, Any], backend: SmallBackend) -> Iterator[dict[str, Any]]:
     """The records of a run: a lane before each slice, a sign of life behind the first, what was found first of all."""
     sent = dict(asked["query"]["slices"])
-    stack = stack_of(asked["query"], lambda index: backend.store[sent[index]])
-    pieces = [support_slice(one, backend.store[one["slice"]]) for one in asked["support"]]
+    stack = Query.model_validate(asked["query"]).slice_stack(lambda index: backend.store[sent[index]])
+    pieces = [PaintedSlice.model_validate(one).support_slice(backend.store[one["slice"]]) for one in asked["support"]]
     wanted = stack.wanted(asked["slices"])
-    here = [piece for piece in pieces if piece.scan == stack.scan and piece.axis == stack.axis]
+    here = [piece for piece in pieces if piece.plane.has_slices_of(stack.plane)]
     painted = {(label, piece.index) for piece in here for label in asked["labels"] if piece.mask(label).any()}
     places = [(label, index) for label in asked["labels"] for index in wanted if (label, index) not in painted]
     known = {(one["label"], one["index"]) for one in asked["finished"]}

@@ -127,7 +127,7 @@ def test_painted_slices_take_the_window_that_is_asked_for(cases: tuple[Case, ...
     for window in ("robust", "minmax"):
         task = fold_task(fold, fold.cases[0], "liver", load_case, 1, "field", window)
         assert task is not None
-        assert task.support.slices[0].window == load_case(fold.support).scan.window(window)
+        assert task.support.slices[0].plane.window == load_case(fold.support).scan.window(window)
 
 
 def test_an_organ_that_query_or_support_lacks_makes_no_test(cases: tuple[Case, ...]) -> None:

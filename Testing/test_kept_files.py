@@ -21,10 +21,16 @@ def test_a_kept_support_set_holds_its_painted_slice() -> None:
     support = SupportSet.load(KEPT / "one_slice.safetensors")
     scan, labelmap = ball_scan(shape=(8, 24, 24))
     (piece,) = support.slices
-    assert (support.labels, support.names, piece.axis, piece.index, piece.plane) == ((1,), {1: "ball"}, 0, 4, "axial")
+    assert (support.labels, support.names, piece.plane.axis, piece.index, piece.plane.name) == (
+        (1,),
+        {1: "ball"},
+        0,
+        4,
+        "axial",
+    )
     assert np.array_equal(piece.image, scan.voxels[4]) and np.array_equal(piece.labels, labelmap.voxels[4])
-    assert (piece.spacing, piece.thickness, piece.scan) == ((1.0, 1.0), 2.0, scan.content_hash())
-    assert np.array_equal(np.unique(piece.canonical_image()), np.unique(piece.window.normalize(piece.image)))
+    assert (piece.plane.spacing, piece.plane.thickness, piece.plane.scan) == ((1.0, 1.0), 2.0, scan.content_hash())
+    assert np.array_equal(np.unique(piece.canonical_image()), np.unique(piece.plane.window.normalize(piece.image)))
 
 
 def test_a_kept_support_set_of_two_slices_has_both_labels_and_their_names() -> None:

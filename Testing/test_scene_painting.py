@@ -98,7 +98,7 @@ def test_some_segments_and_some_slices_make_the_support(scene: MrmlScene) -> Non
     empty = editor.segment("empty")
     scan = ScanCache().get(node)
     support = read_painting(node, segmentation_node, [liver]).support(scan, [3], axis=2)
-    assert [(piece.axis, piece.index, piece.complete) for piece in support.slices] == [(2, 3, True)]
+    assert [(piece.plane.axis, piece.index, piece.complete) for piece in support.slices] == [(2, 3, True)]
     assert support.labels == (1,) and np.array_equal(support.slices[0].mask(1), mask[:, :, 3])
     with pytest.raises(InputError, match="Nothing is painted in the segment empty; paint it"):
         read_painting(node, segmentation_node, [liver, empty]).support(scan)

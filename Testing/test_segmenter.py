@@ -50,6 +50,10 @@ def support_of(scan: Volume, labelmap: Volume, *indices: int, axis: int = 0) -> 
     return SupportSet.from_labelmap(scan, painted_on(labelmap, *indices, axis=axis), None, indices, axis)
 
 
+def joined(*sets: SupportSet) -> SupportSet:
+    return SupportSet(tuple(one for support in sets for one in support.slices), sets[0].names)
+
+
 def overlap(segmentation: Segmentation, labelmap: Volume) -> float:
     ours, theirs = segmentation.labelmap.voxels > 0, labelmap.voxels > 0
     return 2 * np.count_nonzero(ours & theirs) / max(np.count_nonzero(ours) + np.count_nonzero(theirs), 1)
@@ -215,7 +219,7 @@ def test_a_slice_that_only_says_not_here_leaves_the_other_scans_slices_in_use(st
     scan, labelmap = ball_scan((14, 44, 36), (0.9, 1.1, 2.0))
     other = np.zeros_like(labelmap.voxels)
     other[1, 2:8, 2:8] = 2
-    support = support_of(painted_scan, painted, MIDDLE) + support_of(scan, Volume(other, scan.geometry), 1)
+    support = joined(support_of(painted_scan, painted, MIDDLE), support_of(scan, Volume(other, scan.geometry), 1))
     pipeline, told = BrightPipeline(), list[SliceResult]()
     segmentation = Segmenter(pipeline).segment(scan, support, RunOptions(strategy), labels=[1], on_slice=told.append)
     assert overlap(segmentation, labelmap) > 0.95
@@ -352,7 +356,7 @@ def test_unlike_scans_are_warned_of(segmenter: Segmenter) -> None:
 def test_only_slices_that_are_used_are_warned_of(segmenter: Segmenter) -> None:
     scan, labelmap = ball_scan()
     bright = Volume((scan.voxels * 10).astype(np.int16), scan.geometry)
-    support = support_of(bright, labelmap, MIDDLE) + support_of(scan, labelmap, MIDDLE)
+    support = joined(support_of(bright, labelmap, MIDDLE), support_of(scan, labelmap, MIDDLE))
     assert segmenter.segment(scan, support).warnings == []
 
 

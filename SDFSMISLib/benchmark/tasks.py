@@ -157,7 +157,9 @@ def _task(
     support = supporting.support(organ, chunk.painted)
     if window != "robust":
         seen = supporting.scan.window(window)
-        support = SupportSet(tuple(replace(piece, window=seen) for piece in support.slices), support.names)
+        support = SupportSet(
+            tuple(replace(piece, plane=replace(piece.plane, window=seen)) for piece in support.slices), support.names
+        )
     return Task(
         case=query.case,
         target=organ,

@@ -194,7 +194,7 @@ class _Here:
         support, count = options.support, len(options.labels)
         scan_hash = query.content_hash()
         axis = support.axis_on(query, scan_hash)
-        here = [piece for piece in support.slices if piece.scan == scan_hash and piece.axis == axis]
+        here = [piece for piece in support.slices if (piece.plane.scan, piece.plane.axis) == (scan_hash, axis)]
         slices = query.slice_count(axis) - len({piece.index for piece in here})
         shown = {label: any(piece.mask(label).any() for piece in here) for label in options.labels}
         passes = sum(
@@ -374,7 +374,7 @@ def _described(support: SupportSet, labels: Sequence[int]) -> str:
     """One line: which slices are the support, of which labels."""
     places: dict[tuple[int, str], list[int]] = {}
     for piece in support.slices:
-        places.setdefault((piece.axis, piece.plane), []).append(piece.index)
+        places.setdefault((piece.plane.axis, piece.plane.name), []).append(piece.index)
     where = "; ".join(
         f"{'slice' if len(indices) == 1 else 'slices'} {_listed(sorted(indices))} of axis {axis} ({plane})"
         for (axis, plane), indices in places.items()

@@ -134,7 +134,7 @@ class RemoteRun:
 
     def _painted_indices(self, label: int) -> dict[int, bool]:
         """Slices of the stack that are not computed: those that show the label (True), or surely do not (False)."""
-        own = (one for one in self.support if one.scan == self.stack.scan and one.axis == self.stack.axis)
+        own = (one for one in self.support if one.plane.has_slices_of(self.stack.plane))
         shows = ((one.index, bool(one.mask(label).any()), one.complete) for one in own)
         return {index: is_shown for index, is_shown, is_complete in shows if is_shown or is_complete}
 
@@ -236,7 +236,7 @@ class RemoteRun:
             raise ValueError(f"slice {record['index']!s:.20} of label {record['label']!s:.20}, which was not asked for")
         result = SliceResult(
             label=int(record["label"]),
-            axis=self.stack.axis,
+            axis=self.stack.plane.axis,
             index=int(record["index"]),
             probability=unpack_probability(record, self.stack.native_shape),
             certainty=float(record["certainty"]),

@@ -122,7 +122,7 @@ def _missing(connection: Connection, upload: SliceUpload) -> list[str]:
 
 def _support_image(stack: SliceStack, painted: SupportSlice) -> np.ndarray:
     """A painted slice's image as it is sent."""
-    is_of_stack = painted.scan == stack.scan and painted.axis == stack.axis and painted.index < stack.count
+    is_of_stack = painted.plane.has_slices_of(stack.plane) and painted.index < stack.count
     return support_image_for_wire(painted, stack.read(painted.index) if is_of_stack else None)
 
 

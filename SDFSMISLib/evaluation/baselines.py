@@ -131,7 +131,7 @@ def _slices(task: Task, orientation: SliceOrientation) -> list[Image]:
 
 
 def _painted(piece: SupportSlice) -> Image:
-    return _image(piece.canonical_image(), piece.orientation.apply_spacing(piece.spacing))
+    return _image(piece.canonical_image(), piece.plane.canonical_spacing)
 
 
 def _image(pixels: np.ndarray, spacing: tuple[float, float]) -> Image:
@@ -264,7 +264,7 @@ def copy_support(task: Task) -> np.ndarray:
 def _centred(piece: SupportSlice, label: int, shape: tuple[int, ...], spacing: tuple[float, float]) -> np.ndarray:
     """A painted mask, canonical, on a slice of another shape and (row, column) spacing in mm, by nearest neighbour."""
     mask = piece.canonical_mask(label)
-    own_spacing = piece.orientation.apply_spacing(piece.spacing)
+    own_spacing = piece.plane.canonical_spacing
     places = []
     for side, own_side, step, own_step in zip(shape, mask.shape, spacing, own_spacing, strict=True):
         millimetres = (np.arange(side) - (side - 1) / 2) * step

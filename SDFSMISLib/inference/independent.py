@@ -74,7 +74,7 @@ def slice_name(scan: SliceStack, index: int, region: Region, contrast: Contrast)
     identity."""
     if scan.identity is None:
         return None
-    return scan.identity(index), (scan.window, scan.orientation, region, tuple(contrast.values.tolist()))
+    return scan.identity(index), (scan.plane.window, scan.plane.orientation, region, tuple(contrast.values.tolist()))
 
 
 def on_slice_grid(region: Region, values: torch.Tensor, shape: tuple[int, int]) -> np.ndarray:

@@ -165,7 +165,7 @@ class Shot:
     def of(cls, piece: SupportSlice, label: int, image: np.ndarray | None = None) -> Shot:
         """A painted slice of a label; `image`, where it is there already, is the piece's canonical one."""
         image = piece.canonical_image() if image is None else image
-        return cls(image, piece.canonical_mask(label), piece.orientation.apply_spacing(piece.spacing))
+        return cls(image, piece.canonical_mask(label), piece.plane.canonical_spacing)
 
     def region(self, full: bool) -> Region:
         """The region that shows this shot: around its own mask, or the whole slice."""

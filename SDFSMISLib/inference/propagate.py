@@ -208,7 +208,7 @@ class _Propagation:
                 region = Region.around(lane.mask, self.scan.spacing)
                 lane.contrast = Contrast.of(region.to_grid(self.scan.image(lane.start), side, -1.0))
         self.banks = _lane_banks(self.networks.pipeline, lanes, self.full, side)
-        stride = min(max(1, round(STRIDE_MM / self.scan.thickness)), LONGEST_STRIDE, size)
+        stride = min(max(1, round(STRIDE_MM / self.scan.plane.thickness)), LONGEST_STRIDE, size)
         together = max(1, size // stride)
         for part in _batches(lanes, together):
             self._calibrate(part)

@@ -152,7 +152,7 @@ class Run:
         return self._independent() if self.options.strategy == "independent" else self._propagate()
 
     def _label(self, label: int, pieces: Sequence[SupportSlice]) -> _Label:
-        here = [piece for piece in pieces if piece.scan == self.scan.scan and piece.axis == self.scan.axis]
+        here = [piece for piece in pieces if piece.plane.has_slices_of(self.scan.plane)]
         used = _evenly(here if any(piece.mask(label).any() for piece in here) else pieces)
         self.pieces += used
         shots = {id(piece): Shot.of(piece, label, self._image(piece)) for piece in [*here, *used]}
@@ -213,7 +213,7 @@ class Run:
         answer = finished.lanes.get((lane.label, lane.first, index))
         if answer is None and lane.gap is None:
             answer = finished.slices.get((lane.label, index))
-        return None if answer is None else self.scan.orientation.apply(answer)
+        return None if answer is None else self.scan.plane.orientation.apply(answer)
 
     def _results(self, answers: Sequence[Answered]) -> list[Result]:
         """Finished slices as results; those that are not wanted, or were told before, are left out."""
@@ -224,11 +224,11 @@ class Run:
             self.done += 1
             native = self._native(probability)
             sure = certainty_of(probability)
-            results.append(SliceResult(label, self.scan.axis, index, native, sure, self.done, self.total))
+            results.append(SliceResult(label, self.scan.plane.axis, index, native, sure, self.done, self.total))
         return results
 
     def _native(self, probability: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(self.scan.orientation.undo(probability))
+        return np.ascontiguousarray(self.scan.plane.orientation.undo(probability))
 
     # -- a scan without painted slices
 
@@ -237,7 +237,7 @@ class Run:
         nothing are left out."""
         if not labels:
             return {}
-        turn = self.scan.orientation
+        turn = self.scan.plane.orientation
         if self._finished.found is None:
             unknown = {label: self._unpainted(label) for label in labels}
             search = (

@@ -92,10 +92,10 @@ class Collection:
     ) -> None:
         self._began = time.monotonic()
         self._query = query
-        self._axis = scan.axis
+        self._axis = scan.plane.axis
         self._names = {label: names.get(label, "") for label in support}
         self._painted = {
-            label: [piece for piece in pieces if piece.scan == scan.scan and piece.axis == scan.axis]
+            label: [piece for piece in pieces if piece.plane.has_slices_of(scan.plane)]
             for label, pieces in support.items()
         }
         self.probabilities = {label: np.zeros(query.geometry.shape, dtype=np.uint8) for label in support}
@@ -143,17 +143,16 @@ def unlikeness(scan: SliceStack, pieces: Sequence[SupportSlice]) -> list[str]:
     """One sentence for each way in which a scan differs from painted slices so much that a user should look."""
     messages = []
     for piece in pieces:
-        ratio = max(scan.spacing) / max(piece.spacing)
-        if not 1 / UNLIKE_SPACING < ratio < UNLIKE_SPACING:
+        size, painted_size = max(scan.plane.spacing), max(piece.plane.spacing)
+        if not 1 / UNLIKE_SPACING < size / painted_size < UNLIKE_SPACING:
             messages.append(
-                f"Pixels are {max(scan.spacing):.3g} mm in the query and {max(piece.spacing):.3g} mm in the support; "
-                "results may be poor."
+                f"Pixels are {size:.3g} mm in the query and {painted_size:.3g} mm in the support; results may be poor."
             )
-        if scan.plane != piece.plane:
+        if scan.plane.name != piece.plane.name:
             messages.append(
                 "The query is cut in another anatomical plane than the painted slices; results may be poor."
             )
-        ours, theirs = scan.window, piece.window
+        ours, theirs = scan.plane.window, piece.plane.window
         overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
         if overlap < LEAST_OVERLAP * max(ours.high - ours.low, theirs.high - theirs.low):
             messages.append(

@@ -120,7 +120,7 @@ class RunLabels:
             label: {
                 piece.index: piece.mask(label)
                 for piece in (support.for_label(label) if label in support.labels else ())
-                if piece.scan == content_hash and piece.axis == axis
+                if (piece.plane.scan, piece.plane.axis) == (content_hash, axis)
             }
             for label in labels
         }

@@ -5,14 +5,18 @@ Failures as the client sees them: a status, a code, and a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from SDFSMISLib.options import THRESHOLD_RANGE, Region, Strategy
+from SDFSMISLib.slices import SlicePlane, SliceStack
+from SDFSMISLib.support import SupportSlice
+from SDFSMISLib.wire import WireError, decode_labels
 
 Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
@@ -54,19 +58,38 @@ class Window(RequestModel):
     high: Intensity
 
 
-class Query(RequestModel):
-    """The slices to segment: parallel ones of one scan, and those of them that were sent."""
+class SlicePlaneFields(RequestModel):
+    """The fields of a :class:`SlicePlane`."""
 
-    scan: ScanName
     axis: Axis
-    count: Annotated[int, Field(ge=1, le=1 << 20, description="slices of the scan along the axis")]
-    shape: Shape
     spacing: Spacing
     thickness: Annotated[Millimetres, Field(description="distance of neighbouring slices, mm")]
     orientation: Orientation
-    plane: Plane
     window: Window
+    scan: ScanName
+    plane: Plane
+
+    def slice_plane(self) -> SlicePlane:
+        """The value of the fields; raises :class:`InputError` for a window whose ``low`` is above ``high``."""
+        return SlicePlane.from_fields(self.model_dump(include=set(SlicePlaneFields.model_fields)))
+
+
+class Query(SlicePlaneFields):
+    """The slices to segment: parallel ones of one scan, and those of them that were sent."""
+
+    count: Annotated[int, Field(ge=1, le=1 << 20, description="slices of the scan along the axis")]
+    shape: Shape
     slices: Annotated[list[tuple[Index, Address]], Field(max_length=MAX_SLICES), FailFast()]
+
+    def slice_stack(
+        self, read: Callable[[int], np.ndarray], identity: Callable[[int], str] | None = None
+    ) -> SliceStack:
+        """The stack, with functions that give the slice of an index and its identity.
+
+        Raises:
+            InputError: if a pixel's sides are so unlike that the scan's header must be wrong.
+        """
+        return SliceStack(read, self.count, self.shape, self.slice_plane(), identity)
 
 
 class LabelMask(RequestModel):
@@ -76,21 +99,27 @@ class LabelMask(RequestModel):
     data: Packed
 
 
-class PaintedSlice(RequestModel):
+class PaintedSlice(SlicePlaneFields):
     """A painted slice, of the query's scan (same `scan` and `axis`) or of another."""
 
     slice: Address
     masks: Annotated[list[LabelMask], Field(max_length=MAX_MASKS), FailFast()]
     shape: Shape
-    axis: Axis
     index: Index
-    spacing: Spacing
-    thickness: Millimetres
-    orientation: Orientation
-    window: Window
-    scan: ScanName
-    plane: Plane
     complete: Annotated[bool, Field(description="a label that is absent here is truly absent")]
+
+    def support_slice(self, image: np.ndarray) -> SupportSlice:
+        """The painted slice, with the image (rows, columns) that was sent under its address.
+
+        Raises:
+            WireError: if the image has another shape, or a mask is damaged, of another shape, or overlaps another.
+        """
+        if image.shape != self.shape:
+            raise WireError(
+                f"A painted slice is said to be of shape {self.shape}; the image sent for it has {image.shape}."
+            )
+        labels = decode_labels([(mask.label, mask.data) for mask in self.masks], self.shape)
+        return SupportSlice(image.astype(np.float32), labels, self.index, self.slice_plane(), self.complete)
 
 
 class SliceProbability(RequestModel):

@@ -36,8 +36,6 @@ from SDFSMISLib.wire import (
     PROTOCOL,
     RECORDS_TYPE,
     pack_probability,
-    stack_of,
-    support_slice,
     unpack_probability,
     write_record,
 )
@@ -108,13 +106,11 @@ def build_run(request: SegmentationRequest, namespace: str, store: Store, engine
             f"{len(missing.addresses)} slices are not here, or no longer; send them, and ask again.",
             {"missing": missing.addresses},
         ) from missing
-    scan = stack_of(
-        query.model_dump(), lambda index: arrays[sent[index]], identity=lambda index: f"{namespace} {sent[index]}"
-    )
+    scan = query.slice_stack(lambda index: arrays[sent[index]], lambda index: f"{namespace} {sent[index]}")
     _check_slices(sent, arrays, scan.count, scan.native_shape)
-    painted = tuple(support_slice(piece.model_dump(), arrays[piece.slice]) for piece in request.support)
+    painted = tuple(piece.support_slice(arrays[piece.slice]) for piece in request.support)
     for piece in painted:
-        if piece.scan == scan.scan and piece.axis == scan.axis and piece.labels.shape != scan.native_shape:
+        if piece.plane.has_slices_of(scan.plane) and piece.labels.shape != scan.native_shape:
             raise InputError(
                 f"A slice painted on the scan has shape {piece.labels.shape}; the scan's have {scan.native_shape}."
             )

@@ -414,12 +414,12 @@ class SupportList:
         piece, key = one.pieces[slot], f"{FILE}:{number}:{slot}"
         labels = label_values(piece.labels)
         made = self._thumbnails.get(key)
-        area = int(np.count_nonzero(piece.labels)) * math.prod(piece.spacing) / 100
+        area = int(np.count_nonzero(piece.labels)) * math.prod(piece.plane.spacing) / 100
         return SupportEntry(
             key,
             made[1] if made is not None else None,
             piece.index,
-            piece.plane,
+            piece.plane.name,
             one.name,
             tuple(one.structure(label) for label in labels),
             area,
@@ -477,4 +477,5 @@ class SupportList:
         colors = {
             label: by_name.get(one.structure(label).casefold()) or NO_COLOR for label in label_values(piece.labels)
         }
-        return thumbnail(piece.image, piece.labels, colors, piece.spacing, piece.orientation, piece.plane, piece.window)
+        plane = piece.plane
+        return thumbnail(piece.image, piece.labels, colors, plane.spacing, plane.orientation, plane.name, plane.window)

@@ -175,7 +175,7 @@ def _nothing_painted(scan: Any) -> Painting:
 
 def _axis(painting: Painting, loaded: Sequence[LoadedSet]) -> int:
     """Along which a scan is sliced: as it is painted, else as the first loaded slice lies."""
-    planes = [piece.plane for one in loaded for piece in one.pieces.values()]
+    planes = [piece.plane.name for one in loaded for piece in one.pieces.values()]
     if painting.labels.voxels.size or not planes:
         return painting.axis
     return next(axis for axis in range(3) if painting.geometry.plane(axis) == planes[0])
