@@ -26,8 +26,8 @@ from benchmark_examples import (
     write_scans,
     write_weights,
 )
-from SDFSMISLib.benchmark import DATA_SETS, FoldResult, Job, Model, Plan, fold_of, measure_folds, train_folds
-from SDFSMISLib.benchmark.tasks import fold_task, map_bytes, official_masks, official_method
+from SDFSMISLib.benchmark import DATA_SETS, FoldResult, Model, Plan, TrainingJob, fold_of, measure_folds, train_folds
+from SDFSMISLib.benchmark.tasks import fold_task, official_masks, official_method, to_bytes
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import run_method
 from SDFSMISLib.evaluation.cases import Case
@@ -188,9 +188,9 @@ def test_a_configuration_that_has_no_loss_left_is_refused(manifest: Path, tmp_pa
 
 
 def test_each_fold_is_trained_on_the_others_scans_and_setting_two_on_each_group(manifest: Path, tmp_path: Path) -> None:
-    jobs: list[Job] = []
+    jobs: list[TrainingJob] = []
 
-    def trainer(job: Job) -> Path:
+    def trainer(job: TrainingJob) -> Path:
         jobs.append(job)
         return job.output / "pipeline"
 
@@ -212,7 +212,7 @@ def test_across_data_sets_one_training_on_all_scans_serves_all_folds(tmp_path: P
     sabs = DATA_SETS["sabs"]
     ours, theirs = write_scans(tmp_path / "mr"), write_scans(tmp_path / "ct", sabs)
     plan = Plan(ABDOMEN, scans_of(ours), tmp_path, train_on=(sabs, scans_of(theirs, sabs)))
-    jobs: list[Job] = []
+    jobs: list[TrainingJob] = []
     folders = train_folds(plan, lambda job: jobs.append(job) or job.output / "pipeline")
     assert [job.output.name for job in jobs] == ["all-of-sabs-all"] and len(set(folders.values())) == 1
     assert [case.id for case in jobs[0].cases] == [case.id for case in scans_of(theirs, sabs)]
@@ -221,7 +221,7 @@ def test_across_data_sets_one_training_on_all_scans_serves_all_folds(tmp_path: P
 def test_a_run_trains_without_labels_and_tests_what_it_trained(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.PARTNERS", 1)  # to be fast
+    monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.MAX_PARTNERS", 1)  # to be fast
     config = write_config(tmp_path, mix={"independent": 0.5, "propagate": 0.5, "cross": 0.5})
     ran(*run_words(manifest, config, tmp_path / "out", "--fold", "0", "--setting", "2"))
     for group, organs in ABDOMEN.excluded_together.items():
@@ -372,5 +372,5 @@ def test_official_masks_are_those_of_whole_slices_and_of_no_file_order(manifest:
     shown, painted = [2, 3], [3, 5, 7]  # the first chunk, and the slices that are painted for all of them
     masks = torch.from_numpy(support.mask("liver")[painted].astype(np.float32))
     maps = pipeline(colour(images[1][painted]), masks, colour(images[0][shown])).maps
-    assert np.array_equal(found[shown], official_masks(map_bytes(maps.numpy())).masks)
+    assert np.array_equal(found[shown], official_masks(to_bytes(maps.numpy())).masks)
     assert not found[~query.mask("liver").any(axis=(1, 2))].any()

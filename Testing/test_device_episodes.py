@@ -13,13 +13,13 @@ from SDFSMISLib.inference.registration import carried
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.device_episodes import (
     DeviceEpisodes,
-    Draws,
+    RandomDraws,
     blurred,
-    contrasts,
     displacements,
-    turned,
+    equalizing_contrasts,
+    imperfect,
+    random_rotations,
     with_contrast,
-    with_errors,
 )
 from SDFSMISLib.training.volumes import TrainingVolume, synthetic_volumes
 from test_hints import blobs, disc
@@ -101,7 +101,7 @@ def test_late_every_two_episodes_ask_for_two_targets_of_the_same_slices(kind: st
 
 
 def test_planes_are_turned_every_way_and_keep_their_right_angles() -> None:
-    found = turned(Draws(0, CPU), 200)
+    found = random_rotations(RandomDraws(0, CPU), 200)
     torch.testing.assert_close(found @ found.transpose(1, 2), torch.eye(3).expand(200, 3, 3), rtol=0, atol=1e-5)
     assert torch.allclose(torch.linalg.det(found), torch.ones(200), atol=1e-5)
     assert found.mean(0).abs().max() < 0.15
@@ -109,9 +109,9 @@ def test_planes_are_turned_every_way_and_keep_their_right_angles() -> None:
 
 def test_contrasts_are_those_of_the_segmenter() -> None:
     images = torch.stack([blobs(1), 0.1 * blobs(2) - 0.3, torch.full((96, 96), -1.0), (3 * blobs(3)).clamp(-1, 1)])
-    values = contrasts(images)
-    seen = with_contrast(images, values)
-    for image, mine, found in zip(images, values, seen, strict=True):
+    values = equalizing_contrasts(images)
+    equalized = with_contrast(images, values)
+    for image, mine, found in zip(images, values, equalized, strict=True):
         contrast = Contrast.of(image)
         torch.testing.assert_close(mine, contrast.values, rtol=0, atol=1e-5)
         torch.testing.assert_close(found, contrast(image), rtol=0, atol=1e-4)
@@ -129,7 +129,7 @@ def test_each_image_is_blurred_by_its_own_amount() -> None:
 
 def test_errors_keep_a_mask_where_it_was_and_change_most() -> None:
     masks = disc(30, 34, 12, 64).expand(40, -1, -1)
-    wrong = with_errors(Draws(1, CPU), masks)
+    wrong = imperfect(RandomDraws(1, CPU), masks)
     assert set(wrong.unique().tolist()) == {0.0, 1.0}
     dice = 2 * (wrong * masks).sum((1, 2)) / (wrong.sum((1, 2)) + masks.sum((1, 2)))
     assert 0.7 < float(dice.mean()) < 0.98

@@ -12,7 +12,7 @@ import torch
 import golden
 from SDFSMISLib.model import SDFSMISPipeline
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.learner import EpisodeLearner, Learned
+from SDFSMISLib.training.learner import EpisodeLearner, EpisodeLoss
 from SDFSMISLib.training.trainer import learn_only, new_optimizer, rate_share, set_rate
 from SDFSMISLib.training.volumes import EpisodeBatch
 
@@ -39,7 +39,7 @@ def networks() -> SDFSMISPipeline:
     return pipe
 
 
-def learned(pipe: SDFSMISPipeline, kind: str) -> Learned:
+def learned(pipe: SDFSMISPipeline, kind: str) -> EpisodeLoss:
     case = golden.case("f_train")
     batch = EpisodeBatch(
         support_images=case["support_images"][None, :, 0],
@@ -54,7 +54,7 @@ def learned(pipe: SDFSMISPipeline, kind: str) -> Learned:
 
 
 @cache
-def descended(kind: str) -> tuple[SDFSMISPipeline, Learned]:
+def descended(kind: str) -> tuple[SDFSMISPipeline, EpisodeLoss]:
     """Networks with the gradients of one step."""
     pipe = networks()
     result = learned(pipe, kind)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, foreground, kept_supervoxels, segmented
+from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, cached_supervoxels, foreground, graph_components
 
 CUBE = (1.0, 1.0, 1.0)
 
@@ -19,7 +19,7 @@ def blocks() -> np.ndarray:
 
 
 def test_blocks_of_one_level_are_one_part_each():
-    parts = segmented(blocks(), CUBE, 1.0, 50)
+    parts = graph_components(blocks(), CUBE, 1.0, 50)
     assert len(np.unique(parts)) == 4
     assert all(len(np.unique(parts[blocks() == level])) == 1 for level in (20, 90, 160, 230))
 
@@ -28,7 +28,7 @@ def test_blocks_of_one_level_are_one_part_each():
 @given(st.integers(0, 1000), st.integers(1, 200))
 def test_no_part_is_smaller_than_asked_for_and_each_hangs_together(seed, least):
     levels = np.random.default_rng(seed).uniform(0, 255, (5, 12, 12)).astype(np.float32)
-    parts = segmented(levels, (3.0, 1.0, 1.0), 1.0, least)
+    parts = graph_components(levels, (3.0, 1.0, 1.0), 1.0, least)
     for value in np.unique(parts):
         assert (parts == value).sum() >= least
         assert ndimage.label(parts == value, np.ones((3, 3, 3)))[1] == 1
@@ -37,7 +37,7 @@ def test_no_part_is_smaller_than_asked_for_and_each_hangs_together(seed, least):
 def test_thick_slices_hold_together_less():
     levels = np.full((2, 8, 8), 20, dtype=np.float32)  # steps of 10 and 24 within a slice, of 7 between slices
     levels[0, :, 4:], levels[1, :, :4], levels[1, :, 4:] = 30, 13, 37
-    thin, thick = (segmented(levels, (step, 1.0, 1.0), 1.0, 33) for step in (1.0, 9.0))
+    thin, thick = (graph_components(levels, (step, 1.0, 1.0), 1.0, 33) for step in (1.0, 9.0))
     assert thin[0, 0, 0] == thin[1, 0, 0] != thin[0, 0, 7]
     assert thick[0, 0, 0] == thick[0, 0, 7] != thick[1, 0, 0]
 
@@ -55,9 +55,9 @@ def test_the_background_is_no_supervoxel():
 @pytest.mark.parametrize("kind", [Slic(8), Felzenszwalb(50)])
 def test_supervoxels_are_made_once_and_again_when_the_scan_is_another(kind, tmp_path):
     image = (blocks() / 127.5 - 1).astype(np.float16)
-    first = kept_supervoxels(kind, image, CUBE, tmp_path, "a")
+    first = cached_supervoxels(kind, image, CUBE, tmp_path, "a")
     kept = [(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()]
-    assert np.array_equal(first, kept_supervoxels(kind, image, CUBE, tmp_path, "a"))
+    assert np.array_equal(first, cached_supervoxels(kind, image, CUBE, tmp_path, "a"))
     assert [(path.name, path.stat().st_mtime_ns) for path in tmp_path.iterdir()] == kept
-    kept_supervoxels(kind, image[:, ::-1], CUBE, tmp_path, "a")
+    cached_supervoxels(kind, image[:, ::-1], CUBE, tmp_path, "a")
     assert len(list(tmp_path.iterdir())) == 2

@@ -13,8 +13,8 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import PAPER_SHARE, EpisodeSampler
-from SDFSMISLib.training.synthesis import augmented
+from SDFSMISLib.training.episodes import MIN_PAPER_SHARE, EpisodeSampler
+from SDFSMISLib.training.synthesis import augment
 from SDFSMISLib.training.trainer import train
 from SDFSMISLib.training.volumes import TrainingVolume
 from test_hints import blobs, disc
@@ -41,7 +41,7 @@ def test_episodes_are_two_adjacent_slices_in_either_order_one_of_them_augmented(
         batch = drawn.batch(4, number)
         assert batch.support_images.shape == (4, 1, 64, 64) and batch.painted == 1 and batch.displacements is None
         for support, query in zip(batch.support_masks[:, 0], batch.query_masks, strict=True):
-            assert max(float(support.mean()), float(query.mean())) > PAPER_SHARE
+            assert max(float(support.mean()), float(query.mean())) > MIN_PAPER_SHARE
         pairs = torch.stack([batch.support_images[:, 0, 25, 25], batch.query_images[:, 25, 25]])
         places = (pairs + 1) / 1.9 * 11
         untouched = (places - places.round()).abs() < 0.01  # the other one has another gamma
@@ -58,7 +58,7 @@ def test_a_query_may_lie_behind_the_end_of_its_supervoxel() -> None:
 def test_image_and_mask_are_moved_by_the_same_field_and_each_time_by_another() -> None:
     rng, mask = np.random.default_rng(0), disc(120, 130, 50, 256)
     image = 1.6 * mask - 0.8
-    fields = [augmented(rng, image, mask) for _ in range(4)]
+    fields = [augment(rng, image, mask) for _ in range(4)]
     for seen, target in fields:
         assert ((seen > seen.mean()).float() - target).abs().mean() < 0.005
         assert seen.min() >= -1 and seen.max() <= 1
@@ -72,7 +72,7 @@ def test_augmentation_moves_as_far_on_a_small_grid() -> None:
     for side in (64, 256):
         mask = disc(side / 2, side / 2, side / 4, side)
         image = blobs(3, side)
-        found = [augmented(np.random.default_rng(seed), image, mask)[1] for seed in range(12)]
+        found = [augment(np.random.default_rng(seed), image, mask)[1] for seed in range(12)]
         moved[side] = np.mean([float((target - mask).abs().mean()) for target in found])
     assert moved[64] == pytest.approx(moved[256], rel=0.25)
 

@@ -23,7 +23,7 @@ from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
-from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, folding
+from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, with_folding_autoencoder
 from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
 from SDFSMISLib.training.volumes import EpisodeBatch, synthetic_volumes
 from training_examples import tiny_config, tiny_settings, write_manifest
@@ -98,7 +98,7 @@ def test_denoising_learns_and_leaves_all_but_the_unet_alone(tmp_path: Path) -> N
     for pipe in (before, trained):
         torch.manual_seed(0)
         with torch.no_grad():
-            losses.append(float(Denoiser(folding(pipe))(images)))
+            losses.append(float(Denoiser(with_folding_autoencoder(pipe))(images)))
     assert losses[1] < 0.9 * losses[0]
 
 
@@ -116,7 +116,7 @@ def test_pixels_are_not_folded_into_too_few_channels() -> None:
     pipe = new_built_in(0, SMALL)
     pipe.vae.register_to_config(latent_channels=4)
     with pytest.raises(InputError, match="set decoded to true"):
-        folding(pipe)
+        with_folding_autoencoder(pipe)
 
 
 def test_networks_of_our_own_kind_get_the_inputs_that_their_folder_lacks(tmp_path: Path) -> None:

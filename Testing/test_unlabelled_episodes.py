@@ -16,8 +16,15 @@ from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.learner import EpisodeLearner
 from SDFSMISLib.training.trainer import train
-from SDFSMISLib.training.unlabelled_episodes import PARTNERS, DrawnSlice, Levels, UnlabelledSampler, matched, paired
-from SDFSMISLib.training.volumes import EpisodeBatch, SliceKey, TrainingVolume, slicing
+from SDFSMISLib.training.unlabelled_episodes import (
+    MAX_PARTNERS,
+    MaskedSlice,
+    SliceMatching,
+    UnlabelledSampler,
+    match_scans,
+    match_slices,
+)
+from SDFSMISLib.training.volumes import EpisodeBatch, SliceTarget, TrainingVolume, slice_axes
 
 ORGANS = ((4, 24, 20, 4, 10), (10, 40, 44, 4, 9), (8, 38, 22, 3, 7), (12, 22, 40, 4, 8))
 """Middle (slice, row, column) and radii, along slices and across, of the organs 1 to 4."""
@@ -54,7 +61,7 @@ def training_volume(voxels: np.ndarray, labels: np.ndarray, name: str, up: float
     """A scan whose supervoxels are these labels."""
     grid = geometry(voxels.shape, up)
     spacing = (5.0, 1.5, 1.5)
-    axes, main = slicing(grid, voxels.shape, spacing)
+    axes, main = slice_axes(grid, voxels.shape, spacing)
     return TrainingVolume(
         name=name,
         image=Volume(voxels, grid).window("robust").normalize(voxels).astype(np.float16),
@@ -80,8 +87,8 @@ def settings(**changes: Any) -> TrainingConfig:
 
 
 def sampler(scans: list[TrainingVolume], **changes: Any) -> UnlabelledSampler:
-    levels = Levels(0.0, 1.0, 1.0, scans[0].maps[0].shape[0])
-    pairs = {(a.name, b.name): levels for a in scans for b in scans if a is not b}
+    matching = SliceMatching(0.0, 1.0, 1.0, scans[0].maps[0].shape[0])
+    pairs = {(a.name, b.name): matching for a in scans for b in scans if a is not b}
     return UnlabelledSampler(scans, 32, settings(**changes), pairs, scans)
 
 
@@ -96,16 +103,16 @@ def test_levels_of_another_scan_are_found(backwards: bool) -> None:
             made.append(training_volume(voxels, labels, f"scan {number}"))
     one, other = made
     assert one.main is not None and other.main == replace(one.main, rising=not backwards)
-    levels = matched(one, other)
-    assert levels is not None
+    matching = match_slices(one, other)
+    assert matching is not None
     for index in (6, 8, 10):
-        there = levels.at(index)
+        there = matching.at(index)
         assert there is not None and abs((19 - there if backwards else there) - (index + 3)) <= 1
 
 
 def test_scans_of_other_anatomies_are_no_partners(scans: list[TrainingVolume]) -> None:
     noise = np.random.default_rng(0).normal(500, 200, (16, 64, 64)).astype(np.float32)
-    assert matched(scans[0], training_volume(noise, organs(), "noise")) is None
+    assert match_slices(scans[0], training_volume(noise, organs(), "noise")) is None
 
 
 def test_each_scan_has_a_few_partners_of_its_group_and_plane(scans: list[TrainingVolume]) -> None:
@@ -113,14 +120,14 @@ def test_each_scan_has_a_few_partners_of_its_group_and_plane(scans: list[Trainin
     assert volume.main is not None
     kinds = [("a", volume.main), ("b", volume.main), ("a", replace(volume.main, plane="coronal"))]
     many = [replace(volume, name=f"{n} {k}", group=kinds[k][0], main=kinds[k][1]) for n in range(5) for k in range(3)]
-    pairs = paired(many)
+    pairs = match_scans(many)
     partners = {one.name: [other for first, other in pairs if first == one.name] for one in many}
-    assert all(len(found) == PARTNERS for found in partners.values())
+    assert all(len(found) == MAX_PARTNERS for found in partners.values())
     assert all(other.split()[1] == name.split()[1] for name, found in partners.items() for other in found)
     assert (
-        not paired([])
-        and not paired([volume])
-        and set(paired(many[:4]))
+        not match_scans([])
+        and not match_scans([volume])
+        and set(match_scans(many[:4]))
         == {
             (many[0].name, many[3].name),
             (many[3].name, many[0].name),
@@ -135,20 +142,22 @@ def test_slices_that_are_hidden_are_neither_compared_nor_painted() -> None:
         voxels, labels = body(number, slices=24), organs(slices=24)
         voxels[10 + number : 18 + number] = labels[10 + number : 18 + number] = 0
         made.append(training_volume(voxels, labels, f"scan {number}"))
-    pairs = paired(made)
+    pairs = match_scans(made)
     assert len(pairs) == 2
-    levels = pairs["scan 0", "scan 1"]
-    assert all(abs((levels.at(index) or 0) - index) <= 1 for index in (4, 8))  # behind them nothing tells
+    matching = pairs["scan 0", "scan 1"]
+    assert all(abs((matching.at(index) or 0) - index) <= 1 for index in (4, 8))  # behind them nothing tells
     drawn = sampler(made)
     one, other = made
-    assert drawn._carried(SliceKey(one, 0, 8, 0, (3,)), other, Levels(4.0, 1.0, 1.0, 24)) is None  # a blank one
+    assert (
+        drawn._warped_slice(SliceTarget(one, 0, 8, 0, (3,)), other, SliceMatching(4.0, 1.0, 1.0, 24)) is None
+    )  # a blank one
 
 
 def test_a_target_is_carried_to_where_it_lies_in_the_other_scan(scans: list[TrainingVolume]) -> None:
     drawn = sampler(scans)
     one, other = scans[0], scans[2]
-    found = drawn._carried(SliceKey(one, 0, 10, 0, (4,)), other, Levels(0.0, 1.0, 1.0, 16))
-    assert isinstance(found, DrawnSlice)
+    found = drawn._warped_slice(SliceTarget(one, 0, 10, 0, (4,)), other, SliceMatching(0.0, 1.0, 1.0, 16))
+    assert isinstance(found, MaskedSlice)
     there = other.maps[0][10] == 4
     assert 2 * (found.mask() & there).sum() / (found.mask().sum() + there.sum()) > 0.7
 
@@ -169,20 +178,20 @@ def test_a_painted_slice_elsewhere_shows_the_target_and_not_another_scans_superv
     scans: list[TrainingVolume],
 ) -> None:
     drawn = sampler(scans, mix={"propagate": 1.0})
-    keys = [drawn._elsewhere(drawn._query()) for _ in range(60)]
+    keys = [drawn._other_scan_support(drawn._query()) for _ in range(60)]
     assert any(key is not None for key in keys)
-    assert all(isinstance(key, DrawnSlice) for key in keys if key is not None)
+    assert all(isinstance(key, MaskedSlice) for key in keys if key is not None)
 
 
 def test_a_mask_that_is_brought_lies_on_the_query_but_not_where_the_answer_is(scans: list[TrainingVolume]) -> None:
     drawn = sampler(scans)
-    drawn.brings = True
+    drawn.takes_warped_masks = True
     batch = drawn.batch(6, 1)
-    assert batch.brought and batch.painted == 1
+    assert batch.warped and batch.painted == 1
     torch.testing.assert_close(batch.support_images[:, -1], batch.query_images)
-    brought, answers = batch.support_masks[:, -1].bool(), batch.query_masks.bool()
-    both = (brought & answers).sum((1, 2)).float()
-    overlap = 2 * both / (brought.sum((1, 2)) + answers.sum((1, 2)))
+    warped, answers = batch.support_masks[:, -1].bool(), batch.query_masks.bool()
+    both = (warped & answers).sum((1, 2)).float()
+    overlap = 2 * both / (warped.sum((1, 2)) + answers.sum((1, 2)))
     assert 0.5 < overlap.mean() < 0.99
 
 
@@ -206,7 +215,7 @@ def test_a_trainer_carries_supervoxels_across_scans_where_the_configuration_says
     own = {"shippable": False, "supervoxels": "felzenszwalb", "supervoxel_size": 200, "across": "registration"}
     fast = {"steps": 2, "batch": 2, "synthetic_count": 0, "workers": 0}
     train(TrainingConfig(**about, **own, **fast, mix={"cross": 1.0}))
-    assert len(seen) == 2 and all(batch.brought for batch in seen)
+    assert len(seen) == 2 and all(batch.warped for batch in seen)
     for batch in seen:
         torch.testing.assert_close(batch.support_images[:, -1], batch.query_images)
 

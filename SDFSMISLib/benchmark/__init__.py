@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from SDFSMISLib.benchmark.data_sets import DATA_SETS, FOLDS, DataSet, Fold, fold_of, ordered_cases
-from SDFSMISLib.benchmark.run import Job, Model, Plan, Trainer, measure_folds, train_folds
+from SDFSMISLib.benchmark.run import Model, Plan, Trainer, TrainingJob, measure_folds, train_folds
 from SDFSMISLib.benchmark.scores import FoldResult, Score, organ_means, read_results
 
 __all__ = [
@@ -12,11 +12,11 @@ __all__ = [
     "DataSet",
     "Fold",
     "FoldResult",
-    "Job",
     "Model",
     "Plan",
     "Score",
     "Trainer",
+    "TrainingJob",
     "fold_of",
     "ordered_cases",
     "organ_means",

@@ -250,13 +250,13 @@ def _entry(case: Case, training: Training, folder: Path) -> dict[str, Any] | Non
         if training.hidden:
             Volume(voxels, scan.geometry).write(image)
         Volume((voxels > low).astype(np.uint8), scan.geometry).write(body)  # last: it says that both are there
-    if training.hidden and not _holds_something(body):
+    if training.hidden and not _has_labels(body):
         return None
     shown = image if training.hidden else case.image
     return about | {"image": _absolute(shown), "labels": _absolute(body), "targets": BODY}
 
 
-def _holds_something(labelmap: Path) -> bool:
+def _has_labels(labelmap: Path) -> bool:
     return bool(Volume.read(labelmap).voxels.any())
 
 

@@ -64,7 +64,7 @@ class Pair:
     labels: Path
 
 
-def found_pairs(data: DataSet, source: Path) -> list[Pair]:
+def find_pairs(data: DataSet, source: Path) -> list[Pair]:
     """All scans of a data set anywhere under the folder ``source``, by number.
 
     Raises :class:`InputError` where there are none, a scan has no labels or labels no scan, or two have one number.
@@ -136,7 +136,7 @@ def prepare(data: DataSet, source: Path, output: Path, progress: Callable[[int, 
     Scans that are in that form already are not copied: the manifest names them where they are. A run that was stopped
     goes on. Raises :class:`InputError` for an unknown layout, and files that are damaged or do not fit together.
     """
-    pairs = found_pairs(data, source)
+    pairs = find_pairs(data, source)
     entries = []
     for place, pair in enumerate(pairs):
         name = f"{data.name.partition('_')[0]}_{pair.number:02d}"
@@ -283,7 +283,7 @@ def _mr(image: Volume, labelmap: Volume, spacing: tuple[float, float, float]) ->
     counts = np.array(old.shape) * old.spacing[::-1] / spacing[::-1]
     grid = _resampled_grid(old, spacing, tuple(max(1, round(count)) for count in counts))
     made = _resampled(Volume(voxels, old), grid), _resampled_labels(Volume(labelmap.voxels, old), grid)
-    return _centred(made[0], float(voxels.min())), _centred(made[1], 0)
+    return _on_grid(made[0], float(voxels.min())), _on_grid(made[1], 0)
 
 
 def _resampled_grid(old: Geometry, spacing: tuple[float, float, float], shape: tuple[int, ...]) -> Geometry:
@@ -329,7 +329,7 @@ def _resampled_labels(labels: Volume, grid: Geometry) -> Volume:
     return Volume(made, grid)
 
 
-def _centred(volume: Volume, outside: float) -> Volume:
+def _on_grid(volume: Volume, outside: float) -> Volume:
     """Every slice as ``SIDE`` x ``SIDE`` around its centre, cut or filled."""
     old = volume.geometry
     starts = [(side - SIDE) // 2 for side in old.shape[1:]]

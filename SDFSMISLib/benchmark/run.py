@@ -18,7 +18,7 @@ import numpy as np
 from SDFSMISLib import __version__
 from SDFSMISLib.benchmark.data_sets import DataSet, Exclusion, Fold, Training, fold_of, trainings, write_training_set
 from SDFSMISLib.benchmark.scores import FoldResult, Score
-from SDFSMISLib.benchmark.tasks import Protocol, Window, fold_task, method_of, query_cases
+from SDFSMISLib.benchmark.tasks import Protocol, Window, fold_task, protocol_method, query_cases
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import Method, run_method
 from SDFSMISLib.evaluation.cases import Case
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from SDFSMISLib.inference import Segmenter
 
 
-__all__ = ["Job", "Model", "Plan", "Progress", "Trainer", "measure_folds", "train_folds"]
+__all__ = ["Model", "Plan", "Progress", "Trainer", "TrainingJob", "measure_folds", "train_folds"]
 
 CASES_IN_MEMORY = 3  # the query, its support, and the support's own
 
@@ -84,18 +84,18 @@ class Plan:
         source = self.train_on[0] if self.train_on else self.data
         return trainings(source, self.setting, self.exclusion, self.protocol == "official")
 
-    def job(self, number: int, training: Training) -> Job:
+    def job(self, number: int, training: Training) -> TrainingJob:
         """A training of a fold; across data sets one and the same for all folds."""
         fold = fold_of(self.cases, number)
         seen = tuple(case for case in self.cases if case.id not in {held.id for held in fold.cases})
         data, cases = self.train_on or (self.data, seen)
         name = f"{'all-of-' + data.name if self.train_on else f'fold{number}'}-{training.name}"
         shared = self.shared or self.output / "training-set"
-        return Job(data, cases, training, self.output / "training" / name, shared / data.name)
+        return TrainingJob(data, cases, training, self.output / "training" / name, shared / data.name)
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What a trainer is to do: train on these ``cases``, and no others, in the folder ``output``; the files that
     trainings share lie in ``shared``."""
 
@@ -110,7 +110,7 @@ class Job:
         return write_training_set(self.cases, self.training, self.shared, self.output / "cases.json", progress)
 
 
-Trainer = Callable[[Job], Path]
+Trainer = Callable[[TrainingJob], Path]
 """Trains, or goes on where it was stopped, or does nothing where all is done; the folder of the finished pipeline."""
 
 
@@ -121,7 +121,7 @@ class Model:
     Attributes:
         name: in tables. start: weights as they are, or those that the trainings begin with. about: what else tells
             these results from others, such as the configuration.
-        window: see `method_of`.
+        window: see `protocol_method`.
         load: from a name or a folder to a segmenter.
     """
 
@@ -162,7 +162,7 @@ def measure_folds(
     done = 0
     for number, training in _runs(plan):
         segmenter = loaded(str(folders[number, training.name]) if folders else model.start)
-        method = method_of(segmenter, plan.protocol, model.window)
+        method = protocol_method(segmenter, plan.protocol, model.window)
         fold = fold_of(plan.cases, number)
         for shots in plan.shots:
             result = _opened(plan, model, number, training, shots, segmenter, folders is not None)
@@ -170,7 +170,7 @@ def measure_folds(
                 if progress:
                     progress(done, tests, f"fold {number}, {case.id}, {organ}, shots: {shots}")
                 done += 1
-                if not result.known(case.id, organ):
+                if not result.has_score(case.id, organ):
                     score = _score(plan, model, fold, case, organ, load, shots, method)
                     if score is not None:
                         result.add(score)
@@ -211,7 +211,7 @@ def _opened(
         "device": segmenter.device,
         "version": __version__,
     }
-    return FoldResult.opened(plan.output / "results" / f"fold{number}-{training.name}-shots{shots}.json", about)
+    return FoldResult.resumed(plan.output / "results" / f"fold{number}-{training.name}-shots{shots}.json", about)
 
 
 def _score(

@@ -60,7 +60,7 @@ class FoldResult:
     scores: list[Score] = field(default_factory=list)
 
     @classmethod
-    def opened(cls, path: Path, about: dict[str, Any]) -> FoldResult:
+    def resumed(cls, path: Path, about: dict[str, Any]) -> FoldResult:
         """The file's scores where there is one, else none yet.
 
         Raises :class:`InputError` where the file is damaged or of another run.
@@ -77,7 +77,7 @@ class FoldResult:
             )
         return kept
 
-    def known(self, case: str, organ: str) -> bool:
+    def has_score(self, case: str, organ: str) -> bool:
         """Whether this test was made."""
         return any(score.case == case and score.organ == organ for score in self.scores)
 

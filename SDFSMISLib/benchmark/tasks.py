@@ -56,7 +56,7 @@ class OfficialMasks:
     masks: np.ndarray
 
 
-def map_bytes(maps: np.ndarray) -> np.ndarray:
+def to_bytes(maps: np.ndarray) -> np.ndarray:
     """Bytes of maps in [0, 1], of any shape, by truncation as the official code stores them."""
     return (np.asarray(maps, dtype=np.float32) * 255).astype(np.uint8)
 
@@ -65,7 +65,7 @@ def official_masks(levels: np.ndarray) -> OfficialMasks:
     """Masks of one chunk of slices.
 
     Args:
-        levels: (slices, channels, height, width) uint8, see `map_bytes`.
+        levels: (slices, channels, height, width) uint8, see `to_bytes`.
 
     Raises:
         ValueError: where ``levels`` has another shape or type.
@@ -185,7 +185,7 @@ def _spread(holding: Sequence[int], count: int) -> list[int]:
     return [holding[(2 * place + 1) * len(holding) // (2 * count)] for place in range(count)]
 
 
-def method_of(segmenter: Segmenter, protocol: Protocol, window: Window) -> Method:
+def protocol_method(segmenter: Segmenter, protocol: Protocol, window: Window) -> Method:
     """The method for a protocol. With `field` the strategy `independent`, threshold 0.5 and nothing behind it: each
     slice alone, save that painted masks which are brought along for networks of our own kind are agreed upon between
     neighbouring slices of a chunk.
@@ -215,7 +215,7 @@ def official_method(pipeline: SDFSMISPipeline) -> Method:
         images = torch.stack([_nearest(piece.canonical_image(), side) for piece in pieces])
         masks = torch.stack([_nearest(piece.canonical_mask(task.label).astype(np.float32), side) for piece in pieces])
         maps = pipeline(colour(images), masks, colour(torch.stack(queries))).maps
-        found = official_masks(map_bytes(maps.cpu().numpy())).masks
+        found = official_masks(to_bytes(maps.cpu().numpy())).masks
         return _on_query(task, found, orientation)
 
     return segment

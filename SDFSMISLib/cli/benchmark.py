@@ -21,7 +21,7 @@ from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.options import BUILT_IN
 
 if TYPE_CHECKING:
-    from SDFSMISLib.benchmark import DataSet, FoldResult, Job, Model, Plan
+    from SDFSMISLib.benchmark import DataSet, FoldResult, Model, Plan, TrainingJob
     from SDFSMISLib.evaluation.cases import Case
     from SDFSMISLib.inference import Segmenter
     from SDFSMISLib.training.config import TrainingConfig
@@ -375,7 +375,7 @@ class _Trainer:
     def __init__(self, settings: TrainingConfig) -> None:
         self.settings = settings
 
-    def __call__(self, job: Job) -> Path:
+    def __call__(self, job: TrainingJob) -> Path:
         """The folder of the job's pipeline; raises :class:`InputError` where it was trained by another one."""
         with waiting("Starting"):
             from accelerate import Accelerator
@@ -391,7 +391,7 @@ class _Trainer:
         with progress(f"Training {job.output.name}", settings.steps) as advance:
             return train(settings, advance, job.shared / "supervoxels")
 
-    def _for(self, job: Job, manifest: Path) -> TrainingConfig:
+    def _for(self, job: TrainingJob, manifest: Path) -> TrainingConfig:
         changes: dict[str, Any] = {
             "cases": str(manifest),
             "output": str(job.output),

@@ -49,12 +49,12 @@ def register_outwards(task: Task) -> np.ndarray:
     """
     result = np.zeros(task.query.voxels.shape, dtype=bool)
     along = np.moveaxis(result, task.axis, 0)
-    for index, mask in _carried(task) if task.painted else _sent(task):
+    for index, mask in _propagated_masks(task) if task.painted else _cross_scan_masks(task):
         along[index] = mask
     return result
 
 
-def _carried(task: Task) -> Iterator[tuple[int, np.ndarray]]:
+def _propagated_masks(task: Task) -> Iterator[tuple[int, np.ndarray]]:
     """(slice, native mask) outwards from each painted slice, as far as it is the nearest."""
     slices = _slices(task, SliceOrientation(False, False, False))
     nearest = [min(task.painted, key=lambda painted: abs(index - painted)) for index in range(len(slices))]
@@ -64,22 +64,24 @@ def _carried(task: Task) -> Iterator[tuple[int, np.ndarray]]:
             for index in path:
                 if nearest[index] != piece.index or not mask.any():
                     break
-                mask = _moved(mask, last, slices[index])
+                mask = _warped_mask(mask, last, slices[index])
                 last = slices[index]
                 yield index, mask
 
 
-def _sent(task: Task) -> Iterator[tuple[int, np.ndarray]]:
+def _cross_scan_masks(task: Task) -> Iterator[tuple[int, np.ndarray]]:
     """(slice, native mask) of each judged slice, from painted slices of another scan."""
     orientation = task.query.geometry.slice_orientation(task.axis)
     slices = _slices(task, orientation)
     pieces = task.support.for_label(task.label)
     for index in task.judged:
-        masks = [_moved(piece.canonical_mask(task.label), _painted(piece), slices[index]) for piece in pieces]
+        masks = [
+            _warped_mask(piece.canonical_mask(task.label), _support_image(piece), slices[index]) for piece in pieces
+        ]
         yield index, orientation.undo(2 * np.sum(masks, axis=0) >= len(masks))
 
 
-def _moved(mask: np.ndarray, moving: Image, fixed: Image) -> np.ndarray:
+def _warped_mask(mask: np.ndarray, moving: Image, fixed: Image) -> np.ndarray:
     """A mask (rows, columns) on the slice ``moving``, on the slice ``fixed``."""
     import SimpleITK
 
@@ -102,7 +104,7 @@ def _displacements(fixed: Image, moving: Image) -> Image:
         demons.SetNumberOfIterations(iterations)
         demons.SetSmoothDisplacementField(True)
         demons.SetStandardDeviations(SMOOTHING)
-        coarse = [_coarse(image, factor) for image in (fixed, moving)]
+        coarse = [_downsampled(image, factor) for image in (fixed, moving)]
         if field is None:
             field = demons.Execute(*coarse)
         else:
@@ -113,7 +115,7 @@ def _displacements(fixed: Image, moving: Image) -> Image:
     return SimpleITK.Cast(field, SimpleITK.sitkVectorFloat64)
 
 
-def _coarse(image: Image, factor: int) -> Image:
+def _downsampled(image: Image, factor: int) -> Image:
     import SimpleITK
 
     if factor == 1:
@@ -130,7 +132,7 @@ def _slices(task: Task, orientation: SliceOrientation) -> list[Image]:
     return [_image(window.normalize(orientation.apply(plane)), spacing) for plane in native]
 
 
-def _painted(piece: SupportSlice) -> Image:
+def _support_image(piece: SupportSlice) -> Image:
     return _image(piece.canonical_image(), piece.plane.canonical_spacing)
 
 
@@ -252,7 +254,7 @@ def copy_support(task: Task) -> np.ndarray:
     along = np.moveaxis(result, task.axis, 0)
     shape = orientation.apply(along[0]).shape
     pieces = task.support.for_label(task.label)
-    copies = [orientation.undo(_centred(piece, task.label, shape, spacing)) for piece in pieces]
+    copies = [orientation.undo(_on_grid(piece, task.label, shape, spacing)) for piece in pieces]
     if not task.painted:
         along[:] = 2 * np.sum(copies, axis=0) >= len(copies)
         return result
@@ -261,7 +263,7 @@ def copy_support(task: Task) -> np.ndarray:
     return result
 
 
-def _centred(piece: SupportSlice, label: int, shape: tuple[int, ...], spacing: tuple[float, float]) -> np.ndarray:
+def _on_grid(piece: SupportSlice, label: int, shape: tuple[int, ...], spacing: tuple[float, float]) -> np.ndarray:
     """A painted mask, canonical, on a slice of another shape and (row, column) spacing in mm, by nearest neighbour."""
     mask = piece.canonical_mask(label)
     own_spacing = piece.plane.canonical_spacing

@@ -61,12 +61,12 @@ def evaluate(
     done = 0
     for case, target in pairs:
         task = cache(partial(PROTOCOLS[protocol], case, target, manifest.following(case), load, shots))
-        for name, another in jobs:
+        for name, mispaired_now in jobs:
             if progress:
                 progress(done, total, f"{case.id}, {target}, {name}")
             done += 1
-            row = known.get((protocol, shots, case.id, target, name, another))
-            if row is None and (todo := task(another)) is not None:
+            row = known.get((protocol, shots, case.id, target, name, mispaired_now))
+            if row is None and (todo := task(mispaired_now)) is not None:
                 row = _row(todo, name, methods[name], protocol, shots, metrics, kept)
             if row is not None:
                 rows.append(row)

@@ -34,7 +34,7 @@ __all__ = [
     "same_volume",
 ]
 
-FEWEST_VOXELS, FEWEST_SLICES = 50, 3
+MIN_VOXELS, MIN_SLICES = 50, 3
 CHUNKS = 3  # of the query's slices in `field`
 
 
@@ -57,7 +57,7 @@ class LabelledScan:
             return np.zeros(self.labelmap.voxels.shape, dtype=bool)
         return self.labelmap.voxels == self.case.targets[target]
 
-    def another(self, target: str) -> str | None:
+    def next_target(self, target: str) -> str | None:
         """The next target behind this one, going round, that the scan holds; None where there is no other."""
         names = list(self.case.targets)
         place = names.index(target)
@@ -138,7 +138,7 @@ def same_volume(
     reference = labelled.mask(target)
     if not _large_enough(reference, labelled.axis):
         return None
-    shown = labelled.another(target) if mispaired else target
+    shown = labelled.next_target(target) if mispaired else target
     if shown is None:
         return None
     painted = painted_slices(labelled.mask(shown), labelled.axis, shots)
@@ -200,7 +200,7 @@ def _supporting(
         if target in other.targets:
             labelled = load(other)
             if labelled.mask(target).any():
-                return labelled, labelled.another(target) if mispaired else target
+                return labelled, labelled.next_target(target) if mispaired else target
     return None, None
 
 
@@ -241,4 +241,4 @@ def _areas(mask: np.ndarray, axis: int) -> np.ndarray:
 
 def _large_enough(mask: np.ndarray, axis: int) -> bool:
     areas = _areas(mask, axis)
-    return bool(areas.sum() >= FEWEST_VOXELS and np.count_nonzero(areas) >= FEWEST_SLICES)
+    return bool(areas.sum() >= MIN_VOXELS and np.count_nonzero(areas) >= MIN_SLICES)

@@ -93,8 +93,8 @@ def prediction_path(folder: Path, key: Hashable) -> Path:
 
 
 MEASURES = (*METRICS, "seconds")
-WHAT = ("protocol", "shots", "group", "case", "target", "shown", "method")
-COLUMNS = (*WHAT, *MEASURES, "ml", "axis", "painted", "support_case")
+KEY_COLUMNS = ("protocol", "shots", "group", "case", "target", "shown", "method")
+COLUMNS = (*KEY_COLUMNS, *MEASURES, "ml", "axis", "painted", "support_case")
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,8 @@ def diagnostics_table(diagnostics: Mapping[str, Diagnostics]) -> Table:
     """The diagnostics of methods, by their names, beside each other; in brackets, over how many tasks or slices."""
     methods = list(diagnostics.values())
     rows = [
-        ["pairing gap (Dice)", *(_counted(its.pairing_gap, its.pairing_tasks) for its in methods)],
-        ["margin over copy (Dice)", *(_counted(its.margin, its.margin_tasks) for its in methods)],
+        ["pairing gap (Dice)", *(_with_count(its.pairing_gap, its.pairing_tasks) for its in methods)],
+        ["margin over copy (Dice)", *(_with_count(its.margin, its.margin_tasks) for its in methods)],
         [
             "share of slices without the target on which something was found",
             *(_figure(its.false_slices) for its in methods),
@@ -126,7 +126,7 @@ def diagnostics_table(diagnostics: Mapping[str, Diagnostics]) -> Table:
             {(its.low, its.high): its for its in getattr(method, name)} for method in methods
         ]
         for place in sorted({place for bins in held for place in bins}):
-            cells = [_counted(bins[place].dice, bins[place].count) if place in bins else "–" for bins in held]
+            cells = [_with_count(bins[place].dice, bins[place].count) if place in bins else "–" for bins in held]
             rows.append([f"{what} {_interval(*place)} {unit}", *cells])
     return Table(["", *diagnostics], rows, 1)
 
@@ -145,7 +145,7 @@ def _figure(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _counted(value: float, count: int) -> str:
+def _with_count(value: float, count: int) -> str:
     return f"{_figure(value)} ({count})" if count else "–"
 
 

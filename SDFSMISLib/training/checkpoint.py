@@ -59,9 +59,9 @@ class Checkpoint:
                 metadata = kept.metadata()
             tensors = load_file(self.path)
             for name, network in self.networks.items():
-                network.load_state_dict(_under(tensors, f"{name}."))
+                network.load_state_dict(_without_prefix(tensors, f"{name}."))
             state = self.optimizer.state_dict()
-            for key, value in _under(tensors, "optimizer.").items():
+            for key, value in _without_prefix(tensors, "optimizer.").items():
                 index, _, name = key.partition(".")
                 state["state"].setdefault(int(index), {})[name] = value
             self.optimizer.load_state_dict(state)
@@ -74,11 +74,11 @@ class Checkpoint:
             ) from error
 
 
-def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _without_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-SAY_EVERY = 50  # steps
+LOG_EVERY = 50  # steps
 
 
 class Log:
@@ -97,7 +97,7 @@ class Log:
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
-        if step % SAY_EVERY == 0 or step == steps:
+        if step % LOG_EVERY == 0 or step == steps:
             seconds = (time.monotonic() - self.began) / self.steps
             means = {name: self.sums[name] / self.counts[name] for name in self.sums}
             self.write({"step": step, "seconds": round(seconds, 2)} | means)
@@ -124,8 +124,8 @@ def _tensorboard(output: Path) -> Any:
     return SummaryWriter(str(output / "tensorboard"))
 
 
-TRUTH, ANSWER = (255, 214, 0), (0, 229, 255)
-ROWS = 8
+TRUE_COLOUR, PREDICTED_COLOUR = (255, 214, 0), (0, 229, 255)
+MAX_ROWS = 8
 
 
 def write_episodes(batch: EpisodeBatch, probabilities: torch.Tensor, path: Path) -> None:
@@ -145,17 +145,17 @@ def episode_picture(batch: EpisodeBatch, probabilities: torch.Tensor) -> np.ndar
         uint8 (rows * R, (S + 2) * R, 3).
     """
     rows = []
-    for number in range(min(ROWS, len(probabilities))):
+    for number in range(min(MAX_ROWS, len(probabilities))):
         supports = zip(batch.support_images[number], batch.support_masks[number], strict=True)
         query = batch.query_images[number]
-        tiles = [_outlined(image, mask, TRUTH) for image, mask in supports]
-        tiles.append(_outlined(query, batch.query_masks[number], TRUTH))
-        tiles.append(_outlined(query, (probabilities[number] > 0.5).float(), ANSWER))
+        tiles = [_with_outline(image, mask, TRUE_COLOUR) for image, mask in supports]
+        tiles.append(_with_outline(query, batch.query_masks[number], TRUE_COLOUR))
+        tiles.append(_with_outline(query, (probabilities[number] > 0.5).float(), PREDICTED_COLOUR))
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows)
 
 
-def _outlined(image: torch.Tensor, mask: torch.Tensor, colour: tuple[int, int, int]) -> np.ndarray:
+def _with_outline(image: torch.Tensor, mask: torch.Tensor, colour: tuple[int, int, int]) -> np.ndarray:
     """A grey image (R, R) in [-1, 1] as colours, the border of its mask drawn inside."""
     grey = ((image.float().cpu().numpy() + 1) * 127.5).clip(0, 255).astype(np.uint8)
     picture = np.repeat(grey[..., None], 3, axis=2)

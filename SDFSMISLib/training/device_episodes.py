@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from SDFSMISLib.inference.network_images import AIR, LEAST_PIXELS, LEVELS, LIMIT, SHARE
 from SDFSMISLib.inference.registration import carried
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import BEYOND, CONTRAST
-from SDFSMISLib.training.volumes import Before, EpisodeBatch, Plan, TrainingVolume
+from SDFSMISLib.training.episodes import BEYOND_END_SHARE, CONTRAST_SHARE
+from SDFSMISLib.training.volumes import BatchPlan, EpisodeBatch, PreviousSlices, TrainingVolume
 
 PYRAMID_LEVELS = 4
 STEPS = 3  # per level
@@ -88,7 +88,7 @@ MOST_LABELS = 64
 BLUR_REACH = 9  # pixels either way
 
 
-class Draws:
+class RandomDraws:
     """Random tensors on a device by one generator: `seed` says what comes."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -115,7 +115,7 @@ class Draws:
         return F.interpolate(noise, size=(side, side), mode="bicubic", align_corners=False)[:, 0]
 
 
-def painted(draws: Draws, labels: torch.Tensor, same_scan: bool) -> torch.Tensor:
+def render(draws: RandomDraws, labels: torch.Tensor, same_scan: bool) -> torch.Tensor:
     """Grey images (B, S, R, R), around [-1, 1], of label images (B, S, K, R, R) whose K parts of a thick slice are
     averaged.
 
@@ -143,7 +143,7 @@ def painted(draws: Draws, labels: torch.Tensor, same_scan: bool) -> torch.Tensor
     return grey.view(batch, shown, side, side)
 
 
-def seen(draws: Draws, images: torch.Tensor, same_scan: bool) -> torch.Tensor:
+def augment_intensity(draws: RandomDraws, images: torch.Tensor, same_scan: bool) -> torch.Tensor:
     """Images (B, S, R, R) with a look of their task and a little of each slice's own, in [-1, 1]."""
     batch, shown, side, _ = images.shape
     own = 0.15 if same_scan else 1.0
@@ -173,7 +173,7 @@ def blurred(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return F.conv2d(rows, kernel[:, :, None], groups=count)[0]
 
 
-def contrasts(images: torch.Tensor) -> torch.Tensor:
+def equalizing_contrasts(images: torch.Tensor) -> torch.Tensor:
     """`Contrast.of` of each image (N, R, R): its `values`, (N, LEVELS + 1)."""
     flat = images.float().flatten(1)
     inside = (flat > AIR).float()
@@ -195,7 +195,7 @@ def with_contrast(images: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return torch.lerp(low, high, place - lower).clamp(-1, 1).view(images.shape)
 
 
-def with_errors(draws: Draws, masks: torch.Tensor) -> torch.Tensor:
+def imperfect(draws: RandomDraws, masks: torch.Tensor) -> torch.Tensor:
     """Masks (B, R, R), 0 or 1, as a network would have left them; see `EpisodeSampler`."""
     batch, side, _ = masks.shape
     soft = blurred(masks, draws.uniform(1.0, 5.0, batch))
@@ -210,7 +210,7 @@ def with_errors(draws: Draws, masks: torch.Tensor) -> torch.Tensor:
     return torch.where(kept[:, None, None], masks, wrong)
 
 
-def turned(draws: Draws, batch: int) -> torch.Tensor:
+def random_rotations(draws: RandomDraws, batch: int) -> torch.Tensor:
     """Rotations (B, 3, 3), evenly drawn: by unit quaternions."""
     w, x, y, z = F.normalize(draws.normal(1.0, batch, 4), dim=1).unbind(1)
     rows = [
@@ -242,7 +242,7 @@ class Planes:
     targets: torch.Tensor
     origins: torch.Tensor
     axes: torch.Tensor
-    there: torch.Tensor
+    present: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,8 @@ class DeviceEpisodes:
     def batch(self, size: int, number: int, late: bool = False) -> EpisodeBatch:
         """Batch `number`; see `EpisodeSampler.batch`."""
         rng = np.random.default_rng([self.config.seed, number])
-        plan = Plan.drawn(rng, self.config, late)
-        draws = Draws(int(rng.integers(1 << 62)), self.device)
+        plan = BatchPlan.drawn(rng, self.config, late)
+        draws = RandomDraws(int(rng.integers(1 << 62)), self.device)
         planes = self._planes(draws, size)
         if plan.kind == "propagate":
             return self._propagate(draws, planes, plan)
@@ -293,45 +293,45 @@ class DeviceEpisodes:
 
     # -- the kinds
 
-    def _propagate(self, draws: Draws, planes: Planes, plan: Plan) -> EpisodeBatch:
+    def _propagate(self, draws: RandomDraws, planes: Planes, plan: BatchPlan) -> EpisodeBatch:
         batch = len(planes.volumes)
         first = torch.zeros(batch, dtype=torch.long, device=self.device)
-        gap, previous, query, end = _lane(draws, planes)
+        gap, previous, query, end = _track(draws, planes)
         before = (previous - gap).clamp(min=0)
         lost = previous > end
         held = torch.where(lost, end, previous)
-        shown = [first, *(_present(draws, planes) for _ in range(plan.painted - 1))]
+        shown = [first, *(_slices_with_target(draws, planes) for _ in range(plan.painted - 1))]
         angle = _angle(draws, batch)
         views = [self._around(draws, planes, h, angle + draws.normal(0.05, batch), (1.8, 2.3), 0.05) for h in shown]
-        lane = self._around(draws, planes, held, angle, (1.7, 2.4), 0.15)
+        track = self._around(draws, planes, held, angle, (1.7, 2.4), 0.15)
         heights = torch.stack([before, previous, query, held], dim=1)
-        views.append(_repeated(lane, heights))
-        view = _joined(views)
+        views.append(_repeat(track, heights))
+        view = _concatenated(views)
         thickness = gap * draws.uniform(0, 1, batch) * draws.chance(0.5, batch)
-        plain = seen(draws, painted(draws, self._labels(planes, view, thickness), True), True)[:, :-1]
+        plain = augment_intensity(draws, render(draws, self._labels(planes, view, thickness), True), True)[:, :-1]
         masks = self._masks(planes, view, planes.targets)
         images = self._with_contrasts(draws, plain, plan.painted)
         p = plan.painted
-        held_mask = torch.where((previous == 0)[:, None, None], masks[:, -1], with_errors(draws, masks[:, -1]))
+        held_mask = torch.where((previous == 0)[:, None, None], masks[:, -1], imperfect(draws, masks[:, -1]))
         moved = displacements(plain[:, p + 1], plain[:, p + 2])
         earlier = None
         if plan.rolled:
             wanted = (before != previous) & ~lost & (masks[:, p].sum((1, 2)) >= 6)
-            there = displacements(plain[:, p], plain[:, p + 1])
-            earlier = Before(images[:, p], with_errors(draws, masks[:, p]), there, wanted)
+            earlier_displacements = displacements(plain[:, p], plain[:, p + 1])
+            earlier = PreviousSlices(images[:, p], imperfect(draws, masks[:, p]), earlier_displacements, wanted)
         supports = torch.cat([images[:, :p], images[:, p + 1 : p + 2]], dim=1)
         support_masks = torch.cat([masks[:, :p], held_mask[:, None]], dim=1)
         return EpisodeBatch(supports, support_masks, images[:, p + 2], masks[:, p + 2], p, moved, earlier)
 
-    def _independent(self, draws: Draws, planes: Planes, plan: Plan) -> EpisodeBatch:
+    def _independent(self, draws: RandomDraws, planes: Planes, plan: BatchPlan) -> EpisodeBatch:
         """Also `cross`, in which every slice has an appearance of its own."""
         same_scan, batch = plan.kind != "cross", len(planes.volumes)
         if plan.swapped:  # each plane stack twice; the second asks for another target on it
             rows = torch.arange(batch, device=self.device) // 2
             planes = Planes(*(getattr(planes, name)[rows] for name in Planes.__dataclass_fields__))
         heights = [torch.zeros(batch, dtype=torch.long, device=self.device)]
-        heights += [_present(draws, planes) for _ in range(plan.shots)]
-        absent = _chosen(draws, ~planes.there.flatten(2).any(2))
+        heights += [_slices_with_target(draws, planes) for _ in range(plan.shots)]
+        absent = _random_height(draws, ~planes.present.flatten(2).any(2))
         heights[-1] = torch.where(draws.chance(0.125, batch), absent, heights[-1])
         angle, whole = _angle(draws, batch), draws.chance(0.3 if same_scan else 0.5, batch)
         base = self._around(draws, planes, heights[0], angle, (1.6, 3.5), 0.25)
@@ -339,13 +339,13 @@ class DeviceEpisodes:
         base = replace(
             base, halves=torch.where(whole[:, None], side * draws.uniform(0.75, 1.05, batch, 1), base.halves)
         )
-        view = self._shaken(draws, _repeated(base, torch.stack(heights, dim=1)), 1.0 if same_scan else 2.0)
+        view = self._jittered(draws, _repeat(base, torch.stack(heights, dim=1)), 1.0 if same_scan else 2.0)
         targets = planes.targets
         if plan.swapped:
-            view = _paired(view)
+            view = _first_of_pairs(view)
             targets = self._other_targets(draws, planes, view)
         labels = self._labels(planes, view, torch.zeros(batch, device=self.device))
-        images = seen(draws, painted(draws, labels, same_scan), same_scan)
+        images = augment_intensity(draws, render(draws, labels, same_scan), same_scan)
         images = self._with_contrasts(draws, images, images.shape[1])
         if plan.swapped:
             images = images[torch.arange(batch, device=self.device) // 2 * 2]
@@ -354,11 +354,11 @@ class DeviceEpisodes:
 
     # -- choosing
 
-    def _planes(self, draws: Draws, batch: int) -> Planes:
+    def _planes(self, draws: RandomDraws, batch: int) -> Planes:
         row = draws.below(len(self.table), batch)
         volumes, targets = self.table[row].unbind(1)
         origins = self.points[row, draws.below(POINTS, batch)]
-        axes = turned(draws, batch)
+        axes = random_rotations(draws, batch)
         heights = torch.arange(-REACH, REACH + 1, device=self.device).float()
         across = (torch.arange(GRAIN, device=self.device) + 0.5) * (2 * REACH / GRAIN) - REACH
         places = (
@@ -367,18 +367,18 @@ class DeviceEpisodes:
             + across[:, None, None] * axes[:, 1, None, None, None]
             + across[:, None] * axes[:, 2, None, None, None]
         )
-        there = self._at(self.parts, volumes, places) == targets[:, None, None, None]
-        there[:, REACH, GRAIN // 2, GRAIN // 2] = True  # the painted slice shows it, however small it is
-        return Planes(volumes, targets, origins, axes, there)
+        present = self._at(self.parts, volumes, places) == targets[:, None, None, None]
+        present[:, REACH, GRAIN // 2, GRAIN // 2] = True  # the painted slice shows it, however small it is
+        return Planes(volumes, targets, origins, axes, present)
 
-    def _other_targets(self, draws: Draws, planes: Planes, view: View) -> torch.Tensor:
+    def _other_targets(self, draws: RandomDraws, planes: Planes, view: View) -> torch.Tensor:
         """(B,): of every second row another part that its first slice and its query both show, where there is one."""
         batch = len(planes.volumes)
-        pieces = self._at(self.parts, planes.volumes, self._places(planes, view)).long()
+        parts_seen = self._at(self.parts, planes.volumes, self._places(planes, view)).long()
         most = int(self.parts.max()) + 1
         counts = [
             torch.zeros(batch, most, device=self.device).scatter_add_(1, x, torch.ones_like(x, dtype=torch.float))
-            for x in (pieces[:, 0].flatten(1), pieces[:, -1].flatten(1))
+            for x in (parts_seen[:, 0].flatten(1), parts_seen[:, -1].flatten(1))
         ]
         both = (counts[0] >= 24) & (counts[1] >= 6)
         both[:, 0] = False
@@ -391,7 +391,7 @@ class DeviceEpisodes:
 
     def _around(
         self,
-        draws: Draws,
+        draws: RandomDraws,
         planes: Planes,
         heights: torch.Tensor,
         angles: torch.Tensor,
@@ -400,11 +400,11 @@ class DeviceEpisodes:
     ) -> View:
         """One view (S = 1) around the target on the planes at `heights` (B,)."""
         batch, step = len(heights), 2 * REACH / GRAIN
-        there = planes.there[torch.arange(batch, device=self.device), heights + REACH]
+        present = planes.present[torch.arange(batch, device=self.device), heights + REACH]
         places = torch.arange(GRAIN, device=self.device)
         low, high = [], []
         for dim in (2, 1):  # rows, then columns, that show it
-            line = there.any(dim)
+            line = present.any(dim)
             low.append(torch.where(line, places, GRAIN).amin(1))
             high.append(torch.where(line, places, -1).amax(1))
         first, last = torch.stack(low, dim=1), torch.stack(high, dim=1)
@@ -415,7 +415,7 @@ class DeviceEpisodes:
         bend = torch.zeros(batch, 1, side, side, 2, device=self.device)
         return View(heights[:, None], centre[:, None], half[:, None], angles[:, None], bend)
 
-    def _shaken(self, draws: Draws, view: View, amount: float) -> View:
+    def _jittered(self, draws: RandomDraws, view: View, amount: float) -> View:
         """Slightly different views, so that a mask cannot simply be copied."""
         batch, shown = view.heights.shape
         side = self.resolution
@@ -453,8 +453,8 @@ class DeviceEpisodes:
 
     def _masks(self, planes: Planes, view: View, targets: torch.Tensor) -> torch.Tensor:
         """(B, S, R, R), 0 or 1."""
-        pieces = self._at(self.parts, planes.volumes, self._places(planes, view))
-        return (pieces == targets[:, None, None, None]).float()
+        parts_seen = self._at(self.parts, planes.volumes, self._places(planes, view))
+        return (parts_seen == targets[:, None, None, None]).float()
 
     def _at(self, values: torch.Tensor, volumes: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Values of the voxels nearest to `places` (B, ..., 3) of each row's volume; 0 outside."""
@@ -465,19 +465,19 @@ class DeviceEpisodes:
         volume = volumes.view(-1, *(1,) * (z.ndim - 1))
         return torch.where(inside, values.flatten()[((volume * side + z) * side + y) * side + x], 0)
 
-    def _with_contrasts(self, draws: Draws, images: torch.Tensor, own: int) -> torch.Tensor:
+    def _with_contrasts(self, draws: RandomDraws, images: torch.Tensor, own: int) -> torch.Tensor:
         """Images (B, S, R, R) with the contrast of the first, the first `own` of them each with its own; most rows."""
         batch, shown, side, _ = images.shape
-        values = contrasts(images.flatten(0, 1)).view(batch, shown, -1)
+        values = equalizing_contrasts(images.flatten(0, 1)).view(batch, shown, -1)
         values = torch.cat([values[:, :own], values[:, :1].expand(-1, shown - own, -1)], dim=1)
         changed = with_contrast(images.flatten(0, 1), values.flatten(0, 1)).view(images.shape)
-        return torch.where(draws.chance(CONTRAST, batch, 1, 1, 1), changed, images)
+        return torch.where(draws.chance(CONTRAST_SHARE, batch, 1, 1, 1), changed, images)
 
 
-def _lane(draws: Draws, planes: Planes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _track(draws: RandomDraws, planes: Planes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(gap from slice to slice, the finished neighbour, the query, the structure's end), (B,) each, counted from the
     painted slice; some queries lie behind the end."""
-    present = planes.there.flatten(2).any(2)
+    present = planes.present.flatten(2).any(2)
     batch, ahead = len(present), torch.arange(REACH + 1, device=present.device)
     end = torch.where(present[:, REACH:], ahead, 0).amax(1)
     most = (present.sum(1) / 8).clamp(1, LONGEST_GAP)
@@ -487,37 +487,37 @@ def _lane(draws: Draws, planes: Planes) -> tuple[torch.Tensor, torch.Tensor, tor
     query = (within.float() + 1e-9 * (ahead == 1)).multinomial(1, generator=draws.generator)[:, 0]
     past = gap * torch.where(draws.chance(0.6, batch), 1, 6)
     behind = end + 1 + (past * draws.uniform(0, 1, batch)).long()
-    query = torch.where(draws.chance(BEYOND, batch) | ~within.any(1), behind, query)
+    query = torch.where(draws.chance(BEYOND_END_SHARE, batch) | ~within.any(1), behind, query)
     return gap, (query - gap).clamp(min=0), query, end
 
 
-def _present(draws: Draws, planes: Planes) -> torch.Tensor:
+def _slices_with_target(draws: RandomDraws, planes: Planes) -> torch.Tensor:
     """Of each row the height (B,) of a plane that shows the target."""
-    return _chosen(draws, planes.there.flatten(2).any(2))
+    return _random_height(draws, planes.present.flatten(2).any(2))
 
 
-def _chosen(draws: Draws, possible: torch.Tensor) -> torch.Tensor:
+def _random_height(draws: RandomDraws, possible: torch.Tensor) -> torch.Tensor:
     """Of each row of `possible` (B, 2 * REACH + 1) the height of one, (B,); any where none is."""
     return (possible.float() + 1e-9).multinomial(1, generator=draws.generator)[:, 0] - REACH
 
 
-def _angle(draws: Draws, batch: int) -> torch.Tensor:
+def _angle(draws: RandomDraws, batch: int) -> torch.Tensor:
     return torch.where(draws.chance(0.4, batch), draws.uniform(-np.pi, np.pi, batch), draws.normal(0.15, batch))
 
 
-def _repeated(view: View, heights: torch.Tensor) -> View:
+def _repeat(view: View, heights: torch.Tensor) -> View:
     """The square of a view (S = 1) on planes at `heights` (B, S)."""
     shown = heights.shape[1]
     rest = {name: getattr(view, name) for name in ("centres", "halves", "angles", "bend")}
     return View(heights, **{name: x.expand(-1, shown, *x.shape[2:]) for name, x in rest.items()})
 
 
-def _joined(views: list[View]) -> View:
+def _concatenated(views: list[View]) -> View:
     names = View.__dataclass_fields__
     return View(**{name: torch.cat([getattr(view, name) for view in views], dim=1) for name in names})
 
 
-def _paired(view: View) -> View:
+def _first_of_pairs(view: View) -> View:
     """The view of every first row of two, for both."""
     rows = torch.arange(len(view.heights), device=view.heights.device) // 2 * 2
     return View(**{name: getattr(view, name)[rows] for name in View.__dataclass_fields__})

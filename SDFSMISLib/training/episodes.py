@@ -17,19 +17,29 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.network_images import Contrast, Region
 from SDFSMISLib.inference.registration import displacement
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.synthesis import GRID, augmented, painted_appearance
-from SDFSMISLib.training.volumes import Before, EpisodeBatch, Frame, Plan, SliceKey, TrainingVolume, sampled
+from SDFSMISLib.training.synthesis import GRID, augment, random_appearance
+from SDFSMISLib.training.volumes import (
+    BatchPlan,
+    Crop,
+    EpisodeBatch,
+    PreviousSlices,
+    SliceTarget,
+    TrainingVolume,
+    resampled,
+)
 
 LEAST_PIXELS = 24  # a target smaller than this on the painted slice is not asked for
-LEAST_NEXT = 6  # on the slices that follow it may be smaller
-BEYOND = 0.35  # share of propagate episodes whose query lies behind the structure's end
-FOREIGN = 0.15  # share of propagate episodes on labels whose painted slices are of another scan, where there is one
-UNION = 0.1  # share of targets that are made of two
+MIN_NEXT_PIXELS = 6  # on the slices that follow it may be smaller
+BEYOND_END_SHARE = 0.35  # share of propagate episodes whose query lies behind the structure's end
+OTHER_SCAN_SHARE = (
+    0.15  # share of propagate episodes on labels whose painted slices are of another scan, where there is one
+)
+UNION_SHARE = 0.1  # share of targets that are made of two
 LONGEST_GAP = 10.0  # mm from the finished neighbour to the query; thick slices lie so far apart
 FAMILY_POWER = 0.25  # a group of many similar scans is drawn more often than a single one, but not in proportion
-MOST_TRIES = 10_000  # of a batch
-PAPER_SHARE = 200 / GRID**2  # of the slice, that a supervoxel takes on one of the two at least
-CONTRAST = 0.9  # share of episodes seen with a region's contrast, as by the segmenter's region `auto`
+MAX_TRIES = 10_000  # of a batch
+MIN_PAPER_SHARE = 200 / GRID**2  # of the slice, that a supervoxel takes on one of the two at least
+CONTRAST_SHARE = 0.9  # share of episodes seen with a region's contrast, as by the segmenter's region `auto`
 
 
 class EpisodeSampler:
@@ -68,13 +78,13 @@ class EpisodeSampler:
                 arXiv 2610.10335).
         """
         self.rng = np.random.default_rng([self.seed, number])
-        plan = Plan.drawn(self.rng, self.config, late)
+        plan = BatchPlan.drawn(self.rng, self.config, late)
         kind, shots, painted, swapped = plan.kind, plan.shots, plan.painted, plan.swapped
         episodes: list[tuple[torch.Tensor, ...]] = []
         tries = 0
         while len(episodes) < size:
             tries += 1
-            if tries > MOST_TRIES:
+            if tries > MAX_TRIES:
                 raise InputError(
                     f"Of {tries - 1} episodes of the kind {kind!r} that were drawn, {len(episodes)} show their target "
                     "well enough; take scans with larger targets, or another mix."
@@ -91,20 +101,20 @@ class EpisodeSampler:
         supports, masks, queries, answers, *more = (torch.stack(x) for x in zip(*episodes[:size], strict=True))
         if not more:
             return EpisodeBatch(supports, masks, queries, answers, supports.shape[1])
-        before = Before(*more[1:]) if plan.rolled else None
-        brought = kind != "propagate"
-        return EpisodeBatch(supports, masks, queries, answers, painted, more[0], before, brought)
+        before = PreviousSlices(*more[1:]) if plan.rolled else None
+        warped = kind != "propagate"
+        return EpisodeBatch(supports, masks, queries, answers, painted, more[0], before, warped)
 
     # -- the four kinds
 
     def _propagate(self, painted: int, rolled: bool) -> tuple[torch.Tensor, ...] | None:
         """The painted slice(s), the finished neighbour with the kind of errors a prediction has, and the next slice.
 
-        Some queries (`BEYOND`) lie behind the end of the structure, where the answer is empty although the finished
+        Some queries (`BEYOND_END_SHARE`) lie behind the end of the structure: the answer is empty although the finished
         neighbour holds it, or claims to.
         """
         first = self._target()
-        present = self._present(first, LEAST_NEXT)
+        present = self._slices_with_target(first, MIN_NEXT_PIXELS)
         way = 1 if self.rng.random() < 0.5 else -1
         gap = self._gap(first, present)
         first = replace(first, thick=int(self.rng.integers(1, gap + 1)) if self.rng.random() < 0.5 else 1)
@@ -113,7 +123,9 @@ class EpisodeSampler:
             return None
         end = max(present, key=lambda z: z * way)
         index = int(self.rng.choice(ahead))
-        beyond = self.rng.random() < BEYOND and not first.is_supervoxel  # whose end nothing in the image shows
+        beyond = (
+            self.rng.random() < BEYOND_END_SHARE and not first.is_supervoxel
+        )  # whose end nothing in the image shows
         if beyond:
             index = end + way * int(self.rng.integers(1, 1 + (gap if self.rng.random() < 0.6 else 6 * gap)))
             if not 0 <= index < first.volume.maps[0].shape[first.axis]:
@@ -125,87 +137,91 @@ class EpisodeSampler:
         carried_mask = held.mask()
         if not carried_mask.any():
             return None
-        turn, mirror = self._turn(), bool(self.rng.random() < 0.5)
-        shown: list[tuple[SliceKey, Frame]] = []
-        foreign = self._elsewhere(first)
+        turn, mirror = self._random_angle(), bool(self.rng.random() < 0.5)
+        shown: list[tuple[SliceTarget, Crop]] = []
+        foreign = self._other_scan_support(first)
         for number in range(painted):
-            key = first if number == 0 else first.at(int(self.rng.choice(present)))
-            key = foreign or key
-            frame = self._frame_around(key.mask(), key.spacing, (1.8, 2.3), 0.05)
-            shown.append((key, replace(frame, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)))
-        frame = self._frame_around(carried_mask, previous.spacing, (1.7, 2.4), 0.15)
-        frame = replace(frame, angle=turn, mirror=mirror)
+            target = first if number == 0 else first.at(int(self.rng.choice(present)))
+            target = foreign or target
+            crop = self._crop_around(target.mask(), target.spacing, (1.8, 2.3), 0.05)
+            shown.append((target, replace(crop, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)))
+        crop = self._crop_around(carried_mask, previous.spacing, (1.7, 2.4), 0.15)
+        crop = replace(crop, angle=turn, mirror=mirror)
         is_first = previous.index == first.index and foreign is None
-        before = previous if is_first or lost else self._towards(first, previous, gap)
-        shown += [(before, frame), (previous, frame), (query, frame)]
-        images, masks = self._rendered(shown, same_scan=True)
+        before = previous if is_first or lost else self._slice_before(first, previous, gap)
+        shown += [(before, crop), (previous, crop), (query, crop)]
+        images, masks = self._render(shown, same_scan=True)
         plain, contrast = images, self._contrast(images[0 if foreign is None else painted])
-        images = [self._own(contrast, image) for image in images[:painted]] + [contrast(x) for x in images[painted:]]
-        exact = sampled(torch.from_numpy(carried_mask.astype(np.float32)), held.spacing, frame, self.resolution) > 0.5
-        masks[-2] = exact.float() if is_first else self._with_errors(exact.float())
+        images = [self._own_contrast(contrast, image) for image in images[:painted]] + [
+            contrast(x) for x in images[painted:]
+        ]
+        exact = resampled(torch.from_numpy(carried_mask.astype(np.float32)), held.spacing, crop, self.resolution) > 0.5
+        masks[-2] = exact.float() if is_first else self._imperfect(exact.float())
         moved = displacement(plain[-2], plain[-1])
         earlier: tuple[torch.Tensor, ...] = ()
         if rolled:
-            wanted = before.index != previous.index and bool(masks[painted].sum() >= LEAST_NEXT)
+            wanted = before.index != previous.index and bool(masks[painted].sum() >= MIN_NEXT_PIXELS)
             there = displacement(plain[painted], plain[-2]) if wanted else torch.zeros_like(moved)
-            earlier = (images[painted], self._with_errors(masks[painted]), there, torch.tensor(wanted))
+            earlier = (images[painted], self._imperfect(masks[painted]), there, torch.tensor(wanted))
         del images[painted], masks[painted]
         split = self._split(images, masks)
         return None if split is None else (*split, moved, *earlier)
 
-    def _elsewhere(self, key: SliceKey) -> SliceKey | None:
+    def _other_scan_support(self, target: SliceTarget) -> SliceTarget | None:
         """Now and then a slice of another scan of the same anatomy that shows a labelled target well: what a lane that
         begins on a scan without painted slices looks at."""
-        members = [v for v in self.families.get(key.volume.group, []) if v.name != key.volume.name]
-        if key.map_number or not members or self.rng.random() > FOREIGN:
+        members = [v for v in self.families.get(target.volume.group, []) if v.name != target.volume.name]
+        if target.map_number or not members or self.rng.random() > OTHER_SCAN_SHARE:
             return None
-        other = replace(key, volume=members[int(self.rng.integers(len(members)))])
+        other = replace(target, volume=members[int(self.rng.integers(len(members)))])
         counts = self._slice_counts(other.volume, 0, other.axis)
-        areas = counts[:, [value for value in key.values if value < counts.shape[1]]].sum(1)
+        areas = counts[:, [value for value in target.values if value < counts.shape[1]]].sum(1)
         good = np.flatnonzero(areas >= max(LEAST_PIXELS, 0.5 * areas.max()))
         return other.at(int(self.rng.choice(good))) if len(good) else None
 
-    def _gap(self, key: SliceKey, present: list[int]) -> int:
+    def _gap(self, target: SliceTarget, present: list[int]) -> int:
         """Slices from one to the next of a lane: one, or as many as are made of thick slices, up to `LONGEST_GAP`."""
-        thickness = key.volume.spacing[key.axis]
+        thickness = target.volume.spacing[target.axis]
         most = min(LONGEST_GAP / thickness, len(present) / 8)
         if most < 2 or self.rng.random() < 0.2:
             return 1
         return int(round(self.rng.uniform(1, most)))
 
-    def _towards(self, first: SliceKey, previous: SliceKey, gap: int) -> SliceKey:
+    def _slice_before(self, first: SliceTarget, previous: SliceTarget, gap: int) -> SliceTarget:
         """A lane's slice before `previous`: a gap nearer to the painted slice `first`, at most that."""
         away = previous.index - first.index
         return first.at(previous.index - int(np.sign(away)) * min(gap, abs(away)))
 
     def _contrast(self, image: torch.Tensor) -> Contrast:
-        return Contrast.of(image) if self.rng.random() < CONTRAST else Contrast.unchanged()
+        return Contrast.of(image) if self.rng.random() < CONTRAST_SHARE else Contrast.unchanged()
 
     @staticmethod
-    def _own(contrast: Contrast, image: torch.Tensor) -> torch.Tensor:
+    def _own_contrast(contrast: Contrast, image: torch.Tensor) -> torch.Tensor:
         """The image with its own contrast, unless none is changed in this episode."""
         return Contrast.of(image)(image) if not contrast.is_unchanged else image
 
     def _independent(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
         """Painted slices and a query of the same scan, seen through one frame; one query in eight lacks the target."""
         first = self._target()
-        present = self._present(first, LEAST_NEXT)
+        present = self._slices_with_target(first, MIN_NEXT_PIXELS)
         if len(present) < 2:
             return []
-        keys = [first] + [first.at(int(self.rng.choice(present))) for _ in range(shots - 1)]
+        targets = [first] + [first.at(int(self.rng.choice(present))) for _ in range(shots - 1)]
         query = first.at(int(self.rng.choice(present)))
         if self.rng.random() < 0.125:
-            absent = sorted(set(range(first.volume.maps[0].shape[first.axis])) - set(self._present(first, 1)))
+            absent = sorted(
+                set(range(first.volume.maps[0].shape[first.axis])) - set(self._slices_with_target(first, 1))
+            )
             if absent:
                 query = first.at(int(self.rng.choice(absent)))
-        union = np.any([key.mask() for key in keys], axis=0)
+        union = np.any([target.mask() for target in targets], axis=0)
         if self.rng.random() < 0.3:
-            frame = self._whole_frame(union.shape, first.spacing)
+            crop = self._full_crop(union.shape, first.spacing)
         else:
-            frame = self._frame_around(union, first.spacing, (1.6, 3.5), 0.25)
-        turn, mirror = self._turn(), bool(self.rng.random() < 0.5)
-        shown = [(key, self._shaken(replace(frame, angle=turn, mirror=mirror))) for key in [*keys, query]]
-        return self._asked_for(shown, bool(self.rng.random() < 0.8), swapped)
+            crop = self._crop_around(union, first.spacing, (1.6, 3.5), 0.25)
+        turn, mirror = self._random_angle(), bool(self.rng.random() < 0.5)
+        shown = [(target, self._jittered(replace(crop, angle=turn, mirror=mirror))) for target in [*targets, query]]
+        return self._episodes_of(shown, bool(self.rng.random() < 0.8), swapped)
 
     def _cross(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
         """Painted slices of one scan, a query of another scan of the same anatomy."""
@@ -213,24 +229,24 @@ class EpisodeSampler:
         a, b = self.rng.choice(len(members), 2, replace=False)
         first = self._target(members[a], labels=True)
         query = replace(first, volume=members[b])
-        there = self._present(query, LEAST_NEXT)
+        there = self._slices_with_target(query, MIN_NEXT_PIXELS)
         if not there or query.axis not in members[b].axes:
             return []
         query = query.at(int(self.rng.choice(there)))
-        present = self._present(first, LEAST_NEXT)
-        keys = [first] + [first.at(int(self.rng.choice(present))) for _ in range(shots - 1)]
-        turn, mirror = self._turn() * 0.3, bool(self.rng.random() < 0.5)
+        present = self._slices_with_target(first, MIN_NEXT_PIXELS)
+        targets = [first] + [first.at(int(self.rng.choice(present))) for _ in range(shots - 1)]
+        turn, mirror = self._random_angle() * 0.3, bool(self.rng.random() < 0.5)
         whole = self.rng.random() < 0.5
         shown = []
-        for key in [*keys, query]:
-            mask = key.mask()
-            frame = (
-                self._whole_frame(mask.shape, key.spacing)
+        for target in [*targets, query]:
+            mask = target.mask()
+            crop = (
+                self._full_crop(mask.shape, target.spacing)
                 if whole
-                else self._frame_around(mask, key.spacing, (2.0, 4.0), 0.3)
+                else self._crop_around(mask, target.spacing, (2.0, 4.0), 0.3)
             )
-            shown.append((key, self._shaken(replace(frame, angle=turn, mirror=mirror))))
-        return self._asked_for(shown, True, swapped)
+            shown.append((target, self._jittered(replace(crop, angle=turn, mirror=mirror))))
+        return self._episodes_of(shown, True, swapped)
 
     def _paper(self) -> list[tuple[torch.Tensor, ...]]:
         """Two adjacent slices of one scan with a supervoxel, in either order, one of them augmented.
@@ -241,31 +257,33 @@ class EpisodeSampler:
         number, axis = int(self.rng.integers(1, len(volume.maps))), int(self.rng.choice(volume.axes))
         counts = self._slice_counts(volume, number, axis)
         value = 1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0))))
-        first = SliceKey(volume, axis, 0, number, (value,))
+        first = SliceTarget(volume, axis, 0, number, (value,))
         area = counts[:, value]
         region = Region.whole(first.mask().shape, first.spacing)
-        pairs = np.flatnonzero(np.maximum(area[:-1], area[1:]) >= PAPER_SHARE * region.height * region.width)
+        pairs = np.flatnonzero(np.maximum(area[:-1], area[1:]) >= MIN_PAPER_SHARE * region.height * region.width)
         if not len(pairs):
             return []
         lower = int(self.rng.choice(pairs))
         order = (lower, lower + 1) if self.rng.random() < 0.5 else (lower + 1, lower)
-        keys = [first.at(index) for index in order]
-        images = [region.to_grid(key.image().astype(np.float32), self.resolution, -1.0) for key in keys]
-        masks = [(region.to_grid(key.mask().astype(np.float32), self.resolution, 0.0) > 0.5).float() for key in keys]
+        targets = [first.at(index) for index in order]
+        images = [region.to_grid(target.image().astype(np.float32), self.resolution, -1.0) for target in targets]
+        masks = [
+            (region.to_grid(target.mask().astype(np.float32), self.resolution, 0.0) > 0.5).float() for target in targets
+        ]
         changed = int(self.rng.integers(2))
-        images[changed], masks[changed] = augmented(self.rng, images[changed], masks[changed])
+        images[changed], masks[changed] = augment(self.rng, images[changed], masks[changed])
         split = self._split(images, masks)
         return [] if split is None else [split]
 
-    def _asked_for(
-        self, shown: list[tuple[SliceKey, Frame]], same_scan: bool, swapped: bool
+    def _episodes_of(
+        self, shown: list[tuple[SliceTarget, Crop]], same_scan: bool, swapped: bool
     ) -> list[tuple[torch.Tensor, ...]]:
         """The episode of these slices, the query last; `swapped`: and one that asks for another target on them."""
-        images, masks = self._rendered(shown, same_scan)
+        images, masks = self._render(shown, same_scan)
         contrast = self._contrast(images[0])
-        images = [self._own(contrast, image) for image in images]
+        images = [self._own_contrast(contrast, image) for image in images]
         episodes = [self._split(images, masks)]
-        others = self._others(shown[0][0], shown[-1][0]) if swapped else []
+        others = self._other_targets(shown[0][0], shown[-1][0]) if swapped else []
         if others:
             values = (int(self.rng.choice(others)),)
             episodes.append(self._split(images, self._masks([(replace(k, values=values), f) for k, f in shown])))
@@ -273,16 +291,16 @@ class EpisodeSampler:
 
     # -- choosing
 
-    def _others(self, key: SliceKey, query: SliceKey) -> list[int]:
+    def _other_targets(self, target: SliceTarget, query: SliceTarget) -> list[int]:
         """Other targets of the same map that a painted slice and the query both show."""
-        seen, asked = (self._slice_counts(k.volume, k.map_number, k.axis)[k.index] for k in (key, query))
+        seen, asked = (self._slice_counts(k.volume, k.map_number, k.axis)[k.index] for k in (target, query))
         width = min(len(seen), len(asked))
-        both = (seen[:width] >= LEAST_PIXELS) & (asked[:width] >= LEAST_NEXT)
-        return [int(value) for value in np.flatnonzero(both) if value and value not in key.values]
+        both = (seen[:width] >= LEAST_PIXELS) & (asked[:width] >= MIN_NEXT_PIXELS)
+        return [int(value) for value in np.flatnonzero(both) if value and value not in target.values]
 
-    def _target(self, volume: TrainingVolume | None = None, labels: bool = False) -> SliceKey:
+    def _target(self, volume: TrainingVolume | None = None, labels: bool = False) -> SliceTarget:
         """A slice and a target on it: a label, a supervoxel, or now and then the union of two."""
-        for _ in range(MOST_TRIES):
+        for _ in range(MAX_TRIES):
             chosen = volume
             if chosen is None:
                 if self.synthetic and (not self.real or self.rng.random() < self.synthetic_share):
@@ -296,103 +314,104 @@ class EpisodeSampler:
             counts = self._slice_counts(chosen, number, axis)
             value = 1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0))))
             values = [value]
-            if self.rng.random() < UNION:
+            if self.rng.random() < UNION_SHARE:
                 values.append(1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0)))))
             area = counts[:, value]
             enough = np.flatnonzero(area >= max(LEAST_PIXELS, 0.5 * area.max() if self.rng.random() < 0.6 else 0))
             if len(enough):
-                return SliceKey(chosen, axis, int(self.rng.choice(enough)), number, tuple(values))
+                return SliceTarget(chosen, axis, int(self.rng.choice(enough)), number, tuple(values))
         raise InputError(
-            f"No target of {LEAST_PIXELS} pixels on a slice was found in {MOST_TRIES} tries, last in "
+            f"No target of {LEAST_PIXELS} pixels on a slice was found in {MAX_TRIES} tries, last in "
             f"{chosen.name if chosen else 'no scan'}; take scans with larger targets, or another mix."
         )
 
-    def _present(self, key: SliceKey, least: int) -> list[int]:
-        counts = self._slice_counts(key.volume, key.map_number, key.axis)
-        known = [v for v in key.values if v < counts.shape[1]]
+    def _slices_with_target(self, target: SliceTarget, least: int) -> list[int]:
+        counts = self._slice_counts(target.volume, target.map_number, target.axis)
+        known = [v for v in target.values if v < counts.shape[1]]
         return [int(z) for z in np.flatnonzero(counts[:, known].sum(1) >= least)]
 
     def _slice_counts(self, volume: TrainingVolume, number: int, axis: int) -> np.ndarray:
-        """Voxels of every label on every slice, (slices, labels)."""
+        """Voxels of every label on every slice: integers (slices, labels)."""
         key = (volume.name, number, axis)
         if key not in self._counts:
-            labels = (
-                np.moveaxis(volume.maps[number], axis, 0).reshape(volume.maps[number].shape[axis], -1).astype(np.int64)
-            )
+            planes = np.moveaxis(volume.maps[number], axis, 0)
+            labels = planes.reshape(len(planes), -1).astype(np.int64)
             width = int(labels.max()) + 1
-            offset = np.arange(labels.shape[0])[:, None] * width
-            self._counts[key] = np.bincount((labels + offset).ravel(), minlength=labels.shape[0] * width).reshape(
-                -1, width
-            )
+            offset = np.arange(len(planes))[:, None] * width
+            counts = np.bincount((labels + offset).ravel(), minlength=len(planes) * width)
+            self._counts[key] = counts.reshape(-1, width)
         return self._counts[key]
 
-    # -- frames
+    # -- crops
 
-    def _turn(self) -> float:
+    def _random_angle(self) -> float:
         return float(self.rng.uniform(-np.pi, np.pi) if self.rng.random() < 0.4 else self.rng.normal(0, 0.15))
 
-    def _frame_around(
+    def _crop_around(
         self, mask: np.ndarray, spacing: tuple[float, float], margin: tuple[float, float], jitter: float
-    ) -> Frame:
+    ) -> Crop:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
-            return self._whole_frame(mask.shape, spacing)
+            return self._full_crop(mask.shape, spacing)
         half = max((rows[-1] - rows[0] + 1) * spacing[0], (columns[-1] - columns[0] + 1) * spacing[1]) / 2
         half = half * self.rng.uniform(*margin) + 4 * max(spacing)
         centre = (
             (rows[0] + rows[-1]) / 2 * spacing[0] + self.rng.uniform(-jitter, jitter) * half,
             (columns[0] + columns[-1]) / 2 * spacing[1] + self.rng.uniform(-jitter, jitter) * half,
         )
-        return Frame(centre, float(half))
+        return Crop(centre, float(half))
 
-    def _whole_frame(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Frame:
+    def _full_crop(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Crop:
         height, width = shape[0] * spacing[0], shape[1] * spacing[1]
-        return Frame((height / 2, width / 2), float(max(height, width) / 2 * self.rng.uniform(0.75, 1.05)))
+        return Crop((height / 2, width / 2), float(max(height, width) / 2 * self.rng.uniform(0.75, 1.05)))
 
-    def _shaken(self, frame: Frame) -> Frame:
+    def _jittered(self, crop: Crop) -> Crop:
         """A slightly different view, so that a mask cannot simply be copied."""
-        shift = self.rng.uniform(-0.08, 0.08, 2) * frame.half
+        shift = self.rng.uniform(-0.08, 0.08, 2) * crop.half
         bend = torch.from_numpy(self.rng.normal(0, 0.03, (1, 5, 5, 2)).astype(np.float32))
         return replace(
-            frame,
-            centre=(frame.centre[0] + shift[0], frame.centre[1] + shift[1]),
-            half=frame.half * float(self.rng.uniform(0.88, 1.14)),
-            angle=frame.angle + float(self.rng.normal(0, 0.08)),
+            crop,
+            centre=(crop.centre[0] + shift[0], crop.centre[1] + shift[1]),
+            half=crop.half * float(self.rng.uniform(0.88, 1.14)),
+            angle=crop.angle + float(self.rng.normal(0, 0.08)),
             bend=bend,
         )
 
     # -- rendering
 
-    def _rendered(
-        self, shown: list[tuple[SliceKey, Frame]], same_scan: bool
+    def _render(
+        self, shown: list[tuple[SliceTarget, Crop]], same_scan: bool
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Images in [-1, 1] and masks, R x R each, with the task's look and a little of each slice's own."""
         if shown[0][0].volume.image is None:
             labels = [
-                sampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
+                resampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
                 for k, f in shown
             ]
-            images = painted_appearance(self.rng, labels, same_scan)
+            images = random_appearance(self.rng, labels, same_scan)
         else:
             images = [
-                sampled(torch.from_numpy(k.image().astype(np.float32)) + 1, k.spacing, f, self.resolution) - 1
+                resampled(torch.from_numpy(k.image().astype(np.float32)) + 1, k.spacing, f, self.resolution) - 1
                 for k, f in shown
             ]
-        look = self._look()
-        looks = [self._look(look, 0.15) if same_scan else self._look() for _ in images]
-        fields = [self._bias(look) if same_scan else self._bias(mine) for mine in looks[: 1 if same_scan else None]]
+        look = self._intensity_parameters()
+        looks = [self._intensity_parameters(look, 0.15) if same_scan else self._intensity_parameters() for _ in images]
+        fields = [
+            self._bias_field(look) if same_scan else self._bias_field(mine)
+            for mine in looks[: 1 if same_scan else None]
+        ]
         fields *= len(images) if same_scan else 1
-        seen = [self._seen(i, x, f) for i, x, f in zip(images, looks, fields, strict=True)]
+        seen = [self._with_intensity(i, x, f) for i, x, f in zip(images, looks, fields, strict=True)]
         return seen, self._masks(shown)
 
-    def _masks(self, shown: list[tuple[SliceKey, Frame]]) -> list[torch.Tensor]:
+    def _masks(self, shown: list[tuple[SliceTarget, Crop]]) -> list[torch.Tensor]:
         """The targets' masks (R, R), 0 or 1."""
         found = [
-            sampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
+            resampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
         ]
         return [(mask > 0.5).float() for mask in found]
 
-    def _bias(self, look: np.ndarray) -> torch.Tensor:
+    def _bias_field(self, look: np.ndarray) -> torch.Tensor:
         """A coil's uneven sensitivity, (R, R), around 1."""
         if look[5] < 0.1:
             return torch.ones(self.resolution, self.resolution)
@@ -400,7 +419,7 @@ class EpisodeSampler:
         size = (self.resolution, self.resolution)
         return F.interpolate(field, size=size, mode="bicubic", align_corners=True)[0, 0].exp()
 
-    def _look(self, base: np.ndarray | None = None, amount: float = 1.0) -> np.ndarray:
+    def _intensity_parameters(self, base: np.ndarray | None = None, amount: float = 1.0) -> np.ndarray:
         """Log gamma, log gain, offset, noise, inversion, bias: drawn anew, or near `base`."""
         drawn = amount * self.rng.normal(0, [0.35, 0.2, 0.12, 0.0, 0.0, 0.0])
         if base is None:
@@ -408,7 +427,7 @@ class EpisodeSampler:
             return drawn
         return base + drawn
 
-    def _seen(self, image: torch.Tensor, look: np.ndarray, field: torch.Tensor) -> torch.Tensor:
+    def _with_intensity(self, image: torch.Tensor, look: np.ndarray, field: torch.Tensor) -> torch.Tensor:
         gamma, gain, offset, noise, inverted, _ = look
         x = ((image + 1) / 2).clamp(0, 1) ** float(np.exp(gamma)) * field
         if inverted > 0.5:
@@ -417,7 +436,7 @@ class EpisodeSampler:
         x = x + max(0.0, noise) * torch.from_numpy(self.rng.standard_normal(image.shape, dtype=np.float32))
         return (2 * x - 1).clamp(-1, 1)
 
-    def _with_errors(self, mask: torch.Tensor) -> torch.Tensor:
+    def _imperfect(self, mask: torch.Tensor) -> torch.Tensor:
         """A mask as a network would have left it: wavy, eroded, dilated, shifted, leaking; or as it is."""
         if self.rng.random() < 0.2:
             return mask

@@ -57,20 +57,20 @@ class Denoiser(nn.Module):
         return F.mse_loss(found.float(), wanted)
 
 
-def begin_supports_alike(pipeline: SDFSMISPipeline) -> None:
+def copy_input_weights(pipeline: SDFSMISPipeline) -> None:
     """Let the support pass begin with what the input convolution has learned of images, as the method does when it
     takes over Stable Diffusion's."""
     pipeline.unet.conv_in_ref.load_state_dict(pipeline.unet.conv_in.state_dict())
 
 
-LEAST_FOUND = 6  # pixels; a lane would have ended with fewer
+MIN_FOUND_PIXELS = 6  # pixels; a lane would have ended with fewer
 LOGIT_SCALE = 4.0  # decoded masks lie around -1 and 1; as logits of the cross-entropy they are stretched by this
-LEAST_AREA = 30.0  # pixels
+MIN_AREA = 30.0  # pixels
 DICE_SMOOTHING = 10.0  # pixels; without it an empty answer has no Dice
 
 
 @dataclass(frozen=True)
-class Learned:
+class EpisodeLoss:
     """What a batch gives: `loss`, its `parts` as numbers for the log, and the predicted mask latents (B, c, h, w)."""
 
     loss: torch.Tensor
@@ -88,7 +88,7 @@ class EpisodeLearner(nn.Module):
         self.weights = config.losses
         self.drawn = config.drawn_latents
 
-    def forward(self, batch: EpisodeBatch, noises: tuple[torch.Tensor, ...] | None = None) -> Learned:
+    def forward(self, batch: EpisodeBatch, noises: tuple[torch.Tensor, ...] | None = None) -> EpisodeLoss:
         """The loss of a batch.
 
         Args:
@@ -100,9 +100,9 @@ class EpisodeLearner(nn.Module):
         queries, target = colour(batch.query_images.to(device)), batch.query_masks.to(device)
         token = pipeline.condition_token(images[:, : batch.painted], masks[:, : batch.painted])
         conditions = pipeline.unet.condition_constants(token)
-        carried_along = self._softened(masks[:, -1])
+        neighbour_masks = self._soften(masks[:, -1])
         if batch.before is not None:
-            masks, carried_along = self._with_own_prediction(batch, images, masks, carried_along, conditions)
+            masks, neighbour_masks = self._with_predicted_neighbour(batch, images, masks, neighbour_masks, conditions)
         flat = masks.flatten(0, 1)
         with torch.no_grad():
             drawn = noises or self._noises(len(flat), len(target))
@@ -110,8 +110,8 @@ class EpisodeLearner(nn.Module):
             mask_latents = pipeline.encode_masks(flat, drawn[1])
             query_latents, answer = pipeline.encode_images(queries, drawn[2]), pipeline.encode_masks(target, drawn[3])
         bank = pipeline.support_bank(images, masks, latents, mask_latents, conditions)
-        bank = replace(bank, likeness=self._table(batch, images))
-        hints = self._hints(queries, bank, images[:, -1, 0], carried_along, batch.displacements)
+        bank = replace(bank, likeness=self._likeness_table(batch, images))
+        hints = self._hints(queries, bank, images[:, -1, 0], neighbour_masks, batch.displacements)
         predicted = pipeline.predict(query_latents, bank, hints)
         parts = {"latent": F.mse_loss(predicted.float(), answer.float())}
         if self.weights.get("entropy") or self.weights.get("dice"):
@@ -125,7 +125,7 @@ class EpisodeLearner(nn.Module):
             parts["autoencoder"] = (decoded - shown).abs().mean()
         loss = torch.stack([weight * parts[name] for name, weight in self.weights.items() if weight]).sum()
         numbers = {name: value.detach() for name, value in {"loss": loss, **parts}.items()}
-        return Learned(loss, numbers, predicted.detach())
+        return EpisodeLoss(loss, numbers, predicted.detach())
 
     def _noises(self, supports: int, queries: int) -> tuple[torch.Tensor | None, ...]:
         if not self.drawn:
@@ -135,12 +135,12 @@ class EpisodeLearner(nn.Module):
         counts = (supports, supports, queries, queries)
         return tuple(torch.randn(n, config.latent_channels, side, side, device=self.pipeline.device) for n in counts)
 
-    def _table(self, batch: EpisodeBatch, images: torch.Tensor) -> torch.Tensor | None:
+    def _likeness_table(self, batch: EpisodeBatch, images: torch.Tensor) -> torch.Tensor | None:
         """The likeness of what was painted; finished neighbours, which may be wrong, have no part in it. Across scans
         that of what was brought, as in `inference.transfer`."""
         if not self.pipeline.unet.config.likeness:
             return None
-        if batch.brought:
+        if batch.warped:
             return likeness_table(images[:, -1:, 0], batch.support_masks[:, -1:].to(images.device))
         painted = batch.support_masks[:, : batch.painted].to(images.device)
         return likeness_table(images[:, : batch.painted, 0], painted)
@@ -161,12 +161,12 @@ class EpisodeLearner(nn.Module):
         return self.pipeline.hints(queries, bank, *moved)
 
     @torch.no_grad()
-    def _with_own_prediction(
+    def _with_predicted_neighbour(
         self,
         batch: EpisodeBatch,
         images: torch.Tensor,
         masks: torch.Tensor,
-        carried_along: torch.Tensor,
+        neighbour_masks: torch.Tensor,
         conditions: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The supports' masks (B, S, R, R), and what is carried along (B, R, R), the last one predicted by the network
@@ -177,22 +177,22 @@ class EpisodeLearner(nn.Module):
         shown = torch.cat([images[:, : batch.painted], colour(earlier)[:, None]], dim=1)
         painted = torch.cat([masks[:, : batch.painted], earlier_mask[:, None]], dim=1)
         bank = pipeline.encode_support(shown, painted, conditions)
-        bank = replace(bank, likeness=self._table(batch, images))
-        hints = self._hints(images[:, -1], bank, earlier, self._softened(earlier_mask), before.displacements)
+        bank = replace(bank, likeness=self._likeness_table(batch, images))
+        hints = self._hints(images[:, -1], bank, earlier, self._soften(earlier_mask), before.displacements)
         predicted = pipeline.predict(pipeline.encode_images(images[:, -1]), bank, hints)
         probability = pipeline.decode(predicted).mean(1)
         found = (probability > 0.5).float()
-        use = (before.wanted.to(device) & (found.sum((1, 2)) >= LEAST_FOUND))[:, None, None]
+        use = (before.wanted.to(device) & (found.sum((1, 2)) >= MIN_FOUND_PIXELS))[:, None, None]
         last = torch.where(use, found, masks[:, -1])
-        return torch.cat([masks[:, :-1], last[:, None]], dim=1), torch.where(use, probability, carried_along)
+        return torch.cat([masks[:, :-1], last[:, None]], dim=1), torch.where(use, probability, neighbour_masks)
 
     @staticmethod
-    def _softened(masks: torch.Tensor) -> torch.Tensor:
+    def _soften(masks: torch.Tensor) -> torch.Tensor:
         """Masks (B, R, R) with the soft borders of a prediction, in half of the batches."""
         return masks if torch.rand(()) < 0.5 else F.avg_pool2d(masks, 3, 1, 1)
 
 
-def folding(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
+def with_folding_autoencoder(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
     """The same networks with an ideal autoencoder, which folds pixels into channels: what `fold_encoder` aims at.
 
     Raises:
@@ -205,11 +205,11 @@ def folding(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
             "into them; set decoded to true."
         )
     settings = {name: pipeline.config[name] for name in ("resolution", "without")}
-    return _FoldedPipeline(**pipeline.components, **settings)
+    return _FoldingPipeline(**pipeline.components, **settings)
 
 
-class _FoldedPipeline(SDFSMISPipeline):
-    """See `folding`."""
+class _FoldingPipeline(SDFSMISPipeline):
+    """See `with_folding_autoencoder`."""
 
     def encode_images(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         return folded(images[:, 0].to(self.device), self.latent_factor) * self.vae.config.scaling_factor
@@ -229,7 +229,7 @@ def _task_losses(logits: torch.Tensor, target: torch.Tensor, areas: torch.Tensor
     size = probability.sum((1, 2))
     overlap = (probability * target).sum((1, 2))
     dice = (2 * overlap + DICE_SMOOTHING) / (size + target.sum((1, 2)) + DICE_SMOOTHING)
-    wrong = 2 * size / (size + areas.clamp(min=LEAST_AREA))
+    wrong = 2 * size / (size + areas.clamp(min=MIN_AREA))
     missed = torch.where(target.flatten(1).any(1), 1 - dice, wrong)
     return {"entropy": F.binary_cross_entropy_with_logits(logits, target), "dice": missed.mean()}
 

@@ -21,10 +21,10 @@ from scipy import ndimage
 
 from SDFSMISLib.images.files import atomic_output
 
-__all__ = ["Felzenszwalb", "Slic", "Supervoxels", "foreground", "kept_supervoxels"]
+__all__ = ["Felzenszwalb", "Slic", "Supervoxels", "foreground", "cached_supervoxels"]
 
 EDGES = [step for step in itertools.product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]  # one of every two directions
-DARK = 10 / 255  # of the range; ADNet's threshold of what belongs to the body
+DARK_SHARE = 10 / 255  # of the range; ADNet's threshold of what belongs to the body
 
 
 class Supervoxels(Protocol):
@@ -38,7 +38,7 @@ class Supervoxels(Protocol):
         voxels of `spacing` mm, array order."""
 
 
-def kept_supervoxels(
+def cached_supervoxels(
     kind: Supervoxels, image: np.ndarray, spacing: tuple[float, float, float], cache: Path, name: str
 ) -> np.ndarray:
     """The supervoxels of a scan, made once and kept in the folder `cache`."""
@@ -97,7 +97,7 @@ class Felzenszwalb:
 
     def __call__(self, image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
         levels = ((image.astype(np.float32) + 1) * 127.5).clip(0, 255)
-        parts = segmented(levels, spacing, self.scale, self.min_size)
+        parts = graph_components(levels, spacing, self.scale, self.min_size)
         parts = np.where(foreground(image), parts + 1, 0)
         _, compact = np.unique(parts, return_inverse=True)
         compact = compact.reshape(image.shape)
@@ -111,7 +111,7 @@ def foreground(image: np.ndarray) -> np.ndarray:
         image: (slices, height, width) in [-1, 1].
     """
     body = np.zeros(image.shape, dtype=bool)
-    for plane, bright in zip(body, image > 2 * DARK - 1, strict=True):
+    for plane, bright in zip(body, image > 2 * DARK_SHARE - 1, strict=True):
         parts, count = ndimage.label(bright)
         if count:
             sizes = np.bincount(parts.ravel())
@@ -120,7 +120,9 @@ def foreground(image: np.ndarray) -> np.ndarray:
     return body
 
 
-def segmented(levels: np.ndarray, spacing: tuple[float, float, float], scale: float, min_size: int) -> np.ndarray:
+def graph_components(
+    levels: np.ndarray, spacing: tuple[float, float, float], scale: float, min_size: int
+) -> np.ndarray:
     """Component number of every voxel, integers of the shape of `levels`.
 
     A voxel is joined with its 26 neighbours. An edge weighs the difference of grey levels, times its length where
@@ -131,12 +133,12 @@ def segmented(levels: np.ndarray, spacing: tuple[float, float, float], scale: fl
     numbers = np.arange(levels.size, dtype=np.int32).reshape(levels.shape)
     weights, starts, ends = [], [], []
     for step in EDGES:
-        here, there = _shifted(levels.shape, step)
+        voxels, neighbours = _neighbours(levels.shape, step)
         length = np.sqrt(sum((s / spacing[2]) ** 2 for s, moved in zip(spacing, step, strict=True) if moved))
         length /= np.sqrt(np.count_nonzero(step))
-        weights.append((np.abs(levels[there] - levels[here]) * np.float32(length)).ravel())
-        starts.append(numbers[here].ravel())
-        ends.append(numbers[there].ravel())
+        weights.append((np.abs(levels[neighbours] - levels[voxels]) * np.float32(length)).ravel())
+        starts.append(numbers[voxels].ravel())
+        ends.append(numbers[neighbours].ravel())
     weight = np.concatenate(weights)
     order = np.argsort(weight, kind="stable")
     start, end = np.concatenate(starts)[order], np.concatenate(ends)[order]
@@ -145,20 +147,20 @@ def segmented(levels: np.ndarray, spacing: tuple[float, float, float], scale: fl
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., np.ndarray]:
-    """`_joined`, compiled once in a process; numba takes longer to import than most of what imports this."""
+    """`_component_roots`, compiled once in a process; numba takes longer to import than most of what imports this."""
     import numba
 
-    return numba.njit(_joined)
+    return numba.njit(_component_roots)
 
 
-def _shifted(shape: tuple[int, ...], step: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def _neighbours(shape: tuple[int, ...], step: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """The voxels that have a neighbour one `step` away, and these neighbours."""
-    here = tuple(slice(max(-move, 0), side - max(move, 0)) for side, move in zip(shape, step, strict=True))
-    there = tuple(slice(max(move, 0), side - max(-move, 0)) for side, move in zip(shape, step, strict=True))
-    return here, there
+    voxels = tuple(slice(max(-move, 0), side - max(move, 0)) for side, move in zip(shape, step, strict=True))
+    neighbours = tuple(slice(max(move, 0), side - max(-move, 0)) for side, move in zip(shape, step, strict=True))
+    return voxels, neighbours
 
 
-def _joined(
+def _component_roots(
     count: int, weight: np.ndarray, start: np.ndarray, end: np.ndarray, scale: float, min_size: int
 ) -> np.ndarray:
     """Root of every voxel's component; edges rise in weight. Plain loops: compiled by numba."""

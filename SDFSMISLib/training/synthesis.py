@@ -24,7 +24,7 @@ ELASTIC_STRENGTH, ELASTIC_SMOOTHNESS = 10.0, 5.0  # alpha and sigma, pixels
 GAMMA = (0.5, 1.5)
 
 
-def augmented(rng: np.random.Generator, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def augment(rng: np.random.Generator, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """An image (R, R) in [-1, 1] and its mask (R, R), 0 or 1, moved and bent by the same fresh field; the image's
     contrast changed."""
     side = image.shape[-1]
@@ -87,7 +87,7 @@ def _smooth_noise(rng: np.random.Generator, side: int, scale: int) -> np.ndarray
     return F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0, 0].numpy()
 
 
-def painted_appearance(rng: np.random.Generator, labels: list[torch.Tensor], same_scan: bool) -> list[torch.Tensor]:
+def random_appearance(rng: np.random.Generator, labels: list[torch.Tensor], same_scan: bool) -> list[torch.Tensor]:
     """Grey images of label images.
 
     Args:

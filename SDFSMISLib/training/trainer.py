@@ -32,8 +32,8 @@ from SDFSMISLib.training.checkpoint import Checkpoint, Log, write_episodes
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
-from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, begin_supports_alike, folding
-from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler, paired
+from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, copy_input_weights, with_folding_autoencoder
+from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler, match_scans
 from SDFSMISLib.training.volumes import EpisodeBatch, TrainingVolume, load_training_volumes, synthetic_volumes
 
 __all__ = ["Progress", "TrainingRun", "starting_pipeline", "train"]
@@ -65,11 +65,11 @@ def train(config: TrainingConfig, progress: Progress | None = None, cache: Path 
     if config.cases:
         with accelerator.main_process_first():  # which leaves the supervoxels for the others
             volumes += load_training_volumes(Path(config.cases), cache or output / "cache", config)
-    made_up = synthetic_volumes(config.synthetic_count, config.seed)
+    synthetic = synthetic_volumes(config.synthetic_count, config.seed)
     on_device = None
     if config.on_device:
-        on_device = DeviceEpisodes(made_up, pipeline.config.resolution, config, accelerator.device)
-    sampler = _sampler(config, volumes, [] if on_device else made_up, pipeline, progress)
+        on_device = DeviceEpisodes(synthetic, pipeline.config.resolution, config, accelerator.device)
+    sampler = _sampler(config, volumes, [] if on_device else synthetic, pipeline, progress)
     run = TrainingRun(config, accelerator, sampler, on_device, Log(output, accelerator.is_main_process), progress)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
@@ -98,23 +98,23 @@ def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
 def _sampler(
     config: TrainingConfig,
     scans: list[TrainingVolume],
-    made_up: list[TrainingVolume],
+    synthetic: list[TrainingVolume],
     pipeline: SDFSMISPipeline,
     progress: Progress | None,
 ) -> EpisodeSampler:
     resolution = pipeline.config.resolution
     if config.across == "registration" and config.mix.get("cross"):
 
-        def told(number: int) -> None:
+        def report(number: int) -> None:
             if progress:
                 progress(0, config.steps, f"comparing scans, {number} of {len(scans)}")
 
-        pairs = paired(scans, told)
+        pairs = match_scans(scans, report)
         if len(scans) > 1 and not pairs:
             text = "No two scans look alike: episodes across scans show slices of one scan, bent as if of another."
             warnings.warn(text, stacklevel=2)
-        return UnlabelledSampler(scans + made_up, resolution, config, pairs, scans, pipeline.takes_neighbours)
-    return EpisodeSampler(scans + made_up, resolution, config)
+        return UnlabelledSampler(scans + synthetic, resolution, config, pairs, scans, pipeline.takes_neighbours)
+    return EpisodeSampler(scans + synthetic, resolution, config)
 
 
 def _write(pipeline: SDFSMISPipeline, output: Path, half: bool) -> None:
@@ -146,18 +146,18 @@ class TrainingRun:
         """The decoder learns to bring back images and masks; the encoder stays as it is set."""
         config, vae = self.config, pipeline.vae
         learn_only(pipeline, ("decoder",))
-        optimizer = torch.optim.AdamW(_learning(vae), lr=config.autoencoder_rate, weight_decay=config.decay)
+        optimizer = torch.optim.AdamW(_trainable(vae), lr=config.autoencoder_rate, weight_decay=config.decay)
         checkpoint = Checkpoint(self.output / "autoencoder.safetensors", {"network.vae": vae}, optimizer)
         first, extra = checkpoint.load()
         model = _Reconstruction(vae)
         learner, ready = self.accelerator.prepare(model, optimizer)
-        for step, batches in self._steps(first, config.autoencoder_steps, AUTOENCODER):
+        for step, batches in self._batches_by_step(first, config.autoencoder_steps, AUTOENCODER):
             set_rate(optimizer, config.autoencoder_rate * _cosine(step, config.autoencoder_steps, config.warmup))
             for batch in batches:
-                loss, image, mask, spread = learner(*_pictures(batch, 2 * config.batch))
-                self._descend(learner, ready, loss)
+                loss, image, mask, spread = learner(*_images_and_masks(batch, 2 * config.batch))
+                self._optimise(learner, ready, loss)
             extra = {"scaling_factor": 1 / float(self.accelerator.gather(spread[None]).mean())}  # the same everywhere
-            self._say(step, config.autoencoder_steps, {"autoencoder": loss.detach(), "image": image, "mask": mask})
+            self._log_step(step, config.autoencoder_steps, {"autoencoder": loss.detach(), "image": image, "mask": mask})
             if self._is_due(step, config.autoencoder_steps, config.save_every):
                 checkpoint.save(step + 1, extra)
         vae.register_to_config(scaling_factor=float(extra["scaling_factor"]))
@@ -165,41 +165,41 @@ class TrainingRun:
     def denoising(self, pipeline: SDFSMISPipeline) -> None:
         """The U-Net learns to take noise off images; see `Denoiser`."""
         config, unet = self.config, pipeline.unet
-        self._made_ready(pipeline, ("unet",))
-        optimizer = torch.optim.AdamW(_learning(unet), lr=config.denoising_rate, weight_decay=config.decay)
+        self._prepare(pipeline, ("unet",))
+        optimizer = torch.optim.AdamW(_trainable(unet), lr=config.denoising_rate, weight_decay=config.decay)
         checkpoint = Checkpoint(self.output / "denoising.safetensors", {"network.unet": unet}, optimizer)
         first, _ = checkpoint.load()
         model, ready = self.accelerator.prepare(Denoiser(self._learner_view(pipeline)), optimizer)
-        for step, batches in self._steps(first, config.denoising_steps, DENOISING):
+        for step, batches in self._batches_by_step(first, config.denoising_steps, DENOISING):
             set_rate(optimizer, config.denoising_rate * _cosine(step, config.denoising_steps, config.warmup))
             for batch in batches:
-                loss = model(_pictures(batch, 2 * config.batch)[0])
-                self._descend(model, ready, loss)
-            self._say(step, config.denoising_steps, {"denoising": loss.detach()})
+                loss = model(_images_and_masks(batch, 2 * config.batch)[0])
+                self._optimise(model, ready, loss)
+            self._log_step(step, config.denoising_steps, {"denoising": loss.detach()})
             if self._is_due(step, config.denoising_steps, config.save_every):
                 checkpoint.save(step + 1)
-        begin_supports_alike(pipeline)
+        copy_input_weights(pipeline)
 
     def segmentation(self, pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
         """The learned parts learn from episodes; returns the pipeline of their moving averages."""
         config = self.config
-        self._made_ready(pipeline, config.learned)
-        average = _averaging(pipeline) if config.average else pipeline
+        self._prepare(pipeline, config.learned)
+        average = _moving_average(pipeline) if config.average else pipeline
         optimizer = new_optimizer(pipeline, config)
-        kept = {f"network.{name}": network for name, network in _changing(pipeline).items()}
+        kept = {f"network.{name}": network for name, network in _trained_networks(pipeline).items()}
         if config.average:
-            kept |= {f"average.{name}": network for name, network in _changing(average, of=pipeline).items()}
+            kept |= {f"average.{name}": network for name, network in _trained_networks(average, of=pipeline).items()}
         checkpoint = Checkpoint(self.output / "segmentation.safetensors", kept, optimizer)
         first, _ = checkpoint.load()
         model, ready = self.accelerator.prepare(EpisodeLearner(self._learner_view(pipeline), config), optimizer)
-        for step, batches in self._steps(first, config.steps, SEGMENTATION):
+        for step, batches in self._batches_by_step(first, config.steps, SEGMENTATION):
             set_rate(optimizer, config.rate * rate_share(step, config))
             for batch in batches:
                 learned = model(batch)
-                self._descend(model, ready, learned.loss)
+                self._optimise(model, ready, learned.loss)
             if config.average:
-                _average(average, pipeline, min(config.average, (1 + step) / (10 + step)))
-            self._say(step, config.steps, learned.parts)
+                _update_average(average, pipeline, min(config.average, (1 + step) / (10 + step)))
+            self._log_step(step, config.steps, learned.parts)
             if self._is_due(step, config.steps, config.picture_every):
                 self._picture(step + 1, self._learner_view(pipeline), batch, learned.predicted)
             if self._is_due(step, config.steps, config.save_every):
@@ -210,7 +210,7 @@ class TrainingRun:
 
     # -- what the stages need
 
-    def _made_ready(self, pipeline: SDFSMISPipeline, learned: tuple[str, ...]) -> None:
+    def _prepare(self, pipeline: SDFSMISPipeline, learned: tuple[str, ...]) -> None:
         """On the device, these parts to learn."""
         pipeline.to(self.accelerator.device)
         for network in (pipeline.vae, pipeline.unet):
@@ -220,9 +220,9 @@ class TrainingRun:
         learn_only(pipeline, learned)
 
     def _learner_view(self, pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
-        return pipeline if self.config.decoded else folding(pipeline)
+        return pipeline if self.config.decoded else with_folding_autoencoder(pipeline)
 
-    def _steps(self, first: int, last: int, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
+    def _batches_by_step(self, first: int, last: int, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
         """(step, its batches on this process), with the random numbers that belong to the step."""
         accelerator, config = self.accelerator, self.config
         if first >= last:
@@ -236,14 +236,14 @@ class TrainingRun:
         late = offset + round(last * (1 - config.late)) * config.accumulate * accelerator.num_processes
         dataset = _Episodes(self.sampler, config, numbers, late)
         loader = DataLoader(
-            dataset, batch_size=None, num_workers=config.workers, prefetch_factor=ahead, worker_init_fn=_one_thread
+            dataset, batch_size=None, num_workers=config.workers, prefetch_factor=ahead, worker_init_fn=_use_one_thread
         )
         batches = iter(loader)
         for step in range(first, last):
             torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
-            yield step, (self._made(next(batches), late) for _ in range(config.accumulate))
+            yield step, (self._resolved(next(batches), late) for _ in range(config.accumulate))
 
-    def _made(self, batch: EpisodeBatch | int | InputError, late: int) -> EpisodeBatch:
+    def _resolved(self, batch: EpisodeBatch | int | InputError, late: int) -> EpisodeBatch:
         """The batch, or that of this number, made here; raises what a worker could not."""
         if isinstance(batch, EpisodeBatch):
             return batch
@@ -252,7 +252,7 @@ class TrainingRun:
         assert self.on_device is not None
         return self.on_device.batch(self.config.batch, batch, batch >= late)
 
-    def _descend(self, model: nn.Module, optimizer: Any, loss: torch.Tensor) -> None:
+    def _optimise(self, model: nn.Module, optimizer: Any, loss: torch.Tensor) -> None:
         with self.accelerator.accumulate(model):
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and self.config.clip:
@@ -260,7 +260,7 @@ class TrainingRun:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def _say(self, step: int, steps: int, parts: dict[str, torch.Tensor]) -> None:
+    def _log_step(self, step: int, steps: int, parts: dict[str, torch.Tensor]) -> None:
         text = self.log.add(step + 1, steps, {name: float(value) for name, value in parts.items()})
         if self.progress and self.accelerator.is_main_process:
             self.progress(step + 1, steps, text)
@@ -290,7 +290,7 @@ class TrainingRun:
             self.log.write({"step": step} | found)
 
 
-def _one_thread(_: int) -> None:
+def _use_one_thread(_: int) -> None:
     """A worker leaves the other cores to the networks."""
     torch.set_num_threads(1)
 
@@ -334,7 +334,7 @@ class _Reconstruction(nn.Module):
         return error.mean() + error.square().mean(), image.detach(), mask.detach(), latents.std()
 
 
-def _pictures(batch: EpisodeBatch, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _images_and_masks(batch: EpisodeBatch, most: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and masks of a batch in [-1, 1], `most` of each at most."""
     pictures = torch.cat([batch.support_images.flatten(0, 1), batch.query_images])
     masks = 2 * torch.cat([batch.support_masks.flatten(0, 1), batch.query_masks]) - 1
@@ -352,20 +352,22 @@ def learn_only(pipeline: SDFSMISPipeline, parts: tuple[str, ...]) -> None:
         part.requires_grad_("decoder" in parts)
 
 
-def _learning(*networks: nn.Module) -> list[nn.Parameter]:
+def _trainable(*networks: nn.Module) -> list[nn.Parameter]:
     return [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
 
 
-def _changing(pipeline: SDFSMISPipeline, of: SDFSMISPipeline | None = None) -> dict[str, nn.Module]:
+def _trained_networks(pipeline: SDFSMISPipeline, of: SDFSMISPipeline | None = None) -> dict[str, nn.Module]:
     """The networks of `pipeline` that learn, or those whose like learns in `of`."""
-    return {n: network for n, network in pipeline.components.items() if _learning(getattr(of or pipeline, n))}
+    return {n: network for n, network in pipeline.components.items() if _trainable(getattr(of or pipeline, n))}
 
 
-def _averaging(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
+def _moving_average(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
     """A pipeline with copies of the networks that learn."""
-    parts = {n: copy.deepcopy(network) if _learning(network) else network for n, network in pipeline.components.items()}
+    parts = {
+        n: copy.deepcopy(network) if _trainable(network) else network for n, network in pipeline.components.items()
+    }
     average = type(pipeline)(**parts, **_own_settings(pipeline))
-    for network in _changing(average, of=pipeline).values():
+    for network in _trained_networks(average, of=pipeline).values():
         network.requires_grad_(False)
     return average
 
@@ -375,8 +377,8 @@ def _own_settings(pipeline: SDFSMISPipeline) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _average(average: SDFSMISPipeline, pipeline: SDFSMISPipeline, decay: float) -> None:
-    for name, network in _changing(average, of=pipeline).items():
+def _update_average(average: SDFSMISPipeline, pipeline: SDFSMISPipeline, decay: float) -> None:
+    for name, network in _trained_networks(average, of=pipeline).items():
         for kept, now in zip(network.parameters(), getattr(pipeline, name).parameters(), strict=True):
             kept.lerp_(now, 1 - decay)
 
@@ -386,10 +388,10 @@ def _average(average: SDFSMISPipeline, pipeline: SDFSMISPipeline, decay: float) 
 
 def new_optimizer(pipeline: SDFSMISPipeline, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over what learns, the translator in a group of its own."""
-    rest = _learning(pipeline.unet, pipeline.image_encoder, pipeline.vae)
+    rest = _trainable(pipeline.unet, pipeline.image_encoder, pipeline.vae)
     groups = [
         {"params": rest, "factor": 1.0},
-        {"params": _learning(pipeline.translator), "factor": config.translator_rate},
+        {"params": _trainable(pipeline.translator), "factor": config.translator_rate},
     ]
     return torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.decay)
 

@@ -10,7 +10,7 @@ mask; the painted slice is the other scan's slice of the same level, onto which 
 What is learned from is exact, and what was painted is as rough as a registration.
 
 Networks that have an input for it also get the mask that registration brings back onto the query, as the segmenter
-hands it over (`inference.brought`), with errors on top: what was brought there and back fits better than any mask that
+hands it over (`inference.warped`), with errors on top: what was brought there and back fits better than any mask that
 was painted.
 """
 
@@ -25,20 +25,20 @@ import torch
 from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.inference.registration import AIR, SIDE, SIDES, PaintedBody, body, by_greys, carried, displacement
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import FOREIGN, LEAST_NEXT, LEAST_PIXELS, EpisodeSampler
-from SDFSMISLib.training.volumes import Frame, SliceKey, TrainingVolume
+from SDFSMISLib.training.episodes import LEAST_PIXELS, MIN_NEXT_PIXELS, OTHER_SCAN_SHARE, EpisodeSampler
+from SDFSMISLib.training.volumes import Crop, SliceTarget, TrainingVolume
 
 MATCHING_SIDE = 64  # of the grid on which bodies are compared
 PROBES = 8  # slices of the one scan, and twice as many of the other
-LEAST_LIKENESS = 0.65  # mean correlation along the line; abdomens reach 0.8 to 0.95, noise that is bent to fit 0.55
+MIN_CORRELATION = 0.65  # mean correlation along the line; abdomens reach 0.8 to 0.95, noise that is bent to fit 0.55
 SCALES = tuple(np.round(np.arange(0.75, 1.3, 0.05), 2).tolist())  # of mm along the axis
-HEIGHTS = 48  # that are tried
-LEAST_SHARED = 4  # probes that lie within the other scan
-PARTNERS = 3  # scans that each one is compared with
+OFFSETS = 48  # that are tried
+MIN_SHARED = 4  # probes that lie within the other scan
+MAX_PARTNERS = 3  # scans that each one is compared with
 
 
 @dataclass(frozen=True)
-class Levels:
+class SliceMatching:
     """Slice `i` of one scan shows the level of slice `offset + slope * i` of another.
 
     Attributes:
@@ -57,34 +57,34 @@ class Levels:
         return there if 0 <= there < self.count else None
 
 
-Pairs = Mapping[tuple[str, str], Levels]
+ScanPairs = Mapping[tuple[str, str], SliceMatching]
 """By the names of two scans how their slices belong together."""
 
 
-def paired(volumes: Sequence[TrainingVolume], told: Callable[[int], None] = lambda _: None) -> Pairs:
+def match_scans(volumes: Sequence[TrainingVolume], report: Callable[[int], None] = lambda _: None) -> ScanPairs:
     """Levels of scans and their partners, a few for each, of the same group and plane.
 
     Args:
         volumes: scans, no synthetic ones.
         told: called before each scan with the number of those that are done.
     """
-    pairs: dict[tuple[str, str], Levels] = {}
+    pairs: dict[tuple[str, str], SliceMatching] = {}
     for number, one in enumerate(volumes):
-        told(number)
+        report(number)
         others = [*volumes[number + 1 :], *volumes[:number]]
-        for other in [other for other in others if _is_like(one, other)][:PARTNERS]:
-            levels = matched(one, other)
-            if levels is not None:
-                pairs[one.name, other.name] = levels
+        for other in [other for other in others if _comparable(one, other)][:MAX_PARTNERS]:
+            matching = match_slices(one, other)
+            if matching is not None:
+                pairs[one.name, other.name] = matching
     return pairs
 
 
-def _is_like(one: TrainingVolume, other: TrainingVolume) -> bool:
+def _comparable(one: TrainingVolume, other: TrainingVolume) -> bool:
     assert one.main is not None and other.main is not None, "synthetic volumes are not compared"
     return (one.group, one.main.plane) == (other.group, other.main.plane)
 
 
-def matched(one: TrainingVolume, other: TrainingVolume) -> Levels | None:
+def match_slices(one: TrainingVolume, other: TrainingVolume) -> SliceMatching | None:
     """How slices of `one` and of `other` along their main axes, which lie in the same plane, belong together; None
     where they do not."""
     assert one.main is not None and other.main is not None, "synthetic volumes are not compared"
@@ -92,15 +92,15 @@ def matched(one: TrainingVolume, other: TrainingVolume) -> Levels | None:
     backwards = one.main.rising != other.main.rising
     mine = _probes(one, axis, PROBES)
     theirs = _probes(other, other_axis, 2 * PROBES)
-    if min(len(mine), len(theirs)) < LEAST_SHARED:
+    if min(len(mine), len(theirs)) < MIN_SHARED:
         return None
-    scores = np.array([[_score(a, b) for b in theirs.values()] for a in mine.values()])
-    best: Levels | None = None
-    for offset, slope in _lines(one, other, axis, other_axis, backwards):
-        levels = Levels(offset, slope, 0.0, other.maps[0].shape[other_axis])
-        likeness = _along(levels, np.array(list(mine)), np.array(list(theirs)), scores)
-        if likeness > (best.likeness if best else LEAST_LIKENESS):
-            best = Levels(offset, slope, likeness, levels.count)
+    scores = np.array([[_registered_correlation(a, b) for b in theirs.values()] for a in mine.values()])
+    best: SliceMatching | None = None
+    for offset, slope in _candidate_lines(one, other, axis, other_axis, backwards):
+        matching = SliceMatching(offset, slope, 0.0, other.maps[0].shape[other_axis])
+        likeness = _line_correlation(matching, np.array(list(mine)), np.array(list(theirs)), scores)
+        if likeness > (best.likeness if best else MIN_CORRELATION):
+            best = SliceMatching(offset, slope, likeness, matching.count)
     return best
 
 
@@ -112,13 +112,13 @@ def _probes(volume: TrainingVolume, axis: int, most: int) -> dict[int, torch.Ten
         return {}
     found = {}
     for index in np.unique(shown[np.linspace(0, len(shown) - 1, most + 2).round().astype(int)[1:-1]]).tolist():
-        key = SliceKey(volume, axis, index, 0, ())
-        image = key.image().astype(np.float32)
-        found[index] = body(image, key.spacing).to_grid(image, MATCHING_SIDE, -1.0)
+        target = SliceTarget(volume, axis, index, 0, ())
+        image = target.image().astype(np.float32)
+        found[index] = body(image, target.spacing).to_grid(image, MATCHING_SIDE, -1.0)
     return found
 
 
-def _score(moving: torch.Tensor, fixed: torch.Tensor) -> float:
+def _registered_correlation(moving: torch.Tensor, fixed: torch.Tensor) -> float:
     """Correlation of a slice that was registered onto another, -1 to 1."""
     moved = carried(moving[None], displacement(moving, fixed)[None])[0]
     pair = torch.stack([moved.flatten(), fixed.flatten()])
@@ -127,7 +127,7 @@ def _score(moving: torch.Tensor, fixed: torch.Tensor) -> float:
     return float((pair[0] * pair[1]).sum() / (norms[0] * norms[1]))
 
 
-def _lines(
+def _candidate_lines(
     one: TrainingVolume, other: TrainingVolume, axis: int, other_axis: int, backwards: bool
 ) -> Iterator[tuple[float, float]]:
     """(offset, slope) of all lines that are tried: bodies of several lengths, at every height."""
@@ -135,38 +135,40 @@ def _lines(
     per_slice = one.spacing[axis] / other.spacing[other_axis] * (-1 if backwards else 1)
     for scale in SCALES:
         slope = per_slice * scale
-        for centre in np.linspace(0, there - 1, min(there, HEIGHTS)):
+        for centre in np.linspace(0, there - 1, min(there, OFFSETS)):
             yield float(centre - slope * (here - 1) / 2), float(slope)
 
 
-def _along(levels: Levels, mine: np.ndarray, theirs: np.ndarray, scores: np.ndarray) -> float:
+def _line_correlation(matching: SliceMatching, mine: np.ndarray, theirs: np.ndarray, scores: np.ndarray) -> float:
     """Mean score of a line, at probes of the other scan's that lie on it or beside it; -1 where few do."""
-    places = levels.offset + levels.slope * mine
-    inside = (places >= 0) & (places <= levels.count - 1)
-    if inside.sum() < LEAST_SHARED:
+    places = matching.offset + matching.slope * mine
+    inside = (places >= 0) & (places <= matching.count - 1)
+    if inside.sum() < MIN_SHARED:
         return -1.0
     seen = [np.interp(place, theirs, row) for place, row in zip(places[inside], scores[inside], strict=True)]
     return float(np.mean(seen))
 
 
-ALIKE = 0.3  # share of episodes across scans in which the painted slice is of the scan itself, bent as if of another
-BENT = 0.08  # of half a side, where it is
-TURN = 0.1  # radians, of both slices together
-WHOLE = (0.85, 1.05)  # of half a slice's longer side
-MISPLACED = 0.06  # of half a side, at most, by which what is brought is misplaced beyond what registration does
-WRONG = 0.5  # share of the masks that are brought with errors of another network's kind
-SAME_LOOK = 0.8  # share of episodes across scans in which both slices look as one scanner shows them
+OWN_SCAN_SHARE = (
+    0.3  # share of episodes across scans in which the painted slice is of the scan itself, bent as if of another
+)
+BEND = 0.08  # of half a side, where it is
+ANGLE_SPREAD = 0.1  # radians, of both slices together
+FULL_SLICE = (0.85, 1.05)  # of half a slice's longer side
+MAX_MISALIGNMENT = 0.06  # of half a side, at most, by which what is brought is misplaced beyond what registration does
+ERROR_SHARE = 0.5  # share of the masks that are brought with errors of another network's kind
+SAME_APPEARANCE_SHARE = 0.8  # share of episodes across scans in which both slices look as one scanner shows them
 
 
 @dataclass(frozen=True)
-class DrawnSlice(SliceKey):
+class MaskedSlice(SliceTarget):
     """A slice with a mask of its own, bool canonical (rows, columns)."""
 
-    drawn: np.ndarray | None = None
+    own_mask: np.ndarray | None = None
 
     def mask(self) -> np.ndarray:
-        assert self.drawn is not None
-        return self.drawn
+        assert self.own_mask is not None
+        return self.own_mask
 
 
 class UnlabelledSampler(EpisodeSampler):
@@ -177,54 +179,60 @@ class UnlabelledSampler(EpisodeSampler):
         volumes: list[TrainingVolume],
         resolution: int,
         config: TrainingConfig,
-        pairs: Pairs,
+        pairs: ScanPairs,
         painted: Sequence[TrainingVolume],
-        brings: bool = False,
+        takes_warped_masks: bool = False,
     ) -> None:
         """
         Args:
             volumes: scans with maps of supervoxels, where the first map may be labels; synthetic ones too.
-            pairs: how scans belong together; see `levels`.
+            pairs: how scans belong together; see `matching`.
             painted: scans that targets may be carried onto, to be painted there.
             brings: whether the networks take what registration brings.
         """
         super().__init__(volumes, resolution, config)
-        self.brings = brings
+        self.takes_warped_masks = takes_warped_masks
         asked, shown = {volume.name for volume in self.real}, {volume.name: volume for volume in painted}
-        self.partners: dict[str, list[tuple[TrainingVolume, Levels]]] = {}
-        for (one, other), levels in pairs.items():
+        self.partners: dict[str, list[tuple[TrainingVolume, SliceMatching]]] = {}
+        for (one, other), matching in pairs.items():
             if one in asked and other in shown:
-                self.partners.setdefault(one, []).append((shown[other], levels))
+                self.partners.setdefault(one, []).append((shown[other], matching))
         self.shared_groups = [volume.group for volume in self.real][:1]
 
     def _cross(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
         """One painted slice of another scan, and a query near its level."""
         query = self._query()
-        present = self._present(query, LEAST_NEXT)
+        present = self._slices_with_target(query, MIN_NEXT_PIXELS)
         partners = self.partners.get(query.volume.name, [])
         reach = max(1, len(present) // 3)
         painted = query.at(int(self.rng.choice([z for z in present if abs(z - query.index) <= reach])))
         is_own = True
-        if partners and self.rng.random() >= ALIKE:
-            partner, levels = partners[int(self.rng.integers(len(partners)))]
-            found = self._carried(painted, partner, levels)
+        if partners and self.rng.random() >= OWN_SCAN_SHARE:
+            partner, matching = partners[int(self.rng.integers(len(partners)))]
+            found = self._warped_slice(painted, partner, matching)
             if found is None:
                 return []
             painted, is_own = found, False
-        return self._brought(painted, query) if self.brings else self._as_painted(painted, query, is_own)
+        return (
+            self._warped_episode(painted, query)
+            if self.takes_warped_masks
+            else self._painted_episode(painted, query, is_own)
+        )
 
-    def _as_painted(self, painted: SliceKey, query: SliceKey, is_own: bool) -> list[tuple[torch.Tensor, ...]]:
+    def _painted_episode(
+        self, painted: SliceTarget, query: SliceTarget, is_own: bool
+    ) -> list[tuple[torch.Tensor, ...]]:
         """Whole slices, as the segmenter sees a scan on which nothing is painted; one that `is_own` is bent as if it
         were another's."""
-        bend = torch.from_numpy(self.rng.normal(0, BENT, (1, 4, 4, 2)).astype(np.float32)) if is_own else None
-        turn = self.rng.normal(0, TURN)
+        bend = torch.from_numpy(self.rng.normal(0, BEND, (1, 4, 4, 2)).astype(np.float32)) if is_own else None
+        turn = self.rng.normal(0, ANGLE_SPREAD)
         shown = []
-        for key in (painted, query):
-            frame = self._shaken(replace(self._whole_slice(key), angle=turn))
-            shown.append((key, replace(frame, bend=bend) if bend is not None and key is painted else frame))
-        return self._asked_for(shown, bool(self.rng.random() < SAME_LOOK), False)
+        for target in (painted, query):
+            crop = self._jittered(replace(self._full_slice_crop(target), angle=turn))
+            shown.append((target, replace(crop, bend=bend) if bend is not None and target is painted else crop))
+        return self._episodes_of(shown, bool(self.rng.random() < SAME_APPEARANCE_SHARE), False)
 
-    def _brought(self, painted: SliceKey, query: SliceKey) -> list[tuple[torch.Tensor, ...]]:
+    def _warped_episode(self, painted: SliceTarget, query: SliceTarget) -> list[tuple[torch.Tensor, ...]]:
         """The painted slice, the query with the mask that registration brings, and the query; see
         `inference.transfer`."""
         image = query.image().astype(np.float32)
@@ -234,59 +242,63 @@ class UnlabelledSampler(EpisodeSampler):
         found = by_greys(image, region.paste(mask, image.shape), query.spacing) > 0.5
         if found.sum() < LEAST_PIXELS:
             return []
-        brought = DrawnSlice(query.volume, query.axis, query.index, query.map_number, query.values, drawn=found)
-        turn, mirror = self._turn() * 0.3, bool(self.rng.random() < 0.5)
-        first = self._frame_around(painted.mask(), painted.spacing, (1.8, 2.3), 0.05)
-        frame = replace(self._frame_around(found, query.spacing, (1.7, 2.4), 0.15), angle=turn, mirror=mirror)
-        bend = torch.from_numpy(self.rng.normal(0, self.rng.uniform(0, MISPLACED), (1, 5, 5, 2)).astype(np.float32))
+        warped = MaskedSlice(query.volume, query.axis, query.index, query.map_number, query.values, own_mask=found)
+        turn, mirror = self._random_angle() * 0.3, bool(self.rng.random() < 0.5)
+        first = self._crop_around(painted.mask(), painted.spacing, (1.8, 2.3), 0.05)
+        crop = replace(self._crop_around(found, query.spacing, (1.7, 2.4), 0.15), angle=turn, mirror=mirror)
+        bend = torch.from_numpy(
+            self.rng.normal(0, self.rng.uniform(0, MAX_MISALIGNMENT), (1, 5, 5, 2)).astype(np.float32)
+        )
         shown = [
             (painted, replace(first, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)),
-            (brought, replace(frame, bend=bend)),
-            (query, frame),
+            (warped, replace(crop, bend=bend)),
+            (query, crop),
         ]
-        images, masks = self._rendered(shown, bool(self.rng.random() < SAME_LOOK))
+        images, masks = self._render(shown, bool(self.rng.random() < SAME_APPEARANCE_SHARE))
         contrast = self._contrast(images[2])
         seen = contrast(images[2])
-        if self.rng.random() < WRONG:
-            masks[1] = self._with_errors(masks[1])
-        split = self._split([self._own(contrast, images[0]), seen, seen], masks)
+        if self.rng.random() < ERROR_SHARE:
+            masks[1] = self._imperfect(masks[1])
+        split = self._split([self._own_contrast(contrast, images[0]), seen, seen], masks)
         return [] if split is None else [(*split, torch.zeros(*seen.shape, 2))]
 
-    def _whole_slice(self, key: SliceKey) -> Frame:
-        rows, columns = key.mask().shape
-        height, width = rows * key.spacing[0], columns * key.spacing[1]
-        return Frame((height / 2, width / 2), float(max(height, width) / 2 * self.rng.uniform(*WHOLE)))
+    def _full_slice_crop(self, target: SliceTarget) -> Crop:
+        rows, columns = target.mask().shape
+        height, width = rows * target.spacing[0], columns * target.spacing[1]
+        return Crop((height / 2, width / 2), float(max(height, width) / 2 * self.rng.uniform(*FULL_SLICE)))
 
-    def _elsewhere(self, key: SliceKey) -> SliceKey | None:
+    def _other_scan_support(self, target: SliceTarget) -> SliceTarget | None:
         """Now and then the other scan's slice, as in labelled scans, where the same number would mean the same."""
-        partners = self.partners.get(key.volume.name, [])
-        if not partners or key.axis != key.volume.main_axis or self.rng.random() > FOREIGN:
+        partners = self.partners.get(target.volume.name, [])
+        if not partners or target.axis != target.volume.main_axis or self.rng.random() > OTHER_SCAN_SHARE:
             return None
-        partner, levels = partners[int(self.rng.integers(len(partners)))]
-        return self._carried(key, partner, levels)
+        partner, matching = partners[int(self.rng.integers(len(partners)))]
+        return self._warped_slice(target, partner, matching)
 
-    def _query(self) -> SliceKey:
+    def _query(self) -> SliceTarget:
         volume = self.real[int(self.rng.integers(len(self.real)))]
         axis = volume.main_axis
         while True:
-            key = self._target(volume)
-            if key.axis == axis:
-                return key
+            target = self._target(volume)
+            if target.axis == axis:
+                return target
 
-    def _carried(self, key: SliceKey, partner: TrainingVolume, levels: Levels) -> DrawnSlice | None:
-        """The partner's slice at the level of `key`, with the mask that registration brings; None where none fits."""
-        index = levels.at(key.index)
+    def _warped_slice(
+        self, target: SliceTarget, partner: TrainingVolume, matching: SliceMatching
+    ) -> MaskedSlice | None:
+        """The partner's slice that shows the level of `target`, with the warped mask; None outside of it."""
+        index = matching.at(target.index)
         if index is None:
             return None
-        there = replace(key, volume=partner, axis=partner.main_axis, index=index)
-        image, seen = key.image().astype(np.float32), there.image().astype(np.float32)
+        there = replace(target, volume=partner, axis=partner.main_axis, index=index)
+        image, seen = target.image().astype(np.float32), there.image().astype(np.float32)
         if not (seen > AIR).any():
             return None
-        region, other = body(image, key.spacing), body(seen, there.spacing)
+        region, other = body(image, target.spacing), body(seen, there.spacing)
         moving, fixed = region.to_grid(image, SIDE, -1.0), other.to_grid(seen, SIDE, -1.0)
-        mask = region.to_grid(key.mask().astype(np.float32), SIDE, 0.0)
+        mask = region.to_grid(target.mask().astype(np.float32), SIDE, 0.0)
         moved = carried(mask[None], displacement(moving, fixed)[None])[0]
         found = other.paste(other.from_grid(moved), seen.shape) > 0.5
         if found.sum() < LEAST_PIXELS:
             return None
-        return DrawnSlice(partner, there.axis, index, key.map_number, key.values, drawn=found)
+        return MaskedSlice(partner, there.axis, index, target.map_number, target.values, own_mask=found)

@@ -22,12 +22,12 @@ from SDFSMISLib.evaluation.protocols import load_case
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import SliceOrientation
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels, kept_supervoxels
+from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels, cached_supervoxels
 from SDFSMISLib.training.synthesis import synthetic_labels
 
 
 @dataclass(frozen=True)
-class Frame:
+class Crop:
     """A square of the slice plane: centre (row, column) and half side in mm, turned by `angle`, mirrored, bent by a
     field."""
 
@@ -39,7 +39,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class SliceKey:
+class SliceTarget:
     """One slice of one volume, with the target's label values in one of the volume's maps."""
 
     volume: TrainingVolume
@@ -59,7 +59,7 @@ class SliceKey:
         """Whether the target is a part that looks alike, rather than a structure that was drawn (or synthesised)."""
         return self.volume.image is not None and self.map_number > 0
 
-    def at(self, index: int) -> SliceKey:
+    def at(self, index: int) -> SliceTarget:
         return replace(self, index=index)
 
     def image(self) -> np.ndarray:
@@ -79,38 +79,38 @@ class SliceKey:
         return np.ascontiguousarray(self.volume.orientations[self.axis].apply(np.take(array, index, axis=self.axis)))
 
 
-def sampled(
-    image: torch.Tensor, spacing: tuple[float, float], frame: Frame, resolution: int, mode: str = "bilinear"
+def resampled(
+    image: torch.Tensor, spacing: tuple[float, float], crop: Crop, resolution: int, mode: str = "bilinear"
 ) -> torch.Tensor:
     """An image (H, W) through a frame, (R, R); zero outside; twice as fine and averaged where pixels get lost
     otherwise."""
-    fine = 2 if mode == "bilinear" and 2 * frame.half / resolution > 1.4 * min(spacing) else 1
+    fine = 2 if mode == "bilinear" and 2 * crop.half / resolution > 1.4 * min(spacing) else 1
     size = resolution * fine
-    cos, sin = np.cos(frame.angle) * frame.half, np.sin(frame.angle) * frame.half
-    mirror = -1.0 if frame.mirror else 1.0
+    cos, sin = np.cos(crop.angle) * crop.half, np.sin(crop.angle) * crop.half
+    mirror = -1.0 if crop.mirror else 1.0
     height, width = image.shape
     across = 2 / (spacing[1] * width)  # from mm to grid_sample's -1 to 1
     down = 2 / (spacing[0] * height)
     theta = torch.tensor(
         [
-            [[mirror * cos * across, -sin * across, (frame.centre[1] + spacing[1] / 2) * across - 1]],
-            [[mirror * sin * down, cos * down, (frame.centre[0] + spacing[0] / 2) * down - 1]],
+            [[mirror * cos * across, -sin * across, (crop.centre[1] + spacing[1] / 2) * across - 1]],
+            [[mirror * sin * down, cos * down, (crop.centre[0] + spacing[0] / 2) * down - 1]],
         ],
         dtype=torch.float32,
     ).view(1, 2, 3)
     grid = F.affine_grid(theta, [1, 1, size, size], align_corners=False)
-    if frame.bend is not None:
-        field = F.interpolate(frame.bend.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", align_corners=True)
-        grid = grid + field.permute(0, 2, 3, 1) * torch.tensor([frame.half * across, frame.half * down])
+    if crop.bend is not None:
+        field = F.interpolate(crop.bend.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", align_corners=True)
+        grid = grid + field.permute(0, 2, 3, 1) * torch.tensor([crop.half * across, crop.half * down])
     found = F.grid_sample(image[None, None], grid, mode=mode, padding_mode="zeros", align_corners=False)
     return (F.avg_pool2d(found, fine) if fine > 1 else found)[0, 0]
 
 
-LEAST_PART = 200  # voxels
+MIN_PART_VOXELS = 200  # voxels
 
 
 @dataclass(frozen=True)
-class MainAxis:
+class ScanAxis:
     """The axis along which scans are compared.
 
     Attributes:
@@ -147,7 +147,7 @@ class TrainingVolume:
     axes: tuple[int, ...]
     orientations: tuple[SliceOrientation, SliceOrientation, SliceOrientation]
     group: str
-    main: MainAxis | None = None
+    main: ScanAxis | None = None
 
     @property
     def main_axis(self) -> int:
@@ -156,16 +156,16 @@ class TrainingVolume:
         return self.main.number
 
 
-def slicing(
+def slice_axes(
     geometry: Geometry, shape: tuple[int, ...], spacing: tuple[float, float, float]
-) -> tuple[tuple[int, ...], MainAxis]:
+) -> tuple[tuple[int, ...], ScanAxis]:
     """The `axes` and the `main` of a scan whose voxels, perhaps averaged, have this shape and spacing, array order."""
     thick = int(np.argmax(spacing))
     isotropic = max(spacing) < 2.2 * min(spacing) and min(shape) >= 24
     number = geometry.default_axis() if isotropic else thick
     through = geometry.index_to_physical()[:3, 2 - number]
     rising = bool(through[np.argmax(np.abs(through))] > 0)
-    return (0, 1, 2) if isotropic else (thick,), MainAxis(number, geometry.plane(number), rising)
+    return (0, 1, 2) if isotropic else (thick,), ScanAxis(number, geometry.plane(number), rising)
 
 
 def load_training_volumes(manifest: Path, cache: Path, config: TrainingConfig) -> list[TrainingVolume]:
@@ -211,7 +211,7 @@ def _connected_parts(labels: np.ndarray) -> np.ndarray:
     for value in np.unique(labels[labels > 0]):
         found, number = ndimage.label(labels == value)
         sizes = np.bincount(found.ravel(), minlength=number + 1)
-        kept = [part for part in range(1, number + 1) if sizes[part] >= LEAST_PART]
+        kept = [part for part in range(1, number + 1) if sizes[part] >= MIN_PART_VOXELS]
         for part in kept:
             count += 1
             parts[found == part] = count
@@ -227,11 +227,11 @@ def _real_volume(case: Case, cache: Path, config: TrainingConfig) -> TrainingVol
     image = scan.window(config.window).normalize(scan.voxels).astype(np.float16)
     along = scan.geometry.axis_spacing
     spacing = (along(0), along(1), along(2))
-    axes, main = slicing(scan.geometry, image.shape, spacing)
+    axes, main = slice_axes(scan.geometry, image.shape, spacing)
     kinds: Sequence[Supervoxels] = [Slic(100), Slic(400)]
     if config.supervoxels == "felzenszwalb":
         kinds = [Felzenszwalb(config.supervoxel_size)]
-    parts = (kept_supervoxels(kind, image, spacing, cache, case.id) for kind in kinds)
+    parts = (cached_supervoxels(kind, image, spacing, cache, case.id) for kind in kinds)
     maps = (labels, labels) if config.supervoxels == "labels" else (labels, *parts)
     return TrainingVolume(
         name=case.id,
@@ -270,12 +270,12 @@ class EpisodeBatch:
     query_masks: torch.Tensor
     painted: int
     displacements: torch.Tensor | None = None
-    before: Before | None = None
-    brought: bool = False
+    before: PreviousSlices | None = None
+    warped: bool = False
 
 
 @dataclass(frozen=True)
-class Before:
+class PreviousSlices:
     """The slices before the last supports of B episodes, from which a network may predict those supports' masks.
 
     Attributes:
@@ -290,7 +290,7 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What all episodes of a batch have in common; see `TrainingConfig`."""
 
     kind: str
@@ -300,7 +300,7 @@ class Plan:
     swapped: bool
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator, config: TrainingConfig, late: bool) -> Plan:
+    def drawn(cls, rng: np.random.Generator, config: TrainingConfig, late: bool) -> BatchPlan:
         kinds: list[str] = list(config.mix)
         weights = np.array(list(config.mix.values()))
         kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
