@@ -13,8 +13,8 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ __all__ = [
     "ArrayTooLarge",
     "PROTOCOL",
     "PROTOCOL_HEADER",
+    "PackedProbabilities",
     "RECORDS_TYPE",
     "WireError",
     "content_address",
@@ -271,6 +272,71 @@ def unpack_probability(fields: Mapping[str, Any], shape: tuple[int, int]) -> np.
         raise WireError(f"A probability of {part.dtype} {part.shape} came for a box of {(height, width)} in uint8.")
     probability[top : top + height, left : left + width] = part
     return probability
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class PackedProbabilities(MutableMapping[Key, np.ndarray], Generic[Key]):
+    """Probabilities of slices, uint8 (rows, columns), 255 meaning 1, kept packed in a few kilobytes each.
+
+    A slice is unpacked into a new array each time it is read.
+
+    Args:
+        shape: (rows, columns) of every slice.
+        fields: slices that are packed already, as :func:`pack_probability` gives them.
+
+    Raises:
+        WireError: if one of ``fields`` is damaged.
+
+    >>> packed = PackedProbabilities((4, 6))
+    >>> packed["liver", 7] = np.pad(np.full((1, 2), 200, np.uint8), ((1, 2), (3, 1)))
+    >>> packed.bounds([("liver", 7)])
+    ((1, 3), (2, 5))
+    >>> packed["liver", 7][1].tolist()
+    [0, 0, 0, 200, 200, 0]
+    """
+
+    def __init__(self, shape: tuple[int, int], fields: Mapping[Key, Mapping[str, Any]] | None = None) -> None:
+        self._shape = shape
+        self._fields = dict(fields or {})
+        for packed in self._fields.values():
+            unpack_probability(packed, shape)
+
+    def __getitem__(self, key: Key) -> np.ndarray:
+        return unpack_probability(self._fields[key], self._shape)
+
+    def __setitem__(self, key: Key, probability: np.ndarray) -> None:
+        if probability.shape != self._shape or probability.dtype != np.uint8:
+            raise ValueError(f"{probability.dtype} {probability.shape} was given; uint8 {self._shape} is a slice.")
+        self._fields[key] = pack_probability(probability)
+
+    def __delitem__(self, key: Key) -> None:
+        del self._fields[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._fields
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def copy(self) -> PackedProbabilities[Key]:
+        """The same slices; later changes of one do not show in the other."""
+        copied = PackedProbabilities[Key](self._shape)
+        copied._fields = dict(self._fields)
+        return copied
+
+    def bounds(self, keys: Iterable[Key]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """First (row, column) with nonzero pixels in some slices, and the one after the last; None if all are zero."""
+        boxes = [box for key in keys if key in self._fields and any(box := self._fields[key]["box"])]
+        if not boxes:
+            return None
+        tops, lefts, heights, widths = np.transpose(boxes)
+        bottom, right = int((tops + heights).max()), int((lefts + widths).max())
+        return (int(tops.min()), int(lefts.min())), (bottom, right)
 
 
 # -- the parts of a request --------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ class Bench:
         """A run, to its end."""
         writer = self.writer(**options)
         self.run(writer, support=options.get("support"))
-        writer.finish()
+        finish(writer)
         return writer
 
     def expected(
@@ -189,6 +189,31 @@ class Bench:
             one: (self.segments.GetSegment(one).GetName(), held(self.segmentation, one, self.node))
             for one in self.segments.GetSegmentIDs()
         }
+
+
+def write_all(writer: ResultWriter) -> None:
+    """Writes all pending slices, cleaned if cleaning is on, as the workbench does step by step."""
+    while writer.write_next():
+        pass
+    if writer.cleaning_due:
+        writer.apply_cleaned(writer.cleaning_task()())
+        write_all(writer)
+
+
+def finish(writer: ResultWriter) -> None:
+    """Ends a run."""
+    write_all(writer)
+    writer.update_surface()
+
+
+def accept(writer: ResultWriter) -> None:
+    for _ in writer.accept_steps():
+        pass
+
+
+def discard(writer: ResultWriter) -> None:
+    for _ in writer.discard_steps():
+        pass
 
 
 def same_state(one: dict[str, tuple[str, np.ndarray]], other: dict[str, tuple[str, np.ndarray]]) -> bool:

@@ -7,7 +7,13 @@ import threading
 import numpy as np
 import pytest
 
-from scene_examples import Bench, two_balls
+from scene_examples import (
+    Bench,
+    accept,
+    finish,
+    two_balls,
+    write_all,
+)
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Postprocessing
 
@@ -22,10 +28,10 @@ def test_another_threshold_and_cleaning_act_on_the_kept_probabilities(axis: int)
     bench = Bench(axis=axis)
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     for threshold in (0.2, 0.9, 0.5):
         writer.set_threshold(threshold)
-        writer.write_all()
+        write_all(writer)
         assert np.array_equal(bench.held(writer), bench.expected(threshold)) and writer.threshold == threshold
     for cleaning in (
         Postprocessing(keep_largest="volume"),
@@ -33,10 +39,10 @@ def test_another_threshold_and_cleaning_act_on_the_kept_probabilities(axis: int)
         Postprocessing(3.0),
     ):
         writer.set_cleaning(cleaning)
-        writer.write_all()
+        write_all(writer)
         assert np.array_equal(bench.held(writer), bench.expected(0.5, cleaning)), cleaning
     writer.set_cleaning(None)
-    writer.write_all()
+    write_all(writer)
     assert np.array_equal(bench.held(writer), bench.expected())
     with pytest.raises(InputError, match="The threshold 1.5 was given; a probability from 0"):
         writer.set_threshold(1.5)
@@ -51,7 +57,7 @@ def test_cleaning_wanted_during_the_run_is_done_at_its_end(cleaning: Postprocess
     while writer.write_next():
         pass
     assert np.array_equal(bench.held(writer), bench.expected(0.3)), "slices appear as they come"
-    writer.finish()
+    finish(writer)
     assert np.array_equal(bench.held(writer), bench.expected(0.3, cleaning))
     assert not np.array_equal(bench.held(writer), bench.expected(0.3))
 
@@ -60,7 +66,7 @@ def test_cleaning_sees_what_was_changed_by_hand() -> None:
     bench = two_balls()
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     whole = bench.held(writer) == 1
     for index in (4, 5):
         bridge = np.zeros((1, 20, 20), dtype=bool)
@@ -80,7 +86,7 @@ def test_cleaning_goes_on_in_a_thread_of_its_own_and_is_written_in_steps() -> No
     bench = two_balls()
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     before, wanted, made = bench.held(writer), Postprocessing(1.5, keep_largest="volume"), []
     assert not writer.cleaning_due
     writer.set_cleaning(wanted)
@@ -102,7 +108,7 @@ def test_what_was_cleaned_for_something_else_is_ignored() -> None:
     writer.set_cleaning(Postprocessing(keep_largest="volume"))
     during_the_run = writer.cleaning_task()
     bench.run(writer)
-    writer.write_all()
+    write_all(writer)
     shown = bench.held(writer)
     at_another_threshold = writer.cleaning_task()
     writer.set_threshold(0.8)
@@ -115,11 +121,11 @@ def test_what_was_cleaned_for_something_else_is_ignored() -> None:
     assert np.array_equal(bench.held(writer), shown)
     right = writer.cleaning_task()()
     assert writer.apply_cleaned(right)
-    writer.write_all()
+    write_all(writer)
     assert np.array_equal(bench.held(writer), bench.expected(0.8, Postprocessing(2.0)))
     writer.set_cleaning(None)
     assert not writer.apply_cleaned(right) and writer.pending > 0
-    writer.accept()
+    accept(writer)
     assert not writer.apply_cleaned(right) and not writer.cleaning_due and writer.pending == 0
 
 
@@ -129,14 +135,14 @@ def test_slices_that_come_after_a_cleaning_are_written_by_the_threshold_alone() 
     writer.set_cleaning(Postprocessing(keep_largest="volume"))
     for index in (1, 3):
         writer.add_slice(1, index, bench.slice(1, index), 0.5)
-    writer.write_all()
+    write_all(writer)
     assert not writer.cleaning_due
     writer.add_slice(1, 7, bench.slice(1, 7), 0.5)
     assert writer.cleaning_due
     while writer.write_next():
         pass
     assert np.array_equal(bench.held(writer)[7] == 1, bench.slice(1, 7) > 127)
-    writer.finish()
+    finish(writer)
     assert not bench.held(writer)[7].any() and not writer.cleaning_due, "the piece around the painted slice is larger"
 
 
@@ -144,7 +150,7 @@ def test_the_same_threshold_and_cleaning_change_nothing() -> None:
     bench = two_balls()
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     writer.set_threshold(0.5)
     writer.set_cleaning(None)
     writer.set_cleaning(Postprocessing())

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scene_examples import SHAPE, Bench, one_slice
+from scene_examples import (
+    SHAPE,
+    Bench,
+    accept,
+    finish,
+    one_slice,
+    write_all,
+)
 from SDFSMISLib.scene import read_painting, read_results, with_corrections
 from SDFSMISLib.scene.segment_tags import SliceDigests, get_tag
 
@@ -23,7 +30,7 @@ def test_what_a_user_changes_in_a_result_is_known_and_stays(axis: int) -> None:
     bench = Bench(axis=axis, seed=1)
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     assert writer.corrected == ()
     count, mask = bench.geometry.shape[axis], np.zeros(bench.geometry.slice_shape(axis), dtype=bool)
     mask[1:4, 2:6] = True
@@ -33,7 +40,7 @@ def test_what_a_user_changes_in_a_result_is_known_and_stays(axis: int) -> None:
     corrected = np.moveaxis(bench.held_masks(writer), axis + 1, 1)[:, [1, -1]].copy()
     for threshold in (0.1, 0.9):
         writer.set_threshold(threshold)
-        writer.write_all()
+        write_all(writer)
         labels = np.moveaxis(bench.held_masks(writer), axis + 1, 1)
         expected = np.moveaxis(bench.expected(threshold), axis, 0)
         assert np.array_equal(labels[:, [1, -1]], corrected)
@@ -48,12 +55,12 @@ def test_a_slice_painted_while_the_run_goes_on_is_not_overwritten() -> None:
     bench = Bench(labels=1)
     writer = bench.writer()
     writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
-    writer.write_all()
+    write_all(writer)
     mask = np.zeros((1, *SHAPE[1:]), dtype=bool)
     mask[0, 3:5, 3:5] = True
     bench.editor.paint(writer.segment_id(1), mask, (6, 0, 0))
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     expected = bench.expected() == 1
     expected[6] = mask[0]
     assert writer.corrected == (6,) and np.array_equal(bench.held(writer) == 1, expected)
@@ -64,13 +71,13 @@ def test_slices_that_an_undo_took_away_in_the_middle_of_a_run_are_written_again(
     writer = bench.writer()
     for index in (0, 1):
         writer.add_slice(1, index, bench.slice(1, index), 0.5)
-    writer.write_all()
+    write_all(writer)
     bench.editor.paint(bench.other, np.ones((1, 1, 1), dtype=bool))  # saves the state for undo
     bench.run(writer)
-    writer.write_all()
+    write_all(writer)
     bench.editor.logic.Undo()
     assert not np.array_equal(bench.held(writer), bench.expected())
-    writer.finish()
+    finish(writer)
     assert writer.corrected == () and np.array_equal(bench.held(writer), bench.expected())
 
 
@@ -78,8 +85,8 @@ def test_corrections_are_support_of_the_next_run_and_come_out_as_they_are() -> N
     bench = Bench(seed=4)
     first = bench.writer()
     bench.run(first)
-    first.finish()
-    first.accept()
+    finish(first)
+    accept(first)
     results = bench.found()
     assert results == {label: first.segment_id(label) for label in (1, 2)}
     stroke = np.zeros((1, *SHAPE[1:]), dtype=bool)
@@ -104,7 +111,7 @@ def test_corrections_are_support_of_the_next_run_and_come_out_as_they_are() -> N
     bench.probabilities = {label: 255 - one for label, one in bench.probabilities.items()}
     second = bench.writer(support=support, into=results)
     bench.run(second, support=support)
-    second.finish()
+    finish(second)
     assert {label: second.segment_id(label) for label in (1, 2)} == results and second.corrected == (5, 7, 8)
     assert np.array_equal(bench.held(second), bench.expected(support=support))
     again = bench.corrected(results)
@@ -115,7 +122,7 @@ def test_what_is_painted_in_the_painted_segment_after_a_run_counts_before_the_re
     bench = Bench(labels=1, seed=5)
     first = bench.writer()
     bench.run(first)
-    first.finish()
+    finish(first)
     result, stroke = first.segment_id(1), np.zeros((1, *SHAPE[1:]), dtype=bool)
     stroke[0, 1:3, 1:4] = True
     for index in (2, 6):  # the slice that was painted, and another one; as in overwriting, the result loses the stroke
@@ -127,7 +134,7 @@ def test_what_is_painted_in_the_painted_segment_after_a_run_counts_before_the_re
     assert painting.corrected == (4,) and [piece.index for piece in support.slices] == [2, 4, 6]
     second = bench.writer(support=support, into={1: result})
     bench.run(second, support=support)
-    second.finish()
+    finish(second)
     assert np.array_equal(bench.held(second), bench.expected(support=support))
     assert second.corrected == (4,)
 
@@ -175,7 +182,7 @@ def test_a_stroke_between_the_plan_of_a_run_and_its_first_slice_is_kept() -> Non
     second = bench.writer(support=support, into=results)
     shown = bench.labels(results)
     bench.run(second, support=support)
-    second.finish()
+    finish(second)
     after = bench.held(second)
     assert np.array_equal(after[[2, 8]], shown[[2, 8]]) and second.corrected == (2, 8)
     assert np.array_equal(after[5], bench.expected(support=support)[5])
@@ -190,7 +197,7 @@ def test_a_stroke_on_a_painted_slice_that_is_not_written_yet_is_kept() -> None:
     stroke = np.ones((1, 2, 2), dtype=bool)
     bench.editor.paint(writer.segment_id(1), stroke, (2, 7, 7))
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     found = bench.held(writer)[2]
     assert found.sum() == 4 and found[7:9, 7:9].all() and writer.corrected == (2,)
 
@@ -209,7 +216,7 @@ def test_a_stroke_on_a_slice_that_is_being_painted_anew_is_kept() -> None:
     bench.editor.paint(result, stroke, (6, 1, 1))
     shown = bench.labels({1: result})[6]
     bench.run(second, support=support)
-    second.finish()
+    finish(second)
     after = bench.held(second)
     assert np.array_equal(after[6], shown) and second.corrected == (6,)
     assert np.array_equal(after[4], bench.expected(support=support)[4])
@@ -223,7 +230,7 @@ def test_a_correction_counts_before_what_was_painted_on_its_slice_and_not_used()
     support = bench.painting().support(bench.scan, [2])
     first = bench.writer(support=support)
     bench.run(first, support=support)
-    first.finish()
+    finish(first)
     bench.editor.erase(first.segment_id(1), stroke, (6, 0, 0))
     painting = bench.corrected({1: first.segment_id(1)})
     assert painting.corrected == (6,)
@@ -234,7 +241,7 @@ def test_corrections_are_known_after_saving_and_loading(tmp_path: Path) -> None:
     bench = Bench(labels=1)
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     bench.editor.paint(writer.segment_id(1), np.ones((1, 2, 2), dtype=bool), (8, 0, 0))
     assert writer.corrected == (8,)
     loaded = bench.scene.load_segmentation(bench.scene.save(bench.segmentation, tmp_path / "saved.seg.nrrd"))
@@ -250,7 +257,7 @@ def test_without_results_there_are_no_corrections() -> None:
     assert bench.corrected({}).corrected == () and bench.corrected({1: "gone", 2: bench.other}).corrected == ()
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     assert bench.corrected({1: writer.segment_id(1)}).corrected == ()
     bench.ids = [bench.other]
     assert bench.found() == {}

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from mrml_scene import held, oriented_image
-from scene_examples import SHAPE, Bench, other_lattice, same_state
+from scene_examples import (
+    SHAPE,
+    Bench,
+    accept,
+    finish,
+    other_lattice,
+    same_state,
+    write_all,
+)
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import EditingRules, ResultUnavailable
 from SDFSMISLib.scene.frame import ijk_to_ras
@@ -46,7 +54,7 @@ def test_the_editable_area_is_that_of_the_segment_editor(mode: str, intensities:
     bench.segments.RemoveSegment(theirs)
     writer = bench.writer(rules=rules)
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     expected = allowed | bench.painted[0]
     drawn = bench.held(writer) == 1
     assert (mode == "Everywhere" and intensities is None) == np.array_equal(allowed, stroke)
@@ -54,7 +62,7 @@ def test_the_editable_area_is_that_of_the_segment_editor(mode: str, intensities:
     assert np.array_equal(drawn, expected)
     for threshold in (0.4, 0.9, 0.5):
         writer.set_threshold(threshold)
-        writer.write_all()
+        write_all(writer)
         drawn = bench.held(writer) == 1
         probable = bench.expected(threshold) == 1
         assert np.array_equal(drawn & stroke, probable & expected & stroke), threshold
@@ -74,10 +82,10 @@ def test_other_segments_give_way_on_acceptance_as_in_the_segment_editor(mode: st
     bench.editor.node.SetOverwriteMode(getattr(slicer.vtkMRMLSegmentEditorNode, f"Overwrite{mode}"))
     before, writer = bench.state(), bench.writer(rules=EditingRules.of(bench.editor.node, bench.node))
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     after = bench.state()
     assert same_state(before, {one: after[one] for one in before})
-    writer.accept()
+    accept(writer)
     results = bench.held(writer)
     assert np.array_equal(results, bench.expected())
     for segment_id, (_, mask) in before.items():
@@ -87,7 +95,7 @@ def test_other_segments_give_way_on_acceptance_as_in_the_segment_editor(mode: st
     bench.editor.logic.Undo()
     assert same_state(bench.state(), before)
     with pytest.raises(ResultUnavailable, match="accepted or discarded"):
-        writer.write_all()
+        write_all(writer)
 
 
 def test_a_segment_that_reaches_beyond_the_scan_is_no_obstacle() -> None:
@@ -107,13 +115,13 @@ def test_a_segment_that_reaches_beyond_the_scan_is_no_obstacle() -> None:
     bench.editor.node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideAllSegments)
     writer = bench.writer(rules=EditingRules.of(bench.editor.node, bench.node))
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     inside = bench.bystander.copy()
     inside[:, :, 5:] = True  # the skin from column 5.5 - 0.5 of 11, the body from 8 - 3
     assert np.array_equal(
         bench.held(writer) == 1, (bench.expected() == 1) & (inside | bench.painted[0].any((1, 2))[:, None, None])
     )
-    writer.accept()
+    accept(writer)
     state = {name: mask for name, mask in bench.state().values()}
     assert not (state["liver (SDFSMIS)"] & (state["body"] | state["other"])).any()
 

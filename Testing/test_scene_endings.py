@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from mrml_scene import held
-from scene_examples import SHAPE, TURN, Bench, put_under, same_state
+from scene_examples import (
+    SHAPE,
+    TURN,
+    Bench,
+    accept,
+    discard,
+    finish,
+    put_under,
+    same_state,
+    write_all,
+)
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import EditingRules, ResultUnavailable, ResultWriter, SegmentNotFound
 
@@ -24,8 +34,8 @@ def test_discarding_leaves_everything_as_it_was(finished: bool) -> None:
     bench = Bench()
     before, writer = bench.state(), bench.writer()
     bench.run(writer)
-    (writer.finish if finished else writer.write_next)()
-    writer.discard()
+    finish(writer) if finished else writer.write_next()
+    discard(writer)
     assert same_state(bench.state(), before)
     with pytest.raises(ResultUnavailable, match="accepted or discarded"):
         writer.write_next()
@@ -35,15 +45,15 @@ def test_discarding_a_run_that_went_on_in_earlier_results_gives_these_back() -> 
     bench = Bench()
     first = bench.writer()
     bench.run(first)
-    first.finish()
+    finish(first)
     bench.editor.paint(first.segment_id(1), np.ones((1, 2, 2), dtype=bool), (8, 0, 0))
     before = bench.state()
     bench.probabilities = {label: 255 - one for label, one in bench.probabilities.items()}
     second = bench.writer(into={label: first.segment_id(label) for label in (1, 2)})
     bench.run(second)
-    second.finish()
+    finish(second)
     assert not same_state(bench.state(), before)
-    second.discard()
+    discard(second)
     assert same_state(bench.state(), before) and first.corrected == (8,)
 
 
@@ -55,7 +65,7 @@ def test_corrections_stay_when_the_run_is_discarded_and_undo_brings_the_rest_bac
     bench.editor.paint(results[1], np.ones((1, 2, 2), dtype=bool), (7, 0, 0))
     bench.editor.erase(results[1], np.ones((1, *SHAPE[1:]), dtype=bool), (4, 0, 0))  # the liver is not there
     shown, in_review = bench.held(writer), bench.state()
-    writer.discard()
+    discard(writer)
     left = bench.labels(results)
     assert np.array_equal(left[[4, 7]], shown[[4, 7]]) and set(np.flatnonzero(left.any(axis=(1, 2)))) == {4, 7}
     assert same_state(before, {one: held for one, held in bench.state().items() if one in before})
@@ -76,7 +86,7 @@ def test_a_result_with_nothing_on_corrected_slices_goes_when_another_one_stays()
     writer = bench.finished()
     bench.editor.paint(writer.segment_id(1), np.ones((1, 2, 2), dtype=bool), (7, 0, 0))
     kept, gone = writer.segment_id(1), writer.segment_id(2)
-    writer.discard()
+    discard(writer)
     assert bench.found() == {1: kept} and bench.segments.GetSegment(gone) is None
 
 
@@ -95,7 +105,7 @@ def test_corrections_in_results_of_an_earlier_run_stay_when_the_later_one_is_dis
     for index in (2, 5):  # one that was painted anew before the run, and one that it computed
         bench.editor.paint(result, stroke, (index, 7, 7))
     shown = bench.held(second)
-    second.discard()
+    discard(second)
     after, expected = bench.labels({1: result}), before.copy()
     expected[[2, 5]] = shown[[2, 5]]
     assert np.array_equal(after, expected)
@@ -107,7 +117,7 @@ def test_discarding_what_came_to_be_surfaces_leaves_it_alone() -> None:
     writer = bench.finished()
     bench.segmentation.CreateClosedSurfaceRepresentation()
     bench.segmentation.SetSourceRepresentationToClosedSurface()
-    writer.discard()
+    discard(writer)
     assert bench.segments.GetSegment(writer.segment_id(1)) is not None
 
 
@@ -115,7 +125,7 @@ def test_a_result_of_another_run_may_share_its_labelmap() -> None:
     bench = Bench()
     first = bench.writer()
     bench.run(first)
-    first.finish()
+    finish(first)
     bench.segments.CollapseBinaryLabelmaps(False)
     before = bench.state()
     into = {label: first.segment_id(label) for label in (1, 2)}
@@ -123,7 +133,7 @@ def test_a_result_of_another_run_may_share_its_labelmap() -> None:
     bench.probabilities = {label: 255 - one for label, one in bench.probabilities.items()}
     second = bench.writer(into=into)
     bench.run(second)
-    second.finish()
+    finish(second)
     assert np.array_equal(bench.held(second), bench.expected())
     after = bench.state()
     others = before.keys() - set(into.values())
@@ -154,13 +164,13 @@ def test_what_is_lost_in_the_middle_of_a_run_is_said_in_a_sentence(way: str) -> 
     support, writer = bench.support(), bench.writer()
     for index in (0, 1):
         writer.add_slice(1, index, bench.slice(1, index), 0.5)
-        writer.write_all()
+        write_all(writer)
     lose(bench, writer)
     writer.add_slice(1, 3, bench.slice(1, 3), 0.5)
-    for act in (writer.write_next, writer.write_all, writer.finish, writer.update_surface, writer.accept):
+    for act in (ResultWriter.write_next, ResultWriter.update_surface, accept, finish):
         with pytest.raises(ResultUnavailable, match=message):
-            act()
-    writer.discard()
+            act(writer)
+    discard(writer)
     if way not in ("segmentation deleted", "scene closed"):
         assert set(bench.segments.GetSegmentIDs()) == {*bench.ids, bench.other}, "what was left of it can be discarded"
     assert support.labels == (1, 2) and writer.certainty(1)[3] == 0.5
@@ -170,36 +180,36 @@ def test_a_scene_that_is_gone_with_all_its_nodes_is_a_lost_result() -> None:
     bench = Bench()
     writer = bench.writer()
     writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
-    writer.write_all()
+    write_all(writer)
     bench.scene.node.Clear(True)
     del bench.scene, bench.editor, bench.segmentation, bench.node
     with pytest.raises(ResultUnavailable):
-        writer.write_all()
+        write_all(writer)
 
 
 def test_one_result_that_is_deleted_is_left_out_and_the_other_goes_on() -> None:
     bench = Bench()
     writer = bench.writer()
-    writer.write_all()
+    write_all(writer)
     bench.segments.RemoveSegment(writer.segment_id(1))
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     assert writer.segment_id(1) is None and writer.volume_ml(1) == 0 and writer.pending == 0
     assert np.array_equal(bench.held(writer) == 2, bench.expected() == 2)
-    writer.accept()
+    accept(writer)
 
 
 def test_renamed_and_deleted_sources_do_not_matter() -> None:
     bench = Bench()
     expected, writer = bench.expected(), bench.writer()
-    writer.write_all()
+    write_all(writer)
     bench.segments.GetSegment(writer.segment_id(1)).SetName("right lobe")
     support = bench.support()
     for segment_id in bench.ids:
         bench.segments.RemoveSegment(segment_id)
     bench.run(writer, support=support)
-    writer.finish()
-    writer.accept()
+    finish(writer)
+    accept(writer)
     assert bench.segments.GetSegment(writer.segment_id(1)).GetName() == "right lobe"
     assert np.array_equal(bench.held(writer), expected)
 
@@ -234,7 +244,7 @@ def test_accepting_in_steps_is_accepting(shown: bool) -> None:
             shares = list(writer.accept_steps())
             assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 3
         else:
-            writer.accept()
+            accept(writer)
         results = bench.held(writer)
         assert np.array_equal(results, bench.expected(0.6))
         states.append(dict(bench.state().values()))
@@ -262,7 +272,7 @@ def test_accepting_that_was_left_off_can_be_done_again() -> None:
     assert next(steps) < 1
     del steps
     writer.set_threshold(0.4)
-    writer.accept()
+    accept(writer)
     results = bench.held(writer)
     assert np.array_equal(results, bench.expected(0.4))
     assert not (held(bench.segmentation, bench.other, bench.node) & (results > 0)).any()
@@ -272,12 +282,12 @@ def test_discarding_in_steps_lets_nothing_be_written_in_between() -> None:
     bench = Bench()
     first = bench.writer()
     bench.run(first)
-    first.finish()
+    finish(first)
     before = bench.state()
     bench.probabilities = {label: 255 - one for label, one in bench.probabilities.items()}
     second = bench.writer(into={label: first.segment_id(label) for label in (1, 2)})
     bench.run(second)
-    second.finish()
+    finish(second)
     steps = second.discard_steps()
     assert 0 < next(steps) < 1
     with pytest.raises(ResultUnavailable, match="accepted or discarded"):

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 
 from mrml_scene import MrmlScene, held
-from scene_examples import SHAPE, Bench
+from scene_examples import (
+    SHAPE,
+    Bench,
+    accept,
+    finish,
+)
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.scene import EditingRules, ResultWriter, ScanCache, SegmentTemplate, find_results, list_segments
 from SDFSMISLib.scene.scan import scan_key
@@ -49,7 +54,7 @@ def test_two_scans_on_one_grid_have_results_of_their_own() -> None:
     rules = EditingRules.of(bench.editor.node, bench.node)
     second = bench.finished(into=results, rules=rules)
     assert np.array_equal(bench.held(second), bench.expected())
-    second.accept()
+    accept(second)
     after = bench.state()
     assert all(np.array_equal(after[one][1], mask) for one, (_, mask) in before.items()), "nothing is taken from others"
     assert bench.found() == {label: second.segment_id(label) for label in (1, 2)} != results
@@ -92,7 +97,7 @@ def test_segments_of_one_id_in_two_segmentations_are_two_structures() -> None:
     found = []
     for template in templates:
         writer = writer_of(bench, template)
-        writer.finish()
+        finish(writer)
         found.append(find_results(bench.node, bench.segmentation, {1: template}, 0))
         assert found[-1] == {1: writer.segment_id(1)}
     assert found[0] != found[1] and find_results(bench.node, bench.segmentation, {1: templates[0]}, 0) == found[0]
@@ -130,7 +135,7 @@ def test_a_structure_of_a_file_is_known_by_its_name() -> None:
     bench = Bench(labels=1)
     assert not one.is_in(bench.segmentation)
     writer = writer_of(bench, other)
-    writer.finish()
+    finish(writer)
     assert find_results(bench.node, bench.segmentation, {1: one, 5: other}, 0) == {5: writer.segment_id(1)}
 
 

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrml_scene import MrmlScene, held, oriented_image
-from scene_examples import Bench, few, other_lattice, random_masks
+from scene_examples import (
+    Bench,
+    discard,
+    few,
+    finish,
+    other_lattice,
+    random_masks,
+)
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.volume import Geometry, Volume, match_labelmap, read_labelmap
 from SDFSMISLib.scene import ScanCache, SegmentNotFound, list_segments, painting_stamp, read_painting
@@ -232,9 +239,9 @@ def test_results_are_told_from_painted_segments() -> None:
     ]
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     listed = list_segments(bench.segmentation)
     assert [one.segment_id for one in listed if one.is_result] == [writer.segment_id(1), writer.segment_id(2)]
     assert listed[0] == (bench.ids[0], "liver", (0.8, 0.2, 0.1), False)
-    writer.discard()
+    discard(writer)
     assert not any(one.is_result for one in list_segments(bench.segmentation))

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mrml_scene import MrmlScene, held
-from scene_examples import few, grown, other_lattice, random_masks, rigid
+from scene_examples import (
+    few,
+    finish,
+    grown,
+    other_lattice,
+    random_masks,
+    rigid,
+)
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.scene import (
@@ -72,7 +79,7 @@ def test_painting_and_results_follow_transforms(geometry: Geometry, seed: int, u
     for index in np.flatnonzero(~mask.any(axis=(1, 2))):
         wanted[index] = rng.random(mask.shape[1:]) < 0.5
         writer.add_slice(1, int(index), grown(wanted[index]), 1.0)
-    writer.finish()
+    finish(writer)
     result = writer.segment_id(1)
     assert result is not None
     assert np.array_equal(read_painting(node, segmentation_node, [result]).labelmap().voxels == 1, wanted)

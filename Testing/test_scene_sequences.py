@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from mrml_scene import held
-from scene_examples import Bench
+from scene_examples import (
+    Bench,
+    accept,
+    finish,
+    write_all,
+)
 from SDFSMISLib.scene import (
     ResultUnavailable,
     ResultWriter,
@@ -106,17 +111,17 @@ def test_a_frame_that_changes_during_the_run_is_noticed_and_its_results_come_out
     expected, writer = heart.expected(), heart.writer()
     support = heart.support()
     writer.add_slice(1, 0, heart.slice(1, 0), 0.5)
-    writer.write_all()
+    write_all(writer)
     assert not writer.scan_changed
     heart.show(2)
     assert writer.scan_changed
     heart.run(writer, support=support)
-    writer.finish()
+    finish(writer)
     assert np.array_equal(held(heart.segmentation, writer.segment_id(1), heart.node), expected == 1)
     assert heart.found() == {}
     heart.show(0)
     assert not writer.scan_changed and heart.found() == {1: writer.segment_id(1)}
-    writer.accept()
+    accept(writer)
 
 
 def test_frames_may_have_grids_of_their_own() -> None:
@@ -124,10 +129,10 @@ def test_frames_may_have_grids_of_their_own() -> None:
     moved = replace(heart.geometry, origin=(90.0, 80.0, 70.0))
     heart.sequence.GetNthDataNode(1).SetIJKToRASMatrix(vtk_matrix_from_array(ijk_to_ras(moved)))
     expected, support, writer = heart.expected(), heart.support(), heart.writer()
-    writer.write_all()
+    write_all(writer)
     heart.show(1)
     heart.run(writer, support=support)
-    writer.finish()
+    finish(writer)
     heart.show(0)
     assert np.array_equal(heart.held(writer), expected)
     heart.node.SetOrigin(1, 2, 3)
@@ -160,7 +165,7 @@ def test_a_segmentation_that_is_of_a_sequence_itself_must_show_the_frame_of_the_
     templates = {1: SegmentTemplate("liver")}
     writer = ResultWriter(heart.node, target, heart.scan, SupportSet(()), 0, templates)
     writer.add_slice(1, 0, heart.slice(1, 0), 0.5)
-    writer.write_all()
+    write_all(writer)
     heart.show(1)
     writer.add_slice(1, 1, heart.slice(1, 1), 0.5)
     with pytest.raises(

@@ -12,7 +12,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mrml_scene import MrmlScene, held, oriented_image
-from scene_examples import SHAPE, Bench, few, other_lattice, rigid, same_state
+from scene_examples import (
+    SHAPE,
+    Bench,
+    discard,
+    few,
+    finish,
+    other_lattice,
+    rigid,
+    same_state,
+    write_all,
+)
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.scene import (
     ResultUnavailable,
@@ -47,7 +57,7 @@ def test_results_are_those_of_the_command_line_voxel_by_voxel(
     bench = Bench(geometry, axis, seed, labels)
     before, writer = bench.state(), bench.writer(threshold=threshold)
     bench.run(writer, seed)
-    writer.finish()
+    finish(writer)
     assert np.array_equal(bench.held(writer), bench.expected(threshold))
     after = bench.state()
     assert same_state(before, {one: after[one] for one in before}), "others, the painted ones too, are untouched"
@@ -64,7 +74,7 @@ def test_a_result_takes_over_name_colour_and_terminology(scene: MrmlScene) -> No
     writer = bench.writer()
     assert writer.segment_id(1) is None
     writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
-    writer.finish()
+    finish(writer)
     segment = bench.segments.GetSegment(writer.segment_id(1))
     assert segment.GetName() == "liver (SDFSMIS)" and segment.GetColor() == (0.8, 0.2, 0.1)
     assert SegmentTemplate.of(bench.segmentation, writer.segment_id(1)).terminology == code
@@ -77,13 +87,13 @@ def test_a_run_is_one_step_of_undo() -> None:
     bench = Bench()
     before, writer = bench.state(), bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     after = bench.state()
     assert len(after) == len(before) + 2
     bench.editor.logic.Undo()
     assert same_state(bench.state(), before)
     with pytest.raises(ResultUnavailable, match="deleted or undone; begin the run again"):
-        writer.write_all()
+        write_all(writer)
     bench.editor.logic.Redo()
     assert same_state(bench.state(), after)
 
@@ -94,7 +104,7 @@ def test_nothing_is_written_before_something_is_to_be_written() -> None:
     writer = bench.writer(save_undo=lambda: saved.append(1))
     writer.add_slice(1, 0, bench.slice(1, 0), 0.5)
     assert writer.pending == 3 and same_state(bench.state(), before) and saved == []
-    writer.discard()
+    discard(writer)
     assert same_state(bench.state(), before) and saved == []
     writer = bench.writer(save_undo=lambda: saved.append(1))
     while writer.write_next():
@@ -105,7 +115,7 @@ def test_nothing_is_written_before_something_is_to_be_written() -> None:
 def test_slices_near_the_one_that_is_looked_at_come_first() -> None:
     bench = Bench(Geometry((40, 3, 4), (1, 1, 1), (0, 0, 0), IDENTITY), labels=1)
     writer = bench.writer()
-    writer.write_all()
+    write_all(writer)
     for index in (*range(3, 12), 20, *range(25, 40)):
         writer.add_slice(1, index, np.full((3, 4), 200, np.uint8), 0.5)
     seen = []
@@ -123,17 +133,17 @@ def test_only_slices_that_change_are_written(monkeypatch: pytest.MonkeyPatch) ->
     bench.probabilities[1][7, 0, 0] = 150
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     image = bench.segments.GetSegment(writer.segment_id(1)).GetRepresentation("Binary labelmap")
     stamp = image.GetMTime()
     writer.set_threshold(0.55)
-    writer.write_all()
+    write_all(writer)
     assert image.GetMTime() == stamp
     written: list[set[int]] = []
     original = module.write_slices
     monkeypatch.setattr(module, "write_slices", lambda *given: (written.append(given[4]), original(*given)))
     writer.set_threshold(0.6)
-    writer.write_all()
+    write_all(writer)
     assert written == [{7}] and np.array_equal(bench.held(writer), bench.expected(0.6))
 
 
@@ -142,11 +152,11 @@ def test_certainty_is_kept_slice_by_slice() -> None:
     writer = bench.writer()
     assert writer.least_certain() is None
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     assert np.isnan(writer.certainty(1)[2]) and writer.certainty(1)[3] == pytest.approx(0.103)
-    assert writer.least_certain() == 0
+    assert writer.least_certain() == (1, 0)
     bench.editor.paint(writer.segment_id(2), np.ones((1, *SHAPE[1:]), dtype=bool))
-    assert writer.corrected == (0,) and writer.least_certain() == 1
+    assert writer.corrected == (0,) and writer.least_certain() == (1, 1) and writer.least_certain({1, 2}) == (1, 3)
 
 
 def test_surfaces_that_are_shown_are_made_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,16 +166,16 @@ def test_surfaces_that_are_shown_are_made_once_at_the_end(monkeypatch: pytest.Mo
     stamps = {one: surface.GetMTime() for one, surface in surfaces.items()}
     writer = bench.writer()
     bench.run(writer)
-    writer.write_all()
+    write_all(writer)
     result = bench.segments.GetSegment(writer.segment_id(1))
     assert result.GetRepresentation("Closed surface") is None
-    writer.finish()
+    finish(writer)
     assert result.GetRepresentation("Closed surface").GetNumberOfPoints() > 0
     for one, surface in surfaces.items():
         assert bench.segments.GetSegment(one).GetRepresentation("Closed surface") is surface
         assert surface.GetMTime() == stamps[one], "those of other segments are not made anew"
     writer.set_threshold(0.999)
-    writer.write_all()
+    write_all(writer)
     writer.update_surface()
     assert result.GetRepresentation("Closed surface") is not None
 
@@ -174,7 +184,7 @@ def test_no_surface_is_made_where_none_is_shown() -> None:
     bench = Bench()
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     assert not bench.segments.ContainsRepresentation("Closed surface")
 
 
@@ -189,7 +199,7 @@ def test_another_scan_gets_a_segmentation_of_its_own_under_its_transform() -> No
     probability = np.random.default_rng(4).integers(0, 256, geometry.shape, dtype=np.uint8)
     for index in range(6):
         writer.add_slice(2, index, probability[:, index], 0.5)
-    writer.finish()
+    finish(writer)
     segments = target.GetSegmentation()
     assert segments.GetSegment(writer.segment_id(1)).GetName() == "liver (SDFSMIS)"
     assert segments.GetSegment(writer.segment_id(2)).GetName() == "from a file (SDFSMIS)"
@@ -232,10 +242,10 @@ def test_a_scan_of_512_x_512_x_300() -> None:
         timed("take a slice", writer.add_slice, 1, index, probability[index], 0.5)
     while timed("write a block", writer.write_next, 150):
         pass
-    timed("finish", writer.finish)
+    timed("finish", finish, writer)
     for threshold in (0.4, 0.6, 0.5):
         writer.set_threshold(threshold)
-        timed("another threshold", writer.write_all)
+        timed("another threshold", write_all, writer)
     expected = probability > 127
     expected[150] = mask
     labels = read_painting(node, segmentation_node, [writer.segment_id(1)]).labelmap().voxels
@@ -249,13 +259,13 @@ def test_a_scan_of_512_x_512_x_300() -> None:
 def test_the_first_step_saves_the_state_for_undo_and_progress_is_counted() -> None:
     bench, saved = Bench(), []
     before, writer = bench.state(), bench.writer(save_undo=lambda: saved.append(1))
-    assert (writer.written, writer.pending) == (0, 2)
+    assert writer.pending == 2
     assert writer.write_next() == 2 and saved == [1] and same_state(bench.state(), before)
-    seen = []
     bench.run(writer)
-    while writer.write_next():
-        seen.append(writer.written)
-    assert seen == sorted(seen) and writer.written == 2 * SHAPE[0] and writer.pending == 0 and saved == [1]
+    left = [writer.pending]
+    while left[-1]:
+        left.append(writer.write_next())
+    assert left == sorted(left, reverse=True) and writer.pending == 0 and saved == [1]
     assert writer.painted_slices(1) == (2,) and writer.painted_slices(2) == (5,)
 
 
@@ -274,7 +284,7 @@ def test_undo_takes_back_what_was_written_in_place() -> None:
     bench = Bench(seed=3)
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     at_half = bench.held(writer)
     bench.editor.logic.SaveStateForUndo()
     writer.set_threshold(0.9)
@@ -295,7 +305,7 @@ def test_all_who_look_at_the_segmentation_are_told_of_what_is_written() -> None:
     bench.segmentation.CreateClosedSurfaceRepresentation()
     writer = bench.writer()
     bench.run(writer)
-    writer.write_all()
+    write_all(writer)
     told: list[str] = []
     names = "SourceRepresentationModified", "RepresentationModified"
     for name in names:
@@ -320,7 +330,7 @@ def test_volumes_are_counted_as_slices_come_change_and_go(seed: int, axis: int) 
         return all(writer.volume_ml(label) == pytest.approx(held[label - 1].sum() * ml) for label in (1, 2))
 
     bench.run(writer, seed)
-    writer.finish()
+    finish(writer)
     assert counted()
     writer.set_threshold(0.8)
     for _ in range(2):
@@ -329,7 +339,7 @@ def test_volumes_are_counted_as_slices_come_change_and_go(seed: int, axis: int) 
     bench.editor.paint(writer.segment_id(1), np.ones((2, 2, 2), dtype=bool), (3, 3, 3))
     assert counted()
     bench.editor.logic.Undo()
-    writer.write_all()
+    write_all(writer)
     assert counted()
 
 
@@ -337,7 +347,7 @@ def test_volumes_are_counted_as_slices_come_change_and_go(seed: int, axis: int) 
 def test_a_result_that_came_to_lie_on_another_lattice_is_brought_back(filled: bool) -> None:
     bench = Bench(labels=1)
     first = bench.writer()
-    first.finish()
+    finish(first)
     finer = other_lattice(bench.geometry, "finer")
     image = oriented_image(np.full(finer.shape, filled), ijk_to_ras(finer))
     bench.segments.GetSegment(first.segment_id(1)).AddRepresentation("Binary labelmap", image)
@@ -345,7 +355,7 @@ def test_a_result_that_came_to_lie_on_another_lattice_is_brought_back(filled: bo
     bench.editor.paint(bench.ids[0], np.ones((1, 2, SHAPE[2]), dtype=bool), (2, 0, 0))  # so the slice is written
     writer = bench.writer(into={1: first.segment_id(1)})
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     assert writer.corrected == (tuple(index for index in range(SHAPE[0]) if index != 2) if filled else ())
     expected = np.ones(SHAPE, dtype=bool) if filled else bench.expected() == 1
     expected[2] = bench.painted[0][2]
@@ -360,12 +370,12 @@ def test_a_result_may_become_empty_and_full_again() -> None:
     bench.editor.paint(bench.ids[0], np.ones((1, 1, 1), dtype=bool))
     writer = bench.writer()
     bench.run(writer)
-    writer.finish()
+    finish(writer)
     bench.editor.erase(writer.segment_id(1), np.ones(SHAPE, dtype=bool))
     assert len(writer.corrected) == SHAPE[0] and writer.volume_ml(1) == 0
     bench.editor.logic.Undo()
     for threshold in (0.9, 0.2):
         writer.set_threshold(threshold)
-        writer.write_all()
+        write_all(writer)
         assert np.array_equal(bench.held(writer), bench.expected(threshold))
     assert writer.corrected == ()

@@ -53,7 +53,7 @@ class EditingRules:
             editor_node.GetMaskMode(), editor_node.GetMaskSegmentID() or "", intensities, editor_node.GetOverwriteMode()
         )
 
-    def allowed(
+    def editable(
         self, piece: VoxelBox, scan: Scan, segmentation_node: Any, frame: Frame, own: Collection[str]
     ) -> np.ndarray:
         """Where in the box of a piece editing is allowed, bool of its shape.

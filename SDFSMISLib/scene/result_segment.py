@@ -134,7 +134,7 @@ class ResultSegment:
     def __post_init__(self) -> None:
         self._seen = -1
         self._record = SliceDigests(self.axis)
-        self._voxels: dict[int, int] = {}
+        self._counts: dict[int, int] = {}
         self._digests: dict[int, str] = {}  # of the slices by hand, as of the last refresh
         self._made = False
         self._before, self._record_before, self._painted_before = VoxelBox.empty(), "", ""
@@ -231,14 +231,14 @@ class ResultSegment:
         digests = slice_digests(content, self.axis)
         self.corrected = self._record.differing(digests)
         self._digests = {index: digests[index] for index in self.corrected & digests.keys()}
-        self._voxels = _voxels_by_slice(content, self.axis)
+        self._counts = _count_by_slice(content, self.axis)
         self._seen = stamp
         return True
 
     @property
-    def voxels(self) -> int:
+    def voxel_count(self) -> int:
         """How many it holds, as of the last :meth:`refresh`; counted slice by slice, and only where it changes."""
-        return sum(self._voxels.values())
+        return sum(self._counts.values())
 
     def has_written(self, index: int) -> bool:
         """Whether a slice, not left empty, was written and is still known to be."""
@@ -296,9 +296,9 @@ class ResultSegment:
     def _remember(self, indices: set[int], digests: dict[int, str], written: VoxelBox) -> None:
         for index in indices:
             self._record.digests.pop(index, None)
-            self._voxels.pop(index, None)
+            self._counts.pop(index, None)
         self._record.digests |= {index: digests[index] for index in indices & digests.keys()}
-        self._voxels |= _voxels_by_slice(written, self.axis)
+        self._counts |= _count_by_slice(written, self.axis)
         self.corrected -= indices
         self._record.write_tag(self.segment)
         self._seen = get_labelmap(self.segmentation_node, self.segment_id).GetMTime()
@@ -310,7 +310,7 @@ class ResultSegment:
             self.surface_due = True
 
 
-def _voxels_by_slice(piece: VoxelBox, axis: int) -> dict[int, int]:
+def _count_by_slice(piece: VoxelBox, axis: int) -> dict[int, int]:
     return {index: int(np.count_nonzero(mask)) for index, mask in piece.slices(axis).items()}
 
 

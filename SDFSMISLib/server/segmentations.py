@@ -1,6 +1,4 @@
-"""Probabilities that a client hands back, kept as they came and unpacked when one is asked for.
-
-From a request to a run: the slices it names, the painted ones, and what has come before.
+"""From a request to a run: the slices it names, the painted ones, and what has come before.
 
 The results of one run on their way to its client.
 """
@@ -11,9 +9,8 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 from starlette.concurrency import run_in_threadpool
@@ -35,48 +32,10 @@ from SDFSMISLib.support import SupportSet
 from SDFSMISLib.wire import (
     PROTOCOL,
     RECORDS_TYPE,
+    PackedProbabilities,
     pack_probability,
-    unpack_probability,
     write_record,
 )
-
-Place = TypeVar("Place", bound=Hashable)
-
-
-class PackedProbabilities(MutableMapping[Place, np.ndarray], Generic[Place]):
-    """uint8 (rows, columns) by place.
-
-    Args:
-        shape: (rows, columns) of all of them.
-        fields: their `box` and `data` by place.
-
-    Raises:
-        WireError: where one is damaged; each is looked at once.
-    """
-
-    def __init__(self, shape: tuple[int, int], fields: Mapping[Place, Mapping[str, Any]]) -> None:
-        self._shape = shape
-        self._fields = dict(fields)
-        for one in self._fields.values():
-            unpack_probability(one, shape)
-
-    def __getitem__(self, place: Place) -> np.ndarray:
-        return unpack_probability(self._fields[place], self._shape)
-
-    def __setitem__(self, place: Place, probability: np.ndarray) -> None:
-        self._fields[place] = pack_probability(probability)
-
-    def __delitem__(self, place: Place) -> None:
-        del self._fields[place]
-
-    def __contains__(self, place: object) -> bool:
-        return place in self._fields
-
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
 
 
 def build_run(request: SegmentationRequest, namespace: str, store: Store, engine: Engine) -> tuple[Run, int]:

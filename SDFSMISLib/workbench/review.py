@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Postprocessing
@@ -128,18 +126,15 @@ class Review:
         if not self._scans:
             return None
         one = self._scans[self.view.scan]
-        lowest = self._guarded(one, partial(_lowest, one.writer, self._looks))
-        if lowest is None:
-            return None
-        index = _next(lowest, self._shown)
-        if index is None:
+        found = self._guarded(one, lambda: one.writer.least_certain(self._shown))
+        if found is None:
             self._shown.clear()
-            index = _next(lowest, self._shown)
-        if index is None:
+            found = self._guarded(one, one.writer.least_certain)
+        if found is None:
             return None
+        label, index = found
         self._shown.add(index)
         self.go_to(index)
-        label = min(self._looks, key=lambda label: np.nan_to_num(one.writer.certainty(label)[index], nan=np.inf))
         return one.writer.segment_id(label)
 
     def go_to(self, index: int) -> None:
@@ -321,19 +316,6 @@ class Review:
             for label, look in self._looks.items()
             if writer.segment_id(label) is not None
         )
-
-
-def _lowest(writer: ResultWriter, looks: Mapping[int, SegmentTemplate]) -> np.ndarray:
-    """The lowest certainty of each slice; infinite where none was computed, or it was changed by hand."""
-    lowest = np.nanmin(np.nan_to_num([writer.certainty(label) for label in looks], nan=np.inf), axis=0)
-    lowest[list(writer.corrected)] = np.inf
-    return lowest
-
-
-def _next(lowest: np.ndarray, shown: Collection[int]) -> int | None:
-    left = lowest.copy()
-    left[list(shown)] = np.inf
-    return int(left.argmin()) if np.isfinite(left).any() else None
 
 
 def _is_working(one: _Reviewed) -> bool:

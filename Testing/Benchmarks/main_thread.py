@@ -135,7 +135,7 @@ def prepared(clock: Clock, example: Example) -> tuple[Scan, Painting, SupportSet
     """What comes before a run: the scan is copied, the painting read, the support made."""
     node, segmentation, scans = example.node, example.segmentation, ScanCache()
     clock.steps("copy the scan, one step", scans.copy_steps(node))
-    scan = clock("the scan, copied", scans.of, node)
+    scan = clock("the scan, copied", scans.get, node)
     for _ in range(5):
         clock("list the segments", list_segments, segmentation)
         clock("the frame of a sequence", SequenceFrame.of, node)
@@ -194,7 +194,7 @@ def reviewed(clock: Clock, writer: ResultWriter) -> None:
     for cleaning in (Postprocessing(keep_largest="volume"), Postprocessing(2.0, keep_largest="volume"), None):
         clock("another cleaning", writer.set_cleaning, cleaning)
         if cleaning is not None:
-            job = clock("what a cleaning needs", writer.cleaning)
+            job = clock("what a cleaning needs", writer.cleaning_task)
             clock("take what was cleaned", writer.apply_cleaned, clock.in_worker("clean", job))
         written_by_steps(clock, "write a block of a cleaning", writer)
     for _ in range(5):
