@@ -482,10 +482,10 @@ def test_a_replica_whose_device_is_lost_or_whose_thread_has_ended_is_ill() -> No
     engine = Engine(Segmenter(BrightPipeline(), "bright"), ServerLimits())
     replica = SimpleNamespace(engine=engine)  # one of Ray Serve's own would have to be awaited in its end
     BackendReplica.check_health(replica)
-    engine.note(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    engine.record_error(RuntimeError("CUDA error: an illegal memory access was encountered"))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         BackendReplica.check_health(replica)
-    engine.lost = None
+    engine.device_error = None
     engine.scheduler.stop()
     with pytest.raises(RuntimeError, match="thread"):
         BackendReplica.check_health(replica)

@@ -395,7 +395,7 @@ def test_a_client_that_vanishes_frees_the_device_within_a_batch(gated: tuple[Bac
     raw = begun(backend, request_of(backend, task((40, 40, 40))))
     until(lambda: pipeline.begun == 1)
     raw.close()
-    until(lambda: next(iter([backend.engine.scheduler._on_device])).cancelled)
+    until(lambda: next(iter([backend.engine.scheduler._on_device])).is_cancelled)
     pipeline.gate.release()
     until(lambda: backend.engine.scheduler.active_runs == 0)
     assert pipeline.begun == 1
@@ -439,7 +439,7 @@ def test_a_small_request_is_not_stuck_behind_a_large_one(gated: tuple[Backend, G
 
 
 def test_a_client_that_does_not_read_does_not_hold_the_device() -> None:
-    limits = ServerLimits(backlog_bytes=1 << 16, stall_seconds=1.0)
+    limits = ServerLimits(unsent_bytes=1 << 16, stall_seconds=1.0)
     with running(limits=limits) as backend:
         lazy = begun(backend, request_of(backend, task((120, 160, 160))))
         other = task(seed=4)

@@ -1,6 +1,6 @@
-"""Who may ask, how much, and from where; looked at before anything of a request's body is read.
+"""Who may use the backend, how much they may send, and the address at which it listens.
 
-Where clients come in: an address, the tokens that are accepted there, and what is told when it is open.
+`AccessControl` refuses a request by its headers, before any of its body is read.
 """
 
 from __future__ import annotations
@@ -30,15 +30,181 @@ from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER
 
 OPEN_PATHS = ("/healthz", "/openapi.json", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")  # what proxies tell of whom they speak for
-SHORTEST_TOKEN = 16
+FORWARDED_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip")  # set by proxies
+TOKEN_VARIABLE = "SDFSMIS_TOKEN"
+MIN_TOKEN_LENGTH = 16
+CONNECTION_BACKLOG = 2048
+
+
+class AccessControl:
+    """ASGI middleware that refuses requests without a valid token, from foreign web pages, or with too large a body.
+
+    A request that passes has `request.state.namespace`, under which its slices are stored: one per token if there are
+    several, else one for all.
+
+    Without tokens the backend serves this computer only: requests that a proxy has forwarded, or that use another host
+    name than this computer's, are refused (the second defends against DNS rebinding). Cross-origin requests from
+    browsers are always refused.
+
+    Args:
+        app: the application behind.
+        tokens: accepted bearer tokens; if empty, none is needed.
+        max_body_bytes: body of a request other than PUT.
+        max_slice_bytes: body of a PUT request, which uploads a slice.
+
+    Example:
+        >>> import asyncio
+        >>> access = AccessControl(None, ["a-token-of-16-letters"], max_body_bytes=1000, max_slice_bytes=1000)
+        >>> messages = []
+        >>> async def send(message):
+        ...     messages.append(message)
+        >>> request = {"type": "http", "method": "GET", "path": "/capabilities", "scheme": "http", "headers": []}
+        >>> asyncio.run(access(request, None, send))
+        >>> messages[0]["status"]
+        401
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Iterable[str], max_body_bytes: int, max_slice_bytes: int) -> None:
+        self._app = app
+        self._tokens = tuple(tokens)
+        self._max_body_bytes = max_body_bytes
+        self._max_slice_bytes = max_slice_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_protocol(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[PROTOCOL_HEADER] = str(PROTOCOL)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        max_bytes = self._max_slice_bytes if scope["method"] == "PUT" else self._max_body_bytes
+        try:
+            self._check_origin(scope, headers)
+            is_open = scope["path"] in OPEN_PATHS
+            scope.setdefault("state", {})["namespace"] = "" if is_open else self._namespace(headers)
+            length = headers.get("content-length", "0")
+            if length.isdigit() and int(length) > max_bytes:
+                raise _too_large(max_bytes)
+        except ApiError as error:
+            await error.response()(scope, receive, send_with_protocol)
+            return
+        await self._app(scope, _limited(receive, max_bytes), send_with_protocol)
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        host = headers.get("host", "")
+        origin = headers.get("origin")
+        if origin is not None and origin != f"{scope['scheme']}://{host}":
+            raise ApiError(403, "origin_refused", f"Pages of {origin} may not use this backend.")
+        if self._tokens:
+            return
+        if any(name in headers for name in FORWARDED_HEADERS):
+            raise ApiError(
+                403,
+                "origin_refused",
+                "This backend runs without a token, for this computer only, and a proxy forwards requests of others to "
+                "it; start it with a token.",
+            )
+        name, _, port = host.rpartition(":")
+        name = name if port.isdigit() else host
+        if name and name.lower() not in LOOPBACK_NAMES:
+            raise ApiError(
+                403,
+                "origin_refused",
+                f"This backend runs without a token and answers to {', '.join(LOOPBACK_NAMES)} only, not to {name}.",
+            )
+
+    def _namespace(self, headers: Headers) -> str:
+        """The namespace of the request's token; "" if all clients share one. Raises `ApiError` for a wrong token."""
+        if not self._tokens:
+            return ""
+        challenge = {"WWW-Authenticate": "Bearer"}
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            text = "This backend needs a token; give the one it was started with."
+            raise ApiError(401, "token_missing", text, headers=challenge)
+        # All are compared, each in constant time, so that the time taken reveals nothing.
+        equal = [hmac.compare_digest(token.strip().encode(), known.encode()) for known in self._tokens]
+        if not any(equal):
+            text = "The token is not one of this backend's; give the one it was started with."
+            raise ApiError(401, "token_wrong", text, headers=challenge)
+        if len(self._tokens) == 1:
+            return ""
+        return hashlib.sha256(self._tokens[equal.index(True)].encode()).hexdigest()[:16]
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(413, "too_large", f"The request has more than {max_bytes} bytes; send less at a time.")
+
+
+def _limited(receive: Receive, max_bytes: int) -> Receive:
+    """`receive` that raises once more than `max_bytes` came: the declared length may be absent, or wrong."""
+    received = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise _too_large(max_bytes)
+        return message
+
+    return receive_limited
+
+
+@dataclass(frozen=True, eq=False)
+class ListeningAddress:
+    """The address at which a backend listens, and the tokens that it accepts there.
+
+    Attributes:
+        listener: the bound socket, which already queues connections.
+        port: the actual one, also if port 0 (any free one) was requested.
+        url: scheme, host and port.
+        tokens: accepted tokens; empty = none is needed.
+    """
+
+    listener: socket.socket
+    port: int
+    url: str
+    tokens: list[str]
+
+    @classmethod
+    def open(cls, settings: ServeSettings) -> ListeningAddress:
+        """Bind the address that the settings name.
+
+        If other computers can reach it and no token is given, one is made and written once to standard error.
+
+        Raises:
+            InputError: if the address is taken, a token is not acceptable, or the certificate cannot be loaded.
+        """
+        _check_tls(settings)
+        tokens = _given_tokens(settings)
+        listening = _bind(settings.host, settings.port)
+        if not settings.is_loopback:
+            tokens = tokens or [_new_token()]
+            if settings.tls_cert is None:
+                say(
+                    f"Warning: {settings.host} can be reached from other computers, and without --tls-cert and "
+                    "--tls-key scans and the token travel in the clear."
+                )
+        host, port = listening.getsockname()[:2]
+        url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return cls(listening, port, url, tokens)
+
+    def announce(self, model: str, seconds_per_slice: float) -> None:
+        """Print that the backend is ready: a sentence on standard error, a line of JSON on standard output."""
+        say(f"SDFSMIS {__version__} at {self.url}, {model}, about {seconds_per_slice:.2g} s a slice. Ctrl+C stops it.")
+        print(json.dumps({"url": self.url, "version": __version__}), flush=True)
 
 
 def read_tokens(path: Path) -> list[str]:
-    """The tokens of a file, one per line; empty lines and those that begin with # are left out.
+    """Tokens from a text file with one per line; empty lines and lines that begin with # are skipped.
 
     Raises:
-        InputError: where the file cannot be read, has no token, one that is too short, or one twice.
+        InputError: if the file cannot be read, has no token, or has one that is too short or appears twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -56,169 +222,17 @@ def read_tokens(path: Path) -> list[str]:
     return tokens
 
 
-def check_token(token: str, what: str) -> None:
-    """Raise `InputError` for a token, named to people by `what`, that is too short or that a header cannot carry."""
-    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+def check_token(token: str, name: str) -> None:
+    """Raise `InputError`, which calls the token `name`, if it is too short or cannot be sent in a header."""
+    if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
         raise InputError(
-            f"{what} has {len(token)} characters; {SHORTEST_TOKEN} or more printable ASCII characters, none of them a "
-            "blank, are needed."
+            f"{name} has {len(token)} characters; {MIN_TOKEN_LENGTH} or more printable ASCII characters without "
+            "blanks are needed."
         )
 
 
-class AccessControl:
-    """An ASGI application in front of another: refuses who must not come in, and bodies that are too large.
-
-    Without tokens whoever reaches the address comes in; it must be one of this computer then. With several each has
-    slices of its own. A page in a browser may not ask unless it comes from here: cross-origin requests are refused,
-    and, without tokens, other names for this computer than its own (a foreign name that was made to point here).
-
-    Args:
-        tokens: that are accepted; none = no token is needed.
-        most_body: bytes of a request's body. most_slice: where it is a slice.
-    """
-
-    def __init__(self, app: ASGIApp, tokens: Iterable[str], max_body_bytes: int, max_slice_bytes: int) -> None:
-        self._app = app
-        self._tokens = tuple(tokens)
-        self._most_body = max_body_bytes
-        self._most_slice = max_slice_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[PROTOCOL_HEADER] = str(PROTOCOL)
-            await send(message)
-
-        headers = Headers(scope=scope)
-        try:
-            self._check_origin(scope, headers)
-            scope.setdefault("state", {})["namespace"] = "" if scope["path"] in OPEN_PATHS else self._namespace(headers)
-            most = self._most_slice if scope["method"] == "PUT" else self._most_body
-            self._check_length(headers, most)
-        except ApiError as refused:
-            await refused.answer()(scope, receive, sending)
-            return
-        await self._app(scope, self._counted(receive, most), sending)
-
-    def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        host = headers.get("host", "")
-        origin = headers.get("origin")
-        if origin is not None and origin != f"{scope['scheme']}://{host}":
-            raise ApiError(403, "origin_refused", f"Pages of {origin} may not use this backend.")
-        if not self._tokens and any(name in headers for name in FORWARDED):
-            raise ApiError(
-                403,
-                "origin_refused",
-                "This backend runs without a token, for this computer only, and a proxy passes others on to it; start "
-                "it with a token.",
-            )
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if not self._tokens and name and name.lower() not in LOOPBACK_NAMES:
-            raise ApiError(
-                403,
-                "origin_refused",
-                f"This backend runs without a token and answers to {', '.join(LOOPBACK_NAMES)} only, not to {name}.",
-            )
-
-    def _namespace(self, headers: Headers) -> str:
-        """Whose slices a request may see: "" for all, or what stands for its token."""
-        if not self._tokens:
-            return ""
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not given:
-            raise ApiError(
-                401,
-                "token_missing",
-                "This backend asks for a token; give the one it was started with.",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        # All are compared, in constant time, so that the time taken tells nothing.
-        equal = [hmac.compare_digest(given.strip().encode(), token.encode()) for token in self._tokens]
-        if not any(equal):
-            raise ApiError(
-                401,
-                "token_wrong",
-                "The token is not one of this backend's; give the one it was started with.",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if len(self._tokens) == 1:
-            return ""
-        return hashlib.sha256(self._tokens[equal.index(True)].encode()).hexdigest()[:16]
-
-    def _check_length(self, headers: Headers, most: int) -> None:
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > most:
-            raise self._too_large(most)
-
-    def _too_large(self, most: int) -> ApiError:
-        return ApiError(413, "too_large", f"A request of more than {most} bytes came; send less at a time.")
-
-    def _counted(self, receive: Receive, most: int) -> Receive:
-        """`receive`, with the body counted: a length need not be declared, or true."""
-        read = 0
-
-        async def counting() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > most:
-                raise self._too_large(most)
-            return message
-
-        return counting
-
-
-TOKEN_VARIABLE = "SDFSMIS_TOKEN"
-BACKLOG = 2048  # connections that wait to be taken
-
-
-@dataclass(frozen=True, eq=False)
-class ListeningAddress:
-    """Attributes:
-    listening: a socket at the address.
-    port: of the address. url: all of it.
-    tokens: that are accepted; none = none is needed.
-    """
-
-    listening: socket.socket
-    port: int
-    url: str
-    tokens: list[str]
-
-    @classmethod
-    def of(cls, settings: ServeSettings) -> ListeningAddress:
-        """The entrance that the settings ask for. A token is made, and told, where one is needed and none is given.
-
-        Raises:
-            InputError: where the address is taken, a token is not one, or a file is missing.
-        """
-        _check_tls(settings)
-        tokens = _tokens(settings)
-        listening = _bound(settings.host, settings.port)
-        if not settings.is_loopback:
-            tokens = tokens or [_made_token()]
-            _warn_of_the_open(settings)
-        host, port = listening.getsockname()[:2]
-        url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        return cls(listening, port, url, tokens)
-
-    def announce(self, what: str, seconds: float) -> None:
-        """The line of JSON for programs, on standard output, and a sentence for people.
-
-        Args:
-            what: serves here.
-            seconds: that a slice takes.
-        """
-        say(f"SDFSMIS {__version__} at {self.url}, {what}, about {seconds:.2g} s a slice. Ctrl+C stops it.")
-        print(json.dumps({"url": self.url, "version": __version__}), flush=True)
-
-
-def on_stdin_closed(end: Callable[[], None]) -> None:
-    """Calls `end`, from a thread, when the program ends that holds standard input open, however that ends.
+def on_stdin_closed(callback: Callable[[], None]) -> None:
+    """Call `callback`, from a thread, once standard input closes: the program that holds it has ended, or was killed.
 
     Raises:
         InputError: if there is no standard input.
@@ -228,15 +242,14 @@ def on_stdin_closed(end: Callable[[], None]) -> None:
     stdin = sys.stdin.fileno()
 
     def watch() -> None:
-        while os.read(stdin, 1 << 10):  # not by sys.stdin, whose lock the thread would hold at the program's end
+        while os.read(stdin, 1 << 10):  # not sys.stdin.read, which would hold its lock when the interpreter ends
             pass
-        end()
+        callback()
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _tokens(settings: ServeSettings) -> list[str]:
-    """The tokens that are given."""
+def _given_tokens(settings: ServeSettings) -> list[str]:
     if settings.token_file is not None:
         if settings.token is not None:
             raise InputError("Both --token and --token-file were given; give one of the two.")
@@ -248,18 +261,10 @@ def _tokens(settings: ServeSettings) -> list[str]:
     return [token]
 
 
-def _made_token() -> str:
+def _new_token() -> str:
     token = secrets.token_urlsafe(24)
-    say(f"Token, told once: {token}")
+    say(f"Token, shown once: {token}")
     return token
-
-
-def _warn_of_the_open(settings: ServeSettings) -> None:
-    if settings.tls_cert is None:
-        say(
-            f"Warning: {settings.host} can be reached from other computers, and without --tls-cert and --tls-key scans "
-            "and the token travel in the clear."
-        )
 
 
 def _check_tls(settings: ServeSettings) -> None:
@@ -278,15 +283,15 @@ def _check_tls(settings: ServeSettings) -> None:
         ) from error
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, so that one that is taken is known before the model is loaded."""
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket; bound before the model is loaded, so that an address that is taken fails at once."""
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, number)
-        if os.name != "nt":  # there it would let two servers have one address
+        if os.name != "nt":  # there it would let two servers share one address
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(BACKLOG)  # from now on nobody else can
+        listening.listen(CONNECTION_BACKLOG)
     except (OSError, OverflowError) as error:
         raise InputError(
             f"Cannot serve at {host}, port {port} ({error}); name another --port (0 takes a free one) or --host."

@@ -1,4 +1,7 @@
-"""The backend as a web application: its routes, its page, and how failures are answered."""
+"""The backend as a web application: its routes, its documentation page, and how errors are answered.
+
+`make_app` builds it around an `Engine` and a `Store`; see `engine` for the threads that work on a request.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.options import REGIONS, STRATEGIES
 from SDFSMISLib.server.access import AccessControl
-from SDFSMISLib.server.engine import BackendStopping, Engine, Metrics, QueueFull
+from SDFSMISLib.server.engine import Engine, Metrics
+from SDFSMISLib.server.scheduler import BackendStopping, QueueFull
 from SDFSMISLib.server.schema import (
     STREAM,
     ApiError,
     CapabilitiesResponse,
     DeviceInfo,
-    ErrorResponse,
     HealthResponse,
     LimitsInfo,
     MissingSlicesResponse,
@@ -37,17 +40,18 @@ from SDFSMISLib.server.schema import (
     QueueInfo,
     SegmentationRequest,
     SliceAddresses,
+    error_responses,
 )
 from SDFSMISLib.server.segmentations import ResultResponse, ResultStream, build_run
-from SDFSMISLib.server.settings import LOGGER
+from SDFSMISLib.server.settings import LOGGER, ServerLimits
 from SDFSMISLib.server.store import Store
 from SDFSMISLib.wire import ARRAY_TYPE, PROTOCOL, RECORDS_TYPE, ArrayTooLarge, WireError, content_address, unpack_array
 
-EXPIRE_SECONDS = 30.0
+EXPIRE_SECONDS = 30.0  # between two calls of `Store.expire`
 HEADER_BYTES = 1 << 10  # of a packed array, at most
-TOGETHER = 2  # requests that are made into runs at a time: each may take some memory, and unpacks what it holds
+PARALLEL_BUILDS = 2  # requests that are unpacked and made into runs at the same time, since each may take much memory
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
-MAX_PROBLEMS = 3  # of a bad request that its answer names
+MAX_PROBLEMS = 3  # of an invalid request that its answer names
 
 DESCRIPTION = """Paint one structure on one slice of a scan, get it on the others.
 
@@ -59,20 +63,21 @@ SliceAddress = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="conten
 
 
 def make_app(engine: Engine, store: Store, tokens: Sequence[str] = ()) -> ASGIApp:
-    """The application around an engine and the slices that were sent.
+    """The ASGI application around an engine and a store.
 
     Args:
-        tokens: that are accepted; with several, each has slices of its own. None: whoever reaches the address comes in.
+        tokens: accepted bearer tokens; if there are several, each has a namespace of its own in the store. If empty,
+            no token is needed, and requests are accepted from this computer only.
     """
     metrics = Metrics(engine, store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        keeper = asyncio.create_task(_expire(store))
+        expiry = asyncio.create_task(_expire_slices(store))
         yield
-        keeper.cancel()
+        expiry.cancel()
         with suppress(asyncio.CancelledError):
-            await keeper
+            await expiry
 
     app = FastAPI(
         title="SDFSMIS backend",
@@ -81,30 +86,25 @@ def make_app(engine: Engine, store: Store, tokens: Sequence[str] = ()) -> ASGIAp
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [],  # for the page; `AccessControl` asks
-        responses=_failures(401, 403, 413),
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [],  # documents what AccessControl checks
+        responses=error_responses(401, 403, 413),
     )
     _add_state_routes(app, engine, metrics)
-    _add_slice_routes(app, engine, store, metrics)
+    _add_slice_routes(app, engine.limits, store, metrics)
     _add_segmentation_route(app, engine, store, metrics)
-    _add_page(app)
-    _add_failures(app)
+    _add_docs_page(app)
+    _add_error_handlers(app)
     limits = engine.limits
-    return _Counting(AccessControl(app, tokens, limits.body_bytes, limits.slice_bytes + HEADER_BYTES), metrics)
+    return _RequestMetrics(AccessControl(app, tokens, limits.body_bytes, limits.slice_bytes + HEADER_BYTES), metrics)
 
 
-def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documented answers of these statuses, all of one form."""
-    return {status: {"model": ErrorResponse} for status in statuses}
-
-
-async def _expire(store: Store) -> None:
+async def _expire_slices(store: Store) -> None:
     while True:
         await asyncio.sleep(EXPIRE_SECONDS)
         try:
             await run_in_threadpool(store.expire)
-        except Exception:  # it is tried again
-            LOGGER.exception("slices that are not used any more cannot be forgotten")
+        except Exception:  # the next attempt follows
+            LOGGER.exception("unused slices cannot be removed")
 
 
 def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
@@ -112,65 +112,63 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         "/healthz", response_model=HealthResponse, responses={503: {"model": HealthResponse}}, summary="Is it there?"
     )
     async def healthz(response: Response) -> HealthResponse:
-        if engine.lost is None and engine.scheduler.is_alive:
+        if engine.device_error is None and engine.scheduler.is_alive:
             return HealthResponse(status="ok", version=__version__)
         response.status_code = 503
-        return HealthResponse(status="stopping" if engine.lost is None else "device lost", version=__version__)
+        return HealthResponse(status="stopping" if engine.device_error is None else "device lost", version=__version__)
 
     @app.get("/capabilities", response_model=CapabilitiesResponse, summary="What it can do, and what a slice costs")
     def capabilities() -> CapabilitiesResponse:
         segmenter = engine.segmenter
-        limits = {name: getattr(engine.limits, name) for name in LimitsInfo.model_fields}
+        model = ModelInfo(
+            name=segmenter.name,
+            weights_sha256=segmenter.weights,
+            resolution=segmenter.pipeline.config.resolution,
+            searches=segmenter.searches,
+        )
         return CapabilitiesResponse(
             version=__version__,
             protocol=PROTOCOL,
-            models=[
-                ModelInfo(
-                    name=segmenter.name,
-                    weights_sha256=segmenter.weights,
-                    resolution=engine.resolution,
-                    searches=segmenter.searches,
-                )
-            ],
-            device=DeviceInfo(name=engine.device_name, kind=engine.device_kind),
+            models=[model],
+            device=DeviceInfo(name=engine.device_name, kind=segmenter.pipeline.device.type),
             seconds_per_slice=engine.seconds_per_slice,
             strategies=list(STRATEGIES),
             regions=list(REGIONS),
-            limits=LimitsInfo(**limits),
+            limits=LimitsInfo.model_validate(engine.limits, from_attributes=True),
             queue=QueueInfo(running=engine.scheduler.active_runs),
         )
 
     @app.get(
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, summary="Prometheus"
     )
-    async def counted() -> Response:
+    async def prometheus() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metrics) -> None:
+def _add_slice_routes(app: FastAPI, limits: ServerLimits, store: Store, metrics: Metrics) -> None:
     @app.post(
         "/slices/missing",
         response_model=MissingSlicesResponse,
-        responses=_failures(400, 422),
+        responses=error_responses(400, 422),
         summary="Which are not here?",
     )
     def missing(addresses: SliceAddresses, request: Request) -> MissingSlicesResponse:
-        lacking = store.missing(request.state.namespace, addresses.slices)
-        metrics.asked.labels("no").inc(len(lacking))
-        metrics.asked.labels("yes").inc(len(set(addresses.slices)) - len(lacking))
-        return MissingSlicesResponse(missing=lacking)
+        missing = store.missing(request.state.namespace, addresses.slices)
+        metrics.slice_lookups.labels("no").inc(len(missing))
+        metrics.slice_lookups.labels("yes").inc(len(set(addresses.slices)) - len(missing))
+        return MissingSlicesResponse(missing=missing)
 
     @app.put(
         "/slices/{address}",
         status_code=201,
         response_class=Response,
-        responses={200: {"description": "It was here already."}, **_failures(400, 422)},
+        responses={200: {"description": "It was here already."}, **error_responses(400, 422)},
         openapi_extra={"requestBody": {"required": True, "content": {ARRAY_TYPE: {"schema": {"type": "string"}}}}},
         summary="Send one: a packed array (rows, columns), see SDFSMISLib/wire.py",
     )
     async def put(address: SliceAddress, request: Request) -> Response:
         body = await request.body()
-        array = await run_in_threadpool(_checked_slice, body, address, engine)
+        array = await run_in_threadpool(_unpack_slice, body, address, limits)
         is_new = await run_in_threadpool(store.put, request.state.namespace, address, array)
         return Response(status_code=201 if is_new else 200)
 
@@ -179,19 +177,21 @@ def _add_slice_routes(app: FastAPI, engine: Engine, store: Store, metrics: Metri
         return Response(status_code=404 if store.missing(request.state.namespace, [address]) else 200)
 
     @app.delete(
-        "/slices/{address}", status_code=204, response_class=Response, responses=_failures(422), summary="Forget it"
+        "/slices/{address}",
+        status_code=204,
+        response_class=Response,
+        responses=error_responses(422),
+        summary="Forget it",
     )
     def delete(address: SliceAddress, request: Request) -> Response:
         store.delete(request.state.namespace, address)
         return Response(status_code=204)
 
 
-def _checked_slice(body: bytes, address: str, engine: Engine) -> np.ndarray:
-    """The slice of a request's body; raises `ApiError` where it is none, is too large, or another one."""
-    limits = engine.limits
-    most = min(limits.slice_bytes, limits.store_bytes)
+def _unpack_slice(body: bytes, address: str, limits: ServerLimits) -> np.ndarray:
+    """The slice (rows, columns) in a request's body; raises `ApiError` if it is damaged, too large, or another one."""
     try:
-        array = unpack_array(body, most)
+        array = unpack_array(body, min(limits.slice_bytes, limits.store_bytes))
     except ArrayTooLarge as error:
         raise ApiError(413, "too_large", str(error)) from error
     except WireError as error:
@@ -208,35 +208,35 @@ def _checked_slice(body: bytes, address: str, engine: Engine) -> np.ndarray:
 
 
 def _add_segmentation_route(app: FastAPI, engine: Engine, store: Store, metrics: Metrics) -> None:
-    making = asyncio.Semaphore(TOGETHER)
+    build_slots = asyncio.Semaphore(PARALLEL_BUILDS)
 
     @app.post(
         "/segmentations",
         response_class=StreamingResponse,
         responses={
             200: {"description": STREAM, "content": {RECORDS_TYPE: {}}},
-            **_failures(400, 409, 422, 426, 503),
+            **error_responses(400, 409, 422, 426, 503),
         },
         summary="Segment; a stream of finished slices",
     )
-    async def segment(wanted: SegmentationRequest, request: Request) -> ResultResponse:
+    async def segment(body: SegmentationRequest, request: Request) -> ResultResponse:
         engine.scheduler.check()
-        async with making:
-            run, held = await run_in_threadpool(build_run, wanted, request.state.namespace, store, engine)
-        return ResultResponse(ResultStream(engine, run, held, metrics))
+        async with build_slots:
+            run, size = await run_in_threadpool(build_run, body, request.state.namespace, store, engine)
+        return ResultResponse(ResultStream(engine, run, size, metrics))
 
 
-def _add_page(app: FastAPI) -> None:
-    """The page of the routes. Its script is served from here: a page that fetches it from elsewhere tells others who
-    works with this, and stays blank where there is no internet."""
+def _add_docs_page(app: FastAPI) -> None:
+    """The page /docs. Its script is served from here: fetched from the internet, it would reveal who works with this
+    backend, and leave the page blank on a network without internet."""
     shipped = files("fastapi_offline") / "static"
-    for name, kind in (("swagger-ui-bundle.js", "text/javascript"), ("swagger-ui.css", "text/css")):
+    for name, media_type in (("swagger-ui-bundle.js", "text/javascript"), ("swagger-ui.css", "text/css")):
         content = (shipped / name).read_bytes()
 
-        def served(content: bytes = content, kind: str = kind) -> Response:
-            return Response(content, media_type=kind, headers={"Cache-Control": "max-age=86400"})
+        def static_file(content: bytes = content, media_type: str = media_type) -> Response:
+            return Response(content, media_type=media_type, headers={"Cache-Control": "max-age=86400"})
 
-        app.add_api_route(f"/docs/{name}", served, include_in_schema=False)
+        app.add_api_route(f"/docs/{name}", static_file, include_in_schema=False)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -249,52 +249,55 @@ def _add_page(app: FastAPI) -> None:
         )
 
 
-def _add_failures(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
+    """Answer every exception with an `ErrorResponse`."""
+
     @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> Response:
-        return error.answer()
+    async def api_error(_: Request, error: ApiError) -> Response:
+        return error.response()
 
     @app.exception_handler(InputError)
-    async def bad_input(_: Request, error: InputError) -> Response:
-        return ApiError(422, "invalid_input", str(error)).answer()
+    async def invalid_input(_: Request, error: InputError) -> Response:
+        return ApiError(422, "invalid_input", str(error)).response()
 
     @app.exception_handler(QueueFull)
-    async def full(_: Request, error: QueueFull) -> Response:
+    async def queue_full(_: Request, error: QueueFull) -> Response:
         headers = {"Retry-After": str(error.retry_after)}
-        return ApiError(503, "queue_full", "As many runs take turns as may; ask again later.", headers=headers).answer()
+        text = "The backend computes as many runs as it accepts; try again later."
+        return ApiError(503, "queue_full", text, headers=headers).response()
 
     @app.exception_handler(BackendStopping)
     async def stopping(_: Request, error: BackendStopping) -> Response:
-        text = "The backend is stopping; ask again when it is back, or ask another one."
-        return ApiError(503, "stopping", text, headers={"Retry-After": "5"}).answer()
+        text = "The backend is stopping; try again when it is back, or use another one."
+        return ApiError(503, "stopping", text, headers={"Retry-After": "5"}).response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid_request(_: Request, error: RequestValidationError) -> Response:
         problems = error.errors()
         if any(problem["type"] == "json_invalid" for problem in problems):
-            return ApiError(400, "bad_request", "The request's body is no JSON.").answer()
-        told = "; ".join(_problem(problem) for problem in problems[:MAX_PROBLEMS])
+            return ApiError(400, "bad_request", "The request's body is no JSON.").response()
+        text = "; ".join(_problem_text(problem) for problem in problems[:MAX_PROBLEMS])
         more = f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-        return ApiError(422, "invalid_request", f"The request is not as it should be: {told}{more}.").answer()
+        return ApiError(422, "invalid_request", f"The request is not valid: {text}{more}.").response()
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
+    async def http_error(_: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-        return ApiError(error.status_code, code, f"{error.detail}; see /docs.", headers=error.headers).answer()
+        return ApiError(error.status_code, code, f"{error.detail}; see /docs.", headers=error.headers).response()
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         LOGGER.error("request failed", exc_info=error)
-        return ApiError(500, "failed", f"The backend failed ({type(error).__name__}); its log tells more.").answer()
+        return ApiError(500, "failed", f"The backend failed ({type(error).__name__}); see its log.").response()
 
 
-def _problem(problem: dict[str, Any]) -> str:
-    where = ".".join(str(place) for place in problem["loc"])
-    return f"{where}: {problem['msg']}"[:200]
+def _problem_text(problem: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in problem["loc"])
+    return f"{field}: {problem['msg']}"[:200]
 
 
-class _Counting:
-    """An ASGI application in front of another: counts answers by route and status, and the bytes of bodies."""
+class _RequestMetrics:
+    """ASGI middleware that counts answers by route and status, and the bytes of bodies."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -305,16 +308,16 @@ class _Counting:
             await self._app(scope, receive, send)
             return
 
-        async def counted(message: Message) -> None:
+        async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "other")
                 method = scope["method"] if scope["method"] in METHODS else "other"
                 self._metrics.requests.labels(method, route, str(message["status"])).inc()
             await send(message)
 
-        async def received() -> Message:
+        async def counting_receive() -> Message:
             message = await receive()
             self._metrics.received.inc(len(message.get("body", b"")))
             return message
 
-        await self._app(scope, received, counted)
+        await self._app(scope, counting_receive, counting_send)

@@ -1,5 +1,9 @@
-"""The backend on Ray Serve: the same application in a replica for each GPU, or processor, of a cluster; the store of
-slices that all of them share, and what stands before Ray Serve's proxies."""
+"""The backend on Ray Serve: the same application in one replica per GPU, or per processor, of a cluster.
+
+Each replica has the networks and an `Engine` of its own. The slices are in one actor, which all replicas ask through
+`RayStore`, so that a client may talk to any of them. Ray Serve's proxies pass requests on and start and stop replicas
+by load; `_ProxyErrors` makes the proxies' own errors into answers that clients understand.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +27,11 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.server.access import ListeningAddress, on_stdin_closed
 from SDFSMISLib.server.schema import ApiError
 from SDFSMISLib.server.settings import ServerLimits, ServeSettings, log_event
-from SDFSMISLib.server.store import MemoryStore, MissingSlices
+from SDFSMISLib.server.store import Key, MemoryStore, MissingSlices
 from SDFSMISLib.wire import PROTOCOL, PROTOCOL_HEADER
 
 try:
-    from SDFSMISLib.cohort.ray_pool import connected, nodes  # isort: skip  (says what Ray is to print, before it loads)
+    from SDFSMISLib.cohort.ray_pool import connected, nodes  # isort: skip  (sets what Ray prints, before Ray loads)
     import ray
     from ray import serve
     from ray.exceptions import RayError, RayTaskError
@@ -38,55 +42,53 @@ except (ImportError, InputError) as error:
 __all__ = ["RayStore", "ReplicaPlan", "middlewares", "plan_replicas", "run_ray_server"]
 
 APPLICATION = "sdfsmis"
-CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")  # name and namespace under which Ray Serve runs on a cluster
-STORE_ACTOR = ("sdfsmis-slices", "sdfsmis")  # name and namespace of the store
-EXTRA_REQUESTS = 64  # requests that a replica answers beside its runs
-HEALTH_SECONDS = 2.0  # between two questions how a replica is; one that is ill three times is replaced
-GRACE_SECONDS = 10.0  # that runs have to end in when their replica is told to stop
-SLOW_START_SECONDS = 60.0  # seconds without a replica after which the user is told
-MAX_STARTS = 2  # that a replica tries before it is given up
-DESCRIBE_SECONDS = 60.0  # that a replica has to say what it serves
-STORE_SECONDS = 30.0  # that an answer of the store is waited for, a restart of its actor included
+CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")  # name and namespace of Ray Serve's own actor
+STORE_ACTOR = ("sdfsmis-slices", "sdfsmis")  # name and namespace
+EXTRA_REQUESTS = 64  # that a replica answers beside its runs
+HEALTH_SECONDS = 2.0  # between two health checks; after three failures a replica is replaced
+GRACE_SECONDS = 10.0  # for active runs to end when their replica is stopped
+SLOW_START_SECONDS = 60.0  # after which the user is told what a replica waits for
+MAX_STARTS = 2  # attempts to start a replica
+DESCRIBE_SECONDS = 60.0  # timeout of the call that asks the first replica what it serves
+STORE_SECONDS = 30.0  # timeout of a call to the store, a restart of its actor included
 RETRY_SECONDS = 2
-SLICES_PER_CALL = 16  # slices that come at once, so that a large scan does not fill the object store
-POLL_SECONDS = 0.5  # seconds between two looks at whether to stop; Windows does not wake who waits for longer
+SLICES_PER_CALL = 16  # that are fetched from the store together, so that a large scan does not fill the object store
+POLL_SECONDS = 0.5  # between two checks whether to stop; on Windows a signal does not wake a longer wait
 
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 PROXY_VARIABLES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares"}
-RAY_SERVE_PATHS = "/-/"  # paths that tell load balancers how a proxy is
+RAY_SERVE_PATHS = "/-/"  # by which load balancers check a proxy
 
-# A run keeps a replica busy, so that a second one at the same time is worth another replica. They stay for a while,
-# since a correction comes soon after the result and finds the latents of its scan in the replica that made it.
+# A run keeps a replica busy, so a second one at the same time is worth another replica. Replicas stay for a while: a
+# correction follows soon, and finds the latents of its scan in the replica that computed them.
 SCALING = {"target_ongoing_requests": 1, "look_back_period_s": 15, "upscale_delay_s": 5, "downscale_delay_s": 600}
-
-Key = tuple[str, str]  # namespace and content address
 
 
 def run_ray_server(settings: ServeSettings) -> int:
-    """Serve on Ray until told to stop; the exit code, 0.
+    """Serve on Ray until stopped; the exit code, 0.
 
-    The cluster is the one that RAY_ADDRESS names, or that runs here, which stays when the backend ends; else this
-    machine. All its nodes have sdfsmis, and find the model and the certificate under the same paths. Clients come in at
-    `settings.host` and the same port of the cluster's head node, and of each node with a replica; whichever is asked
-    passes it on to a replica of any node. A client whose own node is lost needs the address of another one.
+    The cluster is the one that RAY_ADDRESS names, or that runs on this machine, and stays when the backend ends; if
+    there is none, one is started on this machine. All nodes have sdfsmis, and the model and the certificate under the
+    same paths. Clients connect to `settings.host` and the same port of the head node or of any node with a replica;
+    that node passes the request on to a replica of any node. A client whose node is lost needs the address of another.
 
-    Ray trusts all who reach its own ports, where no token of its own (RAY_AUTH_MODE) is asked for: a cluster belongs
-    behind a firewall. Killed, the backend leaves its replicas, without slices, on a cluster that it joined; `serve
+    Without a token of Ray's own (RAY_AUTH_MODE), Ray trusts everybody who reaches its ports: a cluster belongs behind
+    a firewall. If the backend is killed, its replicas stay on a cluster that it joined, without slices; `serve
     shutdown` ends them.
 
     Raises:
-        InputError: where Ray is not installed or not to be reached, something else serves on the cluster, it has not
-            what the device asks for, or the model cannot be loaded; and as `run_server`.
+        InputError: as `run_server`; also if Ray is not installed or cannot be reached, something else serves on the
+            cluster, or the cluster lacks the requested device.
     """
-    address = ListeningAddress.of(settings)
-    address.listening.close()  # it was free; Ray Serve takes it by itself
+    address = ListeningAddress.open(settings)
+    address.listener.close()  # the port is free; Ray Serve binds it itself
     with connected():
         _check_not_serving()
-        place = plan_replicas(nodes(), settings.device)
-        with store_actor(settings.limits), _ray_serve(settings, address, place) as handle:
-            what, seconds = handle.describe.remote().result(timeout_s=DESCRIBE_SECONDS)
+        plan = plan_replicas(nodes(), settings.device)
+        with store_actor(settings.limits), _ray_serve(settings, address, plan) as handle:
+            model, seconds_per_slice = handle.describe.remote().result(timeout_s=DESCRIBE_SECONDS)
             with _stop_event(settings) as stopped:
-                address.announce(f"{what}, with room for {place.replicas} replicas", seconds)
+                address.announce(f"{model}, with room for {plan.replicas} replicas", seconds_per_slice)
                 while not stopped.wait(POLL_SECONDS):
                     pass
     return 0
@@ -94,7 +96,7 @@ def run_ray_server(settings: ServeSettings) -> int:
 
 @dataclass(frozen=True)
 class ReplicaPlan:
-    """How many replicas find place on a cluster, and what each takes: a processor, and perhaps a GPU."""
+    """How many replicas fit on a cluster at most, and the GPUs (0 or 1) of each; each has one processor."""
 
     replicas: int
     gpus: int
@@ -105,14 +107,20 @@ class ReplicaPlan:
 
 
 def plan_replicas(nodes: Sequence[tuple[int, int]], device: str) -> ReplicaPlan:
-    """The room that there is.
+    """The replicas that fit on a cluster.
 
     Args:
-        nodes: processors and GPUs of each.
-        device: `auto` (GPUs where there are any), `cpu` or `cuda`.
+        nodes: processors and GPUs of each node.
+        device: `auto` (GPUs if any node has one), `cpu` or `cuda`.
 
     Raises:
-        InputError: where there is none, or another device is asked for.
+        InputError: if none fits, or `device` is another one.
+
+    Example:
+        >>> plan_replicas([(16, 2), (8, 0)], "auto")
+        ReplicaPlan(replicas=2, gpus=1)
+        >>> plan_replicas([(16, 2), (8, 0)], "cpu")
+        ReplicaPlan(replicas=24, gpus=0)
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(
@@ -131,10 +139,10 @@ def plan_replicas(nodes: Sequence[tuple[int, int]], device: str) -> ReplicaPlan:
 
 @serve.ingress()
 class BackendReplica:
-    """The application with networks of its own; slices are in the `RayStore` that all share.
+    """Ray Serve's deployment: the application with networks of its own, and the slices in the shared `RayStore`.
 
-    Latents of slices, the queue's bound and what `/metrics` tells are the replica's own. A client that takes results
-    slowly does not hold its run back, as it does without Ray: Ray Serve keeps what waits for it.
+    Latents, the bound on active runs and the metrics are each replica's own. Unlike in a single process, a client that
+    reads slowly does not pause its run: Ray Serve buffers the results.
     """
 
     def __init__(self, settings: ServeSettings, tokens: Sequence[str]) -> None:
@@ -144,41 +152,39 @@ class BackendReplica:
         from SDFSMISLib.server.engine import Engine
         from SDFSMISLib.server.settings import log_to_stderr
 
-        log_to_stderr()  # which Ray keeps in its session's folder of logs
-        # A run that goes on in another replica is to come to the same bits, which the number of threads has a part in;
-        # Ray's own choice gives way to OMP_NUM_THREADS, which may be another on each node.
+        log_to_stderr()  # Ray keeps it in its session's log folder
+        # A run that continues in another replica must give the same bits, which depend on the number of threads. Ray's
+        # own setting yields to OMP_NUM_THREADS, which may differ between nodes.
         torch.set_num_threads(1)
-        segmenter = Segmenter.from_pretrained(settings.model, settings.device)
         self.tokens = tokens
-        self.engine = Engine(segmenter, settings.limits, on_device_error=lambda: self.engine.scheduler.stop())
+        self.engine = Engine(Segmenter.from_pretrained(settings.model, settings.device), settings.limits)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: N807 (Ray Serve's name)
         from SDFSMISLib.server.app import make_app
 
-        store = RayStore(lambda namespace, address: self.engine.latents.forget(f"{namespace} {address}"))
-        return make_app(self.engine, store, self.tokens)
+        return make_app(self.engine, RayStore(self.engine.forget_slice), self.tokens)
 
     def describe(self) -> tuple[str, float]:
-        """What serves here, and the seconds that a slice takes."""
+        """Model and device in words, and the seconds per slice."""
         return f"{self.engine.segmenter.name} on {self.engine.device_name}", self.engine.seconds_per_slice
 
     def check_health(self) -> None:
-        """Raises where a new replica is to come in the place of this one."""
-        if self.engine.lost is not None:
-            raise RuntimeError(f"The device has failed: {self.engine.lost}")
+        """Called by Ray Serve, which replaces a replica that raises here."""
+        if self.engine.device_error is not None:
+            raise RuntimeError(f"The device has failed: {self.engine.device_error}")
         if not self.engine.scheduler.is_alive:
             raise RuntimeError("The device's thread has ended.")
 
 
 @contextmanager
-def _ray_serve(settings: ServeSettings, address: ListeningAddress, place: ReplicaPlan) -> Iterator[Any]:
-    """Ray Serve with the application, until the block ends; a handle to the replicas."""
+def _ray_serve(settings: ServeSettings, address: ListeningAddress, plan: ReplicaPlan) -> Iterator[Any]:
+    """Ray Serve with the application, until the block ends; gives a handle to the replicas."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
-        with waiting(f"Loading the model {settings.model}"), _slow_start_message(place):
-            _start_serve(settings, address)
+        with waiting(f"Loading the model {settings.model}"), _slow_start_message(plan):
+            _start_ray_serve(settings, address)
             try:
-                handle = serve.run(_application(settings, address, place), name=APPLICATION, logging_config=QUIET)
+                handle = serve.run(_application(settings, address, plan), name=APPLICATION, logging_config=QUIET)
             except RuntimeError as error:
                 raise InputError(_start_failure()) from error
         yield handle
@@ -186,8 +192,8 @@ def _ray_serve(settings: ServeSettings, address: ListeningAddress, place: Replic
         serve.shutdown()
 
 
-def _start_serve(settings: ServeSettings, address: ListeningAddress) -> None:
-    """Ray Serve without an application: its addresses."""
+def _start_ray_serve(settings: ServeSettings, address: ListeningAddress) -> None:
+    """Start Ray Serve's proxies, still without an application."""
     files = {"ssl_keyfile": settings.tls_key, "ssl_certfile": settings.tls_cert}
     certificate = {name: str(path.absolute()) for name, path in files.items() if path is not None}
     try:
@@ -204,27 +210,27 @@ def _start_serve(settings: ServeSettings, address: ListeningAddress) -> None:
         ) from error
 
 
-def _application(settings: ServeSettings, address: ListeningAddress, place: ReplicaPlan) -> serve.Application:
+def _application(settings: ServeSettings, address: ListeningAddress, plan: ReplicaPlan) -> serve.Application:
     folder = Path(settings.model).expanduser()
     is_folder = settings.model != ServeSettings.model and folder.is_dir()
-    model = str(folder.absolute()) if is_folder else settings.model  # replicas work in other folders
+    model = str(folder.absolute()) if is_folder else settings.model  # replicas have another working directory
     deployment: Any = serve.deployment(
         BackendReplica,
         name="backend",
-        ray_actor_options={"num_cpus": 1, "num_gpus": place.gpus},
+        ray_actor_options={"num_cpus": 1, "num_gpus": plan.gpus},
         max_ongoing_requests=settings.limits.queue + EXTRA_REQUESTS,
-        autoscaling_config={"min_replicas": 1, "max_replicas": place.replicas, **SCALING},
+        autoscaling_config={"min_replicas": 1, "max_replicas": plan.replicas, **SCALING},
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=GRACE_SECONDS,
         graceful_shutdown_wait_loop_s=POLL_SECONDS,
         max_constructor_retry_count=MAX_STARTS,
         logging_config=QUIET,
     )
-    return deployment.bind(replace(settings, model=model, device=place.device), address.tokens)
+    return deployment.bind(replace(settings, model=model, device=plan.device), address.tokens)
 
 
 def _check_not_serving() -> None:
-    """Ray Serve has one set of addresses for a whole cluster, and is not this program's to end."""
+    """Ray Serve has one set of addresses per cluster; one that another program started is not ours to use or end."""
     try:
         ray.get_actor(*CONTROLLER)
     except ValueError:
@@ -235,10 +241,10 @@ def _check_not_serving() -> None:
 
 
 @contextmanager
-def _slow_start_message(place: ReplicaPlan) -> Iterator[None]:
-    """Tells the user, after a while, what a replica waits for."""
-    gpu = " and a GPU" if place.gpus else ""
-    text = f"No replica has started yet; each needs a processor{gpu} of one node. It is waited for."
+def _slow_start_message(plan: ReplicaPlan) -> Iterator[None]:
+    """Prints what a replica waits for if the block takes longer than `SLOW_START_SECONDS`."""
+    gpu = " and a GPU" if plan.gpus else ""
+    text = f"No replica has started yet; each needs a processor{gpu} of one node. Still waiting."
     timer = threading.Timer(SLOW_START_SECONDS, say, [text])
     timer.daemon = True
     timer.start()
@@ -249,7 +255,7 @@ def _slow_start_message(place: ReplicaPlan) -> Iterator[None]:
 
 
 def _start_failure() -> str:
-    """A sentence on what the replicas failed by."""
+    """A sentence on why no replica could start, from Ray Serve's status."""
     (failed,) = serve.status().applications[APPLICATION].deployments.values()
     last = failed.message.strip().rpartition("\n")[2]
     kind, _, text = last.partition(": ")
@@ -263,7 +269,7 @@ def _start_failure() -> str:
 
 @contextmanager
 def _stop_event(settings: ServeSettings) -> Iterator[threading.Event]:
-    """An event that is set by a signal to stop, or by the end of the program that started this one."""
+    """An event that is set by SIGINT, SIGTERM, or the end of the program that started this one."""
     stopped = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -279,23 +285,22 @@ def _stop_event(settings: ServeSettings) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-# -- slices that all replicas share: the store of one process, in an actor ---------------------------------------------
+# -- the store that all replicas share: a MemoryStore in an actor ------------------------------------------------------
 
 
 @contextmanager
 def store_actor(limits: ServerLimits) -> Iterator[None]:
-    """The actor that every `RayStore` of the cluster asks; it ends with the block, and with this process, on whose node
-    it is."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    made = ray.remote(_StoreActor).options(
+    """The actor behind every `RayStore` of the cluster, until the block ends; it runs on this process's node."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor_class = ray.remote(_StoreActor).options(
         name=STORE_ACTOR[0],
         namespace=STORE_ACTOR[1],
         num_cpus=0,
         max_restarts=-1,
         max_task_retries=1,
-        scheduling_strategy=here,
+        scheduling_strategy=this_node,
     )
-    actor: Any = made.remote(limits.store_bytes, limits.store_seconds)
+    actor: Any = actor_class.remote(limits.store_bytes, limits.store_seconds)
     try:
         yield
     finally:
@@ -303,21 +308,21 @@ def store_actor(limits: ServerLimits) -> Iterator[None]:
 
 
 class _StoreActor:
-    """The actor. It does one thing at a time."""
+    """A `MemoryStore` whose methods Ray calls one at a time."""
 
-    def __init__(self, most_bytes: int, max_seconds: float) -> None:
-        self._store = MemoryStore(most_bytes, max_seconds, lambda *key: self._here.discard(key))
-        self._here: set[Key] = set()
+    def __init__(self, max_bytes: int, max_seconds: float) -> None:
+        self._store = MemoryStore(max_bytes, max_seconds, lambda *key: self._stored.discard(key))
+        self._stored: set[Key] = set()
 
     def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
-        self._here.add((namespace, address))
-        return self._store.put(namespace, address, np.array(array))  # not a view that keeps a part of the object store
+        self._stored.add((namespace, address))
+        return self._store.put(namespace, address, _copy(array))
 
     def missing(self, namespace: str, addresses: list[str]) -> list[str]:
         return self._store.missing(namespace, addresses)
 
     def get(self, namespace: str, addresses: list[str]) -> dict[str, np.ndarray]:
-        """Those that are here."""
+        """Those slices that are stored."""
         missing = set(self._store.missing(namespace, addresses))
         return self._store.get(namespace, [address for address in addresses if address not in missing])
 
@@ -325,27 +330,35 @@ class _StoreActor:
         self._store.delete(namespace, address)
 
     def expire(self, read: list[Key]) -> tuple[int, list[Key]]:
-        """Memory in use, and which of the slices that a replica has read are here no longer."""
+        """Memory in use, and those slices that a replica has read which are not stored any more."""
         self._store.expire()
-        return self._store.bytes, [key for key in read if key not in self._here]
+        return self._store.bytes, [key for key in read if key not in self._stored]
 
 
 class RayStore:
-    """Slices in an actor of the cluster; see `Store`. All calls block; the application makes them in its threads.
+    """A `Store` in an actor of the cluster. All calls block; the application makes them in its thread pool.
 
-    Arrays travel through Ray's object store and do not stay there: the actor and who asks for them have copies. What
-    does not fit into the object store Ray may write to its spill folder for that while.
+    Arrays pass through Ray's object store and do not stay there: the actor and the caller have copies. While they
+    pass, Ray may write what does not fit into the object store to its spill folder.
 
-    Where the actor is lost, for want of memory for example, it starts again and is empty: clients are told which slices
-    are missing, and send them again. A call that is under way meanwhile is made once more; where no answer comes it
-    fails with 503, after which clients try again too.
+    If the actor is lost, for example for want of memory, Ray restarts it, empty: clients are told which slices are
+    missing, and send them again. A call that is under way then is made once more; one that is not answered in time
+    fails with status 503, upon which clients try again.
 
-    Of a slice that goes, by a client's wish or by itself, other replicas learn by `expire`, which the application calls
-    twice a minute. For so long their latents of it may stay in memory; they are found by namespace and content only, so
-    nobody else can come by them.
+    Other replicas learn from `expire`, which the application calls twice a minute, that a slice was removed; until
+    then they keep its latents. Those are found by namespace and content only, hence by nobody else.
 
     Args:
-        on_removed: called with namespace and address of each slice that went, of those that this replica has read.
+        on_removed: called with namespace and address of each removed slice that this replica has read.
+
+    Raises:
+        ApiError: from all methods but `expire`, if the actor does not answer.
+
+    Example:
+        On a cluster, with ``store_actor(limits)`` entered in the process that serves ::
+
+            store = RayStore(on_removed=engine.forget_slice)
+            store.put("alice", "a1", np.zeros((4, 8), dtype=np.int16))
     """
 
     def __init__(self, on_removed: Callable[[str, str], None]) -> None:
@@ -357,14 +370,14 @@ class RayStore:
 
     @property
     def bytes(self) -> int:
-        """Memory in use when `expire` was called last."""
+        """Memory in use at the last call of `expire`."""
         return self._bytes
 
     def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
-        return self._answer(self._actor.put.remote(namespace, address, array))
+        return self._result(self._actor.put.remote(namespace, address, array))
 
     def missing(self, namespace: str, addresses: Iterable[str]) -> list[str]:
-        return self._answer(self._actor.missing.remote(namespace, list(addresses)))
+        return self._result(self._actor.missing.remote(namespace, list(addresses)))
 
     def get(self, namespace: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
         wanted = list(dict.fromkeys(addresses))
@@ -372,8 +385,8 @@ class RayStore:
         arrays: dict[str, np.ndarray] = {}
         for start in range(0, 0 if missing else len(wanted), SLICES_PER_CALL):
             part = wanted[start : start + SLICES_PER_CALL]
-            found = self._answer(self._actor.get.remote(namespace, part))
-            arrays |= {address: _own(array) for address, array in found.items()}
+            found = self._result(self._actor.get.remote(namespace, part))
+            arrays |= {address: _copy(array) for address, array in found.items()}
             missing += [address for address in part if address not in found]
         if missing:
             raise MissingSlices(missing)
@@ -382,15 +395,15 @@ class RayStore:
         return arrays
 
     def delete(self, namespace: str, address: str) -> None:
-        self._answer(self._actor.delete.remote(namespace, address))
+        self._result(self._actor.delete.remote(namespace, address))
         self._forget([(namespace, address)])
 
     def expire(self) -> None:
         with self._lock:
             read = list(self._read)
-        with suppress(ApiError):  # it is called again soon
-            self._bytes, gone = self._answer(self._actor.expire.remote(read))
-            self._forget(gone)
+        with suppress(ApiError):  # called again soon
+            self._bytes, removed = self._result(self._actor.expire.remote(read))
+            self._forget(removed)
 
     def _forget(self, keys: Iterable[Key]) -> None:
         for key in keys:
@@ -398,40 +411,40 @@ class RayStore:
                 self._read.discard(key)
             self._on_removed(*key)
 
-    def _answer(self, reference: Any) -> Any:
+    def _result(self, reference: Any) -> Any:
         try:
             return ray.get(reference, timeout=STORE_SECONDS)
         except RayTaskError:
-            raise  # a defect
+            raise  # a defect in the actor's code
         except RayError as error:
             log_event("store does not answer", why=type(error).__name__)
             raise ApiError(
                 503,
                 "stopping",
-                "The store of the slices starts again; ask again in a moment.",
+                "The store of the slices starts again; try again in a moment.",
                 headers={"Retry-After": str(RETRY_SECONDS)},
             ) from error
 
 
-def _own(array: np.ndarray) -> np.ndarray:
-    """A copy that keeps no part of the object store."""
+def _copy(array: np.ndarray) -> np.ndarray:
+    """A read-only copy, which unlike the array keeps no memory of Ray's object store in use."""
     copy = np.array(array)
     copy.flags.writeable = False
     return copy
 
 
-# -- before Ray Serve's proxies: clients understand what these answer by themselves ------------------------------------
+# -- in Ray Serve's proxies --------------------------------------------------------------------------------------------
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve, which calls it in each proxy; see RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    """The proxies' middleware; each proxy calls this, see `PROXY_VARIABLES`."""
     return [Middleware(_ProxyErrors)]
 
 
 class _ProxyErrors:
-    """An ASGI application before another: what is not an answer of a replica becomes one that says to come again.
+    """ASGI middleware that turns a proxy's own errors into a 503 `ErrorResponse`, upon which clients try again.
 
-    A proxy answers in plain text, or not at all, where the replica that it asked is lost, or it knows of none yet.
+    If the replica of a request is lost, or none has started yet, a proxy answers in plain text or not at all.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -441,17 +454,17 @@ class _ProxyErrors:
         if scope["type"] != "http" or scope["path"].startswith(RAY_SERVE_PATHS):
             await self._app(scope, receive, send)
             return
-        is_replicas: bool | None = None  # not known before the answer begins
+        is_from_replica: bool | None = None  # unknown until the answer begins
 
-        async def sending(message: Message) -> None:
-            nonlocal is_replicas
-            if is_replicas is None:
-                is_replicas = PROTOCOL_HEADER in Headers(raw=message.get("headers", ()))
-            if is_replicas:
+        async def send_from_replica(message: Message) -> None:
+            nonlocal is_from_replica
+            if is_from_replica is None:
+                is_from_replica = PROTOCOL_HEADER in Headers(raw=message.get("headers", ()))
+            if is_from_replica:
                 await send(message)
 
-        await self._app(scope, receive, sending)
-        if not is_replicas:
+        await self._app(scope, receive, send_from_replica)
+        if not is_from_replica:
             headers = {"Retry-After": str(RETRY_SECONDS), PROTOCOL_HEADER: str(PROTOCOL)}
-            text = "The replica that was asked is gone, or none is there yet; ask again in a moment."
-            await ApiError(503, "stopping", text, headers=headers).answer()(scope, receive, send)
+            text = "The replica of this request was lost, or none has started yet; try again in a moment."
+            await ApiError(503, "stopping", text, headers=headers).response()(scope, receive, send)

@@ -1,7 +1,4 @@
-"""What goes in and out as JSON; the page /docs is made from this.
-
-Failures as the client sees them: a status, a code, and a sentence.
-"""
+"""The JSON of the backend's requests and answers, as pydantic models; the OpenAPI page /docs is made from them."""
 
 from __future__ import annotations
 
@@ -31,16 +28,14 @@ Shape = Annotated[tuple[Side, Side], Field(description="(rows, columns)")]
 Spacing = Annotated[tuple[Millimetres, Millimetres], Field(description="(row, column), mm")]
 Plane = Literal["axial", "coronal", "sagittal"]
 
-
-# Beyond these a request is refused before it is looked at: each element that is wrong takes time and memory. What the
-# backend accepts may be less, and is told by /capabilities.
+# Bounds on what is parsed at all, since each wrong element takes time and memory; `ServerLimits` may be lower.
 MAX_SLICES, MAX_MASKS, MAX_PROBABILITIES = 1 << 16, 1 << 10, 1 << 16
 
 
 class RequestModel(BaseModel):
-    """A name that is not known is refused: it is a misspelt one more often than not."""
+    """A part of a request. Unknown fields are refused: most are misspelt names of known ones."""
 
-    model_config = ConfigDict(extra="forbid", strict=False)
+    model_config = ConfigDict(extra="forbid")
 
 
 class Orientation(RequestModel):
@@ -52,14 +47,14 @@ class Orientation(RequestModel):
 
 
 class Window(RequestModel):
-    """The raw intensities, of the whole scan, that the networks see as -1 and 1."""
+    """Raw intensities, of the whole scan, that the networks see as -1 and 1."""
 
     low: Intensity
     high: Intensity
 
 
 class SlicePlaneFields(RequestModel):
-    """The fields of a :class:`SlicePlane`."""
+    """Where slices lie, how they are turned and windowed; see `slices.SlicePlane`."""
 
     axis: Axis
     spacing: Spacing
@@ -75,7 +70,7 @@ class SlicePlaneFields(RequestModel):
 
 
 class Query(SlicePlaneFields):
-    """The slices to segment: parallel ones of one scan, and those of them that were sent."""
+    """The slices to segment: parallel slices of one scan, and the addresses of those that were sent."""
 
     count: Annotated[int, Field(ge=1, le=1 << 20, description="slices of the scan along the axis")]
     shape: Shape
@@ -123,7 +118,7 @@ class PaintedSlice(SlicePlaneFields):
 
 
 class SliceProbability(RequestModel):
-    """A probability, uint8 with 255 meaning 1, that came in an earlier stream."""
+    """The probability of a label on a slice, uint8 with 255 meaning 1, as an earlier stream gave it."""
 
     label: LabelValue
     index: Index
@@ -132,11 +127,20 @@ class SliceProbability(RequestModel):
 
 
 class TrackProbability(SliceProbability):
+    """What propagation from the painted slice `start` gave on a slice, as a `lane` record gave it."""
+
     start: Index
 
 
 class SegmentationRequest(RequestModel):
-    """What to segment, by what; and, after a cut, what has come already."""
+    """What to segment, by which painted slices; after a cut, also what an earlier stream gave.
+
+    Example:
+        >>> SegmentationRequest.model_validate({"protocol": 1, "threshold": 1.5})
+        Traceback (most recent call last):
+        pydantic_core._pydantic_core.ValidationError: 4 validation errors for SegmentationRequest
+        ...
+    """
 
     protocol: int
     query: Query
@@ -207,16 +211,14 @@ class CapabilitiesResponse(BaseModel):
 
 
 class ErrorInfo(BaseModel):
-    code: str
-    message: str
-    missing: list[str] | None = None
+    code: Annotated[str, Field(description="for programs")]
+    message: Annotated[str, Field(description="a sentence for people")]
+    missing: Annotated[list[str] | None, Field(description="addresses of the slices to send")] = None
 
 
 class ErrorResponse(BaseModel):
     error: ErrorInfo
 
-
-Responses = dict[int | str, dict[str, Any]]
 
 STREAM = """One JSON object per line, each closed by `crc32`, that of the line's bytes before `,"crc32":`.
 
@@ -231,14 +233,19 @@ A stream without `end` or `error` was cut: send what is missing, ask again with 
 
 
 class ApiError(HTTPException):
-    """An answer other than the one that was hoped for.
+    """A request that is answered with an error; raise it anywhere below a route.
 
     Args:
-        status: of HTTP.
-        code: for programs.
-        message: a sentence for people.
-        more: further fields of the answer's `error`.
+        status: HTTP status.
+        code: names the kind of error for programs.
+        message: a sentence for people, which says what to do.
+        details: further fields of the answer's `error`.
         headers: of the answer.
+
+    Example:
+        >>> error = ApiError(413, "too_large", "The slice has 20 million pixels; send a smaller one.")
+        >>> error.response().body
+        b'{"error":{"code":"too_large","message":"The slice has 20 million pixels; send a smaller one."}}'
     """
 
     def __init__(
@@ -246,13 +253,18 @@ class ApiError(HTTPException):
         status: int,
         code: str,
         message: str,
-        more: Mapping[str, object] | None = None,
+        details: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, dict(headers or {}))
         self.code = code
-        self.more = dict(more or {})
+        self.details = dict(details or {})
 
-    def answer(self) -> JSONResponse:
-        error = {"code": self.code, "message": self.detail, **self.more}
+    def response(self) -> JSONResponse:
+        error = {"code": self.code, "message": self.detail, **self.details}
         return JSONResponse({"error": error}, self.status_code, self.headers)
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The entries of these error statuses in a route's OpenAPI description: all answer with an `ErrorResponse`."""
+    return {status: {"model": ErrorResponse} for status in statuses}

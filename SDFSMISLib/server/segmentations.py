@@ -1,6 +1,9 @@
-"""From a request to a run: the slices it names, the painted ones, and what has come before.
+"""From a segmentation request to the stream of its results.
 
-The results of one run on their way to its client.
+`build_run` makes a request into a `Run`; `ResultStream` puts the run into the engine's scheduler and turns its results
+into records. The run's callbacks are called in the device's thread and only hand over to the event loop; what takes
+time (packing results) is done in the thread pool. A client that disconnects cancels its run; a client that reads too
+slowly gets the device less often, since only what it has read is reported to the scheduler.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from SDFSMISLib.inference.networks import is_out_of_memory
 from SDFSMISLib.inference.run import Finished, FoundResult, LaneResult, Result, Run
 from SDFSMISLib.inference.segmentation import unlikeness
 from SDFSMISLib.options import RunOptions
-from SDFSMISLib.server.engine import BackendStopping, ClientStalled, Engine, Metrics, QueueFull, ScheduledRun
-from SDFSMISLib.server.schema import ApiError, SegmentationRequest, SliceProbability
+from SDFSMISLib.server.engine import Engine, Metrics, is_fatal_device_error, slice_identity
+from SDFSMISLib.server.scheduler import BackendStopping, ClientStalled, QueueFull, ScheduledRun
+from SDFSMISLib.server.schema import ApiError, SegmentationRequest
 from SDFSMISLib.server.settings import LOGGER, ServerLimits, log_event
 from SDFSMISLib.server.store import MissingSlices, Store
 from SDFSMISLib.slices import SliceResult
@@ -34,16 +38,20 @@ from SDFSMISLib.wire import (
     RECORDS_TYPE,
     PackedProbabilities,
     pack_probability,
+    unpack_probability,
     write_record,
 )
 
+ALIVE_SECONDS = 5.0  # without results, after which an `alive` record is sent
+MAX_RETRY_SECONDS = 60
+
 
 def build_run(request: SegmentationRequest, namespace: str, store: Store, engine: Engine) -> tuple[Run, int]:
-    """The run that a request asks for, and the bytes of its slices, which it holds on to whatever the store does.
+    """The run of a request, and the bytes of memory that it holds until it ends, for `Engine.reserve`.
 
     Raises:
-        ApiError: where slices are missing, the request is too large, or of another protocol.
-        InputError: where it makes no sense.
+        ApiError: if slices are not stored, the request is too large, or it is of another protocol.
+        InputError: if the fields of the request do not fit together.
     """
     if request.protocol != PROTOCOL:
         raise ApiError(
@@ -55,53 +63,62 @@ def build_run(request: SegmentationRequest, namespace: str, store: Store, engine
     _check_size(request, engine.limits)
     query = request.query
     sent = dict(query.slices)
-    addresses = [*sent.values(), *(piece.slice for piece in request.support)]
+    addresses = [*sent.values(), *(painted.slice for painted in request.support)]
     try:
         arrays = store.get(namespace, dict.fromkeys(addresses))
-    except MissingSlices as missing:
+    except MissingSlices as error:
         raise ApiError(
             409,
             "slices_missing",
-            f"{len(missing.addresses)} slices are not here, or no longer; send them, and ask again.",
-            {"missing": missing.addresses},
-        ) from missing
-    scan = query.slice_stack(lambda index: arrays[sent[index]], lambda index: f"{namespace} {sent[index]}")
+            f"{len(error.addresses)} slices are not stored, or no longer; send them, and try again.",
+            {"missing": error.addresses},
+        ) from error
+    scan = query.slice_stack(lambda index: arrays[sent[index]], lambda index: slice_identity(namespace, sent[index]))
     _check_slices(sent, arrays, scan.count, scan.native_shape)
-    painted = tuple(piece.support_slice(arrays[piece.slice]) for piece in request.support)
-    for piece in painted:
-        if piece.plane.has_slices_of(scan.plane) and piece.labels.shape != scan.native_shape:
+    support = tuple(painted.support_slice(arrays[painted.slice]) for painted in request.support)
+    for painted_slice in support:
+        if painted_slice.plane.has_slices_of(scan.plane) and painted_slice.labels.shape != scan.native_shape:
             raise InputError(
-                f"A slice painted on the scan has shape {piece.labels.shape}; the scan's have {scan.native_shape}."
+                f"A slice painted on the scan has shape {painted_slice.labels.shape}; "
+                f"the scan's have {scan.native_shape}."
             )
-    options = RunOptions(request.strategy, request.region, request.threshold)
     labels = list(dict.fromkeys(request.labels))
-    run = engine.run(scan, SupportSet(painted), options, request.slices, labels, _finished(request, scan.native_shape))
-    lacking = [index for index in run.needed() if index not in sent]
-    if lacking:
-        raise InputError(f"Slice {lacking[0]} is needed for those that are wanted, and the query does not name it.")
-    painted_bytes = sum(piece.labels.size * (1 + len(labels)) for piece in painted)
-    return run, sum(array.nbytes for array in arrays.values()) + painted_bytes
+    run = engine.segmenter.run(
+        scan,
+        SupportSet(support),
+        RunOptions(request.strategy, request.region, request.threshold),
+        slices=request.slices,
+        labels=labels,
+        latents=engine.latents,
+        finished=_earlier_results(request, scan.native_shape),
+    )
+    not_sent = [index for index in run.needed() if index not in sent]
+    if not_sent:
+        raise InputError(
+            f"Slice {not_sent[0]} is needed for the requested slices, but query.slices does not list it; send it."
+        )
+    support_bytes = sum(painted_slice.labels.size * (1 + len(labels)) for painted_slice in support)
+    return run, sum(array.nbytes for array in arrays.values()) + support_bytes
 
 
 def _check_size(request: SegmentationRequest, limits: ServerLimits) -> None:
     query = request.query
-    pixels = math.prod(query.shape)
-    # A piece that is complete is looked at for each label, also for those that are absent on it.
-    masked = sum(
-        math.prod(piece.shape) * (1 + max(len(piece.masks), len(request.labels) if piece.complete else 0))
-        for piece in request.support
+    # On a complete slice every requested label is looked at, also the absent ones.
+    masked_pixels = sum(
+        math.prod(painted.shape) * (1 + max(len(painted.masks), len(request.labels) if painted.complete else 0))
+        for painted in request.support
     )
-    answers = max(len(request.finished), len(request.lanes) // 2)  # a lane comes from either side
-    for what, given, accepted in (
-        ("pixels of a slice", pixels, limits.slice_pixels),
+    earlier = max(len(request.finished), len(request.lanes) // 2)  # propagation reaches a slice from either side
+    for name, given, accepted in (
+        ("pixels of a slice", math.prod(query.shape), limits.slice_pixels),
         ("slices", max(query.count, len(query.slices)), limits.slices),
         ("painted slices", len(request.support), limits.shots),
         ("labels", len(request.labels), limits.labels),
-        ("pixels of all painted slices and their masks", masked, limits.masked_pixels),
-        ("slices that have come before", answers, len(request.labels) * query.count),
+        ("pixels of all painted slices and their masks", masked_pixels, limits.masked_pixels),
+        ("slices of an earlier stream", earlier, len(request.labels) * query.count),
     ):
         if given > accepted:
-            raise ApiError(413, "too_large", f"{given} {what} were given; {accepted} are accepted.")
+            raise ApiError(413, "too_large", f"{given} {name} were given; {accepted} are accepted.")
 
 
 def _check_slices(sent: dict[int, str], arrays: dict[str, np.ndarray], count: int, shape: tuple[int, int]) -> None:
@@ -112,35 +129,20 @@ def _check_slices(sent: dict[int, str], arrays: dict[str, np.ndarray], count: in
             raise InputError(f"Slice {index} was sent with shape {arrays[address].shape}; the scan's have {shape}.")
 
 
-def _finished(request: SegmentationRequest, shape: tuple[int, int]) -> Finished:
-    """What has come of this run before."""
-    for answer in (*request.finished, *request.lanes, *(request.found or ())):
-        if answer.index >= request.query.count or answer.label not in request.labels:
+def _earlier_results(request: SegmentationRequest, shape: tuple[int, int]) -> Finished:
+    """What an earlier stream of the same request gave before it was cut."""
+    found = request.found
+    for known in (*request.finished, *request.lanes, *(found or ())):
+        if known.index >= request.query.count or known.label not in request.labels:
             raise InputError(
-                f"Slice {answer.index} of label {answer.label} is said to have come before; it was not asked for."
+                f"Slice {known.index} of label {known.label} is given as an earlier result, but is not requested."
             )
-    slices = {(answer.label, answer.index): answer.model_dump() for answer in request.finished}
-    lanes = {(answer.label, answer.start, answer.index): answer.model_dump() for answer in request.lanes}
-    return Finished(PackedProbabilities(shape, slices), PackedProbabilities(shape, lanes), _found(request.found, shape))
-
-
-def _found(
-    starts: Sequence[SliceProbability] | None, shape: tuple[int, int]
-) -> dict[int, tuple[int, np.ndarray]] | None:
-    if starts is None:
-        return None
-    soft = PackedProbabilities(shape, {start.label: start.model_dump() for start in starts})
-    return {start.label: (start.index, soft[start.label]) for start in starts}
-
-
-ALIVE_SECONDS = 5.0  # of silence, after which a sign of life is sent
-LONGEST_RETRY = 60
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    results: list[Result]
-    size: int
+    slices = {(known.label, known.index): known.model_dump() for known in request.finished}
+    tracks = {(known.label, known.start, known.index): known.model_dump() for known in request.lanes}
+    starts = {known.label: (known.index, unpack_probability(known.model_dump(), shape)) for known in found or ()}
+    return Finished(
+        PackedProbabilities(shape, slices), PackedProbabilities(shape, tracks), None if found is None else starts
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,77 +151,101 @@ class _End:
 
 
 class ResultStream:
-    """A run that takes turns on the engine's device from now on, and the records that come of it.
+    """A run in the engine's scheduler, and the records of its results.
 
-    To be made in the event loop's thread.
+    The run is submitted on construction, which must happen in the event loop's thread, and may compute before the
+    first record is read. `close` must be called in the end.
 
     Args:
-        held: bytes of the run's slices.
+        size: bytes of memory that the run holds, see `build_run`.
 
     Raises:
-        QueueFull: where too many runs take turns.
-        BackendStopping: where the backend is about to end.
+        QueueFull: if too many runs are active.
+        BackendStopping: if the backend is stopping.
+
+    Example:
+        Within a route, `run, size = build_run(request, namespace, store, engine)`, then ::
+
+            stream = ResultStream(engine, run, size, metrics)
+            try:
+                async for line in stream.lines():  # {"type":"start", ...}, {"type":"slice", ...}, ...
+                    await send(line)
+            finally:
+                stream.close()
     """
 
-    def __init__(self, engine: Engine, run: Run, held: int, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, run: Run, size: int, metrics: Metrics) -> None:
         self._engine = engine
         self._run = run
-        self._held = held
+        self._size = size
         self._metrics = metrics
-        self._name = uuid.uuid4().hex[:8]
+        self._id = uuid.uuid4().hex[:8]  # for the log
         self._began = time.monotonic()
-        self._first: float | None = None
+        self._first_seconds: float | None = None
         self._outcome = "cancelled"
         self._done_before = run.done
         self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[_Batch | _End] = asyncio.Queue()
-        self._ticket: ScheduledRun[Result] = ScheduledRun(run.steps(), self._emit, self._close)
-        left = (run.total - run.done) * engine.seconds_per_slice
-        retry_after = max(1, min(round(left), LONGEST_RETRY))
-        engine.hold(held, retry_after)
+        self._queue: asyncio.Queue[list[Result] | _End] = asyncio.Queue()
+        self._scheduled: ScheduledRun[Result] = ScheduledRun(run.steps(), self._on_results, self._on_end)
+        seconds_left = (run.total - run.done) * engine.seconds_per_slice
+        retry_after = max(1, min(round(seconds_left), MAX_RETRY_SECONDS))
+        engine.reserve(size, retry_after)
         try:
-            engine.scheduler.submit(self._ticket, retry_after)
+            engine.scheduler.submit(self._scheduled, retry_after)
         except (QueueFull, BackendStopping):
-            engine.release(held)
+            engine.release(size)
             raise
-        log_event("run started", run=self._name, slices=run.total - run.done, strategy=run.options.strategy)
+        log_event("run started", run=self._id, slices=run.total - run.done, strategy=run.options.strategy)
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The records, each a line of bytes."""
-        yield self._start()
+        """The records, each a line of JSON, as /docs describes them; the last is an `end` or an `error` record."""
+        yield self._start_record()
         while True:
             try:
-                arrived = await asyncio.wait_for(self._arrived.get(), ALIVE_SECONDS)
+                results = await asyncio.wait_for(self._queue.get(), ALIVE_SECONDS)
             except asyncio.TimeoutError:
                 yield write_record({"type": "alive", "ahead": max(self._engine.scheduler.active_runs - 1, 0)})
                 continue
-            if isinstance(arrived, _End):
-                self._outcome = "done" if arrived.error is None else "failed"
-                yield self._end() if arrived.error is None else self._failure(arrived.error)
+            if isinstance(results, _End):
+                self._outcome = "done" if results.error is None else "failed"
+                yield self._end_record() if results.error is None else self._error_record(results.error)
                 return
-            if self._first is None:
-                self._first = time.monotonic() - self._began
-            yield await run_in_threadpool(_records, arrived.results)
-            self._engine.scheduler.results_sent(self._ticket, arrived.size)
+            if self._first_seconds is None:
+                self._first_seconds = time.monotonic() - self._began
+            yield await run_in_threadpool(_pack_results, results)
+            self._engine.scheduler.results_sent(self._scheduled, _size(results))
 
-    def leave(self) -> None:
-        """Nobody takes the records any more; the run ends, if it has not."""
-        self._engine.scheduler.cancel(self._ticket)
-        self._told(self._outcome)
+    def close(self) -> None:
+        """Cancel the run if it has not ended, and count it."""
+        self._engine.scheduler.cancel(self._scheduled)
+        slices = self._run.done - self._done_before
+        computing = self._scheduled.computing_seconds
+        self._metrics.runs.labels(self._outcome).inc()
+        self._metrics.slices.inc(slices)
+        if slices:
+            self._metrics.seconds_per_slice.observe(computing / slices)
+        log_event(
+            f"run {self._outcome}",
+            run=self._id,
+            slices=slices,
+            turns=self._scheduled.turns,
+            seconds=time.monotonic() - self._began,
+            computing=computing,
+            first=self._first_seconds,
+        )
 
-    def _emit(self, results: list[Result]) -> None:
-        size = sum(_size(result) for result in results)
-        self._engine.scheduler.results_queued(self._ticket, size)
-        self._loop.call_soon_threadsafe(self._arrived.put_nowait, _Batch(results, size))
+    def _on_results(self, results: list[Result]) -> int:
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, results)
+        return _size(results)
 
-    def _close(self, error: BaseException | None) -> None:
-        self._engine.release(self._held)
+    def _on_end(self, error: BaseException | None) -> None:
+        self._engine.release(self._size)
         if error is not None:
-            self._engine.note(error)
+            self._engine.record_error(error)
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, _End(error))
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, _End(error))
 
-    def _start(self) -> bytes:
+    def _start_record(self) -> bytes:
         return write_record(
             {
                 "type": "start",
@@ -233,52 +259,20 @@ class ResultStream:
             }
         )
 
-    def _end(self) -> bytes:
-        total = time.monotonic() - self._began
-        seconds = {"total": total, "waiting": total - self._ticket.computing, "computing": self._ticket.computing}
+    def _end_record(self) -> bytes:
+        total, computing = time.monotonic() - self._began, self._scheduled.computing_seconds
+        seconds = {"total": total, "waiting": total - computing, "computing": computing}
         return write_record({"type": "end", "slices": self._run.done, "seconds": seconds})
 
-    def _failure(self, error: BaseException) -> bytes:
-        code, message = self._described(error)
+    def _error_record(self, error: BaseException) -> bytes:
+        code, message = _describe_error(error, self._id)
         if code == "failed":
-            LOGGER.error("run failed run=%s", self._name, exc_info=error)
+            LOGGER.error("run failed run=%s", self._id, exc_info=error)
         return write_record({"type": "error", "code": code, "message": message})
-
-    def _described(self, error: BaseException) -> tuple[str, str]:
-        if isinstance(error, BackendStopping):
-            return "stopping", "The backend is stopping; ask again when it is back, or ask another one."
-        if isinstance(error, InputError):
-            return "invalid_input", str(error)
-        if isinstance(error, ClientStalled):
-            return "stalled", "The results were not taken for too long; ask again for those that are missing."
-        if self._engine.is_fatal_device_error(error):
-            return "stopping", "The backend's device has failed, and it starts again; ask again in a moment."
-        if is_out_of_memory(error):
-            return (
-                "out_of_memory",
-                "The backend's device has too little memory for a slice with these painted ones.",
-            )
-        return "failed", f"The backend failed ({type(error).__name__}); its log tells more, under run={self._name}."
-
-    def _told(self, outcome: str) -> None:
-        slices = self._run.done - self._done_before
-        self._metrics.runs.labels(outcome).inc()
-        self._metrics.slices.inc(slices)
-        if slices:
-            self._metrics.seconds_per_slice.observe(self._ticket.computing / slices)
-        log_event(
-            f"run {outcome}",
-            run=self._name,
-            slices=slices,
-            turns=self._ticket.turns,
-            seconds=time.monotonic() - self._began,
-            computing=self._ticket.computing,
-            first=self._first,
-        )
 
 
 class ResultResponse(StreamingResponse):
-    """The answer that streams a run's results. Whatever ends it ends the run, even before it has begun."""
+    """The HTTP response that streams a run's results. However it ends, even before it began, it closes the stream."""
 
     def __init__(self, results: ResultStream) -> None:
         super().__init__(results.lines(), media_type=RECORDS_TYPE, headers={"Cache-Control": "no-store"})
@@ -288,10 +282,25 @@ class ResultResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._results.leave()
+            self._results.close()
 
 
-def _records(results: Sequence[Result]) -> bytes:
+def _describe_error(error: BaseException, run_id: str) -> tuple[str, str]:
+    """Code and message of the `error` record for what a run failed with."""
+    if isinstance(error, BackendStopping):
+        return "stopping", "The backend is stopping; try again when it is back, or use another one."
+    if isinstance(error, InputError):
+        return "invalid_input", str(error)
+    if isinstance(error, ClientStalled):
+        return "stalled", "The results were not read for too long; request those that are missing again."
+    if is_fatal_device_error(error):
+        return "stopping", "The backend's device has failed, and the backend starts again; try again in a moment."
+    if is_out_of_memory(error):
+        return "out_of_memory", "The backend's device has too little memory for a slice with these painted ones."
+    return "failed", f"The backend failed ({type(error).__name__}); see its log, under run={run_id}."
+
+
+def _pack_results(results: Sequence[Result]) -> bytes:
     return b"".join(write_record(_record(result)) for result in results)
 
 
@@ -316,8 +325,12 @@ def _record(result: Result) -> dict[str, object]:
     return {"type": "found", "starts": starts}
 
 
-def _size(result: Result) -> int:
-    """Bytes in memory."""
-    if isinstance(result, FoundResult):
-        return sum(probability.nbytes for _, probability in result.starts.values())
-    return result.probability.nbytes
+def _size(results: Sequence[Result]) -> int:
+    """Bytes of memory."""
+    arrays: list[np.ndarray] = []
+    for result in results:
+        if isinstance(result, FoundResult):
+            arrays += [probability for _, probability in result.starts.values()]
+        else:
+            arrays.append(result.probability)
+    return sum(array.nbytes for array in arrays)

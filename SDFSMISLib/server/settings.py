@@ -1,8 +1,6 @@
-"""What the backend accepts at most, so that no request can take all of a machine.
+"""How a backend is started, what it accepts at most, and its log.
 
-What a backend is told when it is started.
-
-The backend's log: one line an event, `name key=value …`; never anything of a scan.
+The log has one line per event, `name key=value …`, and never anything of a scan or its patient.
 """
 
 from __future__ import annotations
@@ -18,26 +16,28 @@ from typing import Literal
 from SDFSMISLib.options import BUILT_IN
 
 MIB = 1 << 20
-MAX_ITEM_BYTES = 8  # of a pixel of any type
+MAX_PIXEL_BYTES = 8
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """Attributes:
-    slice_pixels: of one slice.
-    slices: of one scan.
-    shots: painted slices of one request.
-    labels: of one request.
-    masked_pixels: pixels of all painted slices of one request together, and of their masks, label by label.
-    body_bytes: of one request that is no slice.
-    store_bytes: of all slices that are kept, as they are in memory; those unused for longest go first.
-    store_seconds: a slice that was not used for so long goes.
-    held_bytes: of the slices of all runs that take turns, which stay whatever becomes of the store; a run that would
-        exceed them is told to come again.
-    latent_bytes: of the encoded slices that are kept for the next run.
-    queue: runs that take turns; another one is told to come again.
-    backlog_bytes: results of a run that wait for its client; a run with more waits, and does not hold the device.
-    stall_seconds: a client that takes nothing for so long has gone.
+    """Upper bounds that keep any request, or all together, from taking a whole machine.
+
+    Attributes:
+        slice_pixels: pixels of one slice.
+        slices: slices of one scan.
+        shots: painted slices of one request.
+        labels: labels of one request.
+        masked_pixels: pixels of all painted slices of one request plus those of their masks, label by label.
+        body_bytes: body of any request other than the upload of a slice.
+        store_bytes: memory of the stored slices of all clients; the least recently used are dropped first.
+        store_seconds: time after which a slice that was not used is dropped.
+        reserved_bytes: memory of the slices of all active runs, which they hold whatever the store drops; a run that
+            would exceed it is refused with a time to try again.
+        latent_bytes: memory of the encoded slices that are kept for the next run.
+        queue: active runs; one more is refused with a time to try again.
+        unsent_bytes: results of a run that its client has not read; a run with more is not given the device.
+        stall_seconds: time after which such a run fails.
     """
 
     slice_pixels: int = 4096 * 4096
@@ -51,18 +51,24 @@ class ServerLimits:
     reserved_bytes: int = 4096 * MIB
     latent_bytes: int = 256 * MIB
     queue: int = 32
-    backlog_bytes: int = 64 * MIB
+    unsent_bytes: int = 64 * MIB
     stall_seconds: float = 120.0
 
     @property
     def slice_bytes(self) -> int:
-        """Of the largest slice that is accepted, of any type, packed or not."""
-        return MAX_ITEM_BYTES * self.slice_pixels
+        """Bytes of the largest accepted slice, of any type, compressed or not."""
+        return MAX_PIXEL_BYTES * self.slice_pixels
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """The options of `sdfsmis serve`; see its help."""
+    """The options of `sdfsmis serve`, whose help describes them.
+
+    Example:
+        >>> settings = ServeSettings(host="0.0.0.0", token="at-least-16-characters")
+        >>> settings.is_loopback, settings.scheme
+        (False, 'http')
+    """
 
     host: str = "127.0.0.1"
     port: int = 7861
@@ -78,7 +84,7 @@ class ServeSettings:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this computer reaches the backend."""
+        """Whether only this computer can reach the backend."""
         if self.host == "localhost":
             return True
         try:
@@ -95,13 +101,16 @@ LOGGER = logging.getLogger("sdfsmis.server")
 
 
 def log_event(name: str, **fields: object) -> None:
-    """Log an event with its fields; those that are None are left out."""
-    told = " ".join(f"{key}={_value(value)}" for key, value in fields.items() if value is not None)
-    LOGGER.info("%s %s", name, told)
+    """Log an event with its fields; those that are None are left out, floats have three decimals."""
+    text = " ".join(f"{key}={_field_text(value)}" for key, value in fields.items() if value is not None)
+    LOGGER.info("%s %s", name, text)
 
 
 def log_to_stderr() -> None:
-    """Show the log, and uvicorn's errors, on standard error. Its warnings tell of each malformed request."""
+    """Show this log, and uvicorn's errors, on standard error.
+
+    uvicorn's warnings stay out: it writes one for each malformed request.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for logger, level in ((LOGGER, logging.INFO), (logging.getLogger("uvicorn.error"), logging.ERROR)):
@@ -110,7 +119,7 @@ def log_to_stderr() -> None:
         logger.propagate = False
 
 
-def _value(value: object) -> str:
+def _field_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)

@@ -1,4 +1,8 @@
-"""Slices that were sent, in memory: each once, each only for whom it belongs to, none for longer than it is of use."""
+"""The slices that clients have sent, in memory.
+
+A slice is stored under the namespace of its client and its content address, so that it is sent once, used by any number
+of runs, and visible to nobody else.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +15,35 @@ from typing import Protocol
 
 import numpy as np
 
+Key = tuple[str, str]
+"""Namespace and content address."""
+
 
 class MissingSlices(LookupError):
-    """Slices that are not here, or not this client's. `addresses` are theirs."""
+    """Slices that are not stored, or not in the client's namespace. `addresses` lists theirs."""
 
     def __init__(self, addresses: list[str]) -> None:
-        super().__init__(f"{len(addresses)} slices are not here")
+        super().__init__(f"{len(addresses)} slices are not stored.")
         self.addresses = addresses
 
 
 class Store(Protocol):
-    """Slices by namespace and content address. All may be called from several threads."""
+    """Slices by namespace and content address. All methods may be called by any thread, and may block for a moment."""
 
     def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
-        """Keep a slice; False where it is there already."""
+        """Store a slice (rows, columns), which becomes read-only; False if it is stored already."""
 
     def missing(self, namespace: str, addresses: Iterable[str]) -> list[str]:
-        """Those that are not here, each once, in their order. The others are kept a while longer."""
+        """Those addresses that are not stored, each once, in the given order. Counts as a use of the others."""
 
     def get(self, namespace: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
-        """Slices, read-only. Raises `MissingSlices`."""
+        """Read-only slices by address. Raises `MissingSlices` if one of them is not stored."""
 
     def delete(self, namespace: str, address: str) -> None:
-        """Forget a slice, if it is here."""
+        """Remove a slice, if it is stored."""
 
     def expire(self) -> None:
-        """Forget what has not been used for too long."""
+        """Remove the slices that were not used for too long."""
 
     @property
     def bytes(self) -> int:
@@ -44,33 +51,42 @@ class Store(Protocol):
 
 
 @dataclass(eq=False)
-class _Kept:
+class _Entry:
     array: np.ndarray
-    used: float
+    last_used: float
 
 
 class MemoryStore:
-    """Slices of this process.
+    """A `Store` in the memory of this process.
 
     Args:
-        most_bytes: of all slices; those unused for longest go first.
-        most_seconds: that a slice stays without being used.
-        on_forgotten: called with namespace and address of each slice that went.
-        clock: seconds, monotonic.
+        max_bytes: of all slices; the least recently used are removed first.
+        max_seconds: time after which `expire` removes a slice that was not used.
+        on_removed: called with namespace and address of each removed slice, while the store is locked.
+        clock: monotonic time in seconds.
+
+    Example:
+        >>> store = MemoryStore(max_bytes=1 << 20, max_seconds=3600)
+        >>> store.put("alice", "a1", np.zeros((4, 8), dtype=np.int16))
+        True
+        >>> store.missing("alice", ["a1", "b2"]), store.missing("bob", ["a1"])
+        (['b2'], ['a1'])
+        >>> store.bytes
+        64
     """
 
     def __init__(
         self,
-        most_bytes: int,
+        max_bytes: int,
         max_seconds: float,
         on_removed: Callable[[str, str], None] = lambda namespace, address: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._most_bytes = most_bytes
-        self._most_seconds = max_seconds
-        self._on_forgotten = on_removed
+        self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
+        self._on_removed = on_removed
         self._clock = clock
-        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()  # the one used last comes last
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()  # least recently used first
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -80,21 +96,21 @@ class MemoryStore:
 
     def put(self, namespace: str, address: str, array: np.ndarray) -> bool:
         with self._lock:
-            if self._used((namespace, address)) is not None:
+            if self._use((namespace, address)) is not None:
                 return False
             array.flags.writeable = False
-            self._kept[namespace, address] = _Kept(array, self._clock())
+            self._entries[namespace, address] = _Entry(array, self._clock())
             self._bytes += array.nbytes
-            self._drop(lambda oldest: self._bytes > self._most_bytes)
+            self._remove_oldest_while(lambda oldest: self._bytes > self._max_bytes)
             return True
 
     def missing(self, namespace: str, addresses: Iterable[str]) -> list[str]:
         with self._lock:
-            return [address for address in dict.fromkeys(addresses) if self._used((namespace, address)) is None]
+            return [address for address in dict.fromkeys(addresses) if self._use((namespace, address)) is None]
 
     def get(self, namespace: str, addresses: Iterable[str]) -> dict[str, np.ndarray]:
         with self._lock:
-            found = {address: self._used((namespace, address)) for address in addresses}
+            found = {address: self._use((namespace, address)) for address in addresses}
         missing = [address for address, array in found.items() if array is None]
         if missing:
             raise MissingSlices(missing)
@@ -102,28 +118,29 @@ class MemoryStore:
 
     def delete(self, namespace: str, address: str) -> None:
         with self._lock:
-            if (namespace, address) in self._kept:
-                self._forget((namespace, address))
+            if (namespace, address) in self._entries:
+                self._remove((namespace, address))
 
     def expire(self) -> None:
         with self._lock:
-            self._drop(lambda oldest: self._clock() - oldest.used > self._most_seconds)
+            self._remove_oldest_while(lambda oldest: self._clock() - oldest.last_used > self._max_seconds)
 
-    def _used(self, key: tuple[str, str]) -> np.ndarray | None:
-        kept = self._kept.get(key)
-        if kept is None:
+    def _use(self, key: Key) -> np.ndarray | None:
+        """The slice, which is now the most recently used one; None if it is not stored."""
+        entry = self._entries.get(key)
+        if entry is None:
             return None
-        kept.used = self._clock()
-        self._kept.move_to_end(key)
-        return kept.array
+        entry.last_used = self._clock()
+        self._entries.move_to_end(key)
+        return entry.array
 
-    def _drop(self, is_too_much: Callable[[_Kept], bool]) -> None:
-        while self._kept:
-            key, oldest = next(iter(self._kept.items()))
+    def _remove_oldest_while(self, is_too_much: Callable[[_Entry], bool]) -> None:
+        while self._entries:
+            key, oldest = next(iter(self._entries.items()))
             if not is_too_much(oldest):
                 break
-            self._forget(key)
+            self._remove(key)
 
-    def _forget(self, key: tuple[str, str]) -> None:
-        self._bytes -= self._kept.pop(key).array.nbytes
-        self._on_forgotten(*key)
+    def _remove(self, key: Key) -> None:
+        self._bytes -= self._entries.pop(key).array.nbytes
+        self._on_removed(*key)
