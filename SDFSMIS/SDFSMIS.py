@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import unittest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 from slicer.i18n import tr as _
@@ -34,10 +34,12 @@ _find_packages()
 
 from SDFSMISLib.workbench.settings import Settings  # noqa: E402
 from SDFSMISLib.workbench.text import set_translator  # noqa: E402
-from SDFSMISLib.workbench.views import PanelLogic  # noqa: E402
 from SDFSMISPanel.parameter import Parameter  # noqa: E402
 from SDFSMISPanel.sample_data import register_sample_data  # noqa: E402
 from SDFSMISPanel.widget import Panel  # noqa: E402
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 set_translator(_)
 
@@ -79,7 +81,7 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui = slicer.util.childWidgetVariables(root)
         root.setMRMLScene(slicer.mrmlScene)
         self.logic, settings = SDFSMISLogic(), Settings(slicer.app.userSettings())
-        self.panel = Panel(root, self.ui, self.logic.make_panel_logic(settings), settings)
+        self.panel = Panel(root, self.ui, self.logic.make_workbench(settings), settings)
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
@@ -122,7 +124,7 @@ class SDFSMISWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.panel.restore(parameter)
 
     def onReload(self) -> None:
-        """Reads the panel's own files anew as well."""
+        """Reload the panel and the workbench, too."""
         for name in [name for name in sys.modules if name.startswith(("SDFSMISPanel", "SDFSMISLib.workbench"))]:
             del sys.modules[name]
         ScriptedLoadableModuleWidget.onReload(self)
@@ -135,11 +137,11 @@ class SDFSMISLogic(ScriptedLoadableModuleLogic):
         node = ScriptedLoadableModuleLogic.getParameterNode(self)
         return Parameter(node)  # type: ignore[call-arg]  # the constructor is the decorator's
 
-    def make_panel_logic(self, settings: Settings) -> PanelLogic:
-        """The logic of one panel, which closes it."""
-        from SDFSMISPanel.slicer_places import make_logic
+    def make_workbench(self, settings: Settings) -> Workbench:
+        """The workbench of one panel, which closes it."""
+        from SDFSMISPanel.slicer_paths import make_workbench
 
-        return make_logic(settings)
+        return make_workbench(settings)
 
 
 class SDFSMISTest(ScriptedLoadableModuleTest):

@@ -1,4 +1,4 @@
-"""The panel's logic on a real scene, with a real backend around a pipeline that finds what is bright."""
+"""The workbench on a real scene, with a real backend around a pipeline that finds what is bright."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ import numpy as np
 from mrml_scene import MrmlScene, SegmentEditor, held
 from SDFSMISLib import Segmenter, SupportSet
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.workbench.backend_choice import BackendAccess
-from SDFSMISLib.workbench.logic import Logic
-from SDFSMISLib.workbench.views import BackendChoice, BackendKind, Editor, RunRequest
+from SDFSMISLib.workbench import Workbench
+from SDFSMISLib.workbench.settings import Settings
+from SDFSMISLib.workbench.views import (
+    BackendChoice,
+    BackendKind,
+    Editor,
+    RunRequest,
+    RunView,
+    SupportSliceView,
+)
 from small_scans import BrightPipeline, ball_scan
 
 
-class Kept:
-    """What is remembered, in memory."""
+def kept_settings(agreed: Sequence[str] = ()) -> Settings:
+    """Settings in memory, with hosts that the user has agreed to."""
 
-    def __init__(self, agreed: Sequence[str] = ()) -> None:
-        self._hosts: list[str] = []
-        self._agreed = list(agreed)
+    class Store(dict[str, str]):
+        def value(self, name: str, default: str) -> str:
+            return self.get(name, default)
 
-    def hosts(self) -> tuple[str, ...]:
-        return tuple(self._hosts)
+        setValue = dict.__setitem__  # noqa: N815 - Qt's name
 
-    def keep_host(self, url: str) -> None:
-        self._hosts = [url, *(known for known in self._hosts if known != url)]
-
-    def agreed_hosts(self) -> tuple[str, ...]:
-        return tuple(self._agreed)
-
-    def keep_agreed(self, hosts: Sequence[str]) -> None:
-        self._agreed = list(hosts)
+    settings = Settings(Store())
+    settings.keep_agreed(agreed)
+    return settings
 
 
-class NoComputer:
-    """This computer, where nothing is installed and nothing can be."""
+class NoLocalBackend:
+    """The backend on this computer, where nothing is installed and nothing can be."""
 
     folder = Path("nowhere")
 
     def is_ready(self, choice: BackendChoice) -> bool:
         return False
 
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         return False
 
     def status(self, choice: BackendChoice) -> tuple[str, str]:
@@ -55,7 +56,7 @@ class NoComputer:
     def has_changed(self) -> bool:
         return False
 
-    def client(self, choice: Any, say: Any, cancel: Any) -> Any:
+    def client(self, choice: Any, on_status: Any, cancel: Any) -> Any:
         raise AssertionError("it was asked to start, though nothing is installed")
 
     def install(self, options: Any, again: bool, report: Any, cancel: Any) -> str:
@@ -69,7 +70,7 @@ class NoComputer:
 
 
 class PaintedScene:
-    """A scene with a ball painted on one slice, a view, the segment editor, and the logic."""
+    """A scene with a ball painted on one slice, a view, the segment editor, and the workbench."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class PaintedScene:
         scan: Volume | None = None,
         axis: int = 0,
         painted: Sequence[int] = (6,),
-        kept: Kept | None = None,
+        kept: Settings | None = None,
         above_scan: np.ndarray | None = None,
         above_segmentation: np.ndarray | None = None,
     ) -> None:
@@ -106,9 +107,19 @@ class PaintedScene:
             self.paint(index, axis)
         self.view = self.scene.view("Red")
         self.view.SetMappedInLayout(1)
-        self.logic = Logic(BackendAccess(kept or Kept(), NoComputer()))
-        self.logic.choose_backend(BackendChoice(BackendKind.SERVER, url))
-        self.logic.select(self.volume, self.segmentation)
+        self.workbench = Workbench(kept or kept_settings(), NoLocalBackend())
+        self.workbench.backend.choose(BackendChoice(BackendKind.SERVER, url))
+        self.workbench.support.select(self.volume, self.segmentation)
+
+    @property
+    def last_run(self) -> RunView:
+        """The run in progress, or the last one."""
+        return self.workbench.run.view
+
+    @property
+    def entries(self) -> tuple[SupportSliceView, ...]:
+        """The support set, as the panel lists it."""
+        return self.workbench.support.view.entries
 
     def answer(self) -> np.ndarray:
         """What the library finds for what was painted at first."""
@@ -130,23 +141,23 @@ class PaintedScene:
     def run(self, request: RunRequest | None = None) -> None:
         """A run, to its end."""
         self.start(request)
-        self.drive(lambda: not self.logic.run.running)
+        self.drive(lambda: not self.workbench.run.view.running)
 
     def start(self, request: RunRequest | None = None) -> None:
-        self.logic.start(request or RunRequest(), Editor(self.editor.node, self.editor.logic.SaveStateForUndo))
+        self.workbench.run.start(request or RunRequest(), Editor(self.editor.node, self.editor.logic.SaveStateForUndo))
 
     def drive(self, until: Callable[[], bool], seconds: float = 20.0) -> None:
         """What the panel's timer does, until something is true."""
         end = time.monotonic() + seconds
         while not until():
-            assert time.monotonic() < end, f"it did not come: {self.logic.run}, {self.logic.backend}"
-            if not self.logic.step():
+            assert time.monotonic() < end, f"it did not come: {self.workbench.run.view}, {self.workbench.backend.view}"
+            if not self.workbench.step():
                 time.sleep(0.005)
 
     def rest(self) -> None:
         """Until nothing is left to be written."""
-        self.logic.step()
-        self.drive(lambda: not self.logic.step() and not self.logic.review.working)
+        self.workbench.step()
+        self.drive(lambda: not self.workbench.step() and not self.workbench.review.view.working)
 
     def results(self, segmentation: Any = None) -> dict[str, str]:
         """IDs of the results by name."""

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the panel's widgets: the module on a stand-in for Slicer and on a logic that writes down."""
+"""Fixtures of the tests of the panel's widgets: the module on a stand-in for Slicer, with a workbench that records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import slicer
 
-from recording_logic import RecordingLogic
+from recording_workbench import RecordingWorkbench
 from slicer_standin import install
 
 MODULE = Path(__file__).parents[1] / "SDFSMIS" / "SDFSMIS.py"
@@ -36,10 +36,10 @@ def _forget_panel() -> None:
 
 @dataclass
 class Shown:
-    """The module, opened as a user opens it, on a logic that only writes down what it is asked for."""
+    """The module, opened as a user opens it, with a workbench that only records its calls."""
 
     standin: Any
-    logic: RecordingLogic
+    workbench: RecordingWorkbench
     module: Any
 
     @property
@@ -55,13 +55,13 @@ class Shown:
         return self.widget.panel
 
     def put(self, **views: Any) -> None:
-        """Gives the logic other views, and waits until the panel shows them."""
-        self.logic.show(**views)
+        """Puts other views into the workbench, and waits until the panel shows them."""
+        self.workbench.show(**views)
         self.settle()
 
     def settle(self) -> None:
-        steps = self.logic.stepped
-        assert self.standin.process(5, until=lambda: self.logic.stepped >= steps + 2)
+        steps = self.workbench.stepped
+        assert self.standin.process(5, until=lambda: self.workbench.stepped >= steps + 2)
 
     def seen(self, name: str) -> bool:
         """Whether a control would be seen, were the step that it belongs to open."""
@@ -73,12 +73,13 @@ class Shown:
 
 @pytest.fixture
 def shown(standin: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
-    logic = RecordingLogic()
-    monkeypatch.setitem(sys.modules, "SDFSMISPanel.slicer_places", SimpleNamespace(make_logic=lambda settings: logic))
+    workbench = RecordingWorkbench()
+    paths = SimpleNamespace(make_workbench=lambda settings: workbench)
+    monkeypatch.setitem(sys.modules, "SDFSMISPanel.slicer_paths", paths)
     slicer.app.userSettings().remove("SDFSMIS")
     module = standin.load_module(MODULE)
     module.open()
-    made = Shown(standin, logic, module)
+    made = Shown(standin, workbench, module)
     made.settle()
     yield made
     standin.unload(module)

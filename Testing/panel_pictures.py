@@ -88,7 +88,7 @@ class Pictures:
         slicer.app.slicerUserSettingsFilePath = SETTINGS
         module = standin.load_module(ROOT / "SDFSMIS" / "SDFSMIS.py")
         widget = module.open()
-        self._ui, self._logic = widget.ui, widget.panel.logic
+        self._ui, self._workbench = widget.ui, widget.panel.workbench
         self._window = standin.main_window(module.parent)
         self._window.resize(*SIZE)
         self._head = read_head().scan
@@ -110,21 +110,21 @@ class Pictures:
     def _paint(self) -> None:
         segment = self._segmentation().GetSegmentation().AddEmptySegment(NAME, NAME, COLOR)
         self._editor().paint(segment, ventricles(self._head, PAINTED))
-        self._until(lambda: len(self._logic.support.entries) == 1)
-        self._logic.show_support(self._logic.support.entries[0].key)
+        self._until(lambda: len(self._workbench.support.view.entries) == 1)
+        self._workbench.support.show(self._workbench.support.view.entries[0].key)
         self._save("painted")
 
     def _install(self) -> None:
         """What is asked before anything is installed; then a Python that has it already is named instead."""
         self._ui.runButton.click()
-        self._until(lambda: self._logic.question is not None)
+        self._until(lambda: self._workbench.questions.view is not None)
         self._save("install", self._ui.questionFrame, self._ui.questionFrame)
         self._ui.declineButton.click()
-        self._logic.choose_backend(BackendChoice(BackendKind.LOCAL, python=sys.executable))
+        self._workbench.backend.choose(BackendChoice(BackendKind.LOCAL, python=sys.executable))
 
     def _segment(self) -> None:
         self._ui.runButton.click()
-        self._until(lambda: (self._logic.run.fraction or 0) > 0.3 or not self._logic.run.running)
+        self._until(lambda: (self._workbench.run.view.fraction or 0) > 0.3 or not self._workbench.run.view.running)
         self._save("running")
         self._end_run()
         self._ui.supportCollapsibleButton.collapsed = True
@@ -133,43 +133,43 @@ class Pictures:
     def _correct(self) -> None:
         """The least certain slice lies behind the ventricles: all that was found there is erased."""
         self._ui.leastCertainButton.click()
-        self._until(lambda: self._logic.review.index not in (None, PAINTED))
+        self._until(lambda: self._workbench.review.view.index not in (None, PAINTED))
         self._look(Red=4.0, Yellow=0.0)
         self._save("wrong")
         wrong = np.zeros(self._head.voxels.shape, dtype=np.uint8)
-        wrong[:, self._logic.review.index] = 1
+        wrong[:, self._workbench.review.view.index] = 1
         result = self._segmentation().GetSegmentation().GetSegmentIDs()[1]
         self._editor().erase(result, wrong)
-        self._until(lambda: len(self._logic.support.entries) == 2)
+        self._until(lambda: len(self._workbench.support.view.entries) == 2)
         self._ui.runButton.click()
         self._end_run()
         self._ui.supportCollapsibleButton.collapsed, self._ui.reviewCollapsibleButton.collapsed = False, True
         self._save("corrected")
         self._ui.acceptButton.click()
-        self._until(lambda: not self._logic.review.results)
+        self._until(lambda: not self._workbench.review.view.results)
 
     def _next_patient(self) -> None:
         """The slices are saved; after that they are all that is known of the first scan."""
         chosen = self._folder / "ventricles.safetensors"
         self._standin.dialogs.answers.update(getSaveFileName=str(chosen), getOpenFileName=str(chosen))
         self._ui.saveSupportButton.click()
-        self._until(lambda: not self._logic.run.running)
+        self._until(lambda: not self._workbench.run.view.running)
         self._standin.close_scene()
         self._volume = self._load(next_patient(self._head), "Next patient")
         self._ui.loadSupportButton.click()
         chosen.unlink()
-        self._until(lambda: len(self._logic.support.entries) == 2)
+        self._until(lambda: len(self._workbench.support.view.entries) == 2)
         self._ui.runButton.click()
         self._end_run()
         self._save("next-patient")
 
     def _server(self) -> None:
         """What is asked before anything is sent; it is declined."""
-        self._logic.choose_backend(BackendChoice(BackendKind.SERVER, url=SERVER))
+        self._workbench.backend.choose(BackendChoice(BackendKind.SERVER, url=SERVER))
         self._ui.backendCollapsibleButton.collapsed = False
         self._until(lambda: self._ui.runButton.enabled)
         self._ui.runButton.click()
-        self._until(lambda: self._logic.question is not None)
+        self._until(lambda: self._workbench.questions.view is not None)
         self._save("server", self._ui.questionFrame, self._ui.backendCollapsibleButton)
         self._ui.declineButton.click()
 
@@ -203,15 +203,19 @@ class Pictures:
         return self._ui.segmentationSelector.currentNode()
 
     def _end_run(self) -> None:
-        self._until(lambda: not self._logic.run.running)
-        if self._logic.run.failed:
-            raise SystemExit(self._logic.run.text)
-        self._until(lambda: self._logic.review.results and self._logic.review.results[0].volume_ml is not None)
-        print(f"{self._logic.review.results[0].volume_ml:.1f} ml", *self._logic.run.notes)  # the tutorial names these
+        self._until(lambda: not self._workbench.run.view.running)
+        if self._workbench.run.view.failed:
+            raise SystemExit(self._workbench.run.view.text)
+        self._until(
+            lambda: self._workbench.review.view.results and self._workbench.review.view.results[0].volume_ml is not None
+        )
+        print(
+            f"{self._workbench.review.view.results[0].volume_ml:.1f} ml", *self._workbench.run.view.notes
+        )  # the tutorial names these
 
     def _until(self, condition: Callable[[], Any]) -> None:
         if not self._standin.process(PATIENCE, until=condition):
-            raise SystemExit(f"It did not come: {self._logic.run}, {self._logic.backend}")
+            raise SystemExit(f"It did not come: {self._workbench.run.view}, {self._workbench.backend.view}")
 
     def _save(self, name: str, first: Any = None, last: Any = None) -> None:
         """A picture of the window; or of the panel alone, from one widget to another below it."""

@@ -41,7 +41,7 @@ from SDFSMISLib.workbench.installation import (  # noqa: E402  # noqa: E402
     Installation,
     Progress,
     TorchBuild,
-    adopt,
+    inspect_python,
     pip_failure,  # noqa: E402
     usual_build,
 )
@@ -113,8 +113,8 @@ def test_where_another_build_of_torch_fits_better_it_is_said_how_to_get_it() -> 
     ],
 )
 def test_what_pip_says_becomes_a_sentence(line, word) -> None:
-    sentence = pip_failure(["Collecting torch", line, "the end"])
-    assert word in sentence and sentence.count(". ") == 0 and sentence.endswith(".")
+    error_text = pip_failure(["Collecting torch", line, "the end"])
+    assert word in error_text and error_text.count(". ") == 0 and error_text.endswith(".")
 
 
 # -- the environment ---------------------------------------------------------------------------------------------------
@@ -450,7 +450,7 @@ def test_what_is_no_python_is_refused(tmp_path: Path) -> None:
 
 def test_another_python_that_has_the_package_is_adopted() -> None:
     broken = dict(os.environ) | {"PYTHONPLATLIBDIR": "nowhere"}
-    adopted = adopt(sys.executable, {"startup": broken, "slicer": dict(os.environ)}, never)
+    adopted = inspect_python(sys.executable, {"startup": broken, "slicer": dict(os.environ)}, never)
     assert adopted.version and adopted.python == sys.executable
     assert "PYTHONPLATLIBDIR" not in adopted.variables
 
@@ -466,12 +466,12 @@ def test_another_python_that_has_the_package_is_adopted() -> None:
 )
 def test_another_python_that_does_not_fit_is_refused(said, word, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=word):
-        adopt(script(tmp_path, f"echo '{said}'"), {"startup": dict(os.environ)}, never)
+        inspect_python(script(tmp_path, f"echo '{said}'"), {"startup": dict(os.environ)}, never)
 
 
 def test_another_python_without_the_package_is_refused(made: Place) -> None:
     with pytest.raises(InputError, match="cannot run the backend"):
-        adopt(str(made.environment().python), {"startup": made.variables}, never)
+        inspect_python(str(made.environment().python), {"startup": made.variables}, never)
 
 
 def test_a_program_that_is_cancelled_ends_with_all_that_it_started(tmp_path: Path) -> None:

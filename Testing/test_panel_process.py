@@ -20,12 +20,11 @@ from slicer_standin import install
 
 install()
 
-from panel_examples import Kept, PaintedScene, dice, differ  # noqa: E402
+from panel_examples import PaintedScene, dice, differ, kept_settings  # noqa: E402
 from SDFSMISLib import Segmenter, SupportSet  # noqa: E402
 from SDFSMISLib.images.volume import Volume  # noqa: E402
-from SDFSMISLib.workbench.backend_choice import BackendAccess  # noqa: E402
-from SDFSMISLib.workbench.local_backend import LocalComputer, Places  # noqa: E402
-from SDFSMISLib.workbench.logic import Logic  # noqa: E402
+from SDFSMISLib.workbench import Workbench  # noqa: E402
+from SDFSMISLib.workbench.local_backend import InstallationPaths, LocalBackendManager  # noqa: E402
 from SDFSMISLib.workbench.views import BackendChoice, BackendKind  # noqa: E402
 from serving import until  # noqa: E402
 from small_scans import ball_scan  # noqa: E402
@@ -40,11 +39,11 @@ LYING = {
 
 
 @pytest.fixture(scope="module")
-def computer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalComputer]:
+def computer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalBackendManager]:
     requirements = ROOT / "SDFSMIS" / "Resources" / "requirements-backend.txt"
     folder = tmp_path_factory.mktemp("computer") / "environment"
     variables = {"startup": dict(os.environ)}
-    made = LocalComputer(Places(folder, ROOT / "SDFSMISLib", requirements, sys.executable, variables))
+    made = LocalBackendManager(InstallationPaths(folder, ROOT / "SDFSMISLib", requirements, sys.executable, variables))
     yield made
     made.stop()
 
@@ -57,18 +56,18 @@ def noisy_ball(direction: tuple[float, ...]) -> tuple[Volume, np.ndarray]:
 
 
 @pytest.mark.parametrize("direction", LYING.values(), ids=LYING)
-def test_the_panel_gives_the_library_s_own_voxels(computer: LocalComputer, direction: tuple[float, ...]) -> None:
+def test_the_panel_gives_the_library_s_own_voxels(computer: LocalBackendManager, direction: tuple[float, ...]) -> None:
     scan, truth = noisy_ball(direction)
     panel = PaintedScene("", scan=scan, painted=())
     panel.truth = truth
     panel.paint(5)
-    panel.logic.close()
-    panel.logic = Logic(BackendAccess(Kept(), computer))
-    panel.logic.choose_backend(BackendChoice(BackendKind.LOCAL, python=sys.executable, device="cpu"))
-    panel.logic.select(panel.volume, panel.segmentation)
+    panel.workbench.close()
+    panel.workbench = Workbench(kept_settings(), computer)
+    panel.workbench.backend.choose(BackendChoice(BackendKind.LOCAL, python=sys.executable, device="cpu"))
+    panel.workbench.support.select(panel.volume, panel.segmentation)
     panel.start()
-    panel.drive(lambda: not panel.logic.run.running, 90)
-    assert not panel.logic.run.failed, panel.logic.run.text
+    panel.drive(lambda: not panel.last_run.running, 90)
+    assert not panel.last_run.failed, panel.last_run.text
     (result,) = panel.results().values()
     painted = np.zeros(truth.shape, dtype=np.uint8)
     painted[5] = truth[5]
@@ -82,19 +81,23 @@ def test_the_panel_gives_the_library_s_own_voxels(computer: LocalComputer, direc
 def test_the_process_ends_with_the_panel() -> None:
     earlier = _backends()
     requirements = ROOT / "SDFSMIS" / "Resources" / "requirements-backend.txt"
-    places = Places(ROOT / "nowhere", ROOT / "SDFSMISLib", requirements, sys.executable, {"startup": dict(os.environ)})
-    logic = Logic(BackendAccess(Kept(), LocalComputer(places)))
-    logic.choose_backend(BackendChoice(BackendKind.LOCAL, python=sys.executable, device="cpu"))
-    logic.test_backend()
+    paths = InstallationPaths(
+        ROOT / "nowhere", ROOT / "SDFSMISLib", requirements, sys.executable, {"startup": dict(os.environ)}
+    )
+    workbench = Workbench(kept_settings(), LocalBackendManager(paths))
+    workbench.backend.choose(BackendChoice(BackendKind.LOCAL, python=sys.executable, device="cpu"))
+    workbench.backend.test()
     end = time.monotonic() + 90
-    while logic.backend.state == "busy":
-        assert time.monotonic() < end, logic.backend
-        logic.step()
+    while workbench.backend.view.state == "busy":
+        assert time.monotonic() < end, workbench.backend.view
+        workbench.step()
         time.sleep(0.01)
-    assert logic.backend.state == "good" and "built-in" in logic.backend.status, logic.backend
+    assert workbench.backend.view.state == "good" and "built-in" in workbench.backend.view.status, (
+        workbench.backend.view
+    )
     started = _backends() - earlier
     assert started
-    logic.close()
+    workbench.close()
     until(lambda: not _backends() & started)
 
 

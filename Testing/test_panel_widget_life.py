@@ -12,7 +12,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 pytest.importorskip("PySide6")
 
-from recording_logic import a_review, a_support, request_of  # noqa: E402
+from recording_workbench import a_review, a_support, request_of  # noqa: E402
 
 if TYPE_CHECKING:
     from panel_fixtures import Shown
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 pytest_plugins = ["panel_fixtures"]
 
 
-def test_the_logic_is_driven_while_the_panel_is_entered_and_while_something_goes_on(shown: Shown) -> None:
+def test_the_workbench_is_driven_while_the_panel_is_entered_and_while_something_goes_on(shown: Shown) -> None:
     from SDFSMISLib.workbench.views import RunView
 
     shown.settle()
-    shown.logic.run = RunView(True, "Starting.")
+    shown.workbench.run.view = RunView(True, "Starting.")
     shown.widget.exit()
     shown.settle()
-    shown.logic.run = RunView()
+    shown.workbench.run.view = RunView()
     shown.standin.process(0.3)
-    steps = shown.logic.stepped
+    steps = shown.workbench.stepped
     shown.standin.process(0.3)
-    assert shown.logic.stepped == steps
+    assert shown.workbench.stepped == steps
     shown.widget.enter()
     shown.settle()
 
 
 def test_what_waits_to_be_done_is_done_without_pause(shown: Shown) -> None:
-    shown.logic.steps = 500
-    shown.standin.process(2, until=lambda: shown.logic.steps == 0)
-    assert shown.logic.steps == 0
+    shown.workbench.steps = 500
+    shown.standin.process(2, until=lambda: shown.workbench.steps == 0)
+    assert shown.workbench.steps == 0
 
 
 def test_a_scene_that_is_closed_is_let_go_of(shown: Shown) -> None:
     shown.scan()
     shown.put(support=a_support())
     shown.standin.close_scene()
-    assert ("close_scene",) in shown.logic.calls
-    closing = shown.logic.calls.index(("close_scene",))
-    assert shown.logic.calls[closing - 1] == ("select", None, None)
+    assert ("close_scene",) in shown.workbench.calls
+    closing = shown.workbench.calls.index(("close_scene",))
+    assert shown.workbench.calls[closing - 1] == ("support.select", None, None)
     assert shown.ui.scanSelector.currentNode() is None
     scan = shown.scan("the next one")
-    assert shown.logic.asked("select")[-1][0] is scan
+    assert shown.workbench.calls_of("support.select")[-1][0] is scan
     editor = shown.ui.editorFrame.findChild("qMRMLSegmentEditorWidget")
     assert editor.sourceVolumeNode() is scan and editor.mrmlSegmentEditorNode().GetScene() is slicer.mrmlScene
 
@@ -60,12 +60,12 @@ def test_the_end_of_the_panel_leaves_no_observer_and_no_timer(shown: Shown) -> N
     shown.scan()
     widget, panel = shown.widget, shown.panel
     widget.cleanup()
-    assert shown.logic.calls[-1] == ("close",) and shown.logic.on_change is None
+    assert shown.workbench.calls[-1] == ("close",) and shown.workbench.changed is None
     assert widget.Observations == [] and not panel._timer.active
-    steps = shown.logic.stepped
+    steps = shown.workbench.stepped
     shown.scan("another")
     shown.standin.process(0.2)
-    assert shown.logic.stepped == steps
+    assert shown.workbench.stepped == steps
 
 
 def test_the_editor_of_a_panel_that_was_reloaded_holds_nothing_of_the_scene(shown: Shown) -> None:
@@ -79,7 +79,7 @@ def test_the_editor_of_a_panel_that_was_reloaded_holds_nothing_of_the_scene(show
     shown.standin.close_scene()
 
 
-def test_a_defect_of_the_logic_is_logged_once_and_the_panel_goes_on(
+def test_a_defect_of_the_workbench_is_logged_once_and_the_panel_goes_on(
     shown: Shown, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beats: list[int] = []
@@ -89,8 +89,8 @@ def test_a_defect_of_the_logic_is_logged_once_and_the_panel_goes_on(
         raise RuntimeError(f"beat {len(beats)}")
 
     with monkeypatch.context() as broken:
-        broken.setattr(shown.logic, "step", step)
-        shown.logic.show(question=None, support=a_support())
+        broken.setattr(shown.workbench, "step", step)
+        shown.workbench.show(support=a_support())
         assert shown.standin.process(5, until=lambda: len(beats) >= 3)
         assert shown.panel._timer.interval > 0 and shown.ui.supportList.count == 3
     assert [record.message for record in caplog.records if record.exc_info] == ["A defect in the panel; it goes on"]
@@ -141,7 +141,7 @@ def test_the_scan_that_the_views_show_is_taken_when_the_panel_is_opened(shown: S
     second = shown.scan("second")
     slicer.app.applicationLogic().GetSelectionNode().SetActiveVolumeID(second.GetID())
     shown.module.open()
-    assert shown.logic.asked("select")[-1][0] is second
+    assert shown.workbench.calls_of("support.select")[-1][0] is second
 
 
 def test_the_editor_paints_what_is_selected_with_tools_for_one_slice(shown: Shown) -> None:
@@ -233,14 +233,14 @@ def test_a_scene_that_is_saved_and_loaded_again_says_the_same(shown: Shown) -> N
     assert (found.mode, found.reach, found.threshold, found.keep_largest) == (QueryMode.OUTWARDS, 7, 0.25, True)
     assert left_out(found) == {"Segment_1"}
     assert found.scan.GetName() == "CTA abdomen" and [one.GetName() for one in other_scans(found)] == ["other"]
-    assert shown.ui.reachSpinBox.value == 7 and shown.logic.asked("set_threshold")[-1] == (0.25,)
+    assert shown.ui.reachSpinBox.value == 7 and shown.workbench.calls_of("review.set_threshold")[-1] == (0.25,)
 
 
 def test_a_reload_reads_every_file_of_the_panel_anew(shown: Shown) -> None:
     before = sys.modules["SDFSMISPanel.widget"]
     shown.widget.onReload()
     assert sys.modules["SDFSMISPanel.widget"] is not before
-    assert shown.logic.calls[-1] == ("close",)
+    assert shown.workbench.calls[-1] == ("close",)
 
 
 def test_the_module_says_what_it_is(shown: Shown) -> None:
@@ -263,7 +263,9 @@ def test_keys_segment_and_go_to_the_least_certain_slice(shown: Shown) -> None:
     shown.put(support=a_support(), review=a_review())
     for shortcut in shown.panel._shortcuts._made:
         shortcut.activated()
-    assert len(shown.logic.asked("start")) == 2 and shown.logic.asked("go_to_least_certain") == [()]
+    assert len(shown.workbench.calls_of("run.start")) == 2 and shown.workbench.calls_of(
+        "review.go_to_least_certain"
+    ) == [()]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_keys_segment_and_go_to_the_least_certain_slice(shown: Shown) -> None:
 def test_broken_values_in_the_settings_do_not_keep_the_panel_from_opening(shown: Shown, kept: str) -> None:
     slicer.app.userSettings().setValue("SDFSMIS/backend", kept)
     shown.widget.onReload()
-    choice = slicer.modules.SDFSMISWidget.panel.logic.backend.choice
+    choice = slicer.modules.SDFSMISWidget.panel.workbench.backend.view.choice
     assert (choice.kind.value, choice.model, choice.device) == ("local", "built-in", "auto")
     assert choice.url == ("gpu" if "gpu" in kept else "")
 
@@ -297,7 +299,7 @@ def test_what_somebody_else_wrote_into_the_settings_does_no_harm(standin: Any) -
 
 
 def states() -> dict[str, dict[str, Any]]:
-    """Views of the logic by the name of the state that they make."""
+    """Views of the workbench by the name of the state that they make."""
     from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView, Question, RunView
 
     server = BackendChoice(BackendKind.SERVER, "https://gpu.hospital.example:7861", "secret")
@@ -312,7 +314,7 @@ def states() -> dict[str, dict[str, Any]]:
         "installing": {"backend": BackendView(BackendChoice(), installing, "busy", 0.42)},
         "server": {
             "backend": BackendView(server, "Works: SDFSMIS 0.1 on an NVIDIA A100, 0.02 s per slice.", "good"),
-            "question": Question("consent", consent, "Send them", "Do not send"),
+            "questions": Question("consent", consent, "Send them", "Do not send"),
         },
         "painted": {"support": a_support(), "backend": BackendView(BackendChoice(), "Ready.", "good", can_remove=True)},
         "running": {

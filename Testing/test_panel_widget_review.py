@@ -12,7 +12,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 pytest.importorskip("PySide6")
 
-from recording_logic import a_review, a_support, corrected  # noqa: E402
+from recording_workbench import a_review, a_support, corrected  # noqa: E402
 
 if TYPE_CHECKING:
     from panel_fixtures import Shown
@@ -36,29 +36,29 @@ def test_results_open_the_review(shown: Shown) -> None:
 @pytest.mark.parametrize(
     ("change", "call"),
     [
-        (lambda ui: setattr(ui.thresholdSlider, "value", 0.3), ("set_threshold", 0.3)),
-        (lambda ui: setattr(ui.smoothSpinBox, "value", 2.5), ("set_cleaning", False, 2.5)),
-        (lambda ui: ui.keepLargestCheckBox.click(), ("set_cleaning", True, 0.0)),
-        (lambda ui: ui.leastCertainButton.click(), ("go_to_least_certain",)),
-        (lambda ui: ui.acceptButton.click(), ("accept",)),
-        (lambda ui: ui.discardButton.click(), ("discard",)),
+        (lambda ui: setattr(ui.thresholdSlider, "value", 0.3), ("review.set_threshold", 0.3)),
+        (lambda ui: setattr(ui.smoothSpinBox, "value", 2.5), ("review.set_cleaning", False, 2.5)),
+        (lambda ui: ui.keepLargestCheckBox.click(), ("review.set_cleaning", True, 0.0)),
+        (lambda ui: ui.leastCertainButton.click(), ("review.go_to_least_certain",)),
+        (lambda ui: ui.acceptButton.click(), ("review.accept",)),
+        (lambda ui: ui.discardButton.click(), ("review.discard",)),
     ],
 )
-def test_a_control_of_the_review_reaches_the_logic(
+def test_a_control_of_the_review_reaches_the_workbench(
     shown: Shown, change: Callable[[Any], None], call: tuple[Any, ...]
 ) -> None:
     shown.put(review=a_review())
     change(shown.ui)
-    assert shown.logic.calls[-1] == pytest.approx(call) if len(call) == 2 else shown.logic.calls[-1] == call
+    assert shown.workbench.calls[-1] == pytest.approx(call) if len(call) == 2 else shown.workbench.calls[-1] == call
 
 
-def test_a_threshold_that_the_logic_sets_is_shown_and_not_sent_back(shown: Shown) -> None:
+def test_a_threshold_that_the_workbench_sets_is_shown_and_not_sent_back(shown: Shown) -> None:
     shown.put(review=a_review())
-    calls = len(shown.logic.calls)
+    calls = len(shown.workbench.calls)
     shown.put(review=replace(a_review(), threshold=0.2, smooth_mm=1.5, keep_largest=True))
     ui = shown.ui
     assert (ui.thresholdSlider.value, ui.smoothSpinBox.value, ui.keepLargestCheckBox.checked) == (0.2, 1.5, True)
-    assert len(shown.logic.calls) == calls
+    assert len(shown.workbench.calls) == calls
 
 
 def test_after_a_correction_it_is_said_what_to_do(shown: Shown) -> None:
@@ -127,7 +127,7 @@ def test_another_scan_is_reviewed(shown: Shown) -> None:
     shown.put(review=replace(a_review(), scans=("CTA abdomen", "MR of the next day"), scan=1))
     assert shown.seen("reviewScanComboBox") and shown.ui.reviewScanComboBox.currentText == "MR of the next day"
     shown.ui.reviewScanComboBox.activated(0)
-    assert shown.logic.asked("review_scan") == [(0,)]
+    assert shown.workbench.calls_of("review.choose_scan") == [(0,)]
 
 
 def test_results_that_cannot_be_changed_say_why(shown: Shown) -> None:
@@ -146,7 +146,7 @@ def test_a_click_on_the_plot_goes_to_that_slice(shown: Shown) -> None:
     label = shown.ui.certaintyPlotLabel
     scale = Scale(label.width, label.height, 300)
     QTest.mouseClick(label._native, Qt.MouseButton.LeftButton, pos=QPoint(scale.x(230), 40))
-    ((index,),) = shown.logic.asked("go_to_slice")
+    ((index,),) = shown.workbench.calls_of("review.go_to_slice")
     assert abs(index - 230) <= 1
 
 

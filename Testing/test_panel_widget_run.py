@@ -10,7 +10,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 pytest.importorskip("PySide6")
 
-from recording_logic import a_review, a_support, request_of  # noqa: E402
+from recording_workbench import a_review, a_support, request_of  # noqa: E402
 
 if TYPE_CHECKING:
     from panel_fixtures import Shown
@@ -24,7 +24,7 @@ def test_all_slices_are_asked_for_by_default(shown: Shown) -> None:
     shown.put(support=a_support())
     request = request_of(shown)
     assert request == RunRequest(QueryMode.ALL, 0, 299, 10, (), "propagate", "auto")
-    editor = shown.logic.asked("start")[-1][1]
+    editor = shown.workbench.calls_of("run.start")[-1][1]
     assert editor.node.IsA("vtkMRMLSegmentEditorNode") and callable(editor.save_undo)
 
 
@@ -88,12 +88,12 @@ def test_the_way_and_the_region_are_set_under_advanced(shown: Shown) -> None:
 
 
 def test_a_run_that_cannot_be_started_says_why(shown: Shown) -> None:
-    shown.logic.reason = "Paint the liver on one slice."
+    shown.workbench.reason = "Paint the liver on one slice."
     shown.put(support=a_support())
     button = shown.ui.runButton
     assert not button.enabled and button.toolTip == shown.ui.runLabel.text == "Paint the liver on one slice."
     assert not shown.seen("paintHintLabel") or "Load a scan" in shown.ui.paintHintLabel.text
-    shown.logic.reason = ""
+    shown.workbench.reason = ""
     shown.put(support=a_support())
     assert button.enabled and "Find the structures" in button.toolTip and not shown.seen("runLabel")
 
@@ -101,7 +101,7 @@ def test_a_run_that_cannot_be_started_says_why(shown: Shown) -> None:
 def test_a_reason_stands_in_place_of_how_the_last_run_ended_but_not_of_what_went_wrong(shown: Shown) -> None:
     from SDFSMISLib.workbench.views import RunView
 
-    shown.logic.reason = "Paint the liver on one slice."
+    shown.workbench.reason = "Paint the liver on one slice."
     shown.put(run=RunView(False, "Finished."))
     assert shown.ui.runLabel.text == "Paint the liver on one slice."
     shown.put(run=RunView(False, "The file holds no slices.", failed=True))
@@ -110,13 +110,13 @@ def test_a_reason_stands_in_place_of_how_the_last_run_ended_but_not_of_what_went
 
 def test_what_is_missing_is_said_once(shown: Shown) -> None:
     shown.scan()
-    shown.logic.reason = "Paint the liver on one slice."
+    shown.workbench.reason = "Paint the liver on one slice."
     shown.put(support=replace(a_support(), entries=(), problem="Paint the liver on one slice."))
     assert not shown.seen("paintHintLabel") and shown.ui.runLabel.text == "Paint the liver on one slice."
 
 
 def test_a_reason_that_follows_from_the_query_is_shown_at_once(shown: Shown) -> None:
-    shown.logic.reason = "No scan to segment is chosen."
+    shown.workbench.reason = "No scan to segment is chosen."
     shown.ui.queryModeComboBox.currentIndex = 3
     shown.settle()
     assert shown.ui.runLabel.text == "No scan to segment is chosen."
@@ -130,7 +130,7 @@ def test_segment_becomes_cancel_while_a_run_goes_on(shown: Shown) -> None:
     assert ui.runButton.text == "Cancel" and ui.runProgressBar.value == 4 and shown.seen("runProgressBar")
     assert ui.runLabel.text == "12 of 300 slices, about 2 min left" and ui.runNotesLabel.text == "The scan is long."
     ui.runButton.click()
-    assert shown.logic.asked("cancel") == [()] and shown.logic.asked("start") == []
+    assert shown.workbench.calls_of("run.cancel") == [()] and shown.workbench.calls_of("run.start") == []
     shown.put(run=RunView(False, "All 300 slices are done."))
     assert ui.runButton.text == "4. Segment" and not shown.seen("runProgressBar")
     assert ui.runLabel.text == "All 300 slices are done."
@@ -153,7 +153,7 @@ def test_what_cannot_be_cancelled_leaves_segment_where_it_is_and_says_why(shown:
     assert ui.runButton.text == "4. Segment" and not ui.runButton.enabled
     assert ui.runButton.toolTip == ui.acceptButton.toolTip == "Wait until this has ended: Saving the support…"
     shown.panel._shortcuts._made[0].activated()
-    assert shown.logic.asked("cancel") == shown.logic.asked("start") == []
+    assert shown.workbench.calls_of("run.cancel") == shown.workbench.calls_of("run.start") == []
     shown.put(run=RunView(False, "The support was saved."))
     assert ui.runButton.enabled and "Find the structures" in ui.runButton.toolTip
     assert ui.acceptButton.enabled and "Keep the results" in ui.acceptButton.toolTip
@@ -175,6 +175,6 @@ def test_a_run_that_failed_tells_it(shown: Shown) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (130, "2 min"), (11_100, "3 h 5 min")])
 def test_the_remaining_time_is_said_as_a_clinician_says_it(standin: Any, seconds: float, text: str) -> None:
-    from SDFSMISLib.workbench.text import spoken
+    from SDFSMISLib.workbench.text import format_duration
 
-    assert spoken(seconds) == text
+    assert format_duration(seconds) == text

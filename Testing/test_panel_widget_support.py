@@ -11,7 +11,7 @@ import pytest
 slicer = pytest.importorskip("slicer")
 pytest.importorskip("PySide6")
 
-from recording_logic import a_support  # noqa: E402
+from recording_workbench import a_support  # noqa: E402
 
 if TYPE_CHECKING:
     from panel_fixtures import Shown
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 pytest_plugins = ["panel_fixtures"]
 
 
-def test_the_scan_and_a_segmentation_made_for_it_reach_the_logic(shown: Shown) -> None:
+def test_the_scan_and_a_segmentation_made_for_it_reach_the_workbench(shown: Shown) -> None:
     scan = shown.scan()
-    chosen, segmentation = shown.logic.asked("select")[-1]
+    chosen, segmentation = shown.workbench.calls_of("support.select")[-1]
     assert chosen is scan and segmentation.IsA("vtkMRMLSegmentationNode")
     assert segmentation.GetDisplayNode() is not None
     assert shown.ui.segmentationSelector.currentNode() is segmentation
@@ -30,7 +30,7 @@ def test_the_scan_and_a_segmentation_made_for_it_reach_the_logic(shown: Shown) -
 def test_no_segmentation_is_made_where_there_is_one(shown: Shown) -> None:
     own = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "own")
     shown.scan()
-    assert shown.logic.asked("select")[-1][1] is own
+    assert shown.workbench.calls_of("support.select")[-1][1] is own
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 1
 
 
@@ -61,9 +61,9 @@ def test_a_tick_chooses_a_structure_and_is_kept_in_the_scene(shown: Shown) -> No
     shown.scan()
     shown.put(support=a_support())
     shown.ui.segmentsList.item(0).setCheckState(qt.Qt.Unchecked)
-    assert shown.logic.asked("choose_segments")[-1] == ([],)
+    assert shown.workbench.calls_of("support.choose_segments")[-1] == ([],)
     shown.ui.segmentsList.item(1).setCheckState(qt.Qt.Checked)
-    assert shown.logic.asked("choose_segments")[-1] == (["Segment_2"],)
+    assert shown.workbench.calls_of("support.choose_segments")[-1] == (["Segment_2"],)
     assert shown.widget.logic.getParameterNode().left_out == '["Segment_1"]'
 
 
@@ -77,7 +77,7 @@ def test_a_structure_that_is_added_later_takes_part(shown: Shown) -> None:
     support = a_support()
     kidney = replace(support.segments[0], segment_id="Segment_3", name="kidney", chosen=False)
     shown.put(support=replace(support, segments=(*support.segments, kidney)))
-    assert shown.logic.asked("choose_segments")[-1] == (["Segment_2", "Segment_3"],)
+    assert shown.workbench.calls_of("support.choose_segments")[-1] == (["Segment_2", "Segment_3"],)
 
 
 def test_support_slices_are_listed_with_all_that_tells_them_apart(shown: Shown) -> None:
@@ -99,8 +99,8 @@ def test_marked_slices_are_removed_and_one_that_is_clicked_on_is_shown(shown: Sh
     ui.supportList.item(2).setSelected(True)
     ui.removeSupportButton.click()
     ui.supportList.itemClicked(ui.supportList.item(1))
-    assert shown.logic.asked("remove_support") == [(["corrected-90", "file-12"],)]
-    assert shown.logic.asked("show_support") == [("corrected-90",)]
+    assert shown.workbench.calls_of("support.remove") == [(["corrected-90", "file-12"],)]
+    assert shown.workbench.calls_of("support.show") == [("corrected-90",)]
 
 
 def test_marked_slices_stay_marked_when_the_list_changes(shown: Shown) -> None:
@@ -117,14 +117,14 @@ def test_the_slice_of_the_chosen_view_is_used(shown: Shown) -> None:
     shown.ui.viewSelector.setCurrentNode(slicer.app.layoutManager().sliceWidget("Yellow").mrmlSliceNode())
     shown.put(support=a_support())
     shown.ui.useSliceButton.click()
-    assert [node.GetLayoutName() for (node,) in shown.logic.asked("use_slice")] == ["Yellow"]
+    assert [node.GetLayoutName() for (node,) in shown.workbench.calls_of("support.use_slice")] == ["Yellow"]
 
 
 def test_every_painted_slice_or_only_chosen_ones(shown: Shown) -> None:
     shown.scan()
     shown.put(support=a_support())
     shown.ui.everyPaintedCheckBox.click()
-    assert shown.logic.asked("use_every_painted")[-1] == (False,)
+    assert shown.workbench.calls_of("support.use_every_painted")[-1] == (False,)
     assert shown.widget.logic.getParameterNode().every_painted is False
 
 
@@ -136,6 +136,6 @@ def test_a_support_set_is_saved_and_loaded_and_its_folder_remembered(shown: Show
     for button in (shown.ui.saveSupportButton, shown.ui.loadSupportButton):
         button.click()
         button.click()  # and leaves the dialog without a choice
-    assert shown.logic.asked("save_support") == [(tmp_path / "liver.safetensors",)]
-    assert shown.logic.asked("load_support") == [(tmp_path / "spleen.safetensors",)]
+    assert shown.workbench.calls_of("run.save_support") == [(tmp_path / "liver.safetensors",)]
+    assert shown.workbench.calls_of("support.load") == [(tmp_path / "spleen.safetensors",)]
     assert slicer.app.userSettings().value("SDFSMIS/folder") == f'"{tmp_path}"'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qt
 from slicer.i18n import tr as _
@@ -11,8 +11,11 @@ from slicer.i18n import tr as _
 from SDFSMISLib.client import Client
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.workbench.settings import Settings
-from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView, PanelLogic
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView
 from SDFSMISPanel.controls import Control, dot
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 __all__ = ["BackendSection"]
 
@@ -23,12 +26,12 @@ COLORS = {"good": (0.2, 0.65, 0.3), "unknown": (0.6, 0.6, 0.6), "busy": (0.25, 0
 
 
 class BackendSection:
-    """Shows :class:`.panel_logic.BackendView`; what the user chooses is kept in the settings."""
+    """Shows :class:`.views.BackendView`; what the user chooses is kept in the settings."""
 
-    def __init__(self, ui: Any, logic: PanelLogic, settings: Settings) -> None:
-        self._ui, self._logic, self._settings = ui, logic, settings
+    def __init__(self, ui: Any, workbench: Workbench, settings: Settings) -> None:
+        self._ui, self._workbench, self._settings = ui, workbench, settings
         self._shown: BackendView | None = None
-        self._said: BackendChoice | None = None  # what the controls said when they and the logic agreed last
+        self._said: BackendChoice | None = None  # of the controls, when they and the workbench agreed last
         self._hosts: tuple[str, ...] = ()
         self._dots = {state: dot(color) for state, color in COLORS.items()}
         self._install, self._remove = Control(ui.installButton), Control(ui.removeInstallationButton)
@@ -36,11 +39,11 @@ class BackendSection:
         self._pause = qt.QTimer()
         self._pause.setSingleShot(True)
         self._pause.setInterval(PAUSE)
-        logic.choose_backend(settings.choice())
+        workbench.backend.choose(settings.choice())
         self._connect()
 
     def show(self) -> None:
-        view = self._logic.backend
+        view = self._workbench.backend.view
         if view is self._shown:
             return
         before, self._shown = self._shown, view
@@ -69,12 +72,12 @@ class BackendSection:
     def take_over(self) -> None:
         """Takes over what the controls say: a field tells of its text only when the keyboard leaves it."""
         choice = self.choice()
-        if choice in (self._said, self._logic.backend.choice):  # nothing was typed
+        if choice in (self._said, self._workbench.backend.view.choice):  # nothing was typed
             return
         self._said = choice
         LOG.info("Backend chosen: %s", _described(choice))
         self._settings.keep_choice(choice)
-        self._logic.choose_backend(choice)
+        self._workbench.backend.choose(choice)
 
     def close(self) -> None:
         """The panel ends: what was being typed counts no more."""
@@ -94,8 +97,8 @@ class BackendSection:
             getattr(ui, f"{name}LineEdit").connect("editingFinished()", self.take_over)
         ui.testBackendButton.connect("clicked()", self._on_test)
         ui.installButton.connect("clicked()", self._on_install)
-        ui.removeInstallationButton.connect("clicked()", self._logic.remove_installation)
-        ui.cancelInstallationButton.connect("clicked()", self._logic.cancel_installation)
+        ui.removeInstallationButton.connect("clicked()", self._workbench.backend.remove)
+        ui.cancelInstallationButton.connect("clicked()", self._workbench.backend.cancel_installation)
 
     def _choose_kind(self, _local: bool) -> None:
         self.take_over()
@@ -109,11 +112,11 @@ class BackendSection:
 
     def _on_test(self) -> None:
         self.take_over()
-        self._logic.test_backend()
+        self._workbench.backend.test()
 
     def _on_install(self) -> None:
         self.take_over()
-        self._logic.install()
+        self._workbench.backend.install()
 
     # -- what is shown
 

@@ -12,11 +12,14 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from SDFSMISLib.workbench.views import PanelLogic, Question
+from SDFSMISLib.workbench.views import Question
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 
 class Control:
@@ -115,16 +118,16 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 class QuestionSection:
-    """Shows the :class:`.panel_logic.Question` that waits for an answer, with its two buttons."""
+    """Shows the :class:`.views.Question` that waits for an answer, with its two buttons."""
 
-    def __init__(self, ui: Any, logic: PanelLogic) -> None:
-        self._ui, self._logic = ui, logic
+    def __init__(self, ui: Any, workbench: Workbench) -> None:
+        self._ui, self._workbench = ui, workbench
         self._shown: Question | None = None
         ui.agreeButton.connect("clicked()", self._agree)
         ui.declineButton.connect("clicked()", self._decline)
 
     def show(self) -> None:
-        question = self._logic.question
+        question = self._workbench.questions.view
         if question == self._shown:
             return
         self._shown, ui = question, self._ui
@@ -142,4 +145,4 @@ class QuestionSection:
 
     def _answer(self, agreed: bool) -> None:
         if self._shown is not None:
-            self._logic.answer(self._shown.key, agreed)
+            self._workbench.questions.answer(self._shown.key, agreed)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slicer.i18n import tr as _
 
 from SDFSMISLib.options import REGIONS, STRATEGIES
-from SDFSMISLib.workbench.views import PanelLogic, QueryMode, RunRequest
+from SDFSMISLib.workbench.views import QueryMode, RunRequest
 from SDFSMISPanel.controls import Control
 from SDFSMISPanel.parameter import Parameter, keep_other_scans, other_scans
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 __all__ = ["QuerySection"]
 
@@ -19,14 +22,14 @@ MODES = (QueryMode.ALL, QueryMode.RANGE, QueryMode.OUTWARDS, QueryMode.NONE)
 
 
 class QuerySection:
-    """Makes the :class:`.panel_logic.RunRequest` of its controls.
+    """Makes the :class:`.views.RunRequest` of its controls.
 
     Args:
         on_change: called when it has become another one.
     """
 
-    def __init__(self, ui: Any, logic: PanelLogic, on_change: Callable[[], None]) -> None:
-        self._ui, self._logic, self._on_change = ui, logic, on_change
+    def __init__(self, ui: Any, workbench: Workbench, on_change: Callable[[], None]) -> None:
+        self._ui, self._workbench, self._on_change = ui, workbench, on_change
         self._parameter: Parameter | None = None
         self._slices = -1
         self._range = Control(ui.rangeWidget)
@@ -51,7 +54,7 @@ class QuerySection:
         )
 
     def show(self) -> None:
-        count = self._logic.support.slice_count
+        count = self._workbench.support.view.slice_count
         if count != self._slices:
             self._slices = count
             self._show_slices(count)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qt
 from slicer.i18n import tr as _
 
-from SDFSMISLib.workbench.views import PanelLogic, ResultView, ReviewView
+from SDFSMISLib.workbench.review import describe_cleaning
+from SDFSMISLib.workbench.views import ResultView, ReviewView
 from SDFSMISPanel.certainty_plot import BY_HAND, PAINTED, SHOWN, CertaintyPlot
 from SDFSMISPanel.controls import Control, bring_into_sight
 from SDFSMISPanel.parameter import Parameter
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 __all__ = ["ReviewSection"]
 
@@ -21,10 +25,10 @@ NAMED = 3  # structures that are named in a sentence; more are too many
 
 
 class ReviewSection:
-    """Shows :class:`.panel_logic.ReviewView`."""
+    """Shows :class:`.views.ReviewView`."""
 
-    def __init__(self, ui: Any, logic: PanelLogic) -> None:
-        self._ui, self._logic = ui, logic
+    def __init__(self, ui: Any, workbench: Workbench) -> None:
+        self._ui, self._workbench = ui, workbench
         self._parameter: Parameter | None = None
         self._shown: ReviewView | None = None
         self._busy = ""
@@ -37,22 +41,22 @@ class ReviewSection:
         self._controls = [Control(one) for one in (ui.thresholdSlider, ui.smoothSpinBox, ui.keepLargestCheckBox)]
         self._ends = [Control(ui.acceptButton), Control(ui.discardButton)]
         self._least = Control(ui.leastCertainButton)
-        self._plot = CertaintyPlot(ui.certaintyPlotLabel, logic.go_to_slice)
+        self._plot = CertaintyPlot(ui.certaintyPlotLabel, workbench.review.go_to_slice)
         ui.plotLegendLabel.text = _legend()
-        ui.reviewScanComboBox.connect("activated(int)", logic.review_scan)
+        ui.reviewScanComboBox.connect("activated(int)", workbench.review.choose_scan)
         ui.thresholdSlider.connect("valueChanged(double)", self._on_threshold)
         ui.smoothSpinBox.connect("valueChanged(double)", self._on_smooth)
         ui.keepLargestCheckBox.connect("toggled(bool)", self._on_keep_largest)
         ui.leastCertainButton.connect("clicked()", self.go_to_least_certain)
-        ui.acceptButton.connect("clicked()", logic.accept)
-        ui.discardButton.connect("clicked()", logic.discard)
+        ui.acceptButton.connect("clicked()", workbench.review.accept)
+        ui.discardButton.connect("clicked()", workbench.review.discard)
 
     def restore(self, parameter: Parameter | None) -> None:
         """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
         self._parameter = parameter
         if parameter is not None:
-            self._logic.set_threshold(parameter.threshold)
-            self._logic.set_cleaning(parameter.keep_largest, parameter.smooth_mm)
+            self._workbench.review.set_threshold(parameter.threshold)
+            self._workbench.review.set_cleaning(parameter.keep_largest, parameter.smooth_mm)
 
     def close(self) -> None:
         self._opened.stop()
@@ -60,7 +64,7 @@ class ReviewSection:
 
     def advice(self) -> str:
         """What to do after a correction; "" = nothing was corrected since the review began."""
-        view = self._logic.review
+        view = self._workbench.review.view
         new = _by_hand(view) - self._corrected_before.get(view.scan, _by_hand(view))
         if not new:
             return ""
@@ -70,11 +74,11 @@ class ReviewSection:
         return text.format(n=len(new))
 
     def go_to_least_certain(self) -> None:
-        if self._logic.review.results:
-            self._logic.go_to_least_certain()
+        if self._workbench.review.view.results:
+            self._workbench.review.go_to_least_certain()
 
     def show(self) -> None:
-        view, run = self._logic.review, self._logic.run
+        view, run = self._workbench.review.view, self._workbench.run.view
         busy = _("Wait until this has ended: {text}").format(text=run.text) if run.running else ""
         if busy != self._busy:
             self._busy = busy
@@ -106,7 +110,7 @@ class ReviewSection:
     def _on_threshold(self, threshold: float) -> None:
         if self._parameter is not None:
             self._parameter.threshold = threshold
-        self._logic.set_threshold(threshold)
+        self._workbench.review.set_threshold(threshold)
 
     def _on_smooth(self, _mm: float) -> None:
         self._clean()
@@ -118,7 +122,7 @@ class ReviewSection:
         largest, smooth = bool(self._ui.keepLargestCheckBox.checked), float(self._ui.smoothSpinBox.value)
         if self._parameter is not None:
             self._parameter.keep_largest, self._parameter.smooth_mm = largest, smooth
-        self._logic.set_cleaning(largest, smooth)
+        self._workbench.review.set_cleaning(largest, smooth)
 
     def _on_opened(self) -> None:
         if self._ui.reviewCollapsibleButton.visible:
@@ -162,9 +166,8 @@ def _by_hand(view: ReviewView) -> set[int]:
 
 def _title(view: ReviewView) -> str:
     """Says what is done to results, since it is done to those of the next run, too."""
-    parts = [_("smoothed {mm:g} mm").format(mm=view.smooth_mm)] if view.smooth_mm else []
-    parts += [_("largest piece only")] if view.keep_largest else []
-    return _("5. Review ({what})").format(what=", ".join(parts)) if parts else _("5. Review")
+    what = describe_cleaning(view)
+    return _("5. Review ({what})").format(what=what) if what else _("5. Review")
 
 
 def _correction_hint(results: Sequence[ResultView]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slicer.i18n import tr as _
 
-from SDFSMISLib.workbench.text import spoken
-from SDFSMISLib.workbench.views import Editor, PanelLogic, RunRequest, RunView
+from SDFSMISLib.workbench.text import format_duration
+from SDFSMISLib.workbench.views import Editor, RunRequest, RunView
 from SDFSMISPanel.controls import Control
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 __all__ = ["RunSection"]
 
@@ -18,12 +21,12 @@ LOG = logging.getLogger("SDFSMIS")
 
 
 class RunSection:
-    """Shows :class:`.panel_logic.RunView`; its button starts a run, and cancels the one that goes on."""
+    """Shows :class:`.views.RunView`; its button starts a run, and cancels the one that goes on."""
 
     def __init__(
         self,
         ui: Any,
-        logic: PanelLogic,
+        workbench: Workbench,
         request: Callable[[], RunRequest],
         editor: Callable[[], Editor],
         before: Callable[[], None],
@@ -35,7 +38,7 @@ class RunSection:
             before: called before a run is asked for; takes over what was typed a moment ago.
             advice: called for what to do with the results; "" = nothing in particular.
         """
-        self._ui, self._logic, self._request, self._editor = ui, logic, request, editor
+        self._ui, self._workbench, self._request, self._editor = ui, workbench, request, editor
         self._before, self._advice = before, advice
         self._run = Control(ui.runButton)
         ui.runButton.connect("clicked()", self._on_button)
@@ -44,14 +47,14 @@ class RunSection:
         """Starts a run, where one can be started."""
         self._before()
         request = self._request()
-        if self._logic.run.running or self._logic.why_not(request):
+        if self._workbench.run.view.running or self._workbench.run.why_not(request):
             self.show()  # it may say so only since a moment ago
             return
         LOG.info("Run asked for: %s", request)
-        self._logic.start(request, self._editor())
+        self._workbench.run.start(request, self._editor())
 
     def show(self) -> None:
-        ui, view = self._ui, self._logic.run
+        ui, view = self._ui, self._workbench.run.view
         cancels = view.running and view.can_cancel
         why_not = self._why_not(view)
         ui.runButton.text = _("Cancel") if cancels else _("4. Segment")
@@ -65,7 +68,7 @@ class RunSection:
 
     def _why_not(self, view: RunView) -> str:
         if not view.running:
-            return self._logic.why_not(self._request())
+            return self._workbench.run.why_not(self._request())
         return "" if view.can_cancel else _("Wait until this has ended: {text}").format(text=view.text)
 
     def _lines(self, view: RunView, why_not: str) -> list[str]:
@@ -83,10 +86,10 @@ class RunSection:
         bar.value = round(100 * (view.fraction or 0))
 
     def _on_button(self) -> None:
-        run = self._logic.run
+        run = self._workbench.run.view
         if run.running and run.can_cancel:
             LOG.info("Run cancelled by the user")
-            self._logic.cancel()
+            self._workbench.run.cancel()
         else:
             self.start()
 
@@ -94,5 +97,5 @@ class RunSection:
 def _text(view: RunView) -> str:
     if view.running and view.seconds_left is not None:
         text = view.text.rstrip(".…")
-        return _("{text}, about {remaining} left").format(text=text, remaining=spoken(view.seconds_left))
+        return _("{text}, about {remaining} left").format(text=text, remaining=format_duration(view.seconds_left))
     return view.text

@@ -32,7 +32,7 @@ class SelfTest:
     """
 
     def __init__(self, case: unittest.TestCase, widget: Any, backend: BackendChoice) -> None:
-        self._case, self._ui, self._logic, self._backend = case, widget.ui, widget.panel.logic, backend
+        self._case, self._ui, self._workbench, self._backend = case, widget.ui, widget.panel.workbench, backend
         self._volume: Any = None
         self._truth = np.zeros(0, dtype=bool)
 
@@ -46,7 +46,7 @@ class SelfTest:
 
     def run(self) -> None:
         """Raises what unittest raises."""
-        self._logic.choose_backend(self._backend)
+        self._workbench.backend.choose(self._backend)
         self._load()
         self._paint()
         self._segment()
@@ -74,13 +74,13 @@ class SelfTest:
         mask = np.zeros(self._truth.shape, dtype=np.uint8)
         mask[PAINTED] = self._truth[PAINTED]
         slicer.util.updateSegmentBinaryLabelmapFromArray(mask, segmentation, segment, self._volume)
-        self._until(lambda: len(self._logic.support.entries) == 1)
+        self._until(lambda: len(self._workbench.support.view.entries) == 1)
         self._case.assertTrue(self._ui.runButton.enabled, self._ui.runButton.toolTip)
 
     def _segment(self) -> None:
         self._ui.runButton.click()
-        self._until(lambda: not self._logic.run.running)
-        self._case.assertFalse(self._logic.run.failed, self._logic.run.text)
+        self._until(lambda: not self._workbench.run.view.running)
+        self._case.assertFalse(self._workbench.run.view.failed, self._workbench.run.view.text)
         found = self._result()
         self._case.assertTrue(np.array_equal(found[PAINTED], self._truth[PAINTED]), "The painted slice has changed.")
         others = np.arange(len(found)) != PAINTED
@@ -93,7 +93,7 @@ class SelfTest:
             self._until(partial(self._has_threshold, threshold))
             self._case.assertEqual(int(np.sign(int(self._result().sum()) - int(before.sum()))), more)
         self._ui.leastCertainButton.click()
-        self._until(lambda: self._logic.review.index is not None)
+        self._until(lambda: self._workbench.review.view.index is not None)
 
     def _correct(self) -> None:
         """A slice that is changed in the result is an example of the next run, and stays as it is."""
@@ -103,30 +103,30 @@ class SelfTest:
         slicer.util.updateSegmentBinaryLabelmapFromArray(
             wrong.astype(np.uint8), self._segmentation(), self._result_id(), self._volume
         )
-        self._until(lambda: any(entry.origin == "corrected" for entry in self._logic.support.entries))
+        self._until(lambda: any(entry.origin == "corrected" for entry in self._workbench.support.view.entries))
         self._ui.runButton.click()
-        self._until(lambda: not self._logic.run.running)
-        self._case.assertFalse(self._logic.run.failed, self._logic.run.text)
+        self._until(lambda: not self._workbench.run.view.running)
+        self._case.assertFalse(self._workbench.run.view.failed, self._workbench.run.view.text)
         self._case.assertTrue(np.array_equal(self._result()[PAINTED + 4], wrong[PAINTED + 4]))
 
     def _accept(self) -> None:
         kept = self._result()
         self._ui.acceptButton.click()
-        self._until(lambda: not self._logic.review.results)
+        self._until(lambda: not self._workbench.review.view.results)
         self._case.assertTrue(np.array_equal(self._result(), kept))
 
     def _close_scene(self) -> None:
         """In the middle of a run."""
         self._ui.runButton.click()
-        self._until(lambda: self._logic.run.running)
+        self._until(lambda: self._workbench.run.view.running)
         slicer.mrmlScene.Clear()
-        self._until(lambda: not self._logic.run.running)
-        self._case.assertEqual(self._logic.support.entries, ())
+        self._until(lambda: not self._workbench.run.view.running)
+        self._case.assertEqual(self._workbench.support.view.entries, ())
 
     # -- within --------------------------------------------------------------------------------------------------------
 
     def _has_threshold(self, threshold: float) -> bool:
-        review = self._logic.review
+        review = self._workbench.review.view
         return abs(review.threshold - threshold) < 1e-6 and not review.working
 
     def _segmentation(self) -> Any:
@@ -146,7 +146,9 @@ class SelfTest:
         """Lets the application go on until something is true."""
         end = time.monotonic() + TIMEOUT
         while not condition():
-            self._case.assertLess(time.monotonic(), end, f"It did not come: {self._logic.run}, {self._logic.backend}")
+            self._case.assertLess(
+                time.monotonic(), end, f"It did not come: {self._workbench.run.view}, {self._workbench.backend.view}"
+            )
             slicer.app.processEvents()
             time.sleep(0.01)
 

@@ -1,34 +1,34 @@
-"""The list of support slices: each with its picture; what is taken out of it, saved and loaded.
-
-Step 2, Support: what is painted, and so what is to be found.
-"""
+"""Step 2, What to find: the painted scan, its structures, and the list of examples with their pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import slicer
 from slicer.i18n import tr as _
 
 from SDFSMISLib.workbench.settings import Settings
-from SDFSMISLib.workbench.views import PanelLogic, SegmentView, SupportEntry, SupportView
+from SDFSMISLib.workbench.views import SegmentView, SupportSliceView, SupportView
 from SDFSMISPanel.controls import Control, pixmap, square
 from SDFSMISPanel.paint_editor import PaintEditor
 from SDFSMISPanel.parameter import Parameter, keep_left_out, left_out
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 ENDING = ".safetensors"
 
 
 class SupportSlices:
-    """Shows the entries of a :class:`.panel_logic.SupportView`."""
+    """Shows the entries of a :class:`.views.SupportView`."""
 
-    def __init__(self, ui: Any, logic: PanelLogic, settings: Settings) -> None:
+    def __init__(self, ui: Any, workbench: Workbench, settings: Settings) -> None:
         import qt
 
-        self._qt, self._ui, self._logic, self._settings = qt, ui, logic, settings
-        self._entries: tuple[SupportEntry, ...] = ()
+        self._qt, self._ui, self._workbench, self._settings = qt, ui, workbench, settings
+        self._entries: tuple[SupportSliceView, ...] = ()
         self._remove, self._save = Control(ui.removeSupportButton), Control(ui.saveSupportButton)
         ui.supportList.connect("itemClicked(QListWidgetItem*)", self._on_clicked)
         ui.supportList.connect("itemSelectionChanged()", self._show_buttons)
@@ -36,7 +36,7 @@ class SupportSlices:
         ui.saveSupportButton.connect("clicked()", self._on_save)
         ui.loadSupportButton.connect("clicked()", self._on_load)
 
-    def show(self, entries: tuple[SupportEntry, ...]) -> None:
+    def show(self, entries: tuple[SupportSliceView, ...]) -> None:
         if entries != self._entries:
             marked = self._marked()
             self._entries = entries
@@ -71,10 +71,10 @@ class SupportSlices:
     def _on_clicked(self, item: Any) -> None:
         row = self._ui.supportList.row(item)
         if 0 <= row < len(self._entries):
-            self._logic.show_support(self._entries[row].key)
+            self._workbench.support.show(self._entries[row].key)
 
     def _on_remove(self) -> None:
-        self._logic.remove_support(self._marked())
+        self._workbench.support.remove(self._marked())
 
     def _on_save(self) -> None:
         path = self._qt.QFileDialog.getSaveFileName(
@@ -83,7 +83,7 @@ class SupportSlices:
         if path:
             chosen = Path(path) if path.endswith(ENDING) else Path(path + ENDING)
             self._settings.keep_folder(str(chosen.parent))
-            self._logic.save_support(chosen)
+            self._workbench.run.save_support(chosen)
 
     def _on_load(self) -> None:
         path = self._qt.QFileDialog.getOpenFileName(
@@ -91,7 +91,7 @@ class SupportSlices:
         )
         if path:
             self._settings.keep_folder(str(Path(path).parent))
-            self._logic.load_support(Path(path))
+            self._workbench.support.load(Path(path))
 
     def _filter(self) -> str:
         return _("Support slices") + f" (*{ENDING})"
@@ -103,7 +103,7 @@ def fit_height(items: Any, count: int, most: int) -> None:
         items.minimumHeight = items.maximumHeight = min(count, most) * items.sizeHintForRow(0) + 6
 
 
-def describe(entry: SupportEntry) -> str:
+def describe(entry: SupportSliceView) -> str:
     """Two lines: which slice it is and what it shows; where it comes from."""
     what = ", ".join(entry.structures) or _("none of the structures")
     area = _(", {area:.1f} cm²").format(area=entry.area_cm2) if entry.structures else ""
@@ -119,24 +119,24 @@ def describe(entry: SupportEntry) -> str:
 
 
 class SupportSection:
-    """Shows :class:`.panel_logic.SupportView`: the scan, what is painted on it, and the segments that take part.
+    """Shows a :class:`.SupportView`: the scan, the structures that are painted, and the examples.
 
     Args:
-        on_scan: called with the volume node, or None, when another scan is painted.
+        on_scan: called with the volume node, or None, when another scan is selected.
     """
 
     def __init__(
-        self, ui: Any, logic: PanelLogic, settings: Settings, paint: PaintEditor, on_scan: Callable[[Any], None]
+        self, ui: Any, workbench: Workbench, settings: Settings, paint: PaintEditor, on_scan: Callable[[Any], None]
     ) -> None:
         import qt
 
-        self._qt, self._ui, self._logic, self._paint, self._on_scan = qt, ui, logic, paint, on_scan
-        self._slices = SupportSlices(ui, logic, settings)
+        self._qt, self._ui, self._workbench, self._paint, self._on_scan = qt, ui, workbench, paint, on_scan
+        self._slices = SupportSlices(ui, workbench, settings)
         self._parameter: Parameter | None = None
         self._shown: SupportView | None = None
         self._segments: tuple[SegmentView, ...] | None = None
         self._left_out: set[str] = set()
-        self._asked: list[str] | None = None  # what the logic was asked for; None = not yet, it has its own default
+        self._requested: list[str] | None = None  # of the workbench; None = its own default
         self._use_slice, self._every = Control(ui.useSliceButton), Control(ui.everyPaintedCheckBox)
         ui.scanSelector.connect("currentNodeChanged(vtkMRMLNode*)", self._on_node)
         ui.scanSelector.connect("nodeAdded(vtkMRMLNode*)", self._on_scan_added)
@@ -162,10 +162,10 @@ class SupportSection:
     def close_scene(self) -> None:
         """The scene is about to be closed: nothing of it is held."""
         self._parameter = None
-        self._logic.select(None, None)
+        self._workbench.support.select(None, None)
 
     def show(self) -> None:
-        view = self._logic.support
+        view = self._workbench.support.view
         if view is self._shown:
             return
         self._shown, ui = view, self._ui
@@ -203,13 +203,13 @@ class SupportSection:
         segmentation = selector.currentNode()
         if self._parameter is not None:
             if _id(segmentation) != _id(self._parameter.segmentation):  # segments have IDs of their segmentation only
-                self._left_out, self._asked = set(), None
+                self._left_out, self._requested = set(), None
                 keep_left_out(self._parameter, ())
             self._parameter.scan, self._parameter.segmentation = scan, segmentation
         self._shown = None
         self._paint.edit(scan, segmentation)
         self._on_scan(scan)
-        self._logic.select(scan, segmentation)
+        self._workbench.support.select(scan, segmentation)
 
     def _on_segmentation_added(self, segmentation: Any) -> None:
         scan = self._ui.scanSelector.currentNode()
@@ -226,23 +226,23 @@ class SupportSection:
 
     def _choose_segments(self, anew: bool = False) -> None:
         """Asks for all segments but those that were left out; also for one that has been added since."""
-        if not (anew or self._left_out or self._asked is not None):
+        if not (anew or self._left_out or self._requested is not None):
             return
-        segments = self._logic.support.segments
+        segments = self._workbench.support.view.segments
         wanted = [one.segment_id for one in segments if one.segment_id not in self._left_out]
-        if anew or wanted != self._asked:
-            self._asked = wanted
-            self._logic.choose_segments(wanted)
+        if anew or wanted != self._requested:
+            self._requested = wanted
+            self._workbench.support.choose_segments(wanted)
 
     def _on_every(self, every: bool) -> None:
         if self._parameter is not None:
             self._parameter.every_painted = every
-        self._logic.use_every_painted(every)
+        self._workbench.support.use_every_painted(every)
 
     def _on_use_slice(self) -> None:
         view = self._ui.viewSelector.currentNode()
         if view is not None:
-            self._logic.use_slice(view)
+            self._workbench.support.use_slice(view)
 
     # -- what is shown
 

@@ -1,4 +1,4 @@
-"""The panel: its sections, and the timer that drives the logic. It knows the logic only as a PanelLogic."""
+"""The panel: its sections, and the timer that drives the workbench."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import qt
 
 from SDFSMISLib.workbench.settings import Settings
-from SDFSMISLib.workbench.views import PanelLogic
 from SDFSMISPanel.backend_section import BackendSection
 from SDFSMISPanel.controls import QuestionSection, Shortcuts
 from SDFSMISPanel.paint_editor import PaintEditor
@@ -20,6 +19,9 @@ from SDFSMISPanel.query_section import QuerySection
 from SDFSMISPanel.review_section import ReviewSection
 from SDFSMISPanel.run_section import RunSection
 from SDFSMISPanel.support_section import SupportSection
+
+if TYPE_CHECKING:
+    from SDFSMISLib.workbench import Workbench
 
 __all__ = ["Panel"]
 
@@ -30,36 +32,36 @@ SHOW_EVERY = 0.05  # s between two times that a change is shown
 
 
 class Panel:
-    """What the user sees and does, between Slicer's widget and the logic.
+    """What the user sees and does, between Slicer's widget and the workbench.
 
     Args:
         root: the widget that the .ui file made. ui: its parts by name.
 
     Attributes:
-        logic: what it shows and asks.
+        workbench: what the panel shows and calls.
     """
 
-    def __init__(self, root: Any, ui: Any, logic: PanelLogic, settings: Settings) -> None:
-        self._root, self.logic, self._entered, self._stale, self._shown_at = root, logic, False, True, 0.0
+    def __init__(self, root: Any, ui: Any, workbench: Workbench, settings: Settings) -> None:
+        self._root, self.workbench, self._entered, self._stale, self._shown_at = root, workbench, False, True, 0.0
         self._failures: set[tuple[str, int | None]] = set()
         self._timer = qt.QTimer()
         self._timer.setInterval(BEAT)
         self._timer.connect("timeout()", self._beat)
         self._paint = PaintEditor(ui.editorFrame)
-        self._query = QuerySection(ui, logic, self._on_change)
-        self._backend, question = BackendSection(ui, logic, settings), QuestionSection(ui, logic)
-        self._review = ReviewSection(ui, logic)
+        self._query = QuerySection(ui, workbench, self._on_change)
+        self._backend, question = BackendSection(ui, workbench, settings), QuestionSection(ui, workbench)
+        self._review = ReviewSection(ui, workbench)
         self._run = RunSection(
-            ui, logic, self._query.request, self._paint.editor, self._backend.take_over, self._review.advice
+            ui, workbench, self._query.request, self._paint.editor, self._backend.take_over, self._review.advice
         )
-        self._support = SupportSection(ui, logic, settings, self._paint, self._query.leave_out)
+        self._support = SupportSection(ui, workbench, settings, self._paint, self._query.leave_out)
         self._sections = (question, self._backend, self._support, self._query, self._review, self._run)
         self._shortcuts = Shortcuts(root, self._run.start, self._review.go_to_least_certain)
-        logic.observe(self._on_change)
+        workbench.changed = self._on_change
         self.show()
 
     def show(self) -> None:
-        """Shows what the logic says now."""
+        """Show the views of the workbench."""
         self._stale, self._shown_at = False, time.monotonic()
         for section in self._sections:
             section.show()
@@ -88,19 +90,19 @@ class Panel:
         self.restore(None)
         self._paint.close_scene()
         self._support.close_scene()
-        self.logic.close_scene()
+        self.workbench.close_scene()
         self.show()
 
     def close(self) -> None:
         """The panel ends, with all that goes on."""
-        self.logic.observe(None)
+        self.workbench.changed = None
         self._shortcuts.close()
         self._backend.close()
         self._review.close()
         self.exit()
         self._root.setMRMLScene(None)  # after a reload the old widgets live on, hidden
         self._timer.stop()
-        self.logic.close()
+        self.workbench.close()
         self._paint.close()
 
     def _on_change(self) -> None:
@@ -120,7 +122,7 @@ class Panel:
     def _step(self) -> bool:
         more, end = True, time.monotonic() + BUDGET
         while more and time.monotonic() < end:
-            more = self.logic.step()
+            more = self.workbench.step()
         return more
 
     def _guarded(self, call: Callable[[], bool | None]) -> bool:
@@ -136,5 +138,5 @@ class Panel:
             return False
 
     def _goes_on(self) -> bool:
-        logic = self.logic
-        return logic.run.running or logic.review.working or logic.backend.state == "busy"
+        workbench = self.workbench
+        return workbench.run.view.running or workbench.review.view.working or workbench.backend.view.state == "busy"

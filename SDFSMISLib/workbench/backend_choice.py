@@ -1,34 +1,30 @@
-"""Backend sentences: what is said of a backend that works, and of what went wrong with one.
-
-Backend questions: what is asked before anything is installed, removed, or sent to another computer.
-
-Computer: what the panel asks of the computer that it runs on.
-
-Backend access: the way to the backend that the user chose, with what has to be asked before it is taken.
-"""
+"""The backend that the user chose: whether it works, what must be installed or agreed to before it is used."""
 
 from __future__ import annotations
 
 import logging
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from SDFSMISLib.client import BackendError, Capabilities, Client, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.workbench.background import Background, Cancel, Ended
-from SDFSMISLib.workbench.run_job import ClientSource, Doing, Post
+from SDFSMISLib.workbench.background import Background, Cancel, JobEnded
+from SDFSMISLib.workbench.local_backend import LocalBackendManager
+from SDFSMISLib.workbench.questions import Questions
+from SDFSMISLib.workbench.run_job import ClientSource, Post, Status
+from SDFSMISLib.workbench.settings import Settings
 from SDFSMISLib.workbench.text import tr as _
-from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView, Question
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, BackendView, Part, Question
 
 LOG = logging.getLogger("SDFSMIS")
 
 
-def described(capabilities: Capabilities) -> str:
-    """A backend in a sentence."""
+def describe_backend(capabilities: Capabilities) -> str:
+    """A working backend in a sentence or two."""
     text = _("It works: SDFSMIS {version}, {model} on {device}, about {seconds} s a slice.").format(
         version=capabilities.version,
         model=capabilities.models[0].name,
@@ -40,8 +36,8 @@ def described(capabilities: Capabilities) -> str:
     return text
 
 
-def sentence(error: BaseException) -> str:
-    """An error in words; one that nobody expected is logged."""
+def error_text(error: BaseException) -> str:
+    """The text that the user sees for an exception; an unexpected one is logged with its traceback."""
     if isinstance(error, (BackendError, InputError, OSError)):
         return str(error)
     LOG.error("The backend failed", exc_info=error)
@@ -50,11 +46,11 @@ def sentence(error: BaseException) -> str:
     )
 
 
-INSTALL, REMOVE, SEND_SLICES = "install", "remove", "send slices"  # keys of the answers
+INSTALL, REMOVE, SEND_SLICES = "install", "remove", "send slices"  # keys of questions
 
 
 def install_question(folder: Path) -> Question:
-    """Before packages are downloaded into the folder of the environment."""
+    """Asked before packages are downloaded into the folder of the environment."""
     text = _(
         "Segmenting on this computer needs Python packages (PyTorch and others): 0.5 to 4 GB to download, 3 to 9 "
         "GB on the disk, by the kind of computer. They go into an environment of their own, {folder}; Slicer's own "
@@ -64,13 +60,13 @@ def install_question(folder: Path) -> Question:
 
 
 def remove_question(folder: Path) -> Question:
-    """Before that folder is removed."""
+    """Asked before that folder is removed."""
     text = _("Remove the Python environment of SDFSMIS, {folder}? Segmenting on this computer needs it.")
     return Question(REMOVE, text.format(folder=folder), _("Remove"), _("Keep it"))
 
 
 def slices_question(host: str) -> Question:
-    """Before a run on another computer; the answer holds for later runs, too."""
+    """Asked before the first run on another computer; the answer holds for later runs, too."""
     text = _(
         "To segment on {host}, these are sent there over the network: grey values of the slices that are needed, "
         "painted masks, and the geometry of the slices. Names of patients, files and segments are not sent, but "
@@ -80,98 +76,54 @@ def slices_question(host: str) -> Question:
     return Question(SEND_SLICES, text.format(host=host), _("Send to {host}").format(host=host), _("Do not send"))
 
 
-class Computer(Protocol):
-    """The backend on this computer, and what has to be installed for it.
-
-    Attributes:
-        folder: of the environment of our own.
-    """
-
-    folder: Path
-
-    def is_ready(self, choice: BackendChoice) -> bool:
-        """Whether nothing has to be installed."""
-
-    def is_there(self) -> bool:
-        """Whether there is an environment of our own, whole or not."""
-
-    def status(self, choice: BackendChoice) -> tuple[str, str]:
-        """What is true of it now, and the state as in :class:`BackendView`."""
-
-    def has_changed(self) -> bool:
-        """Whether the status may be another one than when it was asked for last."""
-
-    def client(self, choice: BackendChoice, say: Callable[[str], None], cancel: Cancel) -> Client:
-        """A client of it, which is started where it does not run; in any thread, and it takes a while."""
-
-    def install(self, options: Sequence[str], again: bool, report: Callable[[float, str], None], cancel: Cancel) -> str:
-        """Makes the environment; in any thread, and it takes minutes. ``report`` gets the share and what goes on.
-
-        Args:
-            options: words for pip.
-            again: whether packages are installed although nothing is missing.
-
-        Returns what was done, and what is to be known of it, in sentences.
-        """
-
-    def remove(self) -> str:
-        """Removes the environment; in any thread. What was done, in words."""
-
-    def stop(self) -> None:
-        """Ends the backend, if it runs."""
-
-
-class Remembered(Protocol):
-    """What is remembered from one start of Slicer to the next."""
-
-    def hosts(self) -> tuple[str, ...]: ...
-    def keep_host(self, url: str) -> None: ...
-    def agreed_hosts(self) -> tuple[str, ...]: ...
-    def keep_agreed(self, hosts: Sequence[str]) -> None: ...
-
-
 @dataclass(frozen=True)
-class _Done:
-    """An installation or a removal is done; what it says."""
+class _Changed:
+    """The message that the environment was installed or removed, in words."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class _Tried:
-    """What came out when the backend was used or changed the last time; ``works`` is None where that says nothing."""
+class _Attempt:
+    """The last use, or change, of a backend; ``works`` is None if it does not tell whether the backend works."""
 
     choice: BackendChoice
     text: str
     works: bool | None
 
 
-class BackendAccess:
-    """Everything is on the main thread, but for the client that :meth:`source` gives.
+class ChosenBackend(Part[BackendView]):
+    """The backend that the user chose. Threads test it, install it and remove it, one at a time.
 
-    Attributes:
-        view: what the panel shows.
-        question: what is asked now; None = nothing.
+    Args:
+        settings: remembers servers that worked, and those that the user agreed to send slices to.
+        local: the backend on this computer.
+        questions: what the user is asked before something is installed, removed, or sent to a server.
     """
 
-    def __init__(self, remembered: Remembered, computer: Computer) -> None:
-        self._remembered, self._computer = remembered, computer
+    def __init__(
+        self,
+        settings: Settings,
+        local: LocalBackendManager,
+        questions: Questions,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(BackendView(BackendChoice(), "", "unknown"), changed)
+        self._settings, self._local, self._questions = settings, local, questions
         self._choice = BackendChoice()
-        self.question: Question | None = None
-        self._then: Callable[[], None] | None = None
+        self._after_installation: Callable[[], None] | None = None
         self._testing: Background | None = None
         self._changing: Background | None = None
         self._progress: float | None = None
-        self._doing = ""
+        self._status = ""
         self._run_choice: BackendChoice | None = None
-        self._tried: _Tried | None = None
-        self.view = BackendView(self._choice, "", "unknown")
+        self._last: _Attempt | None = None
         self._look()
 
     # -- what the user does --------------------------------------------------------------------------------------------
 
     def choose(self, choice: BackendChoice) -> None:
-        """Another backend; what waits for the old one, and a test of it, count for nothing."""
+        """Choose another backend. A test of the old one, and a run that waits for it, are dropped."""
         if choice == self._choice:
             return
         if self._testing is not None:
@@ -182,7 +134,7 @@ class BackendAccess:
         self._look()
 
     def test(self) -> None:
-        """Tries whether it works; asks where something has to be installed first. Nothing of a scan is sent."""
+        """Test whether the backend works; ask first if something must be installed. No scan is sent."""
         if self._run_choice is not None or self._testing is not None:
             return
         if self._choice.kind is BackendKind.SERVER:
@@ -192,7 +144,7 @@ class BackendAccess:
             self.before_run(self._begin_test)
 
     def problem(self) -> str:
-        """Why it cannot be used, and what to do; "" where it can, as far as that is known."""
+        """Why the backend cannot be used, and what to do; "" if it can, as far as is known."""
         if self._changing is not None and self._choice.kind is BackendKind.LOCAL:
             return _("SDFSMIS is being installed or removed; wait until that has ended.")
         try:
@@ -203,84 +155,70 @@ class BackendAccess:
         return ""
 
     def before_run(self, then: Callable[[], None]) -> None:
-        """Calls it as soon as nothing needs to be asked, or installed, any more; never where the user declines."""
+        """Call ``then`` once nothing must be asked or installed any more; never if the user declines."""
         problem = self.problem()
         if problem:
             self.fails(problem)
-            return
-        question = self._what_to_ask()
-        if question is None:
+        elif self._choice.kind is BackendKind.SERVER:
+            client = self._client()
+            if client.is_local or client.host in self._settings.agreed_hosts():
+                then()
+            else:
+                self._ask(slices_question(client.host), lambda: self._agree(client.host, then))
+        elif self._local.is_ready(self._choice):
             then()
         else:
-            self.question, self._then = question, then
+            self._ask(install_question(self._local.folder), lambda: self._begin_installation(then))
         self._look()
 
     def forget_waiting(self) -> None:
-        """What waits for an answer or an installation does not go on."""
-        self._then = None
-        if self.question is not None and self.question.key in (SEND_SLICES, INSTALL):
-            self.question = None
+        """Drop what waits for an answer or an installation."""
+        self._after_installation = None
+        self._questions.withdraw(SEND_SLICES, INSTALL)
 
     def install(self) -> None:
-        """Asks whether to install."""
+        """Ask whether to install the environment (again)."""
         if self._may_change():
-            self.question, self._then = install_question(self._computer.folder), None
+            self._ask(install_question(self._local.folder), lambda: self._begin_installation(None))
 
     def remove(self) -> None:
-        """Asks whether to remove what was installed."""
+        """Ask whether to remove the environment."""
         if self._may_change():
-            self.question, self._then = remove_question(self._computer.folder), None
-
-    def answer(self, key: str, agreed: bool) -> None:
-        """The answer to :attr:`question`."""
-        if self.question is None or self.question.key != key:
-            return
-        then, self.question, self._then = self._then, None, None
-        if agreed and key == SEND_SLICES:
-            self._remembered.keep_agreed([*self._remembered.agreed_hosts(), self._client().host])
-            if then is not None:
-                self.before_run(then)
-        elif agreed and key == INSTALL:
-            self._begin_installation(then)
-        elif agreed and key == REMOVE:
-            computer = self._computer
-            self._doing = _("Removing the environment…")
-            self._changing = Background("SDFSMIS removal", lambda post, cancel: post(_Done(_removed(computer))))
-        self._look()
+            self._ask(remove_question(self._local.folder), self._begin_removal)
 
     def cancel_installation(self) -> None:
-        """Downloads that have come are used the next time."""
+        """Stop the installation; finished downloads are used the next time."""
         if self._changing is not None:
             self._changing.cancel.set()
 
     # -- for a run -----------------------------------------------------------------------------------------------------
 
     def source(self) -> ClientSource:
-        """What gives a client in the worker thread; it holds what was chosen now.
+        """What connects to the backend in the thread of a run; a later choice does not change it.
 
         Raises:
-            InputError: for an address, a token or a certificate that is none.
+            InputError: for an invalid address, token or certificate.
         """
-        choice, computer = self._choice, self._computer
+        choice, local = self._choice, self._local
         if choice.kind is BackendKind.SERVER:
             client = self._client()
             return lambda post, cancel: client
-        return lambda post, cancel: computer.client(choice, lambda text: post(Doing(text)), cancel)
+        return lambda post, cancel: local.client(choice, lambda text: post(Status(text)), cancel)
 
     def run_begins(self) -> None:
-        """A run uses what was chosen now; until :meth:`run_ended` nothing else is done to it."""
+        """A run uses the backend; until :meth:`run_ended` it is neither tested nor changed."""
         self._run_choice = self._choice
         self._look()
 
     def run_ended(self, error: BaseException | None, remote: RemoteRun | None) -> None:
-        """The run ended: by itself, by an error, or by being cancelled.
+        """The run ended: by itself, by an error, or since it was cancelled.
 
         Args:
-            remote: to know the backend by; None where it was never reached.
+            remote: the run on the backend; None if it was never reached.
         """
         choice, self._run_choice = self._run_choice, None
         if choice is not None and isinstance(error, BackendError):
-            self._tried = _Tried(choice, str(error), False)
+            self._last = _Attempt(choice, str(error), False)
         elif choice is not None and remote is not None and remote.version:
             text = _("It works: SDFSMIS {version}, {model} on {device}.")
             text = text.format(version=remote.version, model=remote.model, device=remote.device)
@@ -288,30 +226,30 @@ class BackendAccess:
         self._look()
 
     def fails(self, text: str) -> None:
-        """What was chosen did not do what it was asked for, and why."""
-        self._tried = _Tried(self._choice, text, False)
+        """The backend did not work, and why."""
+        self._last = _Attempt(self._choice, text, False)
         self._look()
 
-    # -- step by step --------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Takes what the threads have posted; whether there was any."""
-        came = False
+        """Take the messages of the threads; True if there were any."""
+        received = False
         for job in (self._testing, self._changing):
             for message in job.messages() if job is not None else ():
-                came = True
+                received = True
                 self._take(job, message)
-        if came or self._computer.has_changed():
+        if received or self._local.has_changed():
             self._look()
-        return came
+        return received
 
     def close(self) -> None:
-        """Ends what goes on; no process stays."""
+        """End the threads, and the backend on this computer."""
         self.forget_waiting()
         for job in (self._testing, self._changing):
             if job is not None:
                 job.cancel.set()
-        self._computer.stop()
+        self._local.stop()
         if self._changing is not None:
             self._changing.join(5)
 
@@ -319,34 +257,44 @@ class BackendAccess:
 
     def _take(self, job: Background | None, message: Any) -> None:
         if isinstance(message, Capabilities):
-            self._worked(self._choice, described(message))
-        elif isinstance(message, Doing):
-            self._doing = message.text
+            self._worked(self._choice, describe_backend(message))
+        elif isinstance(message, Status):
+            self._status = message.text
         elif isinstance(message, tuple):
-            self._progress, self._doing = message
-        elif isinstance(message, _Done):
-            self._tried = _Tried(self._choice, message.text, None)
-        elif isinstance(message, Ended) and job is self._testing:
+            self._progress, self._status = message
+        elif isinstance(message, _Changed):
+            self._last = _Attempt(self._choice, message.text, None)
+        elif isinstance(message, JobEnded) and job is self._testing:
             self._testing = None
             self._ended(message.error, "")
-        elif isinstance(message, Ended):
+        elif isinstance(message, JobEnded):
             self._changing, self._progress = None, None
-            then, self._then = self._then, None
+            then, self._after_installation = self._after_installation, None
             self._ended(message.error, _("It was cancelled. Downloads that have come are used the next time."))
             if message.error is None and then is not None:
                 self.before_run(then)
 
     def _ended(self, error: BaseException | None, cancelled: str) -> None:
-        """A job ended; an error is told, and of one that was cancelled what is to be known."""
+        """A thread ended: show its error, or ``cancelled`` if it was cancelled."""
         if isinstance(error, Cancelled):
-            self._tried = _Tried(self._choice, cancelled, None) if cancelled else self._tried
+            self._last = _Attempt(self._choice, cancelled, None) if cancelled else self._last
         elif error is not None:
-            self.fails(sentence(error))
+            self.fails(error_text(error))
 
     def _worked(self, choice: BackendChoice, text: str) -> None:
-        self._tried = _Tried(choice, text, True)
+        self._last = _Attempt(choice, text, True)
         if choice.kind is BackendKind.SERVER:
-            self._remembered.keep_host(choice.url)
+            self._settings.keep_host(choice.url)
+
+    def _ask(self, question: Question, agreed: Callable[[], None]) -> None:
+        """Ask a question in place of the one before."""
+        self._questions.withdraw(SEND_SLICES, INSTALL, REMOVE)
+        self._questions.ask(question, lambda agrees: agreed() if agrees else None)
+
+    def _agree(self, host: str, then: Callable[[], None]) -> None:
+        """The user agreed that slices are sent to a host, now and later."""
+        self._settings.keep_agreed([*self._settings.agreed_hosts(), host])
+        self.before_run(then)
 
     def _begin_test(self) -> None:
         try:
@@ -354,7 +302,7 @@ class BackendAccess:
         except InputError as error:
             self.fails(str(error))
             return
-        self._doing = _("Connecting to the backend…")
+        self._status = _("Connecting to the backend…")
         self._testing = Background("SDFSMIS test", lambda post, cancel: post(source(post, cancel).capabilities()))
 
     def _begin_installation(self, then: Callable[[], None] | None) -> None:
@@ -363,37 +311,41 @@ class BackendAccess:
         except ValueError as error:
             self.fails(_("The pip options cannot be read ({error}); correct the quotes.").format(error=error))
             return
-        self._then, self._progress, self._doing = then, 0.0, _("Installing…")
-        computer, again = self._computer, then is None
+        self._after_installation, self._progress, self._status = then, 0.0, _("Installing…")
+        local, again = self._local, then is None
 
         def install(post: Post, cancel: Cancel) -> None:
-            computer.stop()
-            post(_Done(computer.install(options, again, lambda share, text: post((share, text)), cancel)))
+            local.stop()
+            post(_Changed(local.install(options, again, lambda share, text: post((share, text)), cancel)))
 
         self._changing = Background("SDFSMIS installation", install)
+        self._look()
 
-    def _what_to_ask(self) -> Question | None:
-        """What has to be asked before the backend may be used."""
-        if self._choice.kind is BackendKind.LOCAL:
-            return None if self._computer.is_ready(self._choice) else install_question(self._computer.folder)
-        client = self._client()
-        agreed = client.is_local or client.host in self._remembered.agreed_hosts()
-        return None if agreed else slices_question(client.host)
+    def _begin_removal(self) -> None:
+        local = self._local
+
+        def remove(post: Post, cancel: Cancel) -> None:
+            local.stop()
+            post(_Changed(local.remove()))
+
+        self._status = _("Removing the environment…")
+        self._changing = Background("SDFSMIS removal", remove)
+        self._look()
 
     def _may_change(self) -> bool:
-        """Whether the environment of our own may be made anew, or removed: nothing uses it."""
+        """Whether the environment may be installed again, or removed: nothing uses it."""
         return self._changing is None and self._run_choice is None
 
     def _client(self) -> Client:
-        """Raises :class:`InputError` for an address, a token or a certificate that is none."""
+        """A client of the server; raises :class:`InputError` for an invalid address, token or certificate."""
         choice = self._choice
         if not choice.url.strip():
             raise InputError(_("No server is named; enter its address, such as http://computer:7861."))
         return Client(choice.url, choice.token, ca_file=choice.certificate or None)
 
     def _look(self) -> None:
-        """Brings the view up to date."""
-        status, state = self._status()
+        """Bring the view up to date."""
+        status, state = self._current_status()
         local = self._choice.kind is BackendKind.LOCAL
         free = local and self._may_change()
         self.view = BackendView(
@@ -402,36 +354,31 @@ class BackendAccess:
             state,
             self._progress,
             can_install=free and not self._choice.python,
-            can_remove=free and self._computer.is_there(),
-            hosts=self._remembered.hosts(),
+            can_remove=free and self._local.exists(),
+            hosts=self._settings.hosts(),
         )
 
-    def _status(self) -> tuple[str, str]:
+    def _current_status(self) -> tuple[str, str]:
         if self._changing is not None or self._testing is not None:
-            return self._doing, "busy"
+            return self._status, "busy"
         if self._run_choice == self._choice:
-            return _("It is used by the run that goes on."), "busy"
-        tried = self._tried if self._tried is not None and self._tried.choice == self._choice else None
+            return _("The run is using it."), "busy"
+        last = self._last if self._last is not None and self._last.choice == self._choice else None
         if self._choice.kind is BackendKind.LOCAL:
-            said = self._computer.status(self._choice)
-            if tried is None or (tried.works and said[1] != "good"):  # it worked, and does not run any more
-                return said
-            return tried.text, said[1] if tried.works is None else "good" if tried.works else "bad"
-        if tried is not None and tried.works is not None:
-            return tried.text, "good" if tried.works else "bad"
+            status = self._local.status(self._choice)
+            if last is None or (last.works and status[1] != "good"):  # it worked, and does not run any more
+                return status
+            return last.text, status[1] if last.works is None else "good" if last.works else "bad"
+        if last is not None and last.works is not None:
+            return last.text, "good" if last.works else "bad"
         try:
-            return _("{host} was not tried yet.").format(host=self._client().host), "unknown"
+            return _("{host} has not been tried yet.").format(host=self._client().host), "unknown"
         except InputError as error:
             return str(error), "bad" if self._choice.url.strip() else "unknown"
 
 
 def _words(options: str) -> list[str]:
-    """The words of options, as a shell takes them; on Windows a backslash is a letter. ValueError for an open quote."""
+    """Options of pip, split as a shell does; on Windows a backslash is a letter. ValueError for an open quote."""
     if os.name != "nt":
         return shlex.split(options)
     return [word.strip("\"'") for word in shlex.split(options, posix=False)]
-
-
-def _removed(computer: Computer) -> str:
-    computer.stop()
-    return computer.remove()

@@ -1,4 +1,4 @@
-"""Background: a job in a thread of its own, which touches neither MRML nor Qt, and a queue of what it says."""
+"""Jobs in threads, which touch neither MRML nor widgets, and the queues of messages that they post."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Background", "Cancel", "Ended", "Job"]
+__all__ = ["Background", "Cancel", "Job", "JobEnded"]
 
 
 class Cancel:
-    """A wish to stop that any thread may utter, once and for all."""
+    """Asks a job to stop, from any thread; it cannot be taken back.
+
+    >>> cancel = Cancel()
+    >>> cancel.then(lambda: print("closing the connection"))
+    >>> cancel.set()
+    closing the connection
+    >>> cancel()
+    True
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -20,11 +28,11 @@ class Cancel:
         self._then: Callable[[], Any] | None = None
 
     def __call__(self) -> bool:
-        """Whether it was uttered."""
+        """Whether the job should stop."""
         return self._event.is_set()
 
     def set(self) -> None:
-        """Utters it, and calls what waits for it."""
+        """Ask the job to stop, and call what :meth:`then` was given."""
         with self._lock:
             self._event.set()
             then = self._then
@@ -32,7 +40,7 @@ class Cancel:
             then()
 
     def then(self, call: Callable[[], Any] | None) -> None:
-        """What to call when it is uttered, at once where it was already; it must be safe in any thread."""
+        """Call something, in any thread, when the job is asked to stop, or now if it was already; None = nothing."""
         with self._lock:
             self._then, now = call, self._event.is_set()
         if now and call is not None:
@@ -40,18 +48,28 @@ class Cancel:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """The last message of a job; the error that ended it, if one did."""
+class JobEnded:
+    """The last message of a job, with the exception that ended it, if one did."""
 
     error: BaseException | None = None
 
 
 Job = Callable[[Callable[[Any], None], Cancel], None]
-"""Called with what posts a message, and with the wish to stop."""
+"""A job is called with a function that posts a message, and with what asks it to stop."""
 
 
 class Background:
-    """A job in a daemon thread. What it posts waits until the main thread asks."""
+    """A job in a daemon thread. Its messages wait until the main thread takes them.
+
+    Attributes:
+        cancel: asks the job to stop.
+
+    >>> background = Background("example", lambda post, cancel: post("done"))
+    >>> background.join(5)
+    True
+    >>> list(background.messages())
+    ['done', JobEnded(error=None)]
+    """
 
     def __init__(self, name: str, job: Job) -> None:
         self.cancel = Cancel()
@@ -61,7 +79,7 @@ class Background:
         self._thread.start()
 
     def messages(self) -> Iterator[Any]:
-        """What was posted until now, each once; :class:`Ended` comes last."""
+        """The messages posted since the last call; :class:`JobEnded` is the last one."""
         while True:
             try:
                 yield self._messages.get_nowait()
@@ -69,7 +87,7 @@ class Background:
                 return
 
     def join(self, seconds: float) -> bool:
-        """Waits until the thread has ended, for so long at most; whether it has."""
+        """Wait until the thread has ended; False if it has not after so many seconds."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -79,4 +97,4 @@ class Background:
             self._job(self._messages.put, self.cancel)
         except BaseException as caught:  # the main thread says what is wrong; nothing may vanish in a thread
             error = caught
-        self._messages.put(Ended(error))
+        self._messages.put(JobEnded(error))

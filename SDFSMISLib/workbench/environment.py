@@ -37,7 +37,7 @@ TERMINATION = 3.0  # seconds between asking the system to end a process and maki
 
 
 @dataclass(frozen=True)
-class Finished:
+class CommandResult:
     """How a program ended: its exit status, and the lines that it wrote."""
 
     status: int
@@ -56,7 +56,7 @@ def run_command(
     folder: Path | None = None,
     on_line: Callable[[str], None] | None = None,
     cancel: Callable[[], bool] | None = None,
-) -> Finished:
+) -> CommandResult:
     """Run a program until it ends.
 
     Args:
@@ -80,7 +80,7 @@ def run_command(
                 lines.append(line)
                 if on_line is not None:
                     on_line(line)
-        return Finished(process.wait(), tuple(lines))
+        return CommandResult(process.wait(), tuple(lines))
     finally:
         if process.poll() is None:
             _end_tree(process)
@@ -301,7 +301,7 @@ class Environment:
     @property
     def state(self) -> EnvironmentState:
         """How far it is; takes milliseconds, after a tenth of a second for the first time."""
-        if not self.is_there:
+        if not self.exists:
             return EnvironmentState.ABSENT
         stamp = self._stamp()
         if stamp is None:
@@ -310,7 +310,7 @@ class Environment:
         return EnvironmentState.READY if same else EnvironmentState.OUTDATED
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         """Whether the folder is one of ours, whole or not."""
         return (self.folder / MARKER).is_file()
 
@@ -376,7 +376,7 @@ class Environment:
             Cancelled: where ``cancel`` said so.
         """
         base = ask_python(python, self.environments, cancel)
-        if self.is_there:
+        if self.exists:
             self.remove()
         try:
             if self.folder.exists() and any(self.folder.iterdir()):
@@ -454,7 +454,7 @@ class Environment:
         """
         if not self.folder.exists():
             return f"There is nothing to remove in {self.folder}."
-        if not self.is_there:
+        if not self.exists:
             raise InputError(f"{self.folder} was not made by SDFSMIS and is left as it is; delete it yourself.")
         size = self.size()
         self.unfinish()
@@ -523,7 +523,7 @@ class Environment:
         with suppress(OSError, ValueError):
             stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
             known = {"requirements", "library", "environment", "standard_library"}
-            if isinstance(stamp, dict) and known <= stamp.keys() and self.is_there and self.python.is_file():
+            if isinstance(stamp, dict) and known <= stamp.keys() and self.exists and self.python.is_file():
                 return stamp if Path(str(stamp["standard_library"])).is_file() else None
         return None
 

@@ -72,9 +72,9 @@ def pip_failure(lines: Sequence[str]) -> str:
         lines: that pip wrote, the last ones at least.
     """
     text = "\n".join(lines)
-    for pattern, sentence in KINDS:
+    for pattern, error_text in KINDS:
         if pattern.search(text):
-            return sentence
+            return error_text
     missing = MISSING.search(text)
     if missing is not None:
         return (
@@ -174,7 +174,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Adopted:
+class ExistingPython:
     """A Python that has SDFSMIS already: its path, the version, and the environment variables that it starts with."""
 
     python: str
@@ -369,7 +369,9 @@ class _Steps:
         self._on_progress(Progress(self._share, self._at + 1, len(self._titles), text))
 
 
-def adopt(python: str, environments: Mapping[str, Mapping[str, str]], cancel: Callable[[], bool]) -> Adopted:
+def inspect_python(
+    python: str, environments: Mapping[str, Mapping[str, str]], cancel: Callable[[], bool]
+) -> ExistingPython:
     """Look whether another Python can run the backend.
 
     Args:
@@ -391,14 +393,14 @@ def adopt(python: str, environments: Mapping[str, Mapping[str, str]], cancel: Ca
                 version, protocol, missing = json.loads(line)
             except ValueError:
                 continue
-            return _fitting(Adopted(python, version, variables), protocol, missing)
+            return _fitting(ExistingPython(python, version, variables), protocol, missing)
     last = said[-1].strip() if said else "it said nothing"
     raise InputError(
         f"{python} cannot run the backend ({last}); install SDFSMIS in it, with pip install sdfsmis[serve]."
     )
 
 
-def _fitting(adopted: Adopted, protocol: int, missing: Sequence[str]) -> Adopted:
+def _fitting(adopted: ExistingPython, protocol: int, missing: Sequence[str]) -> ExistingPython:
     """It, where this program can use it."""
     if protocol != PROTOCOL:
         older = protocol < PROTOCOL

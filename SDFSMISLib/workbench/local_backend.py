@@ -1,7 +1,4 @@
-"""Local backend: a process on this computer that is started when it is needed, and that never outlives its owner.
-
-Local computer: the backend that runs beside Slicer, in an environment of our own or in a Python that is named.
-"""
+"""The backend on this computer: its environment, and its process, which starts when needed and ends with its owner."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.options import BUILT_IN
 from SDFSMISLib.workbench.background import Cancel
 from SDFSMISLib.workbench.environment import Environment, EnvironmentState
-from SDFSMISLib.workbench.installation import Installation, Progress, adopt, graphics_cards, usual_build
+from SDFSMISLib.workbench.installation import Installation, Progress, graphics_cards, inspect_python, usual_build
 from SDFSMISLib.workbench.text import tr as _
 from SDFSMISLib.workbench.views import BackendChoice
 
@@ -28,7 +25,11 @@ PATIENCE = 3.0  # seconds that a process has to end by itself
 
 
 class LocalBackendState(str, Enum):
-    """``ABSENT``: its Python is not there. ``FAILED``: it did not start, or ended by itself; it is started again."""
+    """State of the process.
+
+    ``ABSENT``: its Python does not exist. ``FAILED``: it did not start, or ended by itself; the next use
+    starts it again.
+    """
 
     ABSENT = "absent"
     STARTING = "starting"
@@ -38,7 +39,7 @@ class LocalBackendState(str, Enum):
 
 
 class LocalBackend:
-    """The backend of one Python with one model and device; all may be used from any thread.
+    """The backend process of one Python with one model and device; all methods may be called from any thread.
 
     The process ends by :meth:`stop`, when this object is deleted, and when this program ends in any way.
     """
@@ -59,51 +60,51 @@ class LocalBackend:
         """
         self._python, self._variables = str(python), dict(variables)
         self._model, self._device = model, device
-        self._own = _Own()
+        self._holder = _ProcessHolder()
         self._lock = threading.Lock()  # held for moments only, so that the main thread never waits for it
         self._starting = False
         self._failure = ""
-        weakref.finalize(self, self._own.stop)
+        weakref.finalize(self, self._holder.stop)
 
     @property
     def state(self) -> LocalBackendState:
-        """What is true of it now."""
+        """State of the process now."""
         return self._look()[0]
 
     @property
     def status(self) -> str:
-        """The state in a sentence, for people."""
+        """The state in a sentence."""
         return self._look()[1]
 
     @property
     def log(self) -> str:
-        """The last lines that it wrote, of earlier processes too."""
-        return "\n".join(list(self._own.lines))
+        """The last lines that the process wrote, and earlier ones."""
+        return "\n".join(list(self._holder.lines))
 
     def client(self, cancel: Callable[[], bool] | None = None, on_log: Callable[[str], None] | None = None) -> Client:
-        """A client of it. Where it does not run, or has ended, it is started, which takes some seconds.
+        """A client of the process, which is started if it does not run; that takes some seconds.
 
         Args:
-            cancel: asked ten times a second while waiting.
-            on_log: called with each line that the process writes which this call starts, in a thread of its own.
+            cancel: called ten times a second while waiting; True stops waiting.
+            on_log: called, in another thread, with each line that a process started by this call writes.
 
         Raises:
-            InputError: where its Python is not there.
-            BackendError: where it does not start.
-            Cancelled: where ``cancel`` said so, or it was stopped meanwhile.
+            InputError: if its Python does not exist.
+            BackendError: if it does not start.
+            Cancelled: if ``cancel`` returned True, or the process was stopped meanwhile.
         """
         while True:
             if not Path(self._python).is_file():
                 raise InputError(f"There is no Python {self._python}; install SDFSMIS, or name another Python.")
             with self._lock:
-                process = self._own.process
+                process = self._holder.process
                 if process is not None and process.poll() is None:
                     return process.client()
                 mine = not self._starting
                 if mine:
                     self._starting, self._failure = True, ""
-                    self._own.stopped, self._own.ended = threading.Event(), threading.Event()
-                stopped, ended = self._own.stopped, self._own.ended
+                    self._holder.stopped, self._holder.ended = threading.Event(), threading.Event()
+                stopped, ended = self._holder.stopped, self._holder.ended
             if mine:
                 return self._start(stopped, cancel, on_log)
             while not ended.wait(LOOK):
@@ -115,8 +116,8 @@ class LocalBackend:
                 raise BackendError(self._failure)
 
     def stop(self) -> None:
-        """End it, or its start; safe at any time, and again. It takes a moment, and some seconds at most."""
-        self._own.stop()
+        """End the process, or its start; safe at any time and more than once. It takes some seconds at most."""
+        self._holder.stop()
 
     def _start(
         self,
@@ -124,19 +125,19 @@ class LocalBackend:
         cancel: Callable[[], bool] | None,
         on_log: Callable[[str], None] | None,
     ) -> Client:
-        """The one that starts it, while the others wait."""
-        own = self._own
-        own.stop_process()  # what is left of one that ended by itself
+        """Start the process, while other callers wait."""
+        holder = self._holder
+        holder.stop_process()  # the rest of one that ended by itself
         try:
             process = start_backend(
                 self._python,
                 model=self._model,
                 device=self._device,
                 environment=self._variables,
-                on_log=own.writer(on_log),
+                on_log=holder.writer(on_log),
                 cancel=lambda: stopped.is_set() or (cancel is not None and cancel()),
             )
-            if not own.take(process, stopped):
+            if not holder.take(process, stopped):
                 raise Cancelled("The backend was stopped while it started.")
             return process.client()
         except (InputError, BackendError) as error:
@@ -145,10 +146,10 @@ class LocalBackend:
         finally:
             with self._lock:
                 self._starting = False
-                own.ended.set()
+                holder.ended.set()
 
     def _look(self) -> tuple[LocalBackendState, str]:
-        process = self._own.process
+        process = self._holder.process
         if self._starting:
             return LocalBackendState.STARTING, "The backend on this computer is starting."
         if process is not None and process.poll() is None:
@@ -156,17 +157,19 @@ class LocalBackend:
         if not Path(self._python).is_file():
             return LocalBackendState.ABSENT, "The backend on this computer is not installed."
         if process is not None:
-            said = f"The backend on this computer ended by itself (exit status {process.poll()})"
-            return LocalBackendState.FAILED, f"{said}; it is started again when it is needed."
+            text = f"The backend on this computer ended by itself (exit status {process.poll()})"
+            return LocalBackendState.FAILED, f"{text}; it is started again when it is needed."
         if self._failure:
             return LocalBackendState.FAILED, self._failure.partition("\n")[0]
         return LocalBackendState.STOPPED, "The backend on this computer is started when it is needed."
 
 
-class _Own:
-    """The process and its log, apart from the object that is deleted: what ends the process must not keep that alive.
+class _ProcessHolder:
+    """The process and its log, apart from :class:`LocalBackend`: its finalizer must not keep that alive.
 
-    ``stopped`` is what was said to the start that goes on, ``ended`` is set when that start is over.
+    Attributes:
+        stopped: set to stop the start in progress.
+        ended: set when that start has ended.
     """
 
     def __init__(self) -> None:
@@ -218,15 +221,15 @@ STATES = {
 
 
 @dataclass(frozen=True)
-class Places:
+class InstallationPaths:
     """Where things are on a computer.
 
     Attributes:
-        environment: folder of the environment of our own.
-        panel_library: the folder ``SDFSMISLib`` that the panel was loaded from.
+        environment: folder of the environment that is installed.
+        panel_library: the folder ``SDFSMISLib`` from which the front end was loaded.
         requirements: file of the packages that the backend needs.
         python: the Python that the environment is made of, Slicer's own.
-        variables: environment variables that another Python may start with, by name; the first that work are used.
+        variables: environment variables that a Python may start with, by name; the first that work are used.
     """
 
     environment: Path
@@ -236,20 +239,25 @@ class Places:
     variables: Mapping[str, Mapping[str, str]]
 
 
-class LocalComputer:
-    """Keeps :class:`.backend_access.Computer`; see there."""
+class LocalBackendManager:
+    """Installs, starts and ends the backend on this computer.
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
-        self._environment = Environment(places.environment, places.panel_library, places.requirements, places.variables)
-        self.folder = places.environment
+    Attributes:
+        folder: of the environment.
+    """
+
+    def __init__(self, paths: InstallationPaths) -> None:
+        self._paths = paths
+        self._environment = Environment(paths.environment, paths.panel_library, paths.requirements, paths.variables)
+        self.folder = paths.environment
         self._lock = threading.Lock()  # held for moments only
         self._making = threading.Lock()
         self._backend: LocalBackend | None = None
         self._made_for: tuple[str, str, str] | None = None
-        self._told: tuple[BackendChoice, tuple[str, str]] | None = None
+        self._last_status: tuple[BackendChoice, tuple[str, str]] | None = None
 
     def is_ready(self, choice: BackendChoice) -> bool:
+        """Whether nothing must be installed before the backend can start."""
         if choice.python:
             return True  # whether it fits is told when it is tried
         state = self._environment.state
@@ -257,42 +265,64 @@ class LocalComputer:
             state is EnvironmentState.OUTDATED and not self._environment.needs_packages  # our own files are copied
         )
 
-    def is_there(self) -> bool:
-        return self._environment.is_there
+    def exists(self) -> bool:
+        """Whether there is an environment, complete or not."""
+        return self._environment.exists
 
     def status(self, choice: BackendChoice) -> tuple[str, str]:
-        said = self._status(choice)
-        self._told = choice, said
-        return said
+        """The status in a sentence, and the state as in :class:`.BackendView`."""
+        status = self._status(choice)
+        self._last_status = choice, status
+        return status
 
     def has_changed(self) -> bool:
-        return self._backend is not None and self._told is not None and self._told[1] != self._status(self._told[0])
+        """Whether the status of a process may have changed since :meth:`status`."""
+        last = self._last_status
+        return self._backend is not None and last is not None and last[1] != self._status(last[0])
 
-    def client(self, choice: BackendChoice, say: Callable[[str], None], cancel: Cancel) -> Client:
+    def client(self, choice: BackendChoice, on_status: Callable[[str], None], cancel: Cancel) -> Client:
+        """A client of the backend, which is started if it does not run; in any thread, and it takes some seconds.
+
+        Args:
+            on_status: called with what is being done, in words.
+        """
         with self._making:  # one after the other, so that none stops what another has just made
             with self._lock:
                 backend = self._backend if self._made_for == _key(choice) else None
             if backend is None:
-                say(_("Preparing the backend on this computer…"))
-                backend = self._made(choice, cancel)
+                on_status(_("Preparing the backend on this computer…"))
+                backend = self._make(choice, cancel)
                 self.stop()
                 with self._lock:
                     self._backend, self._made_for = backend, _key(choice)
-        say(_("Starting the backend on this computer…"))
+        on_status(_("Starting the backend on this computer…"))
         return backend.client(cancel)
 
     def install(self, options: Sequence[str], again: bool, report: Callable[[float, str], None], cancel: Cancel) -> str:
+        """Install the environment, in any thread; it takes minutes.
+
+        Args:
+            options: of pip, word by word.
+            again: whether to install although nothing is missing.
+            report: called with the share that is done, 0 to 1, and what is being done, in words.
+
+        Returns:
+            what was done and what the user should know about it, in sentences.
+        """
+
         def on_progress(progress: Progress) -> None:
             step = _("Step {step} of {steps}. {text}")
             report(progress.share, step.format(step=progress.step, steps=progress.steps, text=progress.text))
 
-        build = usual_build(graphics_cards(next(iter(self._places.variables.values()))))
-        return Installation(self._environment, self._places.python, build, options).run(on_progress, cancel, again)
+        build = usual_build(graphics_cards(next(iter(self._paths.variables.values()))))
+        return Installation(self._environment, self._paths.python, build, options).run(on_progress, cancel, again)
 
     def remove(self) -> str:
+        """Remove the environment, in any thread; returns what was done, in a sentence."""
         return self._environment.remove()
 
     def stop(self) -> None:
+        """End the process, if it runs."""
         with self._lock:
             backend, self._backend, self._made_for = self._backend, None, None
         if backend is not None:
@@ -300,11 +330,11 @@ class LocalComputer:
 
     # -- within --------------------------------------------------------------------------------------------------------
 
-    def _made(self, choice: BackendChoice, cancel: Cancel) -> LocalBackend:
-        """Another backend, not started yet."""
+    def _make(self, choice: BackendChoice, cancel: Cancel) -> LocalBackend:
+        """A backend for another choice, not started yet."""
         if choice.python:
-            adopted = adopt(choice.python, self._places.variables, cancel)
-            python, variables = adopted.python, adopted.variables
+            existing = inspect_python(choice.python, self._paths.variables, cancel)
+            python, variables = existing.python, existing.variables
         else:
             if self._environment.state is EnvironmentState.OUTDATED:  # the panel was updated: its files are copied
                 self.install((), False, lambda share, text: None, cancel)
@@ -330,5 +360,5 @@ class LocalComputer:
 
 
 def _key(choice: BackendChoice) -> tuple[str, str, str]:
-    """What makes it another backend."""
+    """Backends with the same key are the same process."""
     return choice.python, choice.model, choice.device

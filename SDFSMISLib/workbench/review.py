@@ -1,4 +1,4 @@
-"""Review: what a run left in the scene, while the user looks at it: threshold, cleaning, certainty, the end."""
+"""Review of the results of a run: threshold, post-processing, certainty, corrections; accept or discard."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.scene import ResultWriter, SegmentTemplate, rotate_to_volume_plane
-from SDFSMISLib.workbench.background import Background, Ended
-from SDFSMISLib.workbench.run import Target, unexpected
+from SDFSMISLib.scene.frame import volume_geometry
+from SDFSMISLib.workbench.background import Background, JobEnded
+from SDFSMISLib.workbench.run import TargetScan, defect_message
 from SDFSMISLib.workbench.slice_views import show_in_views, show_scan, show_segmentation, slice_nodes, visible_slice
 from SDFSMISLib.workbench.text import tr as _
-from SDFSMISLib.workbench.views import ResultView, ReviewView
+from SDFSMISLib.workbench.views import Editor, Part, ResultView, ReviewView
 
-__all__ = ["Review"]
+__all__ = ["Review", "describe_cleaning"]
 
 LOG = logging.getLogger("SDFSMIS")
 BUDGET = 0.02  # seconds of one step
@@ -34,24 +35,28 @@ class _Reviewed:
     Attributes:
         due: whether the user has changed something that is not written yet. Slices that are pending without it were
             taken back by undo, and stay so.
+        cleaning: the thread that computes the post-processing.
+        surface_due: whether the surfaces must be made again.
     """
 
-    target: Target
+    target: TargetScan
     writer: ResultWriter
     due: bool = False
     cleaning: Background | None = None
     surface_due: bool = False
 
 
-class Review:
-    """Everything is on the main thread; cleaning is computed in a thread of its own.
+class Review(Part[ReviewView]):
+    """The results of the last run, until they are accepted or discarded. Post-processing is computed in a thread.
 
     Attributes:
-        view: what the panel shows.
+        locked: whether accept and discard do nothing, as during a run.
     """
 
-    def __init__(self) -> None:
-        self.view = ReviewView()
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        super().__init__(ReviewView(), changed)
+        self.locked = False
+        self._editor: Editor | None = None
         self._scans: list[_Reviewed] = []
         self._looks: Mapping[int, SegmentTemplate] = {}
         self._ending: Iterator[Any] | None = None
@@ -65,25 +70,31 @@ class Review:
         """Whether there are results to review."""
         return bool(self._scans)
 
-    def begin(self, targets: Sequence[Target], looks: Mapping[int, SegmentTemplate]) -> None:
-        """Reviews the results of a run in place of those before, which stay as they are."""
+    def begin(self, targets: Sequence[TargetScan], looks: Mapping[int, SegmentTemplate], editor: Editor) -> None:
+        """Review the results of a run in place of those before, which stay in the scene as they are.
+
+        The segment editor selects the first result, so that the next stroke corrects it.
+        """
         self.forget()
-        self._looks = dict(looks)
+        self._looks, self._editor = dict(looks), editor
         self._scans = [_Reviewed(one, one.writer) for one in targets if one.writer is not None]
         if any(one.writer.threshold != self.view.threshold for one in self._scans):  # it was moved during the run
             self._change(lambda writer: writer.set_threshold(self.view.threshold))
         if self._scans and self._cleaning() is not None:
             self._change(lambda writer: writer.set_cleaning(self._cleaning()))
         self._look()
+        if self._scans:
+            writer = self._scans[self.view.scan].writer
+            self._select(next((found for label in self._looks if (found := writer.segment_id(label))), None))
 
     def forget(self) -> None:
-        """Lets go of the results; they stay in the scene."""
+        """End the review; the results stay in the scene."""
         for one in self._scans:
             if one.cleaning is not None:
                 one.cleaning.cancel.set()
         for one in self._scans:
             show_segmentation(one.target.segmentation, True)
-        self._scans, self._ending, self._accepted, self._problem = [], None, False, ""
+        self._scans, self._editor, self._ending, self._accepted, self._problem = [], None, None, False, ""
         self._shown.clear()
         kept = self.view
         self.view = ReviewView(threshold=kept.threshold, keep_largest=kept.keep_largest, smooth_mm=kept.smooth_mm)
@@ -91,7 +102,7 @@ class Review:
     # -- what the user does --------------------------------------------------------------------------------------------
 
     def choose_scan(self, number: int) -> None:
-        """The scan whose results are looked at."""
+        """Review the results of another scan, by its number in ``view.scans``, and show that scan in the views."""
         if not 0 <= number < len(self._scans) or number == self.view.scan:
             return
         self.view = replace(self.view, scan=number)
@@ -103,7 +114,7 @@ class Review:
         self._look()
 
     def set_threshold(self, threshold: float) -> None:
-        """Of all results, and of the next run; 0 to below 1."""
+        """Set the threshold of the probability, 0 to below 1, of all results and of the next run."""
         threshold = min(max(threshold, 0.0), 0.99)
         if threshold == self.view.threshold:  # a change that is none must not write again what was undone
             return
@@ -111,34 +122,34 @@ class Review:
         self._change(lambda writer: writer.set_threshold(threshold))
 
     def set_cleaning(self, keep_largest: bool, smooth_mm: float) -> None:
-        """Of all results: only the largest piece is kept, the border is smoothed (standard deviation in mm)."""
+        """Set the post-processing of all results: largest piece only, smoothing (standard deviation in mm; 0 = off)."""
         smooth_mm = max(0.0, smooth_mm)
         if (keep_largest, smooth_mm) == (self.view.keep_largest, self.view.smooth_mm):
             return
         self.view = replace(self.view, keep_largest=keep_largest, smooth_mm=smooth_mm)
         self._change(lambda writer: writer.set_cleaning(self._cleaning()))
 
-    def least_certain(self) -> str | None:
-        """ID of the segment that is least certain of all in a scan, after the views were made to show where.
+    def go_to_least_certain(self) -> None:
+        """Show the least certain slice of the scan in the views, and select its least certain result in the editor.
 
-        What was shown is left out the next time, until all slices were.
+        Slices that were shown are skipped the next time, until all were shown. Corrected slices are never shown.
         """
         if not self._scans:
-            return None
+            return
         one = self._scans[self.view.scan]
         found = self._guarded(one, lambda: one.writer.least_certain(self._shown))
         if found is None:
             self._shown.clear()
             found = self._guarded(one, one.writer.least_certain)
         if found is None:
-            return None
+            return
         label, index = found
         self._shown.add(index)
-        self.go_to(index)
-        return one.writer.segment_id(label)
+        self.go_to_slice(index)
+        self._select(one.writer.segment_id(label))
 
-    def go_to(self, index: int) -> None:
-        """Makes the views show a slice; turns one into the slices where none lies in them."""
+    def go_to_slice(self, index: int) -> None:
+        """Show a slice of the scan in the views; if none shows slices in this plane, one view is turned into it."""
         if not self._scans:
             return
         one = self._scans[self.view.scan]
@@ -146,30 +157,24 @@ class Review:
         self._look()
 
     def accept(self) -> None:
-        """The results stay, as soon as all that is wanted of them is written."""
-        self._accepted = True
+        """Keep the results, as soon as all changes are written."""
+        if not self.locked and self._scans:
+            self._accepted = True
 
     def discard(self) -> None:
-        """The results become what they were before the run."""
-        self._ending = self._steps(lambda writer: writer.discard_steps())
+        """Restore what the results replaced."""
+        if not self.locked and self._scans:
+            self._ending = self._steps(lambda writer: writer.discard_steps())
 
-    def cleaning_note(self) -> str:
-        """That cleaning is still on from before; "" where it is off."""
-        parts = [_("smoothed {mm:g} mm").format(mm=self.view.smooth_mm)] if self.view.smooth_mm else []
-        parts += [_("largest piece only")] if self.view.keep_largest else []
-        return _("Still on from before: {what}.").format(what=", ".join(parts)) if parts else ""
+    def cleaning_notes(self) -> list[str]:
+        """A sentence if post-processing is still on from an earlier review."""
+        text = describe_cleaning(self.view)
+        return [_("Still on from before: {what}.").format(what=text)] if text else []
 
-    def first_result(self) -> str | None:
-        """ID of the segment of the first structure in the scan that is reviewed."""
-        if not self._scans:
-            return None
-        writer = self._scans[self.view.scan].writer
-        return next((found for label in self._looks if (found := writer.segment_id(label)) is not None), None)
-
-    # -- step by step --------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
-        """Does the next piece, of some 20 ms; whether there is more to do at once."""
+        """Do the next piece, some 20 ms; True if more can be done at once."""
         if not self._scans:
             return False
         until, more = time.perf_counter() + BUDGET, False
@@ -193,7 +198,7 @@ class Review:
         return False
 
     def _work(self, one: _Reviewed, until: float) -> bool:
-        """Cleans, writes what is due, and makes surfaces when it rests; whether there is more at once."""
+        """Post-process, write what is due, and make surfaces after a rest; True if more can be done at once."""
         writer = one.writer
         if not one.due:
             return False
@@ -213,13 +218,13 @@ class Review:
     def _clean(self, one: _Reviewed) -> None:
         if one.cleaning is not None:
             for message in one.cleaning.messages():
-                if not isinstance(message, Ended):
+                if not isinstance(message, JobEnded):
                     one.writer.apply_cleaned(message)
                     continue
                 one.cleaning = None
                 if message.error is not None:
                     one.writer.set_cleaning(None)
-                    self._problem = unexpected(message.error)
+                    self._problem = defect_message(message.error)
         if one.cleaning is None and one.writer.cleaning_due:
             compute = one.writer.cleaning_task()
             one.cleaning = Background("SDFSMIS cleaning", lambda post, cancel: post(compute()))
@@ -238,6 +243,14 @@ class Review:
             return None
         return Postprocessing(self.view.smooth_mm, keep_largest="volume" if self.view.keep_largest else "off")
 
+    def _select(self, segment_id: str | None) -> None:
+        """Select a segment in the segment editor, if that edits the segmentation of the segment."""
+        segmentation = self._editor.node.GetSegmentationNode() if self._editor is not None else None
+        if segment_id is None or segmentation is None or self._editor is None:
+            return
+        if segmentation.GetSegmentation().GetSegment(segment_id) is not None:
+            self._editor.node.SetSelectedSegmentID(segment_id)
+
     def _change(self, change: Callable[[ResultWriter], None]) -> None:
         self._changed_at = time.monotonic()
         for one in self._scans:
@@ -245,7 +258,7 @@ class Review:
             self._guarded(one, partial(change, one.writer))
         self._look()
 
-    def _show(self, target: Target, index: int) -> None:
+    def _show(self, target: TargetScan, index: int) -> None:
         if show_in_views(target.volume, target.axis, index):
             return
         node = next(slice_nodes(target.volume.GetScene()), None)
@@ -255,32 +268,21 @@ class Review:
             show_in_views(target.volume, target.axis, index)
 
     def _guarded(self, one: _Reviewed, call: Callable[[], Any]) -> Any:
-        """What a call returns; where the results are gone, they are no longer reviewed."""
+        """What a call returns; None if it fails. Results that are lost are no longer reviewed."""
         try:
             return call()
         except InputError as error:
             LOG.info("Results on %s: %s", one.target.name, error)
-            self._problem = str(error)
-            if one in self._scans and self._is_lost(one):
-                self._scans.remove(one)
-                self.view = replace(self.view, scan=0)
-            return None
+            self._problem, lost = str(error), _is_lost(one)
         except Exception as error:  # it must not come again with every beat of the timer
-            self._problem = unexpected(error)
-            if one in self._scans:
-                self._scans.remove(one)
-                self.view = replace(self.view, scan=0)
-            return None
-
-    def _is_lost(self, one: _Reviewed) -> bool:
-        try:
-            _ = one.writer.corrected
-        except InputError:
-            return True
-        return False
+            self._problem, lost = defect_message(error), True
+        if lost and one in self._scans:
+            self._scans.remove(one)
+            self.view = replace(self.view, scan=0)
+        return None
 
     def _look(self) -> None:
-        """Brings the view up to date."""
+        """Bring the view up to date."""
         self._looked_at = time.monotonic()
         results = None
         while self._scans and results is None:
@@ -318,21 +320,33 @@ class Review:
         )
 
 
+def describe_cleaning(view: ReviewView) -> str:
+    """The post-processing that is on, in words; "" if none is."""
+    parts = [_("smoothed {mm:g} mm").format(mm=view.smooth_mm)] if view.smooth_mm else []
+    return ", ".join([*parts, *([_("largest piece only")] if view.keep_largest else [])])
+
+
+def _is_lost(one: _Reviewed) -> bool:
+    try:
+        _by_hand = one.writer.corrected
+    except InputError:
+        return True
+    return False
+
+
 def _is_working(one: _Reviewed) -> bool:
     return one.due and bool(one.writer.pending or one.writer.cleaning_due)
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Names of which no two are the same: the second of a name gets a number."""
+    """The names, made distinct: the second with the same name gets a number."""
     counts: dict[str, int] = {}
-    told = []
+    distinct = []
     for name in names:
         counts[name] = counts.get(name, 0) + 1
-        told.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
-    return tuple(told)
+        distinct.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return tuple(distinct)
 
 
-def _plane(target: Target) -> str:
-    from SDFSMISLib.scene.frame import volume_geometry
-
+def _plane(target: TargetScan) -> str:
     return volume_geometry(target.volume).plane(target.axis)

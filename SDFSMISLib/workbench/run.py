@@ -1,7 +1,4 @@
-"""Panel run: one press of Segment, from copying the scans to the last slice in the scene.
-
-Run targets: the scans of a run, and the slices of each that are wanted.
-"""
+"""Run: one press of Segment, from copying the scans to the last slice in the scene; the scans that it segments."""
 
 from __future__ import annotations
 
@@ -15,21 +12,21 @@ from SDFSMISLib.client import BackendError, RemoteRun
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.scene import EditingRules, ResultWriter, Scan, ScanCache
-from SDFSMISLib.workbench.background import Background, Ended
+from SDFSMISLib.workbench.background import Background, JobEnded
 from SDFSMISLib.workbench.run_job import (
     ClientSource,
-    Doing,
-    RunJob,
-    ScanBegins,
-    ScanEnds,
-    Sent,
-    SliceCame,
-    SupportPlan,
-    Trouble,
+    Retrying,
+    ScanFinished,
+    ScanStarted,
+    SegmentationJob,
+    SliceFinished,
+    Status,
+    SupportSnapshot,
+    UploadProgress,
 )
 from SDFSMISLib.workbench.slice_views import visible_slice
 from SDFSMISLib.workbench.support_list import SupportList
-from SDFSMISLib.workbench.targets import ResultHome, wanted_slices
+from SDFSMISLib.workbench.targets import ResultDestination, wanted_slices
 from SDFSMISLib.workbench.text import tr as _
 from SDFSMISLib.workbench.views import Editor, QueryMode, RunRequest, RunView
 
@@ -41,16 +38,19 @@ SURFACE_SHARE = 10  # and as many times as long as it took
 
 
 @dataclass(eq=False)
-class Target:
-    """A scan of a run.
+class TargetScan:
+    """A scan to segment in a run.
 
     Attributes:
         volume: its node.
-        painted: the segmentation in which it is painted; None = it is another scan.
-        wanted: its slices; None = all.
-        axis, segmentation, writer: once its slices come.
-        over: whether nothing is to come any more: all its slices have, or what they go into is lost.
-        found: the first and the last slice on which each label is, by label.
+        painted: the segmentation in which it is painted; None for another scan.
+        wanted: indices of its slices; None = all.
+        name: of the scan, for texts.
+        axis, segmentation, writer: set when its first slice is received: array axis of the slices, node of the results.
+        is_done: whether nothing more is received: all slices are, or the results cannot be written any more.
+        found: the first and the last slice on which each label was found, by label.
+        surface_time, surface_cost: when surfaces were made last, and the seconds that it took.
+        notes: what the user should know, one sentence each.
     """
 
     volume: Any
@@ -60,15 +60,15 @@ class Target:
     axis: int = 0
     segmentation: Any | None = None
     writer: ResultWriter | None = None
-    over: bool = False
+    is_done: bool = False
     found: dict[int, tuple[int, int]] = field(default_factory=dict)
     surface_time: float = 0.0
     surface_cost: float = 0.0
     notes: list[str] = field(default_factory=list)
 
 
-def unexpected(error: BaseException) -> str:
-    """What is said of a defect; the log gets all of it."""
+def defect_message(error: BaseException) -> str:
+    """The text that the user sees for an exception that nobody expected; it is logged with its traceback."""
     LOG.error("A defect", exc_info=error)
     text = _(
         "Something went wrong that should not ({kind}: {error}). The application's log says more; please report it."
@@ -76,21 +76,23 @@ def unexpected(error: BaseException) -> str:
     return text.format(kind=type(error).__name__, error=error)
 
 
-class PanelRun:
-    """It goes on by :meth:`step`, on the main thread; the backend is talked to in a thread of its own.
+class Run:
+    """One press of Segment. It proceeds by :meth:`step` on the main thread; a thread talks to the backend.
 
     Attributes:
-        plan: of the support.
-        view: what the panel shows.
-        targets: those whose writer is there have results.
-        over: whether nothing more comes. error: that the worker thread ended with.
+        support: the support set that the backend is given.
+        targets: the scans to segment; those with a writer have results.
+        editor: of the front end.
+        view: what a front end shows.
+        error: the exception that ended the thread; None if none did.
+        remote: the run on the backend; None before it was reached.
     """
 
     def __init__(
         self,
-        plan: SupportPlan,
+        support: SupportSnapshot,
         painted: Any | None,
-        targets: Sequence[Target],
+        targets: Sequence[TargetScan],
         options: RunOptions,
         editor: Editor,
         source: ClientSource,
@@ -98,22 +100,21 @@ class PanelRun:
     ) -> None:
         """
         Args:
-            painted: volume node of the scan that is painted; None = the support is from files.
+            painted: volume node of the painted scan; None = the support set is from files.
             source: of the backend's client.
-            scans: where copies are kept.
+            scans: cache of copied scans.
         """
-        self.targets, self.over = list(targets), False
+        self.support, self.targets, self.editor = support, list(targets), editor
         self.error: BaseException | None = None
+        self.remote: RemoteRun | None = None
         self.view = RunView(True, _("Reading the scan…"))
-        self.plan, self._painted, self._options, self._editor = plan, painted, options, editor
-        self._source, self._scans = source, scans
+        self._painted, self._options, self._source, self._scans = painted, options, source, scans
         self._copying = self._copy()
         self._background: Background | None = None
-        self._remote: RemoteRun | None = None
-        self._doing, self._trouble = "", ""
+        self._status, self._retrying = "", ""
         self._finished, self._total, self._done_scans = 0, 0, 0
         self._first_slice = self._last_write = 0.0
-        self._ended: Ended | None = None
+        self._ended: JobEnded | None = None
         self._cancelled = False
         self._lost = ""
         self._copies: list[Scan] = []
@@ -121,33 +122,28 @@ class PanelRun:
         self._notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """Something that the user should know, to be shown with the run."""
+        """Add a sentence to the notes of the run."""
         self._notes.append(text)
 
     def cancel(self) -> None:
-        """Asks it to end; what has come stays."""
+        """Ask the run to stop; slices that are finished stay."""
         self._cancelled = True
         if self._background is not None:
             self._background.cancel.set()
 
     def abandon(self) -> None:
-        """Ends it at once, without touching the scene: that is closed, or the panel is."""
+        """End the run at once, without touching the scene."""
         self.cancel()
         self._end("", False)
 
     @property
-    def remote(self) -> RemoteRun | None:
-        """What was reached of the backend; None where nothing was."""
-        return self._remote
-
-    @property
     def has_results(self) -> bool:
-        """Whether a slice has come that can be written."""
+        """Whether a slice was received that can be written into the scene."""
         return any(target.writer is not None for target in self.targets)
 
     def step(self) -> bool:
-        """Does the next piece, of some 20 ms; whether there is more to do at once."""
-        if self.over:
+        """Do the next piece, some 20 ms; True if more can be done at once."""
+        if not self.view.running:
             return False
         try:
             return self._step()
@@ -156,10 +152,10 @@ class PanelRun:
             self._end(str(error), True)
         except Exception as error:  # it must not come again with every beat of the timer
             self.cancel()
-            self._end(unexpected(error), True)
+            self._end(defect_message(error), True)
         return False
 
-    # -- the pieces ----------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _step(self) -> bool:
         if self._background is None:
@@ -173,7 +169,7 @@ class PanelRun:
         return came or wrote
 
     def _begin(self) -> bool:
-        """Copies the next piece of a scan; begins to segment when all are there."""
+        """Copy the next piece of a scan; start the thread once all are copied."""
         if self._cancelled:
             self._end(_("Cancelled before anything was sent."), False)
             return False
@@ -183,13 +179,13 @@ class PanelRun:
             return True
         scans = [(self._copies[number], target.wanted) for number, target in enumerate(self.targets)]
         painted = self._painted_copy
-        job = RunJob(self._source, self.plan, painted, scans, self._options)
-        self._doing = _("Connecting to the backend…")
+        job = SegmentationJob(self._source, self.support, painted, scans, self._options)
+        self._status = _("Connecting to the backend…")
         self._background = Background("SDFSMIS run", job)
         return False
 
     def _copy(self) -> Iterator[float]:
-        """Copies the scans; another scan that cannot be read is left out, the painted one is needed."""
+        """Copy the scans. Another scan that cannot be read is left out; the painted one is required."""
         if self._painted is not None:
             yield from self._scans.copy_steps(self._painted)
             self._painted_copy = self._scans.get(self._painted)
@@ -204,7 +200,7 @@ class PanelRun:
                 self._notes.append(_("{name} is left out: {error}").format(name=target.name, error=error))
 
     def _take_messages(self) -> bool:
-        """Takes what the worker has posted, for some milliseconds; whether more may be waiting."""
+        """Take messages of the thread, for some milliseconds; True if more may be waiting."""
         assert self._background is not None
         until = time.perf_counter() + BUDGET
         for message in self._background.messages():
@@ -214,30 +210,30 @@ class PanelRun:
         return False
 
     def _take(self, message: Any) -> None:
-        if isinstance(message, Doing):
-            self._doing = message.text
-        elif isinstance(message, Sent):
-            self._doing = _("Sending slices: {there} of {total}").format(there=message.there, total=message.total)
-        elif isinstance(message, Trouble):
-            self._trouble = message.text
+        if isinstance(message, Status):
+            self._status = message.text
+        elif isinstance(message, UploadProgress):
+            self._status = _("Sending slices: {sent} of {total}").format(sent=message.sent, total=message.total)
+        elif isinstance(message, Retrying):
+            self._retrying = message.problem
         elif isinstance(message, RemoteRun):
-            self._remote = message
-        elif isinstance(message, ScanBegins):
-            self._scan_begins(message)
-        elif isinstance(message, SliceCame):
-            self._slice_came(message)
-        elif isinstance(message, ScanEnds):
+            self.remote = message
+        elif isinstance(message, ScanStarted):
+            self._scan_started(message)
+        elif isinstance(message, SliceFinished):
+            self._slice_finished(message)
+        elif isinstance(message, ScanFinished):
             target = self.targets[message.number]
-            target.over = True
+            target.is_done = True
             several = len(self.targets) > 1
             target.notes += [f"{target.name}: {text}" if several else text for text in message.warnings]
             if target.writer is not None:
                 target.notes += [self._found_on(target, several)]
             self._done_scans, self._finished, self._total = message.number + 1, 0, 0
-        elif isinstance(message, Ended):
+        elif isinstance(message, JobEnded):
             self._ended, self.error = message, message.error
 
-    def _scan_begins(self, message: ScanBegins) -> None:
+    def _scan_started(self, message: ScanStarted) -> None:
         target = self.targets[message.number]
         target.axis = message.axis
         scan = self._copies[message.number]
@@ -245,8 +241,8 @@ class PanelRun:
         try:
             if target.volume.GetScene() is None:
                 raise InputError(_("The scan {name} was deleted; it is left out.").format(name=target.name))
-            home = ResultHome.of(target.volume, target.painted, self.plan.looks, message.axis)
-            segmentation = home.made(target.volume)
+            destination = ResultDestination.of(target.volume, target.painted, self.support.looks, message.axis)
+            segmentation = destination.node_for(target.volume)
             if target.painted is not None and segmentation is not target.painted:
                 target.notes.append(
                     _("The segmentation does not lie on the scan's voxels; results are in {name}.").format(
@@ -255,13 +251,13 @@ class PanelRun:
                 )
             if scan.sequence_frame is not None:
                 target.notes.append(_("Segmented: {frame}.").format(frame=scan.sequence_frame.text))
-            target.writer = self._writer(target, segmentation, home, message, scan)
+            target.writer = self._writer(target, segmentation, destination, message, scan)
             target.segmentation = segmentation
         except InputError as error:
             self._lose(target, str(error))
 
     def _writer(
-        self, target: Target, segmentation: Any, home: ResultHome, message: ScanBegins, scan: Scan
+        self, target: TargetScan, segmentation: Any, destination: ResultDestination, message: ScanStarted, scan: Scan
     ) -> ResultWriter:
         edited = segmentation is target.painted
         return ResultWriter(
@@ -270,18 +266,18 @@ class PanelRun:
             scan,
             message.support,
             message.axis,
-            self.plan.looks,
-            into=home.results,
-            rules=EditingRules.of(self._editor.node, target.volume) if edited else None,
-            save_undo=self._editor.save_undo if edited else None,
+            self.support.looks,
+            into=destination.results,
+            rules=EditingRules.of(self.editor.node, target.volume) if edited else None,
+            save_undo=self.editor.save_undo if edited else None,
             threshold=self._options.threshold,
         )
 
-    def _slice_came(self, message: SliceCame) -> None:
+    def _slice_finished(self, message: SliceFinished) -> None:
         record, target = message.record, self.targets[message.number]
         if self._finished == 0 and self._done_scans == 0:
             self._first_slice = time.monotonic()
-        self._finished, self._total, self._trouble = record.finished, record.total, ""
+        self._finished, self._total, self._retrying = record.finished, record.total, ""
         if target.writer is not None:
             target.writer.add_slice(record.label, record.index, record.probability, record.certainty)
             if record.probability.max() > 255 * self._options.threshold:
@@ -294,7 +290,7 @@ class PanelRun:
         return any(target.writer is not None and target.writer.pending for target in self.targets)
 
     def _write_some(self) -> bool:
-        """Writes a block, if it is time; whether there is more to write at once."""
+        """Write a block if it is time; True if more can be written at once."""
         now = time.monotonic()
         if self._ended is None and now - self._last_write < WRITE_EVERY:
             return False
@@ -305,7 +301,7 @@ class PanelRun:
                 return self._ended is not None
         return False
 
-    def _write(self, target: Target) -> None:
+    def _write(self, target: TargetScan) -> None:
         writer = target.writer
         assert writer is not None
         try:
@@ -317,12 +313,12 @@ class PanelRun:
         except InputError as error:
             self._lose(target, str(error))
 
-    def _lose(self, target: Target, why: str) -> None:
-        """What a scan's results go into is not there any more."""
+    def _lose(self, target: TargetScan, why: str) -> None:
+        """The results of a scan cannot be written any more."""
         LOG.info("Results on %s cannot be written: %s", target.name, why)
-        target.writer, target.over = None, True
+        target.writer, target.is_done = None, True
         self._lost = why
-        if all(other.over for other in self.targets):  # what the backend computes now has no place
+        if all(other.is_done for other in self.targets):  # what the backend computes now has no place
             self.cancel()
 
     def _finish(self) -> None:
@@ -338,10 +334,10 @@ class PanelRun:
         text, failed = self._outcome(self._ended.error)
         self._end(text, failed)
 
-    def _found_on(self, target: Target, several: bool) -> str:
-        """Where each structure was found, in a sentence."""
+    def _found_on(self, target: TargetScan, several: bool) -> str:
+        """A sentence that tells on which slices each structure was found."""
         places = []
-        for label, look in self.plan.looks.items():
+        for label, look in self.support.looks.items():
             indices = [
                 *target.found.get(label, ()),
                 *(target.writer.painted_slices(label) if target.writer is not None else ()),
@@ -363,10 +359,9 @@ class PanelRun:
             return _("Cancelled. Slices that were finished can be accepted or discarded."), False
         if isinstance(error, (BackendError, InputError)):
             return str(error), True
-        return unexpected(error), True
+        return defect_message(error), True
 
     def _end(self, text: str, failed: bool) -> None:
-        self.over = True
         notes = dict.fromkeys([*self._notes, *(note for target in self.targets for note in target.notes)])
         self.view = RunView(False, text, None, None, failed, tuple(notes))
         LOG.info("Run ended: %s", text)
@@ -377,21 +372,21 @@ class PanelRun:
             share = self._finished / self._total
             fraction = (self._done_scans + share) / len(self.targets)
             spent = time.monotonic() - self._first_slice
-            if 0 < fraction < 1 and self._finished > 1 and not self._trouble:
+            if 0 < fraction < 1 and self._finished > 1 and not self._retrying:
                 seconds = spent * (1 - fraction) / fraction
         self.view = RunView(True, self._text(), fraction, seconds, notes=tuple(self._notes))
 
     def _text(self) -> str:
         if self._ended is not None:
             return _("Writing the results…")
-        if self._trouble:
-            return _("Trying again: {trouble} Finished slices are kept.").format(trouble=self._trouble)
-        run = self._remote
-        if run is not None and run.phase == "waiting" and run.ahead:
-            return _("Waiting for other runs on the backend ({count})…").format(count=run.ahead)
+        if self._retrying:
+            return _("Trying again: {problem} Finished slices are kept.").format(problem=self._retrying)
+        remote = self.remote
+        if remote is not None and remote.phase == "waiting" and remote.ahead:
+            return _("Waiting for other runs on the backend ({count})…").format(count=remote.ahead)
         if not self._finished:
-            return self._doing or _("Segmenting…")
-        if len(self.plan.looks) == 1:
+            return self._status or _("Segmenting…")
+        if len(self.support.looks) == 1:
             text = _("Slice {finished} of {total}").format(finished=self._finished, total=self._total)
         else:
             text = _("{percent} % of the slices").format(percent=100 * self._finished // max(1, self._total))
@@ -402,30 +397,36 @@ class PanelRun:
         return text
 
 
-def run_targets(request: RunRequest, support: SupportList, plan: SupportPlan) -> list[Target]:
-    """The scans of a run; raises :class:`InputError` where there is nothing to do."""
+def run_targets(request: RunRequest, support: SupportList, snapshot: SupportSnapshot) -> list[TargetScan]:
+    """The scans of a run.
+
+    Raises:
+        InputError: if there is nothing to segment.
+    """
     targets, scan = [], support.scan
     if request.mode is not QueryMode.NONE and scan is not None:
-        targets.append(_own(request, plan, scan, support.segmentation))
+        targets.append(_painted_target(request, snapshot, scan, support.segmentation))
     others = [node for node in request.others if node is not None and node is not scan]
-    targets += [Target(node, None, None, node.GetName()) for node in others]
+    targets += [TargetScan(node, None, None, node.GetName()) for node in others]
     if not targets:
         raise InputError(_("No scan to segment is chosen; choose slices of this scan, or another scan."))
     return targets
 
 
-def _own(request: RunRequest, plan: SupportPlan, scan: Any, painted: Any | None) -> Target:
-    """The scan that is painted."""
-    if plan.painting is None:  # in which direction it is sliced follows from the file
+def _painted_target(request: RunRequest, snapshot: SupportSnapshot, scan: Any, painted: Any | None) -> TargetScan:
+    """The painted scan, with its wanted slices."""
+    if snapshot.painting is None:  # the file tells the direction of the slices
         if request.mode is not QueryMode.ALL:
             raise InputError(_("Nothing is painted on this scan; choose all of its slices."))
-        return Target(scan, painted, None, scan.GetName())
-    wanted, problem = wanted_slices(request, plan.painting.geometry.shape[plan.axis], visible_slice(scan, plan.axis))
+        return TargetScan(scan, painted, None, scan.GetName())
+    wanted, problem = wanted_slices(
+        request, snapshot.painting.geometry.shape[snapshot.axis], visible_slice(scan, snapshot.axis)
+    )
     if problem:
         raise InputError(problem)
-    done = [set(plan.used) & set(plan.painting.slices(plan.axis, label)) for label in plan.looks]
+    done = [set(snapshot.used) & set(snapshot.painting.slices(snapshot.axis, label)) for label in snapshot.looks]
     if all(set(wanted) <= slices for slices in done):
         raise InputError(
             _("All wanted slices are painted already. Uncheck “Use every painted slice” to use chosen ones only.")
         )
-    return Target(scan, painted, wanted, scan.GetName())
+    return TargetScan(scan, painted, wanted, scan.GetName())

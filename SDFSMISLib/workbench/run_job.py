@@ -1,6 +1,6 @@
-"""Support plan: which painted slices make the support of a run. It holds copies: any thread may use it.
+"""The thread of a run: the support set that it is given, its job, and the messages that it posts.
 
-Run job: what goes on in the worker thread of a run. It touches copies only, and posts what has come.
+Everything here works on copies of the scene and may be used in any thread.
 """
 
 from __future__ import annotations
@@ -31,32 +31,38 @@ FILE_SOURCE = "support set: "  # before the name of a structure that no segment 
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedSet:
-    """A support set that was read from a file; slices that were removed from it are left out."""
+class LoadedSupport:
+    """A support set from a file, without the slices that the user has removed from the list.
+
+    Attributes:
+        name: of the file.
+        removed: numbers of removed slices in ``support.slices``.
+    """
 
     name: str
     support: SupportSet
     removed: frozenset[int] = frozenset()
 
     @property
-    def pieces(self) -> dict[int, SupportSlice]:
+    def slices(self) -> dict[int, SupportSlice]:
         """The slices that are left, by number."""
-        return {number: piece for number, piece in enumerate(self.support.slices) if number not in self.removed}
+        return {number: one for number, one in enumerate(self.support.slices) if number not in self.removed}
 
     def structure(self, label: int) -> str:
-        """The name of a label."""
+        """The name of the structure with a label."""
         return self.support.names.get(label) or f"Structure {label}"
 
 
 @dataclass(frozen=True, eq=False)
-class SupportPlan:
-    """What a run is shown.
+class SupportSnapshot:
+    """The support set of a run, before it is cut out of the painted scan.
 
     Attributes:
-        looks: of each structure, by label value of the run.
-        painting: what is painted on the scan; None = nothing is.
-        axis: array axis along which it is sliced. used: the slices of it to take.
-        complete: those of them that say of each structure whether it is there.
+        looks: name and colour of each structure, by label value of the run.
+        painting: what is painted on the scan; None = nothing.
+        axis: array axis of the painted slices.
+        used: indices of the painted slices to use.
+        complete: those of them on which every structure counts as painted, also one that is not there.
         loaded: slices from files, with the label values of the run.
     """
 
@@ -67,42 +73,42 @@ class SupportPlan:
     complete: frozenset[int]
     loaded: tuple[SupportSlice, ...]
 
-    def support(self, scan: Scan | None) -> SupportSet:
+    def support_set(self, scan: Scan | None) -> SupportSet:
         """The support set; it takes a third of a second for 512 × 512 × 300 voxels.
 
         Args:
-            scan: that is painted; it is not looked at where nothing is painted.
+            scan: the painted one; None if nothing is painted.
 
         Raises:
-            InputError: where one of the painted segments has nothing on the slices that are used.
+            InputError: if a painted segment has no paint on the slices in use.
         """
-        pieces: tuple[SupportSlice, ...] = ()
+        painted: tuple[SupportSlice, ...] = ()
         if self.painting is not None and self.used and scan is not None:
             made = self.painting.support(scan, self.used, self.axis)
-            pieces = tuple(replace(piece, complete=piece.index in self.complete) for piece in made.slices)
-        return SupportSet((*pieces, *self.loaded), {label: look.name for label, look in self.looks.items()})
+            painted = tuple(replace(one, complete=one.index in self.complete) for one in made.slices)
+        return SupportSet((*painted, *self.loaded), {label: look.name for label, look in self.looks.items()})
 
 
 def join_structures(
-    painted: Mapping[int, SegmentTemplate], loaded: Sequence[LoadedSet]
+    painted: Mapping[int, SegmentTemplate], loaded: Sequence[LoadedSupport]
 ) -> tuple[dict[int, SegmentTemplate], tuple[SupportSlice, ...]]:
-    """The structures of painted segments and of loaded sets, by label value, and the loaded slices with these values.
+    """The structures of painted segments and of files, by label value, and the slices from files with these values.
 
-    A structure of a set is that of a segment where the names are the same, upper and lower case aside; where a single
-    segment is painted and a set shows a single structure without a name, they are the same, too.
+    A structure of a file and a painted segment are the same if their names are, apart from upper and lower case. They
+    are also the same if one segment is painted and the file has a single structure without a name.
     """
     looks = dict(painted)
-    pieces = []
+    slices = []
     for one in loaded:
         values = np.zeros(1 << 16, dtype=np.uint16)
         for label in one.support.labels:
             values[label] = _label_of(one, label, looks)
-        pieces += [replace(piece, labels=values[piece.labels]) for piece in one.pieces.values()]
-    return looks, tuple(pieces)
+        slices += [replace(shown, labels=values[shown.labels]) for shown in one.slices.values()]
+    return looks, tuple(slices)
 
 
-def _label_of(loaded: LoadedSet, label: int, looks: dict[int, SegmentTemplate]) -> int:
-    """The label value of a structure of a set; a new one is added to the looks."""
+def _label_of(loaded: LoadedSupport, label: int, looks: dict[int, SegmentTemplate]) -> int:
+    """The label value of a structure from a file; a new one is added to ``looks``."""
     name = loaded.structure(label)
     for value, look in looks.items():
         if look.name.casefold() == name.casefold():
@@ -117,24 +123,23 @@ def _label_of(loaded: LoadedSet, label: int, looks: dict[int, SegmentTemplate]) 
 
 Post = Callable[[Any], None]
 ClientSource = Callable[[Post, Cancel], Client]
-"""Gives a client of the backend that was chosen, in the worker thread; starting one takes a while, and is posted as
-:class:`Doing`."""
+"""Connects to the chosen backend, in the thread of the run; posts :class:`Status` while a backend is being started."""
 
 
 @dataclass(frozen=True)
-class Doing:
-    """What goes on, in words."""
+class Status:
+    """What is being done, in words."""
 
     text: str
 
 
 @dataclass(frozen=True, eq=False)
-class ScanBegins:
-    """The slices of a scan will come.
+class ScanStarted:
+    """The first slice of a scan is about to be posted.
 
     Attributes:
         number: of the scan in the run.
-        axis: along which slices come.
+        axis: array axis of the slices.
     """
 
     number: int
@@ -143,53 +148,57 @@ class ScanBegins:
 
 
 @dataclass(frozen=True)
-class Sent:
-    """How many slices are on the backend, of how many."""
+class UploadProgress:
+    """How many slices the backend has received."""
 
-    there: int
+    sent: int
     total: int
 
 
 @dataclass(frozen=True, eq=False)
-class SliceCame:
-    """A finished slice of a scan."""
+class SliceFinished:
+    """A finished slice of the scan with this number."""
 
     number: int
     record: SliceResult
 
 
 @dataclass(frozen=True)
-class ScanEnds:
-    """All slices of a scan have come."""
+class ScanFinished:
+    """All slices of the scan with this number are finished."""
 
     number: int
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """What is wrong while it is tried again."""
+class Retrying:
+    """The connection was lost and is tried again.
 
-    text: str
+    Attributes:
+        problem: why, in words.
+    """
+
+    problem: str
 
 
 @dataclass(frozen=True, eq=False)
-class RunJob:
-    """The job of a run: for each scan all slices, one after the other.
+class SegmentationJob:
+    """The job of a run: segments its scans one after the other.
 
     Attributes:
-        painted: the scan that is painted; None = the support is from files.
-        scans: those to segment, each with the slices that are wanted; None = all.
+        painted: the painted scan; None = the support set is from files.
+        scans: the scans to segment, each with the indices of the wanted slices; None = all.
     """
 
     source: ClientSource
-    plan: SupportPlan
+    support: SupportSnapshot
     painted: Scan | None
     scans: Sequence[tuple[Scan, Sequence[int] | None]]
     options: RunOptions
 
     def __call__(self, post: Post, cancel: Cancel) -> None:
-        support = self.plan.support(self.painted)
+        support = self.support.support_set(self.painted)
         client = self.source(post, cancel)
         for number, (scan, wanted) in enumerate(self.scans):
             if cancel():
@@ -212,11 +221,11 @@ class RunJob:
             SliceStack.of(scan, axis, scan.window(), content),
             support,
             self.options,
-            labels=sorted(self.plan.looks),
+            labels=sorted(self.support.looks),
             slices=wanted,
-            on_upload=lambda there, total: post(Sent(there, total)),
+            on_upload=lambda sent, total: post(UploadProgress(sent, total)),
             cancel=cancel,
-            on_retry=lambda error: post(Trouble(str(error))),
+            on_retry=lambda error: post(Retrying(str(error))),
         )
         cancel.then(run.cancel)
         try:
@@ -224,14 +233,12 @@ class RunJob:
             begun = False
             with run:
                 for record in run:
-                    if (
-                        not begun
-                    ):  # not before the backend has given something: results of an earlier run stay until then
-                        post(ScanBegins(number, support, axis))
+                    if not begun:  # results of an earlier run stay until the backend has answered
+                        post(ScanStarted(number, support, axis))
                         begun = True
-                    post(SliceCame(number, record))
+                    post(SliceFinished(number, record))
             if not begun:
-                post(ScanBegins(number, support, axis))
-            post(ScanEnds(number, tuple(run.warnings)))
+                post(ScanStarted(number, support, axis))
+            post(ScanFinished(number, tuple(run.warnings)))
         finally:
             cancel.then(None)

@@ -1,15 +1,10 @@
-"""Thumbnails: a slice in grey with what is painted on it, small enough for a list.
-
-Support saving: writes the support into a file while the application goes on.
-
-Support list: the painted slices of the scene and of files that the next run is shown, as the panel lists them.
-"""
+"""The support set of the next run, as a front end lists it: painted slices, slices from files, thumbnails, saving."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +16,24 @@ from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import label_values
 from SDFSMISLib.scene import (
+    ObliqueView,
     Scan,
     ScanCache,
     SegmentTemplate,
     array_from_volume,
     list_segments,
     painting_stamp,
+    rotate_to_volume_plane,
     shown_slice,
 )
 from SDFSMISLib.support import SupportSet, SupportSlice
-from SDFSMISLib.workbench.background import Background, Ended
-from SDFSMISLib.workbench.run_job import LoadedSet, SupportPlan, join_structures
-from SDFSMISLib.workbench.support_reading import PaintedSlice, SupportReader, SupportReading
+from SDFSMISLib.workbench.background import Background, JobEnded
+from SDFSMISLib.workbench.questions import Questions
+from SDFSMISLib.workbench.run_job import LoadedSupport, SupportSnapshot, join_structures
+from SDFSMISLib.workbench.slice_views import show_in_views
+from SDFSMISLib.workbench.support_reading import PaintedSlice, PaintedStructures, PaintingReader
 from SDFSMISLib.workbench.text import tr as _
-from SDFSMISLib.workbench.views import RunView, SegmentView, SupportEntry, SupportView
+from SDFSMISLib.workbench.views import Part, Question, RunView, SegmentView, SupportSliceView, SupportView
 
 SIDE = 64  # pixels, of the longer side
 TINT = 0.5  # share of the colour where something is painted
@@ -49,14 +48,19 @@ def thumbnail(
     plane: str,
     window: IntensityWindow | None = None,
 ) -> np.ndarray:
-    """uint8 (rows, columns, 3) as views show it, with square pixels, at most ``SIDE`` a side.
+    """A small picture of a slice, with paint over it, as slice views show it.
 
     Args:
-        image, labels: (rows, columns) as the scan has them; label values, 0 where nothing is painted.
-        colors: red, green, blue from 0 to 1 of each label.
-        spacing: (row, column) in mm, as the scan has them.
-        orientation: of the slice; plane: axial, coronal or sagittal.
-        window: of grey values; None = from the 1st to the 99th percentile of the slice.
+        image: ``(rows, columns)``, in the order of the scan's array.
+        labels: label values of the same shape; 0 = not painted.
+        colors: red, green, blue from 0 to 1, by label.
+        spacing: ``(row, column)`` in mm, in the order of the scan's array.
+        orientation: of the slice.
+        plane: ``axial``, ``coronal`` or ``sagittal``.
+        window: grey values shown as black and white; None = the 1st and the 99th percentile of the slice.
+
+    Returns:
+        uint8 ``(rows, columns, 3)`` with square pixels; the longer side has ``SIDE`` of them.
     """
     image, labels = orientation.apply(image), orientation.apply(labels)
     rows, columns = _sampled(image.shape, orientation.apply_spacing(spacing))
@@ -85,36 +89,35 @@ def _sampled(shape: tuple[int, ...], spacing: tuple[float, float]) -> tuple[np.n
     )
 
 
-class SupportSaving:
-    """It goes on by :meth:`step`, on the main thread; the file is written in a thread of its own.
+class SaveJob:
+    """Saves a support set. It proceeds by :meth:`step` on the main thread; a thread writes the file.
 
     Attributes:
-        view: what the panel shows.
-        over: whether the file is there, or cannot be written.
+        view: what a front end shows; ``running`` until the file is written, or has failed.
     """
 
-    def __init__(self, plan: SupportPlan, painted: Any | None, scans: ScanCache, path: Path) -> None:
+    def __init__(self, support: SupportSnapshot, painted: Any | None, scans: ScanCache, path: Path) -> None:
         """
         Args:
-            painted: volume node of the scan that is painted; None = the support is from files.
-            scans: where copies are kept.
+            painted: volume node of the painted scan; None = the support set is from files.
+            scans: cache of copied scans.
         """
-        self.over, self.view = False, RunView(True, _("Saving the support…"), can_cancel=False)
-        self._plan, self._scans, self._path, self._painted = plan, scans, path, painted
+        self.view = RunView(True, _("Saving the examples…"), can_cancel=False)
+        self._support, self._scans, self._path, self._painted = support, scans, path, painted
         self._copying: Iterator[float] = scans.copy_steps(painted) if painted is not None else iter(())
         self._background: Background | None = None
 
     @property
     def is_writing(self) -> bool:
-        """Whether the file is being written, for which the scene is not needed any more."""
+        """Whether the file is being written, which does not need the scene any more."""
         return self._background is not None
 
     def step(self) -> bool:
-        """Does the next piece, of some 20 ms; whether there is more to do at once."""
+        """Do the next piece, some 20 ms; True if more can be done at once."""
         if self._background is None:
             return self._copy()
         for message in self._background.messages():
-            if isinstance(message, Ended):
+            if isinstance(message, JobEnded):
                 self._end(message.error)
         return False
 
@@ -130,44 +133,52 @@ class SupportSaving:
         return False
 
     def _write(self, scan: Scan | None) -> None:
-        self._plan.support(scan).save(self._path)
+        self._support.support_set(scan).save(self._path)
 
     def _end(self, error: BaseException | None) -> None:
-        self.over = True
         if error is None:
-            self.view = RunView(text=_("The support was saved as {name}.").format(name=self._path.name))
+            self.view = RunView(text=_("The examples were saved as {name}.").format(name=self._path.name))
         else:
-            text = _("The support was not saved: {error}").format(error=error)
+            text = _("The examples were not saved: {error}").format(error=error)
             self.view = RunView(text=text, failed=True)
 
 
+PARALLEL = "parallel"  # key of the question whether to turn a view
 HERE, FILE = "here", "file"
 NO_COLOR = (1.0, 0.8, 0.2)
 NOTHING = PaintedSlice(0, (), 0)
-BUDGET = 0.015  # seconds in which thumbnails are made at once
-READING_WAIT = 5.0  # seconds at most that a run waits for it; a tenth of one is usual
+BUDGET = 0.015  # seconds of thumbnails in one step
+READING_WAIT = 5.0  # seconds that a run waits for the painting to be read; 0.1 s is usual
 
 
-class SupportList:
-    """The support of the next run; everything is on the main thread.
+class SupportList(Part[SupportView]):
+    """The support set of the next run: painted slices of the scene, and slices from files.
 
     Attributes:
         scan, segmentation: the nodes that are painted; None = none is chosen.
-        view: what the panel shows, as of the last :meth:`refresh`.
+        reads_corrections: whether corrections in results are read; not while a run writes results.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, questions: Questions, report: Callable[[str], None], changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        Args:
+            report: called with an error that the user should see.
+        """
+        super().__init__(SupportView(), changed)
+        self._questions, self._report = questions, report
         self.scan: Any | None = None
         self.segmentation: Any | None = None
-        self.view = SupportView()
+        self.reads_corrections = True
         self._chosen_segments: tuple[str, ...] | None = None
         self._every = True
         self._axis: int | None = None
         self._chosen: set[int] = set()
         self._excluded: dict[int, int] = {}
-        self._loaded: dict[int, LoadedSet] = {}
+        self._loaded: dict[int, LoadedSupport] = {}
         self._loads = 0
-        self._reader = SupportReader()
+        self._reader = PaintingReader()
         self._stamp: Any = None
         self._thumbnails: dict[str, tuple[Any, np.ndarray]] = {}
         self._message = ""
@@ -175,50 +186,58 @@ class SupportList:
     # -- what the user chooses -----------------------------------------------------------------------------------------
 
     def select(self, scan: Any | None, segmentation: Any | None) -> None:
-        """Other nodes; what was chosen on the old ones is forgotten, loaded sets stay."""
-        if scan is self.scan and segmentation is self.segmentation:
-            return
-        if segmentation is not self.segmentation:
-            self._chosen_segments = None
-        self.scan, self.segmentation = scan, segmentation
-        self._axis, self._chosen, self._excluded, self._message = None, set(), {}, ""
-        self._thumbnails.clear()
-        self._stamp = None
+        """Choose the volume node and the segmentation node that are painted; slices from files stay in the list."""
+        if scan is not self.scan or segmentation is not self.segmentation:
+            if segmentation is not self.segmentation:
+                self._chosen_segments = None
+            self.scan, self.segmentation = scan, segmentation
+            self._axis, self._chosen, self._excluded, self._message = None, set(), {}, ""
+            self._thumbnails.clear()
+        self.refresh()
 
     def choose_segments(self, segment_ids: Sequence[str]) -> None:
-        """The segments that take part; until it is called, all that are painted do."""
+        """Choose the segments that the next run segments; before the first call these are all segments."""
         self._chosen_segments = tuple(segment_ids)
-        self._stamp = None
+        self.refresh()
 
     def use_every_painted(self, every: bool) -> None:
-        """Whether each painted slice is used, or only chosen ones."""
+        """Choose whether every painted slice is used, or only chosen ones."""
         self._every = every
-        self._stamp = None
+        self.refresh()
 
     def use_slice(self, slice_node: Any) -> None:
-        """Chooses the slice that a view shows.
+        """Add the slice that a view shows, painted or not; if the view lies across the slices, ask to turn it."""
+        try:
+            self._use_slice(slice_node)
+        except ObliqueView as error:
+            scan = self.scan
+            question = Question(PARALLEL, str(error), _("Turn the view"), _("Leave it"))
+            self._questions.ask(question, lambda agreed: self._turn(slice_node, scan) if agreed else None)
+        except InputError as error:
+            self._report(str(error))
+        self.refresh()
 
-        Raises:
-            InputError: where there is no scan, or the view shows none of its slices.
-            ObliqueView: where it lies across them.
-        """
+    def _use_slice(self, slice_node: Any) -> None:
         if self.scan is None:
             raise InputError(_("No scan is chosen; choose the one that is painted."))
         shown, painting = shown_slice(slice_node, self.scan), self._read.painting
-        taken = self._used()
-        if painting is not None and taken and shown.axis != self._read.axis:
-            raise InputError(
-                _(
-                    "The view shows a {shown} slice, and the slices of the support are {painted}; choose another view."
-                ).format(shown=shown.plane, painted=painting.geometry.plane(self._read.axis))
-            )
+        if painting is not None and self._used() and shown.axis != self._read.axis:
+            text = _("The view shows a {shown} slice, and the examples are {painted}; choose another view.")
+            raise InputError(text.format(shown=shown.plane, painted=painting.geometry.plane(self._read.axis)))
         self._axis = shown.axis
         self._chosen.add(shown.index)
         self._excluded.pop(shown.index, None)
-        self._stamp = None
+
+    def _turn(self, slice_node: Any, scan: Any) -> None:
+        if scan is self.scan and scan is not None:
+            try:
+                rotate_to_volume_plane(slice_node, scan)
+            except InputError as error:
+                self._report(str(error))
+            self.use_slice(slice_node)
 
     def remove(self, keys: Collection[str]) -> None:
-        """Takes slices out of the support. What is painted stays painted; a stroke on such a slice brings it back."""
+        """Remove slices by their keys. Paint stays in the scene; a stroke on a removed slice brings the slice back."""
         corrected = set() if self._read.painting is None else set(self._read.painting.corrected)
         self._message = ""
         for key in keys:
@@ -231,58 +250,64 @@ class SupportList:
                 self._chosen.discard(int(first))
                 self._excluded[int(first)] = self._digest(int(first))
             else:
-                number, piece = int(first), int(rest[0])
-                one = self._loaded[number]
-                self._loaded[number] = replace(one, removed=one.removed | {piece})
-        self._loaded = {number: one for number, one in self._loaded.items() if one.pieces}
+                one = self._loaded[int(first)]
+                self._loaded[int(first)] = replace(one, removed=one.removed | {int(rest[0])})
+        self._loaded = {number: one for number, one in self._loaded.items() if one.slices}
         if not self._chosen:
             self._axis = None
-        self._stamp = None
+        self.refresh()
 
     def load(self, path: Path) -> None:
-        """Adds the slices of a file; raises :class:`InputError` for one that is none."""
+        """Add the slices of a saved support set."""
         self._loads += 1
-        self._loaded[self._loads] = LoadedSet(path.name, SupportSet.load(path))
-        self._stamp = None
+        try:
+            self._loaded[self._loads] = LoadedSupport(path.name, SupportSet.load(path))
+        except (InputError, OSError) as error:
+            self._report(str(error))
+        self.refresh()
+
+    def show(self, key: str) -> None:
+        """Show a slice of the painted scan in the views; one from a file cannot be shown."""
+        where, first, *_rest = key.split(":")
+        if where == HERE and self.scan is not None:
+            try:
+                show_in_views(self.scan, self._read.axis, int(first))
+            except InputError as error:
+                self._report(str(error))
 
     def forget_scene(self) -> None:
-        """Lets go of the scene; loaded sets stay."""
+        """Let go of the scene; slices from files stay in the list."""
+        self._questions.withdraw(PARALLEL)
         self.select(None, None)
-        self.refresh(True)
 
-    def place(self, key: str) -> tuple[int, int] | None:
-        """Axis and index of a slice of the scan; None for one from a file."""
-        where, first, *_rest = key.split(":")
-        return (self._read.axis, int(first)) if where == HERE else None
+    # -- for a run ----------------------------------------------------------------------------------------------------
 
-    # -- what follows --------------------------------------------------------------------------------------------------
-
-    def refresh(self, results_count: bool) -> bool:
-        """Looks at the scene; whether the view has changed.
-
-        Args:
-            results_count: whether corrections in results are looked for; not while a run writes them.
-        """
-        stamp = self._stamp_now(results_count)
+    def refresh(self) -> None:
+        """Bring the view up to date with the scene; a large painting, and thumbnails, follow with later calls."""
+        stamp = self._stamp_now()
         if stamp != self._stamp:
             self._stamp = stamp
             ids = [one.segment_id for one in self._painted() if self._takes_part(one.segment_id)]
             loaded = [*self._loaded.values()]
-            self._reader.begin(self.scan, self.segmentation, ids, loaded, self._axis, results_count)
+            self._reader.begin(self.scan, self.segmentation, ids, loaded, self._axis, self.reads_corrections)
         elif not self._reader.take():
-            return self._make_thumbnails()
-        self.view = self._view()
-        return True
+            self._make_thumbnails()
+            return
+        self.view = self._make_view()
 
-    def plan(self) -> SupportPlan:
-        """The support as it is now; raises :class:`InputError` with the view's problem where there is none."""
-        self.refresh(True)
+    def snapshot(self) -> SupportSnapshot:
+        """The support set as it is now.
+
+        Raises:
+            InputError: the view's problem, if there is no support set.
+        """
+        self.refresh()
         if self._reader.take(READING_WAIT):
-            self.view = self._view()
-        return self.plan_so_far()
+            self.view = self._make_view()
+        return self.last_snapshot()
 
-    def plan_so_far(self) -> SupportPlan:
-        """As :meth:`plan`, of what was read last: it waits for nothing."""
+    def last_snapshot(self) -> SupportSnapshot:
+        """As :meth:`snapshot`, of what was read last; it waits for nothing."""
         if self.view.problem:
             raise InputError(self.view.problem)
         looks, pieces = join_structures(self._read.looks, [*self._loaded.values()])
@@ -293,23 +318,23 @@ class SupportList:
             names = {label: name for label, name in painting.names.items() if self._read.painted(label) & set(used)}
             painting = replace(painting, names=names)
         complete = frozenset({*self._chosen, *(painting.corrected if painting is not None else ())})
-        return SupportPlan(looks, painting if used else None, self._read.axis, used, complete, pieces)
+        return SupportSnapshot(looks, painting if used else None, self._read.axis, used, complete, pieces)
 
     @property
-    def _read(self) -> SupportReading:
+    def _read(self) -> PaintedStructures:
         return self._reader.reading
 
     # -- within --------------------------------------------------------------------------------------------------------
 
-    def _stamp_now(self, results_count: bool) -> Any:
+    def _stamp_now(self) -> Any:
         segments: tuple[str, ...] = ()
         if self.segmentation is not None:
             counted = list_segments(self.segmentation)
-            segments = tuple(one.segment_id for one in counted if results_count or not one.is_result)
+            segments = tuple(one.segment_id for one in counted if self.reads_corrections or not one.is_result)
         painted = painting_stamp(self.scan, self.segmentation, segments) if segments and self.scan is not None else None
         names = [(one.name, one.color) for one in self._painted()]
-        return (segments, painted, names, self._chosen_segments, self._every, self._axis, tuple(sorted(self._chosen)),
-                tuple(sorted(self._excluded)), tuple(self._loaded.values()), self._message)  # fmt: skip
+        chosen = self._chosen_segments, self._every, self._axis, frozenset(self._chosen), tuple(self._excluded.items())
+        return self.scan, self.segmentation, segments, painted, names, chosen, [*self._loaded.values()], self._message
 
     def _painted(self) -> list[Any]:
         """The segments that are no results."""
@@ -344,12 +369,12 @@ class SupportList:
 
     # -- the view ------------------------------------------------------------------------------------------------------
 
-    def _view(self) -> SupportView:
+    def _make_view(self) -> SupportView:
         read, used = self._read, self._used()
         looks, pieces = join_structures(read.looks, [*self._loaded.values()])
         entries = [self._entry_here(index) for index in used]
         for number, one in self._loaded.items():
-            entries += [self._entry_of_file(number, one, slot) for slot in one.pieces]
+            entries += [self._entry_of_file(number, one, slot) for slot in one.slices]
         painting = read.painting
         notes = (*(painting.notes if painting is not None else ()), *([self._message] if self._message else []))
         problem = self._problem(looks, used, pieces)
@@ -396,7 +421,7 @@ class SupportList:
         shown = {label for label in labels if self._read.painted(label) & set(used)}
         return shown | {label for piece in pieces for label in label_values(piece.labels)}
 
-    def _entry_here(self, index: int) -> SupportEntry:
+    def _entry_here(self, index: int) -> SupportSliceView:
         read = self._read
         painting, axis = read.painting, read.axis
         assert painting is not None and self.scan is not None
@@ -406,16 +431,16 @@ class SupportList:
         picture = made[1] if made is not None and made[0] == self._content(index) else None
         names = tuple(painting.names[label] for label in content.labels if label in painting.names)
         area = content.pixels * math.prod(painting.geometry.in_plane_spacing(axis)) / 100
-        return SupportEntry(
+        return SupportSliceView(
             key, picture, index, painting.geometry.plane(axis), self.scan.GetName(), names, area, origin
         )
 
-    def _entry_of_file(self, number: int, one: LoadedSet, slot: int) -> SupportEntry:
-        piece, key = one.pieces[slot], f"{FILE}:{number}:{slot}"
+    def _entry_of_file(self, number: int, one: LoadedSupport, slot: int) -> SupportSliceView:
+        piece, key = one.slices[slot], f"{FILE}:{number}:{slot}"
         labels = label_values(piece.labels)
         made = self._thumbnails.get(key)
         area = int(np.count_nonzero(piece.labels)) * math.prod(piece.plane.spacing) / 100
-        return SupportEntry(
+        return SupportSliceView(
             key,
             made[1] if made is not None else None,
             piece.index,
@@ -434,16 +459,17 @@ class SupportList:
         image = self.scan.GetImageData()
         return self._digest(index), self._read.axis, image.GetMTime() if image is not None else 0
 
-    def _make_thumbnails(self) -> bool:
-        """Makes those that are missing, for a few milliseconds; whether there were any."""
+    def _make_thumbnails(self) -> None:
+        """Make missing thumbnails, for a few milliseconds."""
         until, entries = time.perf_counter() + BUDGET, list(self.view.entries)
         missing = [number for number, entry in enumerate(entries) if entry.thumbnail is None]
+        if not missing:
+            return
         for number in missing:
             if time.perf_counter() > until:
                 break
             entries[number] = replace(entries[number], thumbnail=self._thumbnail(entries[number].key))
         self.view = replace(self.view, entries=tuple(entries))
-        return bool(missing)
 
     def _thumbnail(self, key: str) -> np.ndarray:
         where, first, *rest = key.split(":")
@@ -470,8 +496,8 @@ class SupportList:
             geometry.plane(axis),
         )
 
-    def _picture_of_file(self, one: LoadedSet, slot: int) -> np.ndarray:
-        piece = one.pieces[slot]
+    def _picture_of_file(self, one: LoadedSupport, slot: int) -> np.ndarray:
+        piece = one.slices[slot]
         looks, _pieces = join_structures(self._read.looks, [*self._loaded.values()])
         by_name = {look.name.casefold(): look.color for look in looks.values()}
         colors = {

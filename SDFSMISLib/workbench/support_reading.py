@@ -1,7 +1,4 @@
-"""Painting direction: along which axis single slices are painted, and whether some lie across others.
-
-Support reading: what is painted in the scene at some time, with what was corrected by hand in results of runs.
-"""
+"""Reads what is painted in the scene: the structures, the direction of the painted slices, corrections in results."""
 
 from __future__ import annotations
 
@@ -15,17 +12,18 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.scene import Painting, ResultSnapshot, SegmentTemplate, read_painting, read_results, with_corrections
 from SDFSMISLib.scene.frame import VoxelBox, volume_geometry
-from SDFSMISLib.workbench.background import Background, Ended
-from SDFSMISLib.workbench.run_job import LoadedSet, join_structures
-from SDFSMISLib.workbench.targets import ResultHome
+from SDFSMISLib.workbench.background import Background, JobEnded
+from SDFSMISLib.workbench.run_job import LoadedSupport, join_structures
+from SDFSMISLib.workbench.targets import ResultDestination
 from SDFSMISLib.workbench.text import tr as _
 
-FEW = 0.25  # planes painted along an axis, as a share of those along the next, that make a painting of few slices
-ALMOST_ALL = 0.98  # of the painted voxels, that lie in two planes which cross
+FEW = 0.25  # at most this share of the planes of the next axis are painted: the painting is one of few slices
+ALMOST_ALL = 0.98  # at least this share of the painted voxels lies in two planes which cross
+SMALL = 1 << 19  # voxels of a painting that is read at once, in a few milliseconds; a larger one is read in a thread
 
 
 def two_directions(painting: Painting) -> str:
-    """What is wrong where slices of more than one direction are painted, and what to do; "" where nothing is."""
+    """The error if slices of more than one direction are painted, and what to do; "" if there is none."""
     by_axis: dict[int, list[str]] = {}
     for label, name in painting.names.items():
         for axis in painted_axes(painting.labels.voxels == label):
@@ -38,8 +36,23 @@ def two_directions(painting: Painting) -> str:
 
 
 def painted_axes(mask: np.ndarray) -> tuple[int, ...]:
-    """The axes along which a bool mask ``(slices, height, width)`` is painted: one where a few slices are, two where a
-    slice lies across another, none where a whole structure is painted, or nothing."""
+    """The array axes along which slices of a mask are painted.
+
+    Args:
+        mask: bool ``(slices, height, width)``.
+
+    Returns:
+        one axis if a few parallel slices are painted, two if one slice crosses another, none if a whole structure is
+        painted, or nothing.
+
+    >>> mask = np.zeros((8, 8, 8), dtype=bool)
+    >>> mask[3, 2:6, 2:6] = True
+    >>> painted_axes(mask)
+    (0,)
+    >>> mask[2:6, 4, 2:6] = True
+    >>> painted_axes(mask)
+    (0, 1)
+    """
     counts = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
     total = int(counts[0].sum())
     if total == 0:
@@ -62,17 +75,14 @@ def _listed(painting: Painting, by_axis: Mapping[int, list[str]]) -> str:
     return "; ".join(f"{painting.geometry.plane(axis)}: {', '.join(names)}" for axis, names in sorted(by_axis.items()))
 
 
-SMALL = 1 << 19  # voxels of a painting that is looked through at once, in a few milliseconds
-
-
 @dataclass(frozen=True)
 class PaintedSlice:
     """What is painted on a slice.
 
     Attributes:
-        digest: another number stands for another content.
-        labels: that are painted, sorted.
-        pixels: how many are.
+        digest: a checksum of the paint and its place.
+        labels: of the painted structures, sorted.
+        pixels: number of painted pixels.
     """
 
     digest: int
@@ -81,12 +91,16 @@ class PaintedSlice:
 
 
 @dataclass(frozen=True, eq=False)
-class SupportReading:
-    """Attributes:
-    looks: of the painted segments, by label. painting: None = nothing is painted.
-    axis: along which the scan is sliced. slices: what is painted on each that is, by index.
-    unpainted: names of segments that take part and have nothing painted.
-    problem: why it cannot be read; "" where it can.
+class PaintedStructures:
+    """What is painted on a scan, corrections in results included.
+
+    Attributes:
+        looks: name and colour of each painted segment, by label.
+        painting: the painted voxels; None = nothing is painted.
+        axis: array axis of the painted slices.
+        slices: the painted slices, by index.
+        unpainted: names of chosen segments that are not painted.
+        problem: why the painting cannot be used; "" if it can.
     """
 
     looks: Mapping[int, SegmentTemplate] = field(default_factory=dict)
@@ -97,19 +111,19 @@ class SupportReading:
     problem: str = ""
 
     def painted(self, label: int) -> set[int]:
-        """The slices on which a label is painted."""
+        """Indices of the slices on which a label is painted."""
         return {index for index, one in self.slices.items() if label in one.labels}
 
 
-class SupportReader:
-    """Reads the scene on the main thread, and looks through a large painting, and results, in a thread of its own.
+class PaintingReader:
+    """Reads the scene on the main thread; a large painting, and results, are looked through in a thread.
 
     Attributes:
-        reading: the last one that is whole.
+        reading: the last complete one.
     """
 
     def __init__(self) -> None:
-        self.reading = SupportReading()
+        self.reading = PaintedStructures()
         self._background: Background | None = None
 
     def begin(
@@ -117,34 +131,34 @@ class SupportReader:
         scan: Any | None,
         segmentation: Any | None,
         segments: Sequence[str],
-        loaded: Sequence[LoadedSet],
+        loaded: Sequence[LoadedSupport],
         axis: int | None,
-        results_count: bool,
+        reads_corrections: bool,
     ) -> None:
-        """Reads the scene; some milliseconds. What went on before is let go of.
+        """Read the scene, in some milliseconds. A reading in progress is dropped.
 
         Args:
-            segments: IDs of those that take part.
-            loaded: sets that show structures, too; what was corrected in their results counts.
-            axis: along which the scan is sliced; None = as it is painted, or as the loaded slices lie.
-            results_count: whether corrections in results are looked for.
+            segments: IDs of the chosen segments.
+            loaded: support sets from files; corrections in results for their structures are read, too.
+            axis: array axis of the slices; None = that of the painted slices, or of the slices from files.
+            reads_corrections: whether corrections in results are read.
         """
         self._background = None
         if scan is None or segmentation is None or not (segments or loaded):
-            self.reading = SupportReading()
+            self.reading = PaintedStructures()
             return
         try:
             painting = read_painting(scan, segmentation, segments) if segments else _nothing_painted(scan)
         except InputError as error:
-            self.reading = SupportReading(problem=str(error))
+            self.reading = PaintedStructures(problem=str(error))
             return
         painted = {label: SegmentTemplate.of(segmentation, segments[label - 1]) for label in painting.names}
         looks, _pieces = join_structures(painted, loaded)
         along = axis if axis is not None else _axis(painting, loaded)
         results: Mapping[int, ResultSnapshot] = {}
-        if results_count:
-            home = ResultHome.of(scan, segmentation, looks, along)
-            results = read_results(scan, home.segmentation, home.results) if home.results else {}
+        if reads_corrections:
+            destination = ResultDestination.of(scan, segmentation, looks, along)
+            results = read_results(scan, destination.segmentation, destination.results) if destination.results else {}
         if painting.labels.voxels.size <= SMALL and not results:
             self.reading = _looked_through(painting, looks, along, results)
         else:
@@ -153,10 +167,10 @@ class SupportReader:
             )
 
     def take(self, wait: float = 0.0) -> bool:
-        """Takes what was looked through, if that is done; whether the reading has changed.
+        """Take the reading of the thread, if it is done; True if :attr:`reading` has changed.
 
         Args:
-            wait: seconds to wait for it at most.
+            wait: seconds to wait at most.
         """
         if self._background is None:
             return False
@@ -164,7 +178,7 @@ class SupportReader:
             self._background.join(wait)
         for message in self._background.messages():
             self._background = None
-            self.reading = SupportReading(problem=str(message.error)) if isinstance(message, Ended) else message
+            self.reading = PaintedStructures(problem=str(message.error)) if isinstance(message, JobEnded) else message
             return True
         return False
 
@@ -173,9 +187,9 @@ def _nothing_painted(scan: Any) -> Painting:
     return Painting(volume_geometry(scan), VoxelBox((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8)), {})
 
 
-def _axis(painting: Painting, loaded: Sequence[LoadedSet]) -> int:
-    """Along which a scan is sliced: as it is painted, else as the first loaded slice lies."""
-    planes = [piece.plane.name for one in loaded for piece in one.pieces.values()]
+def _axis(painting: Painting, loaded: Sequence[LoadedSupport]) -> int:
+    """The array axis of the painted slices, else that of the first slice from a file."""
+    planes = [piece.plane.name for one in loaded for piece in one.slices.values()]
     if painting.labels.voxels.size or not planes:
         return painting.axis
     return next(axis for axis in range(3) if painting.geometry.plane(axis) == planes[0])
@@ -183,11 +197,11 @@ def _axis(painting: Painting, loaded: Sequence[LoadedSet]) -> int:
 
 def _looked_through(
     painting: Painting, looks: Mapping[int, SegmentTemplate], axis: int, results: Mapping[int, ResultSnapshot]
-) -> SupportReading:
-    """The reading of a painting; any thread may make it."""
+) -> PaintedStructures:
+    """Look through a painting; in any thread."""
     problem = two_directions(painting)
     if problem:
-        return SupportReading(problem=problem)
+        return PaintedStructures(problem=problem)
     slices = _slices(painting, axis)
     there = {label for one in slices.values() for label in one.labels}
     missing = tuple(name for label, name in painting.names.items() if label not in there)
@@ -199,7 +213,7 @@ def _looked_through(
     names = {label: name for label, name in painted.names.items() if label in there}
     painted = replace(painted, names=names)
     kept = {label: look for label, look in looks.items() if label in there}
-    return SupportReading(kept, painted if there else None, axis, slices, missing)
+    return PaintedStructures(kept, painted if there else None, axis, slices, missing)
 
 
 def _slices(painting: Painting, axis: int) -> dict[int, PaintedSlice]:

@@ -1,7 +1,4 @@
-"""Query: which slices of the painted scan a run is asked for.
-
-Result home: the segmentation into which the results on a scan go, and the results that are there already.
-"""
+"""What a run segments and where its results go: wanted slices, segmentations with earlier results."""
 
 from __future__ import annotations
 
@@ -16,11 +13,14 @@ from SDFSMISLib.workbench.views import QueryMode, RunRequest
 
 
 def wanted_slices(request: RunRequest, count: int, shown: int | None) -> tuple[list[int], str]:
-    """The slices that are wanted, sorted, and why there are none, which is "" where there are some.
+    """Indices of the wanted slices of the painted scan, sorted, and why there are none ("" if there are some).
 
     Args:
-        count: slices of the scan along the painted axis.
-        shown: the one that a view shows; None = none lies in these slices.
+        count: number of slices of the scan along the painted axis.
+        shown: index of the slice that a view shows; None = no view shows one.
+
+    >>> wanted_slices(RunRequest(QueryMode.OUTWARDS, reach=2), 10, 1)
+    ([0, 1, 2, 3], '')
     """
     if request.mode is QueryMode.ALL:
         return list(range(count)), ""
@@ -38,25 +38,26 @@ def wanted_slices(request: RunRequest, count: int, shown: int | None) -> tuple[l
 
 
 @dataclass(frozen=True, eq=False)
-class ResultHome:
-    """Attributes:
-    segmentation: a vtkMRMLSegmentationNode; None = one is to be made.
-    results: IDs of the segments of earlier runs in it, by label.
+class ResultDestination:
+    """The segmentation into which the results on a scan are written.
+
+    Attributes:
+        segmentation: a vtkMRMLSegmentationNode; None = a new one will be made.
+        results: IDs of its segments with results of earlier runs, by label.
     """
 
     segmentation: Any | None
     results: Mapping[int, str]
 
     @classmethod
-    def of(cls, volume: Any, painted: Any | None, looks: Mapping[int, SegmentTemplate], axis: int) -> ResultHome:
-        """That of a scan.
+    def of(cls, volume: Any, painted: Any | None, looks: Mapping[int, SegmentTemplate], axis: int) -> ResultDestination:
+        """The destination of the results on a scan.
 
         Args:
-            volume: its node.
-            painted: the segmentation that is painted, where it is this scan that is; it is taken if it lies on the
-                scan's voxels.
+            volume: node of the scan.
+            painted: the segmentation in which this scan is painted, if it is; it is used if it fits the scan's voxels.
             looks: of the structures, by label.
-            axis: along which the scan is sliced.
+            axis: array axis of the slices.
         """
         if painted is not None and matches_lattice(volume, painted):
             return cls(painted, _results(volume, painted, looks, axis))
@@ -67,8 +68,8 @@ class ResultHome:
                 return cls(node, results)
         return cls(None, {})
 
-    def made(self, volume: Any) -> Any:
-        """The segmentation; it is made where there is none."""
+    def node_for(self, volume: Any) -> Any:
+        """The segmentation node; a new one is added to the scene if there is none."""
         if self.segmentation is not None:
             return self.segmentation
         return make_segmentation(volume, f"{volume.GetName()} (SDFSMIS)")

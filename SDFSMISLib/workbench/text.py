@@ -1,10 +1,10 @@
-"""Texts of the workbench: their translation, which a front end hands in, and durations as a person says them."""
+"""Texts of the workbench: translated by what a front end hands in; durations in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = ["set_translator", "spoken", "tr"]
+__all__ = ["format_duration", "set_translator", "tr"]
 
 _translate: Callable[[str], str] = str
 
@@ -20,15 +20,19 @@ def set_translator(translate: Callable[[str], str]) -> None:
 
 
 def tr(text: str) -> str:
-    """A text in the user's language."""
+    """An English text in the user's language."""
     return _translate(text)
 
 
 _ = tr
 
 
-def spoken(seconds: float) -> str:
-    """Seconds in words that are as exact as anyone needs."""
+def format_duration(seconds: float) -> str:
+    """A duration in words, rounded.
+
+    >>> format_duration(130), format_duration(11_100)
+    ('2 min', '3 h 5 min')
+    """
     if seconds < 60:
         return _("{n} s").format(n=max(1, round(seconds)))
     if seconds < 3600:

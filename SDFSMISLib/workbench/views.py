@@ -1,13 +1,15 @@
-"""What the panel shows and what it asks of its logic: all that the widget knows of it, so that a test can hand in
-another one."""
+"""What a front end shows and hands in: immutable views of the parts of the workbench, and the values of its controls.
+
+A part (:class:`Part`) has one view, which is replaced as a whole; comparing two views by identity tells whether
+anything has changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,7 +20,7 @@ __all__ = [
     "BackendKind",
     "BackendView",
     "Editor",
-    "PanelLogic",
+    "Part",
     "QueryMode",
     "Question",
     "ResultView",
@@ -26,20 +28,54 @@ __all__ = [
     "RunRequest",
     "RunView",
     "SegmentView",
-    "SupportEntry",
+    "SupportSliceView",
     "SupportView",
 ]
 
+View = TypeVar("View")
+
+
+class Part(Generic[View]):
+    """A part of the workbench. All of it belongs on the main thread, and no call takes longer than 50 ms.
+
+    No method raises for something that a user may do: the views tell what is wrong.
+
+    Args:
+        view: the first one.
+        changed: called after each replacement of the view.
+
+    >>> part = Part("idle", lambda: print(part.view))
+    >>> part.view = "busy"
+    busy
+    """
+
+    def __init__(self, view: View, changed: Callable[[], None] = lambda: None) -> None:
+        self._view, self._changed = view, changed
+
+    @property
+    def view(self) -> View:
+        """What is true now."""
+        return self._view
+
+    @view.setter
+    def view(self, view: View) -> None:
+        if view is not self._view:
+            self._view = view
+            self._changed()
+
 
 class BackendKind(Enum):
-    """Where slices are segmented."""
+    """Which computer segments: this one, or a server."""
 
     LOCAL = "local"
     SERVER = "server"
 
 
 class QueryMode(Enum):
-    """Which slices of the painted scan are wanted; NONE = only those of other scans."""
+    """Which slices of the painted scan are segmented.
+
+    ``ALL`` of them, a ``RANGE``, those ``OUTWARDS`` from the slice that a view shows, or ``NONE``: only other scans.
+    """
 
     ALL = "all"
     RANGE = "range"
@@ -49,15 +85,16 @@ class QueryMode(Enum):
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """What the user chose.
+    """The backend that the user chose: on a server, or on this computer.
 
     Attributes:
-        url: of the server. token: that it asks for; "" = none.
-        certificate: PEM file of the server's certificate, to trust; "" = what this computer trusts.
-        python: a Python with SDFSMIS to use on this computer; "" = the environment of our own.
-        device: ``auto``, ``cpu``, ``cuda``; on this computer.
-        model: ``built-in``, or the folder of a pipeline; on this computer.
-        pip_options: for the installation, as words (a hospital's own mirror, for example).
+        url: address of the server, such as ``http://gpu.example.org:7861``.
+        token: password of the server; "" if it has none.
+        certificate: PEM file with the certificate of the server; "" = only what this computer trusts.
+        python: path of a Python that has SDFSMIS already; "" = the environment that the workbench installs.
+        device: ``auto``, ``cpu`` or ``cuda``, on this computer.
+        model: ``built-in``, or the folder of a pipeline, on this computer.
+        pip_options: options for pip when packages are installed, as one text, such as ``--proxy http://proxy:8080``.
     """
 
     kind: BackendKind = BackendKind.LOCAL
@@ -72,12 +109,12 @@ class BackendChoice:
 
 @dataclass(frozen=True)
 class Question:
-    """Something that the user is asked in the panel, not in a dialog.
+    """A question to the user with two answers.
 
     Attributes:
-        key: to answer it with.
-        text: what is asked, in whole sentences.
-        agree, decline: what the two buttons say.
+        key: names the question in :meth:`.Questions.answer`.
+        text: the question, in whole sentences.
+        agree, decline: texts of the two buttons.
     """
 
     key: str
@@ -88,12 +125,14 @@ class Question:
 
 @dataclass(frozen=True)
 class BackendView:
-    """Attributes:
-    status: one or two sentences that are true now.
-    state: ``good`` (tried, and it works), ``unknown`` (not tried yet), ``busy``, ``bad``.
-    progress: of an installation, 0 to 1; None where none goes on.
-    can_install, can_remove: whether the environment of our own can be made (anew), and removed.
-    hosts: addresses of servers that were used, the last one first.
+    """The chosen backend and its state.
+
+    Attributes:
+        status: the state in one or two sentences.
+        state: ``good`` (tried, and it works), ``unknown`` (not tried yet), ``busy`` or ``bad``.
+        progress: of an installation, 0 to 1; None if none is running.
+        can_install, can_remove: whether the environment can be installed (again), and removed.
+        hosts: addresses of servers that worked, the last one first.
     """
 
     choice: BackendChoice
@@ -107,12 +146,12 @@ class BackendView:
 
 @dataclass(frozen=True)
 class SegmentView:
-    """A segment that can be painted, and so searched for.
+    """A segment of the painted segmentation that is not a result.
 
     Attributes:
         color: red, green, blue from 0 to 1.
-        slices: how many of its slices are painted; None where the segmentation cannot be read.
-        chosen: whether it takes part in the next run.
+        slices: number of its painted slices; None if the segmentation cannot be read.
+        chosen: whether the next run segments it.
     """
 
     segment_id: str
@@ -123,17 +162,17 @@ class SegmentView:
 
 
 @dataclass(frozen=True, eq=False)
-class SupportEntry:
-    """One slice of the support.
+class SupportSliceView:
+    """One slice of the support set.
 
     Attributes:
-        key: to remove it with, or go to it.
-        thumbnail: uint8 (rows, columns, 3), the painted slice; None until it is made.
-        index: which slice of its scan, from 0.
-        plane: axial, coronal or sagittal.
-        scan: name of the scan, or of the file that it comes from.
-        structures: names of what is painted on it; empty = it says that nothing is there.
-        area_cm2: of all that is painted.
+        key: names the slice in :meth:`.SupportList.remove` and :meth:`.SupportList.show`.
+        thumbnail: uint8 ``(rows, columns, 3)``, the painted slice; None until it is made.
+        index: of the slice in its scan, from 0.
+        plane: ``axial``, ``coronal`` or ``sagittal``.
+        scan: name of the scan, or of the file.
+        structures: names of what is painted on it; empty = the slice says that none of them is there.
+        area_cm2: of everything painted on it.
         origin: ``painted``, ``chosen`` ("use this slice"), ``corrected`` (in a result) or ``file``.
     """
 
@@ -149,16 +188,19 @@ class SupportEntry:
 
 @dataclass(frozen=True)
 class SupportView:
-    """Attributes:
-    segments: those of the segmentation that are no results.
-    problem: why there is no support yet, and what to do; "" where there is one.
-    notes: what the user should know, one sentence each.
-    every_painted: whether each painted slice is used, or only chosen ones.
-    slice_count: slices of the painted scan in the direction that is painted; 0 = not known yet.
+    """The support set of the next run.
+
+    Attributes:
+        segments: the segments of the painted segmentation without the results.
+        entries: the slices of the support set.
+        problem: why there is no support set yet, and what to do; "" if there is one.
+        notes: what the user should know, one sentence each.
+        every_painted: whether every painted slice is used, or only chosen ones.
+        slice_count: number of slices of the scan in the painted direction; 0 = not known yet.
     """
 
     segments: tuple[SegmentView, ...] = ()
-    entries: tuple[SupportEntry, ...] = ()
+    entries: tuple[SupportSliceView, ...] = ()
     problem: str = ""
     notes: tuple[str, ...] = ()
     every_painted: bool = True
@@ -167,13 +209,14 @@ class SupportView:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What is wanted of a run.
+    """What the user asks a run to segment, and how.
 
     Attributes:
-        first, last: slices of the range, from 0, both included; for RANGE.
-        reach: slices on both sides of the one shown; for OUTWARDS.
-        others: volume nodes of other scans.
-        strategy: ``propagate`` or ``independent``. region: ``auto`` or ``full``.
+        first, last: of ``RANGE``: slices from 0, both included.
+        reach: of ``OUTWARDS``: number of slices on both sides of the one shown.
+        others: volume nodes of other scans to segment.
+        strategy: ``propagate`` or ``independent``.
+        region: ``auto`` or ``full``.
     """
 
     mode: QueryMode = QueryMode.ALL
@@ -187,14 +230,16 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class RunView:
-    """Attributes:
-    running: from the moment in which it was started to the moment in which all is written.
-    text: what goes on, or how the last run ended.
-    fraction: 0 to 1; None = not known yet.
-    seconds_left: None = not known.
-    failed: whether the last run ended with an error, which ``text`` tells.
-    notes: what the user should know of the run, one sentence each.
-    can_cancel: whether what is running can be cancelled; a support set that is being saved cannot.
+    """The run, or the saving of a support set, that is running or was the last one.
+
+    Attributes:
+        running: from the start until everything is written.
+        text: what is being done, or how it ended.
+        fraction: done so far, 0 to 1; None = not known yet.
+        seconds_left: estimated; None = not known.
+        failed: whether it ended with the error in ``text``.
+        notes: what the user should know about the run, one sentence each.
+        can_cancel: whether it can be cancelled; saving cannot.
     """
 
     running: bool = False
@@ -208,12 +253,14 @@ class RunView:
 
 @dataclass(frozen=True, eq=False)
 class ResultView:
-    """One structure in one scan.
+    """The result for one structure in one scan.
 
     Attributes:
-        certainty: 0 to 1 for each slice of the scan; NaN where none was computed.
-        painted, by_hand: slices that were painted before the run, and changed by hand since.
-        volume_ml: None while it is counted.
+        color: red, green, blue from 0 to 1.
+        volume_ml: None while it is being computed.
+        certainty: of each slice of the scan, 0 to 1; NaN for slices that were not segmented.
+        painted: indices of the slices that were painted before the run.
+        by_hand: indices of the slices that were corrected by hand since.
     """
 
     name: str
@@ -227,15 +274,18 @@ class ResultView:
 
 @dataclass(frozen=True, eq=False)
 class ReviewView:
-    """What can be reviewed; without results there is nothing.
+    """The results under review; without results ``scans`` and ``results`` are empty.
 
     Attributes:
-        scans: names of the scans that have results. scan: number of the one that is reviewed.
-        results: of that scan.
-        plane: in which its slices lie.
-        index: the slice that a view shows now; None where no view lies in the slices.
+        scans: names of the scans that have results.
+        scan: number of the reviewed one in ``scans``.
+        results: of the reviewed scan, one for each structure.
+        plane: ``axial``, ``coronal`` or ``sagittal``, of its slices.
+        index: of the slice that a view shows now; None if no view shows a slice in this plane.
+        threshold: of the probability, 0 to below 1.
+        keep_largest, smooth_mm: post-processing: largest piece only, smoothing (standard deviation in mm; 0 = off).
         working: whether a change is still being written.
-        problem: why results cannot be changed any more; "" where they can.
+        problem: why results cannot be changed any more; "" if they can.
     """
 
     scans: tuple[str, ...] = ()
@@ -252,92 +302,12 @@ class ReviewView:
 
 @dataclass(frozen=True, eq=False)
 class Editor:
-    """What the logic asks of the segment editor.
+    """The segment editor of the front end.
 
     Attributes:
-        node: the vtkMRMLSegmentEditorNode, for its masks and its overwrite mode.
-        save_undo: makes what is changed next one undo step.
+        node: a vtkMRMLSegmentEditorNode: its masks and its overwrite mode apply to results.
+        save_undo: called before results are written, so that Undo takes them back in one step.
     """
 
     node: Any
     save_undo: Callable[[], Any]
-
-
-class PanelLogic(Protocol):
-    """What the widget asks for. All of it belongs on the main thread, and nothing takes more than 50 ms.
-
-    No method raises for what a user may do; what is wrong is told by the views.
-    """
-
-    @property
-    def backend(self) -> BackendView: ...
-    @property
-    def support(self) -> SupportView: ...
-    @property
-    def run(self) -> RunView: ...
-    @property
-    def review(self) -> ReviewView: ...
-    @property
-    def question(self) -> Question | None: ...
-
-    def observe(self, on_change: Callable[[], None] | None) -> None:
-        """Calls it after each change of a view; None = nobody any more."""
-
-    def step(self) -> bool:
-        """Does a piece of what is to be done; True where more is to be done at once. A timer calls it."""
-
-    def answer(self, key: str, agreed: bool) -> None:
-        """The answer to the question with this key; one to another question counts for nothing."""
-
-    # -- backend
-    def choose_backend(self, choice: BackendChoice) -> None: ...
-    def test_backend(self) -> None:
-        """Tries whether it works; starts the one on this computer, asks where something must be installed."""
-
-    def install(self) -> None:
-        """Asks whether the environment may be installed."""
-
-    def cancel_installation(self) -> None: ...
-    def remove_installation(self) -> None:
-        """Asks whether the environment may be removed."""
-
-    # -- support
-    def select(self, scan: Any | None, segmentation: Any | None) -> None:
-        """The volume node and the segmentation node that are painted."""
-
-    def choose_segments(self, segment_ids: Sequence[str]) -> None:
-        """The segments that take part in the next run."""
-
-    def use_every_painted(self, every: bool) -> None: ...
-    def use_slice(self, slice_node: Any) -> None:
-        """Makes the slice that a view shows one of the support, painted or not."""
-
-    def remove_support(self, keys: Sequence[str]) -> None: ...
-    def show_support(self, key: str) -> None:
-        """Makes the views show a slice of the support."""
-
-    def save_support(self, path: Path) -> None: ...
-    def load_support(self, path: Path) -> None: ...
-
-    # -- run
-    def why_not(self, request: RunRequest) -> str:
-        """Why a run cannot be started, and what to do; "" where it can."""
-
-    def start(self, request: RunRequest, editor: Editor) -> None: ...
-    def cancel(self) -> None: ...
-
-    # -- review
-    def review_scan(self, number: int) -> None: ...
-    def set_threshold(self, threshold: float) -> None: ...
-    def set_cleaning(self, keep_largest: bool, smooth_mm: float) -> None: ...
-    def go_to_least_certain(self) -> None: ...
-    def go_to_slice(self, index: int) -> None: ...
-    def accept(self) -> None: ...
-    def discard(self) -> None: ...
-
-    # -- life
-    def close_scene(self) -> None:
-        """The scene is about to be closed: a run ends, and all that belongs to the scene is let go of."""
-
-    def close(self) -> None:
-        """The panel ends: nothing goes on, and no process stays."""

@@ -2,7 +2,7 @@
 
     python Testing/Benchmarks/panel_steps.py
 
-The panel's logic on a real MRML scene (512 x 512 x 300, int16; a structure 200 voxels across), the backend in a process
+The workbench on a real MRML scene (512 x 512 x 300, int16; a structure 200 voxels across), the backend in a process
 of its own with the built-in weights. It prints a Markdown table. ``main_thread.py`` has the single steps of the scene.
 """
 
@@ -65,7 +65,7 @@ class Watch:
         beats = 0
         while beats < least or not until():
             beats += 1
-            if not self.call(what, self._panel.logic.step):
+            if not self.call(what, self._panel.workbench.step):
                 time.sleep(BEAT)
 
     def table(self) -> str:
@@ -80,28 +80,28 @@ def main() -> None:
     scan, organ = large_scan()
     with start_backend() as backend:
         panel = PaintedScene(backend.url, scan=scan, painted=())
-        panel.logic.choose_backend(BackendChoice(BackendKind.SERVER, backend.url, backend.token))
-        watch, logic = Watch(panel), panel.logic
+        panel.workbench.backend.choose(BackendChoice(BackendKind.SERVER, backend.url, backend.token))
+        watch, workbench = Watch(panel), panel.workbench
         panel.editor.paint(panel.segment, organ[PAINTED : PAINTED + 1], (PAINTED, 0, 0))
         gc.collect()
-        watch.beats("a slice was painted", lambda: bool(logic.support.entries), 10)
+        watch.beats("a slice was painted", lambda: bool(workbench.support.view.entries), 10)
         watch.call("Segment is pressed", panel.start)
-        watch.beats("a run", lambda: not logic.run.running)
+        watch.beats("a run", lambda: not workbench.run.view.running)
         watch.beats("review, nothing is done", lambda: True, 50)
         for threshold in (0.8, 0.4):
-            logic.set_threshold(threshold)
-            watch.beats("another threshold", lambda: not logic.review.working)
-        logic.set_cleaning(True, 2.0)
-        watch.beats("largest piece, smoothing", lambda: not logic.review.working)
+            workbench.review.set_threshold(threshold)
+            watch.beats("another threshold", lambda: not workbench.review.view.working)
+        workbench.review.set_cleaning(True, 2.0)
+        watch.beats("largest piece, smoothing", lambda: not workbench.review.view.working)
         (result,) = panel.results().values()
         stroke = np.ones((1, 30, 30), dtype=bool)
         watch.call("(Slicer's own: a stroke)", lambda: panel.editor.paint(result, stroke, (CORRECTED, 0, 0)))
-        watch.beats("a result was corrected", lambda: len(logic.support.entries) == 2, 20)
+        watch.beats("a result was corrected", lambda: len(workbench.support.view.entries) == 2, 20)
         watch.call("Segment is pressed", panel.start)
-        watch.beats("a second run", lambda: not logic.run.running)
-        logic.accept()
-        watch.beats("accept", lambda: not logic.review.results)
-        logic.close()
+        watch.beats("a second run", lambda: not workbench.run.view.running)
+        workbench.review.accept()
+        watch.beats("accept", lambda: not workbench.review.view.results)
+        workbench.close()
     print(watch.table())
 
 

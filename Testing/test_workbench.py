@@ -1,4 +1,4 @@
-"""The panel's logic: from a painted slice to segments in the scene, on real nodes and with a real backend."""
+"""The workbench: from a painted slice to segments in the scene, on real nodes and with a real backend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def backend() -> Iterator[Backend]:
 def panel(backend: Backend) -> Iterator[PaintedScene]:
     made = PaintedScene(backend.url)
     yield made
-    made.logic.close()
+    made.workbench.close()
 
 
 def only(results: dict[str, str]) -> str:
@@ -51,7 +51,7 @@ def only(results: dict[str, str]) -> str:
 
 def test_a_ball_painted_on_one_slice_is_found_on_all(panel: PaintedScene) -> None:
     panel.run()
-    assert not panel.logic.run.failed, panel.logic.run.text
+    assert not panel.last_run.failed, panel.last_run.text
     result = only(panel.results())
     assert differ(panel.held(result), panel.answer()) == 0
     assert (
@@ -73,7 +73,7 @@ def test_slices_may_be_painted_in_any_direction(backend: Backend, axis: int) -> 
     panel = PaintedScene(backend.url, axis=axis, painted=(painted,))
     panel.run()
     assert differ(panel.held(only(panel.results())), panel.answer()) == 0
-    panel.logic.close()
+    panel.workbench.close()
 
 
 def test_undo_takes_the_whole_run_back(panel: PaintedScene) -> None:
@@ -90,8 +90,8 @@ def test_only_a_range_is_segmented(panel: PaintedScene) -> None:
 
 
 def test_outwards_counts_from_the_slice_that_is_shown(panel: PaintedScene) -> None:
-    panel.logic.step()
-    panel.logic.show_support(panel.logic.support.entries[0].key)
+    panel.workbench.step()
+    panel.workbench.support.show(panel.entries[0].key)
     panel.run(RunRequest(QueryMode.OUTWARDS, reach=1))
     found = panel.held(only(panel.results())).any(axis=(1, 2))
     assert np.flatnonzero(found).tolist() == [5, 6, 7]
@@ -106,7 +106,7 @@ def test_another_scan_gets_a_segmentation_of_its_own(panel: PaintedScene) -> Non
     found = names["MR (SDFSMIS)"]
     result = only(panel.results(found))
     assert dice(panel.held(result, found, volume), labelmap.voxels.astype(bool)) > 0.95
-    assert panel.logic.review.scans == ("CT", "MR")
+    assert panel.workbench.review.view.scans == ("CT", "MR")
     panel.run(RunRequest(QueryMode.NONE, others=(volume,)))
     assert list(panel.results(found).values()) == [result], "a second run goes on in the same segment"
 
@@ -118,7 +118,7 @@ def test_several_segments_are_found_in_one_run(panel: PaintedScene) -> None:
     panel.editor.erase(panel.segment, upper)
     panel.editor.paint(second, upper)
     panel.run()
-    assert not panel.logic.run.failed, panel.logic.run.text
+    assert not panel.last_run.failed, panel.last_run.text
     assert set(panel.results()) == {"ball (SDFSMIS)", "half (SDFSMIS)"}
     found = [panel.held(one) for one in panel.results().values()]
     assert not (found[0] & found[1]).any() and dice(found[0] | found[1], panel.truth) > 0.95
@@ -133,16 +133,19 @@ def test_a_corrected_slice_is_support_of_the_next_run_and_stays(panel: PaintedSc
     wrong = np.zeros_like(panel.truth)
     wrong[8, 5:9, 5:9] = True
     panel.editor.paint(result, wrong)
-    panel.drive(lambda: any(entry.origin == "corrected" for entry in panel.logic.support.entries))
-    assert [(entry.index, entry.origin) for entry in panel.logic.support.entries] == [(6, "painted"), (8, "corrected")]
+    panel.drive(lambda: any(entry.origin == "corrected" for entry in panel.entries))
+    assert [(entry.index, entry.origin) for entry in panel.entries] == [
+        (6, "painted"),
+        (8, "corrected"),
+    ]
     panel.run()
     assert only(panel.results()) == result and differ(panel.held(result)[8], panel.answer()[8] | wrong[8]) == 0
 
 
 def test_the_least_certain_slice_is_gone_to(panel: PaintedScene) -> None:
     panel.run()
-    panel.logic.go_to_least_certain()
-    review = panel.logic.review
+    panel.workbench.review.go_to_least_certain()
+    review = panel.workbench.review.view
     certainty = review.results[0].certainty
     assert review.index is not None and certainty[review.index] == np.nanmin(certainty)
     assert panel.editor.node.GetSelectedSegmentID() == only(panel.results()), "the next stroke corrects the result"
@@ -157,19 +160,19 @@ def test_the_threshold_acts_on_kept_probabilities(backend: Backend) -> None:
         panel.run()
         result = only(panel.results())
         assert panel.held(result)[7].any()
-        panel.logic.set_threshold(0.8)
+        panel.workbench.review.set_threshold(0.8)
         panel.rest()
         assert not panel.held(result)[7].any() and differ(panel.held(result)[6], panel.truth[6]) == 0
-        panel.logic.set_threshold(0.3)
+        panel.workbench.review.set_threshold(0.3)
         panel.rest()
         assert panel.held(result)[7].any()
-        panel.logic.close()
+        panel.workbench.close()
 
 
 def test_the_volume_is_told_in_millilitres(panel: PaintedScene) -> None:
     panel.run()
     panel.rest()
-    assert panel.logic.review.results[0].volume_ml == pytest.approx(panel.answer().sum() * 2 / 1000)
+    assert panel.workbench.review.view.results[0].volume_ml == pytest.approx(panel.answer().sum() * 2 / 1000)
 
 
 def test_the_largest_piece_is_kept_where_that_is_wanted(backend: Backend) -> None:
@@ -180,31 +183,31 @@ def test_the_largest_piece_is_kept_where_that_is_wanted(backend: Backend) -> Non
     panel.run()
     result = only(panel.results())
     assert panel.held(result)[7, 27:29, 20:24].any()
-    panel.logic.set_cleaning(True, 0.0)
+    panel.workbench.review.set_cleaning(True, 0.0)
     panel.rest()
     assert not panel.held(result)[:, 27:29, 20:24].any()
-    panel.logic.set_cleaning(False, 0.0)
+    panel.workbench.review.set_cleaning(False, 0.0)
     panel.rest()
     assert panel.held(result)[7, 27:29, 20:24].any()
-    panel.logic.close()
+    panel.workbench.close()
 
 
 def test_discard_takes_the_results_away_and_accept_keeps_them(panel: PaintedScene) -> None:
     panel.run()
-    panel.logic.discard()
-    panel.drive(lambda: not panel.logic.review.results)
+    panel.workbench.review.discard()
+    panel.drive(lambda: not panel.workbench.review.view.results)
     assert not panel.results()
     panel.run()
-    panel.logic.accept()
-    panel.drive(lambda: not panel.logic.review.results)
+    panel.workbench.review.accept()
+    panel.drive(lambda: not panel.workbench.review.view.results)
     assert differ(panel.held(only(panel.results())), panel.answer()) == 0
 
 
 def test_results_deleted_in_review_are_said_to_be_gone(panel: PaintedScene) -> None:
     panel.run()
     panel.segmentation.GetSegmentation().RemoveSegment(only(panel.results()))
-    panel.logic.set_threshold(0.4)
-    assert not panel.logic.review.results and "deleted" in panel.logic.review.problem
+    panel.workbench.review.set_threshold(0.4)
+    assert not panel.workbench.review.view.results and "deleted" in panel.workbench.review.view.problem
     panel.run()
     assert panel.results()
 
@@ -213,8 +216,8 @@ def test_results_deleted_in_review_are_said_to_be_gone(panel: PaintedScene) -> N
 
 
 def test_painted_slices_are_listed_with_pictures(panel: PaintedScene) -> None:
-    panel.drive(lambda: all(entry.thumbnail is not None for entry in panel.logic.support.entries))
-    (entry,) = panel.logic.support.entries
+    panel.drive(lambda: all(entry.thumbnail is not None for entry in panel.entries))
+    (entry,) = panel.entries
     assert (entry.index, entry.plane, entry.scan, entry.structures, entry.origin) == (
         6,
         "axial",
@@ -225,67 +228,67 @@ def test_painted_slices_are_listed_with_pictures(panel: PaintedScene) -> None:
     assert entry.area_cm2 == pytest.approx(panel.truth[6].sum() / 100)
     assert entry.thumbnail is not None and entry.thumbnail.shape == (64, 64, 3)
     panel.paint(4)
-    panel.logic.step()
-    assert [one.index for one in panel.logic.support.entries] == [4, 6]
+    panel.workbench.step()
+    assert [one.index for one in panel.entries] == [4, 6]
 
 
 def test_an_unpainted_slice_can_say_that_nothing_is_there(panel: PaintedScene) -> None:
-    panel.logic.step()
+    panel.workbench.step()
     panel.view.JumpSliceByOffsetting(0, 0, 7.0)
-    panel.logic.use_slice(panel.view)
-    entry = next(one for one in panel.logic.support.entries if one.origin == "chosen")
+    panel.workbench.support.use_slice(panel.view)
+    entry = next(one for one in panel.entries if one.origin == "chosen")
     assert entry.structures == () and entry.area_cm2 == 0
 
 
 def test_a_removed_slice_comes_back_with_the_next_stroke_on_it(panel: PaintedScene) -> None:
     panel.paint(4)
-    panel.logic.step()
-    panel.logic.remove_support(["here:4"])
-    assert [one.index for one in panel.logic.support.entries] == [6]
+    panel.workbench.step()
+    panel.workbench.support.remove(["here:4"])
+    assert [one.index for one in panel.entries] == [6]
     panel.editor.paint(panel.segment, np.ones((1, 1, 1), dtype=bool), (4, 0, 0))
-    panel.logic.step()
-    assert [one.index for one in panel.logic.support.entries] == [4, 6]
+    panel.workbench.step()
+    assert [one.index for one in panel.entries] == [4, 6]
 
 
 def test_without_a_painted_slice_the_panel_says_what_to_do(backend: Backend) -> None:
     panel = PaintedScene(backend.url, painted=())
-    panel.logic.step()
-    assert "Nothing is painted in ball" in panel.logic.why_not(RunRequest())
+    panel.workbench.step()
+    assert "Nothing is painted in ball" in panel.workbench.run.why_not(RunRequest())
     panel.run()
-    assert panel.logic.run.failed and "Nothing is painted" in panel.logic.run.text and not panel.results()
-    panel.logic.close()
+    assert panel.last_run.failed and "Nothing is painted" in panel.last_run.text and not panel.results()
+    panel.workbench.close()
 
 
 def test_a_view_that_lies_across_is_turned_after_asking(panel: PaintedScene) -> None:
-    panel.logic.step()
+    panel.workbench.step()
     matrix = panel.view.GetSliceToRAS()
     matrix.SetElement(1, 2, 0.7)
     matrix.SetElement(2, 2, 0.7)
     panel.view.UpdateMatrices()
-    panel.logic.use_slice(panel.view)
-    question = panel.logic.question
+    panel.workbench.support.use_slice(panel.view)
+    question = panel.workbench.questions.view
     assert question is not None and "lies across" in question.text
-    panel.logic.answer(question.key, True)
-    assert panel.logic.question is None
-    assert any(entry.origin == "chosen" for entry in panel.logic.support.entries)
+    panel.workbench.questions.answer(question.key, True)
+    assert panel.workbench.questions.view is None
+    assert any(entry.origin == "chosen" for entry in panel.entries)
 
 
 def test_a_saved_support_set_finds_the_structure_in_the_next_patient(panel: PaintedScene, tmp_path: Path) -> None:
     path = tmp_path / "ball.safetensors"
-    panel.logic.step()
-    panel.logic.save_support(path)
-    panel.drive(lambda: not panel.logic.run.running)
-    assert not panel.logic.run.failed, panel.logic.run.text
+    panel.workbench.step()
+    panel.workbench.run.save_support(path)
+    panel.drive(lambda: not panel.last_run.running)
+    assert not panel.last_run.failed, panel.last_run.text
     assert SupportSet.load(path).names == {1: "ball"}
     other, labelmap = ball_scan(shape=(10, 44, 36))
     volume = panel.scene.scan(other, "MR")
     segmentation = panel.scene.segmentation(volume, "Next")
-    panel.logic.close_scene()
-    panel.logic.select(volume, segmentation)
-    panel.logic.load_support(path)
-    assert [entry.origin for entry in panel.logic.support.entries] == ["file"]
+    panel.workbench.close_scene()
+    panel.workbench.support.select(volume, segmentation)
+    panel.workbench.support.load(path)
+    assert [entry.origin for entry in panel.entries] == ["file"]
     panel.run()
-    assert not panel.logic.run.failed, panel.logic.run.text
+    assert not panel.last_run.failed, panel.last_run.text
     found = panel.held(only(panel.results(segmentation)), segmentation, volume)
     assert dice(found, labelmap.voxels.astype(bool)) > 0.95
     wrong = np.zeros(found.shape, dtype=bool)
@@ -293,21 +296,21 @@ def test_a_saved_support_set_finds_the_structure_in_the_next_patient(panel: Pain
     result = only(panel.results(segmentation))
     editor = panel.scene.editor(segmentation, volume)
     editor.paint(result, wrong)
-    panel.drive(lambda: [entry.origin for entry in panel.logic.support.entries] == ["corrected", "file"])
+    panel.drive(lambda: [entry.origin for entry in panel.entries] == ["corrected", "file"])
     panel.run()
-    assert not panel.logic.run.failed, panel.logic.run.text
+    assert not panel.last_run.failed, panel.last_run.text
     assert differ(panel.held(result, segmentation, volume)[7], found[7] | wrong[7]) == 0
 
 
 def test_a_support_set_that_is_being_saved_cannot_be_cancelled(panel: PaintedScene, tmp_path: Path) -> None:
     path = tmp_path / "ball.safetensors"
-    panel.logic.step()
-    panel.logic.save_support(path)
-    while panel.logic.run.running:
-        assert not panel.logic.run.can_cancel
-        panel.logic.cancel()
-        panel.logic.step()
-    assert path.exists() and "saved as ball.safetensors" in panel.logic.run.text and not panel.logic.run.failed
+    panel.workbench.step()
+    panel.workbench.run.save_support(path)
+    while panel.last_run.running:
+        assert not panel.last_run.can_cancel
+        panel.workbench.run.cancel()
+        panel.workbench.step()
+    assert path.exists() and "saved as ball.safetensors" in panel.last_run.text and not panel.last_run.failed
 
 
 def test_a_full_disk_is_told_though_the_scene_was_closed_while_a_support_set_was_saved(
@@ -321,21 +324,21 @@ def test_a_full_disk_is_told_though_the_scene_was_closed_while_a_support_set_was
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(SupportSet, "save", save)
-    panel.logic.step()
-    panel.logic.save_support(tmp_path / "ball.safetensors")
+    panel.workbench.step()
+    panel.workbench.run.save_support(tmp_path / "ball.safetensors")
     panel.drive(begun.is_set)
-    panel.logic.cancel()
-    panel.logic.close_scene()
+    panel.workbench.run.cancel()
+    panel.workbench.close_scene()
     closed.set()
-    panel.drive(lambda: not panel.logic.run.running)
-    assert panel.logic.run.failed and "No space left" in panel.logic.run.text
+    panel.drive(lambda: not panel.last_run.running)
+    assert panel.last_run.failed and "No space left" in panel.last_run.text
 
 
 def test_a_file_that_is_no_support_set_is_refused_in_words(panel: PaintedScene, tmp_path: Path) -> None:
     path = tmp_path / "letter.safetensors"
     path.write_text("Dear colleague")
-    panel.logic.load_support(path)
-    assert panel.logic.run.failed and "letter.safetensors" in panel.logic.run.text
+    panel.workbench.support.load(path)
+    assert panel.last_run.failed and "letter.safetensors" in panel.last_run.text
 
 
 # -- cancelling, losing ------------------------------------------------------------------------------------------------
@@ -357,31 +360,31 @@ class SlowPipeline(BrightPipeline):
 
 def test_a_cancelled_run_keeps_what_was_finished(panel: PaintedScene) -> None:
     panel.start()
-    panel.drive(lambda: panel.logic.run.text != "")
-    panel.logic.cancel()
-    panel.drive(lambda: not panel.logic.run.running)
-    assert not panel.logic.run.failed and "Cancelled" in panel.logic.run.text
+    panel.drive(lambda: panel.last_run.text != "")
+    panel.workbench.run.cancel()
+    panel.drive(lambda: not panel.last_run.running)
+    assert not panel.last_run.failed and "Cancelled" in panel.last_run.text
     panel.run()
     assert differ(panel.held(only(panel.results())), panel.answer()) == 0
 
 
 def test_closing_the_scene_ends_the_run(panel: PaintedScene, backend: Backend) -> None:
     panel.start()
-    panel.drive(lambda: panel.logic.run.text != "Reading the scan…")
-    panel.logic.close_scene()
+    panel.drive(lambda: panel.last_run.text != "Reading the scan…")
+    panel.workbench.close_scene()
     panel.scene.node.Clear(False)
     for _ in range(5):
-        panel.logic.step()
-    assert not panel.logic.run.running and panel.logic.support.entries == ()
-    until(lambda: backend.engine.scheduler.running == 0)
+        panel.workbench.step()
+    assert not panel.last_run.running and panel.entries == ()
+    until(lambda: backend.engine.scheduler.active_runs == 0)
 
 
 def test_a_segmentation_deleted_in_the_middle_ends_the_run_in_words(panel: PaintedScene) -> None:
     panel.start()
     panel.drive(lambda: bool(panel.results()))
     panel.scene.node.RemoveNode(panel.segmentation)
-    panel.drive(lambda: not panel.logic.run.running)
-    assert panel.logic.run.failed and "segmentation was deleted" in panel.logic.run.text
+    panel.drive(lambda: not panel.last_run.running)
+    assert panel.last_run.failed and "segmentation was deleted" in panel.last_run.text
 
 
 def test_a_defect_ends_the_run_in_words_and_does_not_come_again(
@@ -389,21 +392,21 @@ def test_a_defect_ends_the_run_in_words_and_does_not_come_again(
 ) -> None:
     from SDFSMISLib.workbench import run as panel_run
 
-    monkeypatch.setattr(panel_run, "visible_slice", lambda volume, axis: 1 / 0)
+    monkeypatch.setattr(panel_run, "ResultWriter", lambda *arguments, **options: 1 / 0)
     panel.start()
-    panel.drive(lambda: not panel.logic.run.running)
-    assert panel.logic.run.failed and "ZeroDivisionError" in panel.logic.run.text
+    panel.drive(lambda: not panel.last_run.running)
+    assert panel.last_run.failed and "ZeroDivisionError" in panel.last_run.text
     monkeypatch.undo()
     panel.run()
-    assert not panel.logic.run.failed
+    assert not panel.last_run.failed
 
 
 def test_a_backend_that_is_not_there_is_said_to_be_so(backend: Backend) -> None:
     panel = PaintedScene("http://127.0.0.1:9")
-    panel.logic.test_backend()
-    panel.drive(lambda: panel.logic.backend.state != "busy")
-    assert panel.logic.backend.state == "bad" and "127.0.0.1:9" in panel.logic.backend.status
-    panel.logic.close()
+    panel.workbench.backend.test()
+    panel.drive(lambda: panel.workbench.backend.view.state != "busy")
+    assert panel.workbench.backend.view.state == "bad" and "127.0.0.1:9" in panel.workbench.backend.view.status
+    panel.workbench.close()
 
 
 def test_undo_in_review_takes_a_second_run_back_and_nothing_writes_it_again(panel: PaintedScene) -> None:
@@ -415,17 +418,17 @@ def test_undo_in_review_takes_a_second_run_back_and_nothing_writes_it_again(pane
     assert differ(panel.held(result), panel.answer()) == 0
     panel.undo()
     for _ in range(10):
-        panel.logic.step()
+        panel.workbench.step()
         time.sleep(0.05)
-    assert differ(panel.held(result), before) == 0 and not panel.logic.review.working
+    assert differ(panel.held(result), before) == 0 and not panel.workbench.review.view.working
 
 
 def test_a_volume_deleted_in_the_middle_ends_the_run_in_words(panel: PaintedScene) -> None:
     panel.start()
     panel.drive(lambda: bool(panel.results()))
     panel.scene.node.RemoveNode(panel.volume)
-    panel.drive(lambda: not panel.logic.run.running)
-    assert panel.logic.run.failed and "deleted" in panel.logic.run.text
+    panel.drive(lambda: not panel.last_run.running)
+    assert panel.last_run.failed and "deleted" in panel.last_run.text
 
 
 def test_another_scan_that_was_deleted_is_left_out_and_the_rest_goes_on(panel: PaintedScene) -> None:
@@ -433,23 +436,23 @@ def test_another_scan_that_was_deleted_is_left_out_and_the_rest_goes_on(panel: P
     panel.start(RunRequest(others=(gone, kept)))
     panel.drive(lambda: bool(panel.results()))
     panel.scene.node.RemoveNode(gone)
-    panel.drive(lambda: not panel.logic.run.running)
-    assert panel.logic.review.scans == ("CT", "kept"), panel.logic.run
+    panel.drive(lambda: not panel.last_run.running)
+    assert panel.workbench.review.view.scans == ("CT", "kept"), panel.last_run
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("lost", list(itertools.product([False, True], repeat=3)))
 def test_a_run_whose_last_remaining_place_is_lost_is_cancelled(order: tuple[int, ...], lost: tuple[bool, ...]) -> None:
-    from SDFSMISLib.workbench.run import PanelRun, Target
-    from SDFSMISLib.workbench.run_job import ScanEnds
+    from SDFSMISLib.workbench.run import Run, TargetScan
+    from SDFSMISLib.workbench.run_job import ScanFinished
 
-    targets = [Target(None, None, None, name) for name in ("CT", "MR", "PET")]
-    run = PanelRun(None, None, targets, None, None, None, None)
+    targets = [TargetScan(None, None, None, name) for name in ("CT", "MR", "PET")]
+    run = Run(None, None, targets, None, None, None, None)
     for place, number in enumerate(order):
         if lost[number]:
             run._lose(targets[number], "The segmentation was deleted.")
         else:
-            run._take(ScanEnds(number, ()))
+            run._take(ScanFinished(number, ()))
         is_last = place == len(order) - 1
         assert run._cancelled == (is_last and lost[number])  # who ends well ends the run without being told to
 
@@ -457,53 +460,53 @@ def test_a_run_whose_last_remaining_place_is_lost_is_cancelled(order: tuple[int,
 def test_another_scan_that_cannot_be_read_is_left_out_with_a_note(panel: PaintedScene) -> None:
     empty = panel.scene.node.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "empty")
     panel.run(RunRequest(others=(empty,)))
-    assert not panel.logic.run.failed and any("empty" in note for note in panel.logic.run.notes)
+    assert not panel.last_run.failed and any("empty" in note for note in panel.last_run.notes)
     assert panel.results()
 
 
 def test_a_run_that_brings_nothing_leaves_the_review_of_the_one_before(panel: PaintedScene) -> None:
     with running(BrightPipeline(answer=0.6)) as unsure:
-        panel.logic.choose_backend(BackendChoice(BackendKind.SERVER, unsure.url))
+        panel.workbench.backend.choose(BackendChoice(BackendKind.SERVER, unsure.url))
         panel.run()
-    panel.logic.choose_backend(BackendChoice(BackendKind.SERVER, "http://127.0.0.1:9"))
+    panel.workbench.backend.choose(BackendChoice(BackendKind.SERVER, "http://127.0.0.1:9"))
     panel.run()
-    assert panel.logic.run.failed
+    assert panel.last_run.failed
     result = only(panel.results())
     assert panel.held(result)[7].any()
-    panel.logic.set_threshold(0.8)
+    panel.workbench.review.set_threshold(0.8)
     panel.rest()
     assert not panel.held(result)[7].any()
 
 
 def test_the_slices_of_a_support_lie_in_one_direction(panel: PaintedScene) -> None:
-    panel.logic.step()
+    panel.workbench.step()
     panel.view.SetOrientationToSagittal()
     panel.view.JumpSliceByOffsetting(3.0, 5.0, 19.0)
-    panel.logic.use_slice(panel.view)
-    assert panel.logic.run.failed and "sagittal" in panel.logic.run.text and "axial" in panel.logic.run.text
-    assert [entry.index for entry in panel.logic.support.entries] == [6]
+    panel.workbench.support.use_slice(panel.view)
+    assert panel.last_run.failed and "sagittal" in panel.last_run.text and "axial" in panel.last_run.text
+    assert [entry.index for entry in panel.entries] == [6]
 
 
 def test_what_is_wrong_during_a_run_is_told_beside_it(panel: PaintedScene, tmp_path: Path) -> None:
     (tmp_path / "letter.safetensors").write_text("Dear colleague")
     panel.start()
-    panel.logic.load_support(tmp_path / "letter.safetensors")
-    panel.drive(lambda: not panel.logic.run.running)
-    assert not panel.logic.run.failed and any("letter.safetensors" in note for note in panel.logic.run.notes)
+    panel.workbench.support.load(tmp_path / "letter.safetensors")
+    panel.drive(lambda: not panel.last_run.running)
+    assert not panel.last_run.failed and any("letter.safetensors" in note for note in panel.last_run.notes)
 
 
 def test_accepting_ends_what_was_said_of_the_run(panel: PaintedScene) -> None:
     panel.run()
-    panel.logic.accept()
+    panel.workbench.review.accept()
     panel.rest()
-    assert panel.logic.run.text == ""
+    assert panel.last_run.text == ""
 
 
 def test_a_segment_that_is_not_painted_takes_no_part(panel: PaintedScene) -> None:
     panel.editor.segment("spleen")
-    panel.logic.step()
-    assert panel.logic.why_not(RunRequest()) == ""
-    assert [(one.name, one.slices) for one in panel.logic.support.segments] == [("ball", 1), ("spleen", 0)]
+    panel.workbench.step()
+    assert panel.workbench.run.why_not(RunRequest()) == ""
+    assert [(one.name, one.slices) for one in panel.workbench.support.view.segments] == [("ball", 1), ("spleen", 0)]
     panel.run()
     assert list(panel.results()) == ["ball (SDFSMIS)"]
 
@@ -511,22 +514,22 @@ def test_a_segment_that_is_not_painted_takes_no_part(panel: PaintedScene) -> Non
 def test_slices_painted_in_two_directions_are_refused_with_their_names(panel: PaintedScene) -> None:
     other = panel.editor.segment("half")
     panel.paint(20, axis=2, segment=other)
-    panel.drive(lambda: "two directions" in panel.logic.support.problem)
-    assert "ball" in panel.logic.support.problem and "sagittal: half" in panel.logic.support.problem
-    panel.logic.choose_segments([panel.segment])
-    assert panel.logic.support.problem == ""
+    panel.drive(lambda: "two directions" in panel.workbench.support.view.problem)
+    assert "ball" in panel.workbench.support.view.problem and "sagittal: half" in panel.workbench.support.view.problem
+    panel.workbench.support.choose_segments([panel.segment])
+    assert panel.workbench.support.view.problem == ""
     panel.paint(16, axis=1)
-    panel.drive(lambda: "two directions" in panel.logic.support.problem)
+    panel.drive(lambda: "two directions" in panel.workbench.support.view.problem)
 
 
 def test_the_least_certain_slice_is_followed_by_the_next(panel: PaintedScene) -> None:
     panel.run()
     seen = []
     for _ in range(4):
-        panel.logic.go_to_least_certain()
-        seen.append(panel.logic.review.index)
+        panel.workbench.review.go_to_least_certain()
+        seen.append(panel.workbench.review.view.index)
     assert len(set(seen)) == 4
-    certainty = panel.logic.review.results[0].certainty
+    certainty = panel.workbench.review.view.results[0].certainty
     assert [certainty[k] for k in seen] == sorted(certainty[k] for k in seen)
 
 
@@ -535,13 +538,13 @@ def test_another_scan_in_review_is_shown_in_the_views(panel: PaintedScene) -> No
     volume = panel.scene.scan(other, "CT")
     composite = panel.scene.node.AddNewNodeByClass("vtkMRMLSliceCompositeNode")
     panel.run(RunRequest(others=(volume,)))
-    assert panel.logic.review.scans == ("CT", "CT (2)")
-    panel.logic.review_scan(1)
+    assert panel.workbench.review.view.scans == ("CT", "CT (2)")
+    panel.workbench.review.choose_scan(1)
     assert composite.GetBackgroundVolumeID() == volume.GetID()
     assert not panel.segmentation.GetDisplayNode().GetVisibility()
-    panel.logic.go_to_least_certain()
-    assert panel.logic.review.index is not None
-    panel.logic.accept()
+    panel.workbench.review.go_to_least_certain()
+    assert panel.workbench.review.view.index is not None
+    panel.workbench.review.accept()
     panel.rest()
     assert panel.segmentation.GetDisplayNode().GetVisibility()
 
@@ -549,4 +552,4 @@ def test_another_scan_in_review_is_shown_in_the_views(panel: PaintedScene) -> No
 def test_where_each_structure_was_found_is_told(panel: PaintedScene) -> None:
     panel.run()
     found = np.flatnonzero(panel.answer().any(axis=(1, 2)))
-    assert f"Found: ball on slices {found[0]} to {found[-1]}." in panel.logic.run.notes
+    assert f"Found: ball on slices {found[0]} to {found[-1]}." in panel.last_run.notes

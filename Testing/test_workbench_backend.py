@@ -17,18 +17,20 @@ from slicer_standin import install
 
 install()
 
-from panel_examples import Kept, NoComputer, PaintedScene  # noqa: E402
+from panel_examples import NoLocalBackend, PaintedScene, kept_settings  # noqa: E402
 from SDFSMISLib.errors import Cancelled, InputError  # noqa: E402
-from SDFSMISLib.workbench.backend_choice import BackendAccess  # noqa: E402
-from SDFSMISLib.workbench.logic import Logic  # noqa: E402
-from SDFSMISLib.workbench.views import BackendChoice, BackendKind, RunRequest  # noqa: E402
+from SDFSMISLib.workbench import Workbench  # noqa: E402
+from SDFSMISLib.workbench.backend_choice import ChosenBackend  # noqa: E402
+from SDFSMISLib.workbench.questions import Questions  # noqa: E402
+from SDFSMISLib.workbench.settings import Settings  # noqa: E402
+from SDFSMISLib.workbench.views import BackendChoice, BackendKind, Question, RunRequest  # noqa: E402
 from serving import Backend, running  # noqa: E402
 
 HERE = BackendChoice()
 STRANGER = BackendChoice(BackendKind.SERVER, "http://stranger.example:7861")
 
 
-class Installing(NoComputer):
+class Installing(NoLocalBackend):
     """This computer, where installing lasts as long as the test wants."""
 
     def __init__(self) -> None:
@@ -47,7 +49,11 @@ class Installing(NoComputer):
         return "It is installed."
 
 
-def drive(access: BackendAccess, is_so: Callable[[], bool]) -> None:
+def chosen(local: NoLocalBackend, settings: Settings | None = None) -> ChosenBackend:
+    return ChosenBackend(settings or kept_settings(), local, Questions())
+
+
+def drive(access: ChosenBackend, is_so: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not is_so():
         assert time.monotonic() < end, access.view
@@ -55,9 +61,14 @@ def drive(access: BackendAccess, is_so: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def agree(access: BackendAccess, agreed: bool = True) -> None:
-    assert access.question is not None
-    access.answer(access.question.key, agreed)
+def agree(access: ChosenBackend, agreed: bool = True) -> None:
+    question = asked(access)
+    assert question is not None
+    access._questions.answer(question.key, agreed)
+
+
+def asked(access: ChosenBackend) -> Question | None:
+    return access._questions.view
 
 
 @pytest.fixture(scope="module")
@@ -70,40 +81,40 @@ def backend() -> Iterator[Backend]:
 
 
 def test_nothing_is_sent_to_another_computer_before_the_user_agrees() -> None:
-    kept = Kept()
-    access = BackendAccess(kept, NoComputer())
-    logic, begun = Logic(access), []
-    logic.choose_backend(BackendChoice(BackendKind.SERVER, "http://hospital.example:7861"))
+    kept, begun = kept_settings(), []
+    workbench = Workbench(kept, NoLocalBackend())
+    access = workbench.backend
+    workbench.backend.choose(BackendChoice(BackendKind.SERVER, "http://hospital.example:7861"))
     access.before_run(lambda: begun.append("run"))
-    question = logic.question
+    question = workbench.questions.view
     assert question is not None and "hospital.example:7861" in question.text and "grey values" in question.text
-    logic.answer(question.key, False)
-    assert not begun and logic.question is None
+    workbench.questions.answer(question.key, False)
+    assert not begun and workbench.questions.view is None
     access.before_run(lambda: begun.append("run"))
-    logic.answer(question.key, True)
+    workbench.questions.answer(question.key, True)
     assert begun == ["run"] and kept.agreed_hosts() == ("hospital.example:7861",)
     access.before_run(lambda: begun.append("again"))
-    assert begun == ["run", "again"] and logic.question is None
+    assert begun == ["run", "again"] and workbench.questions.view is None
 
 
 def test_another_host_is_asked_about_again() -> None:
-    access = BackendAccess(Kept(["hospital.example:7861"]), NoComputer())
+    access = chosen(NoLocalBackend(), kept_settings(["hospital.example:7861"]))
     access.choose(BackendChoice(BackendKind.SERVER, "http://other.example:7861"))
     access.before_run(lambda: pytest.fail("it was sent"))
-    assert access.question is not None and "other.example" in access.question.text
+    assert asked(access) is not None and "other.example" in asked(access).text
 
 
 def test_a_question_about_one_host_is_no_consent_to_another() -> None:
-    access = BackendAccess(Kept(), NoComputer())
+    access = chosen(NoLocalBackend())
     access.choose(BackendChoice(BackendKind.SERVER, "http://hospital.example:7861"))
     access.before_run(lambda: pytest.fail("it was sent"))
     access.choose(STRANGER)
-    assert access.question is None
+    assert asked(access) is None
 
 
 def test_what_waits_for_an_installation_does_not_go_to_a_server_that_was_chosen_meanwhile() -> None:
-    computer, kept = Installing(), Kept()
-    access = BackendAccess(kept, computer)
+    computer, kept = Installing(), kept_settings()
+    access = chosen(computer, kept)
     access.before_run(lambda: pytest.fail("it was sent"))
     agree(access)
     access.choose(STRANGER)
@@ -115,27 +126,27 @@ def test_what_waits_for_an_installation_does_not_go_to_a_server_that_was_chosen_
 def test_an_answer_after_the_scene_was_closed_starts_nothing(backend: Backend) -> None:
     panel = PaintedScene("http://hospital.example:7861")
     panel.start()
-    question = panel.logic.question
+    question = panel.workbench.questions.view
     assert question is not None
-    panel.logic.close_scene()
-    panel.logic.answer(question.key, True)
-    assert panel.logic.question is None and not panel.logic.run.running
+    panel.workbench.close_scene()
+    panel.workbench.questions.answer(question.key, True)
+    assert panel.workbench.questions.view is None and not panel.workbench.run.view.running
 
 
 # -- installing --------------------------------------------------------------------------------------------------------
 
 
 def test_on_this_computer_nothing_is_installed_before_the_user_agrees() -> None:
-    access = BackendAccess(Kept(), NoComputer())
+    access = chosen(NoLocalBackend())
     access.test()
-    assert access.question is not None and "0.5 to 4 GB" in access.question.text
+    assert asked(access) is not None and "0.5 to 4 GB" in asked(access).text
     agree(access, False)
-    assert access.question is None
+    assert asked(access) is None
 
 
 def test_what_was_wanted_goes_on_when_it_is_installed() -> None:
     computer, begun = Installing(), []
-    access = BackendAccess(Kept(), computer)
+    access = chosen(computer)
     access.before_run(lambda: begun.append("run"))
     agree(access)
     drive(access, lambda: access.view.progress == 0.5)
@@ -147,19 +158,19 @@ def test_what_was_wanted_goes_on_when_it_is_installed() -> None:
 
 def test_while_it_is_installed_nothing_else_is_installed_or_begun() -> None:
     computer = Installing()
-    access = BackendAccess(Kept(), computer)
+    access = chosen(computer)
     access.install()
     agree(access)
     access.before_run(lambda: pytest.fail("it was begun"))
     access.install()
-    assert access.question is None and "wait until" in access.problem()
+    assert asked(access) is None and "wait until" in access.problem()
     computer.go_on.set()
     drive(access, lambda: access.view.progress is None)
     assert len(computer.options) == 1 and access.view.status == "It is installed."
 
 
 def test_a_cancelled_installation_is_no_failure() -> None:
-    access = BackendAccess(Kept(), Installing())
+    access = chosen(Installing())
     access.before_run(lambda: pytest.fail("it was begun"))
     agree(access)
     access.cancel_installation()
@@ -169,7 +180,7 @@ def test_a_cancelled_installation_is_no_failure() -> None:
 
 def test_pip_options_are_words_as_a_shell_takes_them() -> None:
     computer = Installing()
-    access = BackendAccess(Kept(), computer)
+    access = chosen(computer)
     access.choose(BackendChoice(pip_options="--cert '/etc/our certificate.pem'"))
     access.install()
     agree(access)
@@ -179,7 +190,7 @@ def test_pip_options_are_words_as_a_shell_takes_them() -> None:
 
 
 def test_an_open_quote_in_the_pip_options_is_told() -> None:
-    access = BackendAccess(Kept(), Installing())
+    access = chosen(Installing())
     access.choose(BackendChoice(pip_options="--cert 'file"))
     access.install()
     agree(access)
@@ -188,13 +199,13 @@ def test_an_open_quote_in_the_pip_options_is_told() -> None:
 
 def test_a_removal_that_fails_says_why() -> None:
     class Stubborn(Installing):
-        def is_there(self) -> bool:
+        def exists(self) -> bool:
             return True
 
         def remove(self) -> str:
             raise InputError("A program uses it.")
 
-    access = BackendAccess(Kept(), Stubborn())
+    access = chosen(Stubborn())
     access.remove()
     agree(access)
     drive(access, lambda: access.view.state == "bad")
@@ -214,35 +225,35 @@ def test_a_removal_that_fails_says_why() -> None:
 )
 def test_a_server_that_cannot_be_one_keeps_the_run_from_beginning_in_words(choice: BackendChoice) -> None:
     panel = PaintedScene("")
-    panel.logic.choose_backend(choice)
-    panel.logic.step()
-    assert panel.logic.why_not(RunRequest())
+    panel.workbench.backend.choose(choice)
+    panel.workbench.step()
+    assert panel.workbench.run.why_not(RunRequest())
     panel.start()
-    panel.logic.test_backend()
-    assert not panel.logic.run.running and panel.logic.backend.state == "bad"
-    panel.logic.close()
+    panel.workbench.backend.test()
+    assert not panel.workbench.run.view.running and panel.workbench.backend.view.state == "bad"
+    panel.workbench.close()
 
 
 def test_the_status_follows_what_runs_found_out(backend: Backend) -> None:
-    kept = Kept()
+    kept = kept_settings()
     panel = PaintedScene(backend.url, kept=kept)
-    assert "not tried" in panel.logic.backend.status
+    assert "not been tried" in panel.workbench.backend.view.status
     panel.start()
-    assert panel.logic.backend.state == "busy"
-    panel.drive(lambda: not panel.logic.run.running)
-    assert panel.logic.backend.state == "good" and kept.hosts() == (backend.url,)
-    panel.logic.choose_backend(BackendChoice(BackendKind.SERVER, "http://127.0.0.1:9"))
-    assert panel.logic.backend.state == "unknown"
-    panel.logic.close()
+    assert panel.workbench.backend.view.state == "busy"
+    panel.drive(lambda: not panel.workbench.run.view.running)
+    assert panel.workbench.backend.view.state == "good" and kept.hosts() == (backend.url,)
+    panel.workbench.backend.choose(BackendChoice(BackendKind.SERVER, "http://127.0.0.1:9"))
+    assert panel.workbench.backend.view.state == "unknown"
+    panel.workbench.close()
 
 
 def test_while_a_run_goes_on_its_backend_is_left_alone() -> None:
-    access = BackendAccess(Kept(), Installing())
+    access = chosen(Installing())
     access.run_begins()
     access.install()
     access.remove()
     access.test()
-    assert access.question is None and not access.view.can_install and not access.view.can_remove
+    assert asked(access) is None and not access.view.can_install and not access.view.can_remove
     access.run_ended(None, None)
     access.install()
-    assert access.question is not None
+    assert asked(access) is not None

@@ -1,4 +1,4 @@
-"""Slicer places: where things are in a running 3D Slicer."""
+"""The workbench of a running 3D Slicer, with the paths of that installation."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import shutil
 import sys
 from pathlib import Path
 
-from SDFSMISLib.workbench.backend_choice import BackendAccess, Remembered
-from SDFSMISLib.workbench.local_backend import LocalComputer, Places
-from SDFSMISLib.workbench.logic import Logic
+from SDFSMISLib.workbench import Workbench
+from SDFSMISLib.workbench.local_backend import InstallationPaths, LocalBackendManager
+from SDFSMISLib.workbench.settings import Settings
 
-__all__ = ["make_logic", "slicer_places"]
+__all__ = ["make_workbench", "slicer_paths"]
 
 FOLDER = "SDFSMIS-backend"
 
 
-def slicer_places() -> Places:
+def slicer_paths() -> InstallationPaths:
     """The environment lies beside Slicer's settings: there it outlives updates of Slicer and of the extension."""
     import slicer
 
     import SDFSMISLib
 
     settings = Path(slicer.app.slicerUserSettingsFilePath).parent
-    return Places(
+    return InstallationPaths(
         environment=settings / FOLDER,
         panel_library=Path(SDFSMISLib.__file__).resolve().parent,
         requirements=Path(__file__).resolve().parent.parent / "Resources" / "requirements-backend.txt",
@@ -32,6 +32,6 @@ def slicer_places() -> Places:
     )
 
 
-def make_logic(remembered: Remembered) -> Logic:
-    """The logic of a panel in a running Slicer."""
-    return Logic(BackendAccess(remembered, LocalComputer(slicer_places())))
+def make_workbench(settings: Settings) -> Workbench:
+    """The workbench of a panel in a running Slicer."""
+    return Workbench(settings, LocalBackendManager(slicer_paths()))

@@ -1,4 +1,4 @@
-"""The panel's logic on scenes of every kind: how scans lie, what segments share, transforms, masks, sequences."""
+"""The workbench on scenes of every kind: how scans lie, what segments share, transforms, masks, sequences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from panel_examples import PaintedScene, dice, differ  # noqa: E402
 from SDFSMISLib.workbench.views import RunRequest  # noqa: E402
 from serving import Backend, running  # noqa: E402
 from small_scans import ball_scan  # noqa: E402
-from test_panel_logic import only  # noqa: E402
+from test_workbench import only  # noqa: E402
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)
@@ -45,8 +45,8 @@ def lying(direction: tuple[float, ...]) -> object:
 def test_scans_may_lie_in_any_way(backend: Backend, direction: tuple[float, ...]) -> None:
     panel = PaintedScene(backend.url, scan=lying(direction))
     panel.run()
-    assert differ(panel.held(only(panel.results())), panel.answer()) == 0, panel.logic.run.text
-    panel.logic.close()
+    assert differ(panel.held(only(panel.results())), panel.answer()) == 0, panel.last_run.text
+    panel.workbench.close()
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_what_views_show_on_each_other_counts_under_any_transforms(
     (home,) = [node for node in (panel.segmentation, *others(panel)) if panel.results(node)]
     found = panel.held(only(panel.results(home)), home)
     if above_scan is above_segmentation:
-        assert home is panel.segmentation and differ(found, panel.answer()) == 0, panel.logic.run
+        assert home is panel.segmentation and differ(found, panel.answer()) == 0, panel.last_run
     else:  # the segment editor paints on another lattice there, so the painted slice itself is not the same
-        assert home is not panel.segmentation and dice(found, panel.truth) > 0.95, panel.logic.run
-    panel.logic.close()
+        assert home is not panel.segmentation and dice(found, panel.truth) > 0.95, panel.last_run
+    panel.workbench.close()
 
 
 def others(panel: PaintedScene) -> list[object]:
@@ -83,16 +83,16 @@ def test_other_segments_stay_whether_they_share_a_labelmap_or_not(backend: Backe
     panel.editor.paint(neighbour, mask)
     layers = panel.segmentation.GetSegmentation().GetNumberOfLayers()
     assert layers == (1 if shared else 2)
-    panel.logic.step()
-    panel.logic.choose_segments([panel.segment])
+    panel.workbench.step()
+    panel.workbench.support.choose_segments([panel.segment])
     panel.run()
-    assert not panel.logic.run.failed, panel.logic.run.text
+    assert not panel.last_run.failed, panel.last_run.text
     assert differ(panel.held(only(panel.results())), panel.answer()) == 0
     assert differ(panel.held(neighbour), mask) == 0
-    panel.logic.accept()
+    panel.workbench.review.accept()
     panel.rest()
     assert differ(panel.held(neighbour), mask) == 0, "the editor lets segments overlap"
-    panel.logic.close()
+    panel.workbench.close()
 
 
 def test_results_stay_where_editing_is_allowed(backend: Backend) -> None:
@@ -102,15 +102,15 @@ def test_results_stay_where_editing_is_allowed(backend: Backend) -> None:
     area = np.zeros_like(panel.truth)
     area[:, :16] = True
     allowed = panel.editor.segment("area", area)
-    panel.logic.step()
-    panel.logic.choose_segments([panel.segment])
+    panel.workbench.step()
+    panel.workbench.support.choose_segments([panel.segment])
     panel.editor.node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedInsideSingleSegment)
     panel.editor.node.SetMaskSegmentID(allowed)
     panel.run()
     expected = panel.answer() & area
     expected[6] = panel.truth[6]  # what was painted stays as it was painted
     assert differ(panel.held(only(panel.results())), expected) == 0
-    panel.logic.close()
+    panel.workbench.close()
 
 
 def test_accepted_results_take_from_others_what_the_editor_overwrites(backend: Backend) -> None:
@@ -118,16 +118,16 @@ def test_accepted_results_take_from_others_what_the_editor_overwrites(backend: B
 
     panel = PaintedScene(backend.url)
     neighbour = panel.editor.segment("neighbour", np.ones_like(panel.truth))
-    panel.logic.step()
-    panel.logic.choose_segments([panel.segment])
+    panel.workbench.step()
+    panel.workbench.support.choose_segments([panel.segment])
     panel.editor.node.SetOverwriteMode(slicer.vtkMRMLSegmentEditorNode.OverwriteAllSegments)
     panel.run()
     assert panel.held(neighbour).all(), "nothing is taken before the results are accepted"
-    panel.logic.accept()
+    panel.workbench.review.accept()
     panel.rest()
     assert differ(panel.held(neighbour), ~panel.answer()) == 0
     assert differ(panel.held(panel.segment)[6], panel.truth[6]) == 0, "the painted segment is kept"
-    panel.logic.close()
+    panel.workbench.close()
 
 
 def test_an_intensity_range_of_another_scan_is_refused_before_anything_is_sent(backend: Backend) -> None:
@@ -136,8 +136,8 @@ def test_an_intensity_range_of_another_scan_is_refused_before_anything_is_sent(b
     panel.editor.node.SetSourceVolumeIntensityMask(True)
     panel.editor.logic.SetSourceVolumeNode(other)
     panel.run()
-    assert panel.logic.run.failed and "another volume" in panel.logic.run.text and not panel.results()
-    panel.logic.close()
+    assert panel.last_run.failed and "another volume" in panel.last_run.text and not panel.results()
+    panel.workbench.close()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 1, 9), (2, 300, 7)])
@@ -149,10 +149,10 @@ def test_tiny_scans_are_segmented_or_refused_in_words(backend: Backend, shape: t
     painted[0, 0, 0] = True
     panel.editor.paint(panel.segment, painted)
     panel.run()
-    assert panel.logic.run.text and "unexpected" not in panel.logic.run.text
-    if not panel.logic.run.failed:
+    assert panel.last_run.text and "unexpected" not in panel.last_run.text
+    if not panel.last_run.failed:
         assert panel.held(only(panel.results()))[0, 0, 0]
-    panel.logic.close()
+    panel.workbench.close()
 
 
 def test_a_sequence_is_segmented_frame_by_frame(backend: Backend) -> None:
@@ -173,11 +173,11 @@ def test_a_sequence_is_segmented_frame_by_frame(backend: Backend) -> None:
         browser.SetSelectedItemNumber(number)
         logic.UpdateProxyNodesFromSequences(browser)
         panel.run(RunRequest())
-        assert not panel.logic.run.failed, panel.logic.run.text
+        assert not panel.last_run.failed, panel.last_run.text
         name = next(name for name in panel.results() if f"frame {number + 1} of 2" in name)
         assert dice(panel.held(panel.results()[name]), truth) > 0.95
     assert len(panel.results()) == 2
-    panel.logic.close()
+    panel.workbench.close()
 
 
 def _sequences_logic(panel: PaintedScene) -> object:
