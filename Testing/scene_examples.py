@@ -11,7 +11,7 @@ from hypothesis import settings
 from mrml_scene import MrmlScene, held
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
-from SDFSMISLib.inference.segmentation import Collection
+from SDFSMISLib.inference.segmentation import SegmentationBuilder
 from SDFSMISLib.scene import (
     Painting,
     ResultWriter,
@@ -159,11 +159,11 @@ class Bench:
         support = support or self.support()
         stack = SliceStack.of(self.scan, self.axis)
         pieces = {label: support.for_label(label) for label in self.probabilities}
-        collected = Collection(self.scan, stack, pieces, support.names)
+        builder = SegmentationBuilder(self.scan, stack, pieces, support.names)
         for label in self.probabilities:
             for index in set(range(stack.count)) - {piece.index for piece in pieces[label]}:
-                collected.take(label, index, self.slice(label, index), 1.0)
-        return collected.segmentation(threshold, cleaning).labelmap.voxels
+                builder.add(label, index, self.slice(label, index), 1.0)
+        return builder.segmentation(threshold, cleaning).labelmap.voxels
 
     def held(self, writer: ResultWriter) -> np.ndarray:
         """The labelmap of the results in the scene."""

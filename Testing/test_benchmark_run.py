@@ -34,7 +34,7 @@ from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.inference import Segmenter
-from SDFSMISLib.inference.network_images import colour
+from SDFSMISLib.inference.network_images import as_rgb
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
@@ -371,6 +371,6 @@ def test_official_masks_are_those_of_whole_slices_and_of_no_file_order(manifest:
     images = [torch.from_numpy(one.scan.window("minmax").normalize(one.scan.voxels)) for one in (query, support)]
     shown, painted = [2, 3], [3, 5, 7]  # the first chunk, and the slices that are painted for all of them
     masks = torch.from_numpy(support.mask("liver")[painted].astype(np.float32))
-    maps = pipeline(colour(images[1][painted]), masks, colour(images[0][shown])).maps
+    maps = pipeline(as_rgb(images[1][painted]), masks, as_rgb(images[0][shown])).maps
     assert np.array_equal(found[shown], official_masks(to_bytes(maps.numpy())).masks)
     assert not found[~query.mask("liver").any(axis=(1, 2))].any()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from SDFSMISLib.inference.network_images import Contrast
-from SDFSMISLib.inference.registration import carried
+from SDFSMISLib.inference.registration import warp
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.device_episodes import (
     DeviceEpisodes,
@@ -144,7 +144,7 @@ def test_masks_are_carried_along_with_what_has_moved() -> None:
     image, mask = blobs(), disc(48, 48, 15)
     moved = torch.stack([torch.roll(image, shift, (0, 1)) for shift in shifts])
     wanted = torch.stack([torch.roll(mask, shift, (0, 1)) for shift in shifts]) > 0.5
-    found = carried(mask.expand(4, -1, -1), displacements(image.expand(4, -1, -1), moved)) > 0.5
+    found = warp(mask.expand(4, -1, -1), displacements(image.expand(4, -1, -1), moved)) > 0.5
     dice = 2 * (found & wanted).sum((1, 2)) / (found.sum((1, 2)) + wanted.sum((1, 2)))
     assert dice.min() > 0.93
 

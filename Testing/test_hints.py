@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SDFSMISLib.inference.network_images import Contrast
-from SDFSMISLib.inference.registration import carried, displacement
+from SDFSMISLib.inference.registration import displacement, warp
 from SDFSMISLib.model.built_in import folded, new_built_in, unfolded
 from SDFSMISLib.model.likeness import likeness, likeness_table
 from SDFSMISLib.model.unet import HANDED_ON, Hints
@@ -32,7 +32,7 @@ def disc(row: float, column: float, radius: float, side: int = 96) -> torch.Tens
 def test_a_mask_is_carried_along_with_what_has_moved(shift):
     image, mask = blobs(), disc(48, 48, 15)
     moved_image, moved_mask = (torch.roll(x, shift, (0, 1)) for x in (image, mask))
-    found = carried(mask[None], displacement(image, moved_image)[None])[0] > 0.5
+    found = warp(mask[None], displacement(image, moved_image)[None])[0] > 0.5
     both = float((found & (moved_mask > 0.5)).sum())
     assert 2 * both / float(found.sum() + moved_mask.sum()) > 0.93
 
@@ -40,7 +40,7 @@ def test_a_mask_is_carried_along_with_what_has_moved(shift):
 def test_a_slice_lies_on_itself():
     image = blobs(1)
     assert displacement(image, image).abs().max() < 0.1
-    assert torch.allclose(carried(image[None], torch.zeros(1, 96, 96, 2))[0], image, atol=1e-5)
+    assert torch.allclose(warp(image[None], torch.zeros(1, 96, 96, 2))[0], image, atol=1e-5)
 
 
 def test_a_slice_without_structure_is_no_error():
@@ -116,9 +116,9 @@ def test_before_it_has_learned_a_network_adds_the_carried_mask_and_nothing_else_
         latents = pipe.encode_images(query)
         plain = pipe.predict(latents, bank)
         assert torch.equal(pipe.predict(latents, bank, pipe.hints(query, bank)), plain)
-        carried_masks = masks[0].expand(2, -1, -1)
-        hinted = pipe.predict(latents, bank, pipe.hints(query, bank, query, carried_masks))
-        torch.testing.assert_close(hinted, plain + HANDED_ON * pipe.encode_masks(carried_masks))
+        warped_masks = masks[0].expand(2, -1, -1)
+        hinted = pipe.predict(latents, bank, pipe.hints(query, bank, query, warped_masks))
+        torch.testing.assert_close(hinted, plain + HANDED_ON * pipe.encode_masks(warped_masks))
 
 
 def test_a_network_without_inputs_for_hints_gets_none():

@@ -10,7 +10,7 @@ import torch
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.networks import LatentCache, Networks
-from SDFSMISLib.inference.run import Finished, Result, Run
+from SDFSMISLib.inference.run import EarlierResults, Result, Run
 from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack
@@ -45,7 +45,7 @@ def results_of(run: Run) -> list[Result]:
 
 
 def slices_of(results: list[Result]) -> dict[tuple[int, int], np.ndarray]:
-    finished = Finished()
+    finished = EarlierResults()
     for result in results:
         finished.add(result)
     return finished.slices
@@ -65,9 +65,9 @@ def case(request: pytest.FixtureRequest, trained: Segmenter) -> tuple[Run, list[
     strategy = "independent" if "independent" in request.param else "propagate"
     slices = [4, 10, 11] if request.param == "some slices" else None
 
-    def made(finished: Finished | None = None, latents: LatentCache | None = None) -> Run:
+    def made(earlier: EarlierResults | None = None, latents: LatentCache | None = None) -> Run:
         options = RunOptions(strategy, batch_size=4)
-        return trained.run(SliceStack.of(query, 0), support, options, slices=slices, finished=finished, latents=latents)
+        return trained.run(SliceStack.of(query, 0), support, options, slices=slices, earlier=earlier, latents=latents)
 
     return made, results_of(made()), {"cuts": 5}
 
@@ -76,7 +76,7 @@ def test_a_run_that_was_cut_off_anywhere_ends_with_the_same_bytes(case) -> None:
     made, whole, options = case
     expected = slices_of(whole)
     for cut in np.linspace(0, len(whole), options["cuts"], dtype=int)[1:-1]:
-        finished = Finished()
+        finished = EarlierResults()
         for result in whole[:cut]:
             finished.add(result)
         before = dict(finished.slices)
@@ -90,7 +90,7 @@ def test_a_run_that_was_cut_off_anywhere_ends_with_the_same_bytes(case) -> None:
 
 def test_a_run_that_was_finished_computes_nothing(case, monkeypatch: pytest.MonkeyPatch) -> None:
     made, whole, _ = case
-    finished = Finished()
+    finished = EarlierResults()
     for result in whole:
         finished.add(result)
     run = made(finished)
@@ -101,7 +101,7 @@ def test_a_run_that_was_finished_computes_nothing(case, monkeypatch: pytest.Monk
 
 def test_progress_goes_on_where_it_was(case) -> None:
     made, whole, _ = case
-    finished = Finished()
+    finished = EarlierResults()
     for result in whole[: len(whole) // 2]:
         finished.add(result)
     counted = [result.finished for result in results_of(made(finished)) if isinstance(result, SliceResult)]

@@ -206,7 +206,7 @@ def official_method(pipeline: SDFSMISPipeline) -> Method:
     def segment(task: Task) -> np.ndarray:
         import torch
 
-        from SDFSMISLib.inference.network_images import colour
+        from SDFSMISLib.inference.network_images import as_rgb
 
         side = pipeline.config.resolution
         orientation = task.query.geometry.slice_orientation(task.axis)
@@ -214,7 +214,7 @@ def official_method(pipeline: SDFSMISPipeline) -> Method:
         pieces = task.support.for_label(task.label)
         images = torch.stack([_nearest(piece.canonical_image(), side) for piece in pieces])
         masks = torch.stack([_nearest(piece.canonical_mask(task.label).astype(np.float32), side) for piece in pieces])
-        maps = pipeline(colour(images), masks, colour(torch.stack(queries))).maps
+        maps = pipeline(as_rgb(images), masks, as_rgb(torch.stack(queries))).maps
         found = official_masks(to_bytes(maps.cpu().numpy())).masks
         return _on_query(task, found, orientation)
 

@@ -20,19 +20,19 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.independent import Answered, on_slice_grid, slice_name
-from SDFSMISLib.inference.network_images import Contrast, Region, Shot, colour, painted_bank
+from SDFSMISLib.inference.independent import SliceProbability, on_slice_grid, slice_name
+from SDFSMISLib.inference.network_images import Contrast, Region, Shot, as_rgb, encode_shots
 from SDFSMISLib.inference.networks import Networks
-from SDFSMISLib.inference.propagate import looked_at
-from SDFSMISLib.inference.registration import SIDE, PaintedBody, body, brought_onto
+from SDFSMISLib.inference.propagate import nearest_painted
+from SDFSMISLib.inference.registration import SIDE, PaintedBody, body_region, warped_masks
 from SDFSMISLib.model.unet import SupportBank
 from SDFSMISLib.slices import SliceStack
 
-LEAST_SCORE = 0.0  # a worse match is none
+MIN_SCORE = 0.0  # a worse match is none
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class StructureMatch:
     """A slice that shows the structure: its `index`, the `score` of the match (1 is perfect), and the `probability`,
     uint8 canonical (rows, columns), 255 meaning 1."""
 
@@ -41,9 +41,9 @@ class Found:
     probability: np.ndarray
 
 
-def find_structure(
+def search_structure(
     scan: SliceStack, shots: Sequence[Shot], indices: Sequence[int]
-) -> Generator[None, None, Found | None]:
+) -> Generator[None, None, StructureMatch | None]:
     """The best match of painted slices among slices `indices` of a scan; stops after each slice, to be asked on.
 
     Args:
@@ -53,32 +53,32 @@ def find_structure(
         None where no slice looks like a painted one.
     """
     painted = [PaintedBody.of(shot) for shot in shots if shot.mask.any()]
-    best: Found | None = None
+    best: StructureMatch | None = None
     for index in indices:
         image = scan.image(index)
-        region = body(image, scan.spacing)
+        region = body_region(image, scan.spacing)
         seen = region.to_grid(image, SIDE, -1.0)
         for one in painted:
             score, mask = one.onto(seen)
-            if score > (best.score if best else LEAST_SCORE):
-                best = Found(index, score, on_slice_grid(region, mask, scan.shape))
+            if score > (best.score if best else MIN_SCORE):
+                best = StructureMatch(index, score, on_slice_grid(region, mask, scan.shape))
         yield
     return best
 
 
 Item = TypeVar("Item")
 
-LEAST_BROUGHT = 0.5  # a slice on which no pixel is brought with more is empty
+MIN_WARPED = 0.5  # a slice on which no pixel is brought with more is empty
 
 
-def run_transfer(
+def run_cross_scan(
     networks: Networks,
     scan: SliceStack,
     label: int,
     shots: Sequence[Shot],
     indices: Sequence[int],
-    known: Collection[tuple[int, int]] = (),
-) -> Generator[list[Answered], None, None]:
+    finished: Collection[tuple[int, int]] = (),
+) -> Generator[list[SliceProbability], None, None]:
     """Segment slices `indices` of `scan` for a label; hands out what each batch gives, nothing while it registers.
 
     Args:
@@ -86,13 +86,13 @@ def run_transfer(
         known: (label, slice) that were answered before and are passed over. The others come out to the bit as they
             would without.
     """
-    if all((label, index) in known for index in indices):
+    if all((label, index) in finished for index in indices):
         return
-    found = yield from without_results(brought_onto(scan, shots, indices))
-    yield from _Transfer(networks, scan, label, shots, found).answers(indices, known)
+    masks = yield from as_empty_batches(warped_masks(scan, shots, indices))
+    yield from _CrossScan(networks, scan, label, shots, masks).run(indices, finished)
 
 
-def without_results(search: Generator[None, None, Item]) -> Generator[list[Any], None, Item]:
+def as_empty_batches(search: Generator[None, None, Item]) -> Generator[list[Any], None, Item]:
     """What a search returns; each of its stops is a batch that gave nothing."""
     while True:
         try:
@@ -103,41 +103,41 @@ def without_results(search: Generator[None, None, Item]) -> Generator[list[Any],
 
 
 @dataclass(eq=False)
-class _Transfer:
+class _CrossScan:
     """One label's slices, and what was brought onto them."""
 
     networks: Networks
     scan: SliceStack
     label: int
     shots: Sequence[Shot]
-    found: Mapping[int, np.ndarray]
+    masks: Mapping[int, np.ndarray]
 
-    def answers(self, indices: Sequence[int], known: Collection[tuple[int, int]]) -> Iterator[list[Answered]]:
-        shown = [index for index in indices if index in self.found and self.found[index].max() > LEAST_BROUGHT]
+    def run(self, indices: Sequence[int], finished: Collection[tuple[int, int]]) -> Iterator[list[SliceProbability]]:
+        shown = [index for index in indices if index in self.masks and self.masks[index].max() > MIN_WARPED]
         nothing = np.zeros(self.scan.shape, dtype=np.uint8)
         rest = sorted({*indices} - {*shown})
-        yield [(self.label, index, nothing) for index in rest if (self.label, index) not in known]
+        yield [(self.label, index, nothing) for index in rest if (self.label, index) not in finished]
         if not shown:
             return
-        seen = looked_at(0, {}, self.shots)
-        bank = painted_bank(self.networks.pipeline, seen, [one.region(False) for one in seen], self.networks.side)
+        seen = nearest_painted(0, {}, self.shots)
+        bank = encode_shots(self.networks.pipeline, seen, [one.region(False) for one in seen], self.networks.side)
         for start in range(0, len(shown), self.networks.batch_size):
             part = shown[start : start + self.networks.batch_size]
-            missing = [index for index in part if (self.label, index) not in known]
+            missing = [index for index in part if (self.label, index) not in finished]
             if missing:
                 # As in `run_independent`: a single image is rounded otherwise than one of several.
                 padded = missing * 2 if len(missing) == 1 < len(part) else missing
                 yield self.networks.in_parts(padded, partial(self._segmented, bank=bank))[: len(missing)]
 
-    def _segmented(self, part: Sequence[int], bank: SupportBank) -> list[Answered]:
+    def _segmented(self, part: Sequence[int], bank: SupportBank) -> list[SliceProbability]:
         pipeline, scan, side = self.networks.pipeline, self.scan, self.networks.side
-        regions = [Region.around(self.found[i] > LEAST_BROUGHT, scan.spacing) for i in part]
+        regions = [Region.around(self.masks[i] > MIN_WARPED, scan.spacing) for i in part]
         views = list(zip(part, regions, strict=True))
         queries = [region.to_grid(scan.image(i), side, -1.0) for i, region in views]
-        masks = torch.stack([region.to_grid(self.found[i], side, 0.0) for i, region in views])
+        masks = torch.stack([region.to_grid(self.masks[i], side, 0.0) for i, region in views])
         contrasts = [Contrast.of(query) if pipeline.sees_contrast else Contrast.unchanged() for query in queries]
         seen = torch.stack([one(query) for one, query in zip(contrasts, queries, strict=True)])
-        images, firm = colour(seen), (masks > LEAST_BROUGHT).float()[:, None]
+        images, firm = as_rgb(seen), (masks > MIN_WARPED).float()[:, None]
         rows = bank.rows(torch.zeros(len(part), dtype=torch.long, device=pipeline.device))
         own = pipeline.encode_support(images[:, None], firm, rows.conditions)
         whole = replace(rows.joined(own), likeness=own.likeness)

@@ -8,11 +8,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from SDFSMISLib.inference.network_images import Contrast, Region, Shot, colour, painted_bank
+from SDFSMISLib.inference.network_images import Contrast, Region, Shot, as_rgb, encode_shots
 from SDFSMISLib.inference.networks import Networks
 from SDFSMISLib.slices import SliceStack
 
-Answered = tuple[int, int, np.ndarray]  # label, slice, probability as uint8 canonical (rows, columns), 255 meaning 1
+SliceProbability = tuple[
+    int, int, np.ndarray
+]  # label, slice, probability as uint8 canonical (rows, columns), 255 meaning 1
 
 
 def run_independent(
@@ -22,8 +24,8 @@ def run_independent(
     regions: Mapping[int, tuple[Region, Sequence[Region]]],
     indices: Sequence[int],
     contrast: Contrast | None = None,
-    known: Collection[tuple[int, int]] = (),
-) -> Iterator[list[Answered]]:
+    finished: Collection[tuple[int, int]] = (),
+) -> Iterator[list[SliceProbability]]:
     """Segment slices `indices` of `scan` for every label; hands out what each batch gives.
 
     Args:
@@ -35,23 +37,23 @@ def run_independent(
             they would without.
     """
     pipeline, side = networks.pipeline, networks.side
-    banks = {label: painted_bank(pipeline, shots[label], regions[label][1], side, contrast) for label in shots}
+    banks = {label: encode_shots(pipeline, shots[label], regions[label][1], side, contrast) for label in shots}
 
     seen: dict[tuple[Region, tuple[int, ...]], tuple[torch.Tensor, torch.Tensor]] = {}  # images and latents of a part
 
-    def looked_at(region: Region, part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def nearest_painted(region: Region, part: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         key = (region, tuple(part))
         if key not in seen:
             images = [region.to_grid(scan.image(index), side, -1.0) for index in part]
             contrasts = [contrast or Contrast.of(image) for image in images]
-            spread = colour(torch.stack([one(image) for one, image in zip(contrasts, images, strict=True)]))
+            spread = as_rgb(torch.stack([one(image) for one, image in zip(contrasts, images, strict=True)]))
             names = [slice_name(scan, index, region, one) for index, one in zip(part, contrasts, strict=True)]
             seen[key] = spread, networks.encoded(spread, names)
         return seen[key]
 
-    def segmented(label: int, part: Sequence[int]) -> list[Answered]:
+    def segmented(label: int, part: Sequence[int]) -> list[SliceProbability]:
         region, bank = regions[label][0], banks[label]
-        images, latents = looked_at(region, part)
+        images, latents = nearest_painted(region, part)
         maps = pipeline.segment(latents, bank, pipeline.hints(images, bank)).mean(1)
         return [
             (label, index, on_slice_grid(region, values, scan.shape)) for index, values in zip(part, maps, strict=True)
@@ -60,7 +62,7 @@ def run_independent(
     for start in range(0, len(indices), networks.batch_size):
         part = indices[start : start + networks.batch_size]
         for label in banks:
-            missing = [index for index in part if (label, index) not in known]
+            missing = [index for index in part if (label, index) not in finished]
             if missing:
                 # A single image goes through the CPU's libraries by another way than one of several, and is rounded
                 # otherwise.

@@ -178,12 +178,12 @@ class Shot:
         return region.to_grid(self.image, side, -1.0), (mask > min(0.5, float(mask.max()) / 2)).float()
 
 
-def colour(images: torch.Tensor) -> torch.Tensor:
+def as_rgb(images: torch.Tensor) -> torch.Tensor:
     """Grey images (..., H, W) as the autoencoder takes them: (..., 3, H, W), three equal channels."""
     return images[..., None, :, :].expand(*images.shape[:-2], 3, *images.shape[-2:])
 
 
-def painted_bank(
+def encode_shots(
     pipeline: SDFSMISPipeline,
     shots: Sequence[Shot],
     regions: Sequence[Region],
@@ -193,4 +193,4 @@ def painted_bank(
     """The bank (one row) of painted slices, each seen through its region, with `contrast` or that of its own."""
     images, masks = zip(*(shot.on_grid(region, side) for shot, region in zip(shots, regions, strict=True)), strict=True)
     seen = torch.stack([(contrast or Contrast.of(image))(image) for image in images])
-    return pipeline.encode_support(colour(seen)[None], torch.stack(masks)[None])
+    return pipeline.encode_support(as_rgb(seen)[None], torch.stack(masks)[None])

@@ -56,7 +56,7 @@ def displacement(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
 
 
-def carried(images: torch.Tensor, displacements: torch.Tensor) -> torch.Tensor:
+def warp(images: torch.Tensor, displacements: torch.Tensor) -> torch.Tensor:
     """Images (N, side, side) as the slices look like to which `displacements` (N, side, side, 2) belong."""
     side = images.shape[-1]
     places = torch.arange(side, dtype=torch.float32, device=images.device)
@@ -82,7 +82,7 @@ DOUBT = 1e-4  # added to frequencies
 SURE = 1e-3  # a prior is never surer than that
 
 
-def by_greys(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
+def refine_by_histogram(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """The mask of a structure after a look at the grey levels around it; unchanged where it is empty.
 
     Args:
@@ -134,7 +134,7 @@ AGREEMENT_ROUNDS = 3  # of agreement: so many slices away lies the furthest that
 
 
 @dataclass(frozen=True, eq=False)
-class Brought:
+class WarpedMask:
     """A painted mask as it comes onto a slice of another scan.
 
     Attributes:
@@ -160,7 +160,7 @@ class PaintedBody:
 
     @classmethod
     def of(cls, shot: Shot, side: int = SIDE) -> PaintedBody:
-        image, mask = shot.on_grid(body(shot.image, shot.spacing), side)
+        image, mask = shot.on_grid(body_region(shot.image, shot.spacing), side)
         reach = REACH * side // SIDE
         return cls(image, mask, F.max_pool2d(mask[None], 2 * reach + 1, 1, reach)[0])
 
@@ -171,19 +171,19 @@ class PaintedBody:
         structure is lost.
         """
         moves = displacement(self.image, seen)
-        image, mask, near = carried(torch.stack([self.image, self.mask, self.near]), moves.expand(3, -1, -1, -1))
+        image, mask, near = warp(torch.stack([self.image, self.mask, self.near]), moves.expand(3, -1, -1, -1))
         if mask.sum() < LEAST_PIXELS:
             return -1.0, mask
         bending = moves.diff(dim=0).square().sum(-1)[self.near[1:] > 0.5].mean()
         return _correlation(image, seen, near) - BENDING * float(bending), mask
 
 
-def body(image: np.ndarray, spacing: tuple[float, float]) -> Region:
+def body_region(image: np.ndarray, spacing: tuple[float, float]) -> Region:
     """The square around what is not air, of a canonical slice (rows, columns); all of it where nothing is."""
     return Region.around(image > AIR, spacing, 1.0)
 
 
-def brought_onto(
+def warped_masks(
     scan: SliceStack, shots: Sequence[Shot], indices: Sequence[int]
 ) -> Generator[None, None, dict[int, np.ndarray]]:
     """Painted masks of other scans on each of the slices `indices` of a scan; stops after each, to be asked on.
@@ -196,35 +196,37 @@ def brought_onto(
     """
     shown = [shot for shot in shots if shot.mask.any()]
     painted = {side: [PaintedBody.of(shot, side) for shot in shown] for side in SIDES}
-    found: dict[int, Brought] = {}
+    found: dict[int, WarpedMask] = {}
     for index in indices if shown else ():
-        found[index] = _brought(painted, scan.image(index), scan.spacing)
+        found[index] = _fused_mask(painted, scan.image(index), scan.spacing)
         yield
-    yield from _agree(scan, found)
+    yield from _agree_with_neighbours(scan, found)
     masks = {}
     for index, one in found.items():
-        masks[index] = by_greys(scan.image(index), one.on(scan.shape), scan.spacing).astype(np.float16)
+        masks[index] = refine_by_histogram(scan.image(index), one.on(scan.shape), scan.spacing).astype(np.float16)
         yield
     return masks
 
 
-def _brought(painted: Mapping[int, Sequence[PaintedBody]], image: np.ndarray, spacing: tuple[float, float]) -> Brought:
+def _fused_mask(
+    painted: Mapping[int, Sequence[PaintedBody]], image: np.ndarray, spacing: tuple[float, float]
+) -> WarpedMask:
     """By side of the grid the painted slices, on a slice."""
-    region = body(image, spacing)
+    region = body_region(image, spacing)
     masks = []
     for side, bodies in painted.items():
         seen = region.to_grid(image, side, -1.0)
-        scores, carried_masks = zip(*(one.onto(seen) for one in bodies), strict=True)
+        scores, warped_masks = zip(*(one.onto(seen) for one in bodies), strict=True)
         weights = torch.softmax(SHARPNESS * torch.tensor(scores), dim=0)
-        masks.append(_finest((weights[:, None, None] * torch.stack(carried_masks)).sum(0)))
-    return Brought(region, torch.stack(masks).mean(0))
+        masks.append(_finest((weights[:, None, None] * torch.stack(warped_masks)).sum(0)))
+    return WarpedMask(region, torch.stack(masks).mean(0))
 
 
 def _finest(image: torch.Tensor) -> torch.Tensor:
     return F.interpolate(image[None, None], size=(FINEST, FINEST), mode="bilinear", align_corners=False)[0, 0]
 
 
-def _agree(scan: SliceStack, found: dict[int, Brought]) -> Iterator[None]:
+def _agree_with_neighbours(scan: SliceStack, found: dict[int, WarpedMask]) -> Iterator[None]:
     """Puts in place of each mask the mean of itself and its neighbours', registered onto it; several times over."""
     neighbours = {i: [j for j in (i - 1, i + 1) if j in found] for i in found}
     moves: dict[tuple[int, int], torch.Tensor] = {}
@@ -237,14 +239,14 @@ def _agree(scan: SliceStack, found: dict[int, Brought]) -> Iterator[None]:
     for _ in range(AGREEMENT_ROUNDS):
         masks = {}
         for i, beside in neighbours.items():
-            masks[i] = _mean_of(found, i, beside, moves, scan.shape)
+            masks[i] = _mean_with_neighbours(found, i, beside, moves, scan.shape)
             yield
         for i, mask in masks.items():
             found[i] = replace(found[i], mask=mask)
 
 
-def _mean_of(
-    found: Mapping[int, Brought],
+def _mean_with_neighbours(
+    found: Mapping[int, WarpedMask],
     index: int,
     beside: Sequence[int],
     moves: Mapping[tuple[int, int], torch.Tensor],
@@ -254,7 +256,7 @@ def _mean_of(
         return found[index].mask
     region = found[index].region
     theirs = torch.stack([region.to_grid(found[j].on(shape), SIDE, 0.0) for j in beside])
-    moved = carried(theirs, torch.stack([moves[j, index] for j in beside]))
+    moved = warp(theirs, torch.stack([moves[j, index] for j in beside]))
     return torch.stack([found[index].mask, *map(_finest, moved)]).mean(0)
 
 

@@ -10,7 +10,7 @@ from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.inference.segmentation import Collection, Segmentation
+from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
@@ -106,13 +106,13 @@ class RemoteSegmenter:
         content_hash = query.content_hash()
         run_axis = support.axis_on(query, content_hash) if axis is None else axis
         scan = SliceStack.of(query, run_axis, query.window(window), content_hash)
-        pieces = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
-        collected = Collection(query, scan, pieces, support.names)
+        support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
+        builder = SegmentationBuilder(query, scan, support_slices, support.names)
         run = self.client.segment(
             scan,
             support,
             options,
-            labels=tuple(pieces),
+            labels=tuple(support_slices),
             slices=slices,
             on_upload=on_upload,
             cancel=cancel,
@@ -121,7 +121,7 @@ class RemoteSegmenter:
         )
         with run:
             for result in run:
-                collected.take(result.label, result.index, result.probability, result.certainty)
+                builder.add(result.label, result.index, result.probability, result.certainty)
                 if on_slice is not None:
                     on_slice(result)
-        return collected.segmentation(options.threshold, postprocessing, run.warnings)
+        return builder.segmentation(options.threshold, postprocessing, run.warnings)

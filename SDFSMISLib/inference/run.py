@@ -1,8 +1,8 @@
 """A run: from painted slices and a stack of slices to probabilities, batch by batch.
 
-A run is an iterator, so that whoever drives it may stop between two batches, or give the device to another run. What it
-has handed out can be handed to a later run, which goes on from there and gives, on a CPU to the bit, what the first
-would have given.
+A run is an iterator of results, so its caller can stop between two batches, or give the device to another run in
+between. The results of a run that was cut off can be passed to a new run, which computes the rest; on a CPU the
+outcome is bit for bit that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -13,28 +13,37 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.cross_scan import find_structure, run_transfer, without_results
-from SDFSMISLib.inference.independent import Answered, run_independent
+from SDFSMISLib.inference.cross_scan import as_empty_batches, run_cross_scan, search_structure
+from SDFSMISLib.inference.independent import SliceProbability, run_independent
 from SDFSMISLib.inference.network_images import Contrast, Region, Shot
 from SDFSMISLib.inference.networks import LatentCache, Networks
-from SDFSMISLib.inference.propagate import Lane, lanes_from, looked_at, run_propagate
+from SDFSMISLib.inference.propagate import (
+    EarlierProbability,
+    PropagationStep,
+    Track,
+    nearest_painted,
+    run_propagate,
+    tracks_from,
+)
 from SDFSMISLib.inference.segmentation import certainty_of, presence_of
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
 
-FOUND_MARGIN = 3.0  # half sides of the box around what the first pass over full slices found
-FOUND_REACH = 2  # slices to either side of it that are looked at again, through that box
-MOST_SHOTS = 12  # painted slices that a pass without propagation looks at
+SEARCH_MARGIN = 3.0  # half side of the second search pass's region, in half sides of the first pass's mask
+SEARCH_REACH = 2  # slices on either side of the first pass's slice that the second pass covers
+MAX_SHOTS = 12  # painted slices in the support of a pass without propagation
 
 
 @dataclass(frozen=True, eq=False)
-class LaneResult:
-    """What a lane says of a slice, for a run that goes on in its place; not a result to show.
+class TrackResult:
+    """The probability of one track on one slice: lets a later run resume, and is not shown to users.
 
     Attributes:
-        start: the slice that the lane left from.
+        label: label value.
+        start: the painted slice that the track left.
+        index: the slice.
         probability: uint8 (rows, columns), native, 255 meaning 1.
     """
 
@@ -45,66 +54,76 @@ class LaneResult:
 
 
 @dataclass(frozen=True, eq=False)
-class FoundResult:
-    """Where propagation starts on a scan without painted slices, for a run that goes on: by label (slice, probability
-    as uint8 native); labels that were not found are absent."""
+class MatchResult:
+    """The slices from which propagation starts on a scan without painted slices: lets a later run resume.
+
+    Attributes:
+        starts: by label (slice, probability as uint8 (rows, columns), native); labels that were not found are absent.
+    """
 
     starts: Mapping[int, tuple[int, np.ndarray]]
 
 
-Result = SliceResult | LaneResult | FoundResult
+Result = SliceResult | TrackResult | MatchResult
 
 
 @dataclass(eq=False)
-class Finished:
-    """What an earlier run has handed out; all uint8 (rows, columns), native, 255 meaning 1.
+class EarlierResults:
+    """The results of a run that was cut off; all probabilities uint8 (rows, columns), native, 255 meaning 1.
 
     Attributes:
         slices: by (label, slice).
-        lanes: by (label, slice that the lane left from, slice).
-        found: as in `FoundResult`; None where it was not handed out yet.
+        tracks: by (label, slice that the track left, slice).
+        starts: as in `MatchResult`; None if the earlier run ended before its search did.
     """
 
     slices: MutableMapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    lanes: MutableMapping[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
-    found: Mapping[int, tuple[int, np.ndarray]] | None = None
+    tracks: MutableMapping[tuple[int, int, int], np.ndarray] = field(default_factory=dict)
+    starts: Mapping[int, tuple[int, np.ndarray]] | None = None
 
     def add(self, result: Result) -> None:
+        """Take one more result of that run."""
         if isinstance(result, SliceResult):
             self.slices[result.label, result.index] = result.probability
-        elif isinstance(result, LaneResult):
-            self.lanes[result.label, result.start, result.index] = result.probability
+        elif isinstance(result, TrackResult):
+            self.tracks[result.label, result.start, result.index] = result.probability
         else:
-            self.found = result.starts
+            self.starts = result.starts
 
 
 @dataclass(eq=False)
-class _Label:
-    """What is known of a label before the run: slices `painted` on this scan, by index, and the `shots` that are its
-    support."""
+class _LabelSupport:
+    """A label's painted slices: those of this scan by index (`painted`), and its support (`shots`)."""
 
     painted: dict[int, Shot]
     shots: list[Shot]
 
     @property
     def starts(self) -> dict[int, np.ndarray]:
-        """The painted slices of this scan that show the label, by index: their masks, bool canonical."""
+        """Masks, bool canonical, of the painted slices of this scan that show the label, by index."""
         return {index: shot.mask for index, shot in self.painted.items() if shot.mask.any()}
 
 
 class Run:
-    """One run.
+    """One run: segments a stack of slices for every label of a support.
 
     Args:
+        pipeline: the networks.
         scan: the slices to segment.
-        support: painted slices of each label, of this scan or of others. Where slices of this scan show the label they
+        support: painted slices of each label, of this scan or of others. If slices of this scan show the label, they
             alone are its support.
-        slices: slices that are asked for, from 0; None = all. Painted ones of this scan are not answered.
-        latents: where encoded slices are kept for later runs.
-        finished: of an earlier run with the same arguments that was cut off.
+        options: strategy, region, threshold, batch size.
+        slices: indices of the slices to segment, from 0; None = all. Painted slices of this scan give no result.
+        latents: cache of encoded slices, shared with later runs.
+        earlier: results of an earlier run with the same arguments that was cut off; they are not computed again.
+
+    Attributes:
+        requested: sorted indices of the slices to segment.
+        support_slices: the painted slices in use.
+        done, total: numbers of finished and of all slices; labels are counted one by one.
 
     Raises:
-        InputError: where a slice is outside the scan, or nothing is painted.
+        InputError: if a slice is outside the scan, or nothing is painted.
     """
 
     def __init__(
@@ -115,116 +134,118 @@ class Run:
         options: RunOptions,
         slices: Sequence[int] | None = None,
         latents: LatentCache | None = None,
-        finished: Finished | None = None,
+        earlier: EarlierResults | None = None,
     ) -> None:
         if not support:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
         self.scan = scan
         self.options = options
-        self.wanted = scan.wanted(slices)
-        self.pieces: list[SupportSlice] = []
-        """the painted slices that are looked at"""
-        self._wanted_set = set(self.wanted)
+        self.requested = scan.wanted(slices)
+        self.support_slices: list[SupportSlice] = []
+        self._requested_set = set(self.requested)
         self._networks = Networks(pipeline, options.batch_size, latents)
-        self._finished = finished or Finished()
+        self._earlier = earlier or EarlierResults()
         self._images: dict[int, np.ndarray] = {}
-        self._labels = {label: self._label(label, pieces) for label, pieces in support.items()}
-        self.total = sum(len(self._open(label)) for label in self._labels)
-        self._known = set(self._finished.slices)
-        self.done = sum((label, index) in self._known for label in self._labels for index in self._open(label))
+        self._labels = {label: self._label_support(label, painted) for label, painted in support.items()}
+        self._finished = set(self._earlier.slices)
+        to_segment = [(label, index) for label in self._labels for index in self._to_segment(label)]
+        self.total = len(to_segment)
+        self.done = sum(place in self._finished for place in to_segment)
 
     @property
     def painted(self) -> tuple[int, ...]:
-        """The slices of this scan that are painted, sorted."""
+        """Sorted indices of the painted slices of this scan."""
         return tuple(sorted({index for label in self._labels.values() for index in label.painted}))
 
     def needed(self) -> list[int]:
-        """The slices that will be read, sorted."""
-        open_labels = [label for label in self._labels if self._open(label)]
-        if not open_labels:
+        """Sorted indices of the slices whose image the run reads."""
+        labels = [label for label in self._labels if self._to_segment(label)]
+        if not labels:
             return []
-        starts = [self._labels[label].starts for label in open_labels]
+        starts = [self._labels[label].starts for label in labels]
         painted = {index for one in starts for index in one} if all(starts) else set()
-        return needed_slices(self.options.strategy, self.scan.count, self.wanted, painted)
+        return needed_slices(self.options.strategy, self.scan.count, self.requested, painted)
 
     def steps(self) -> Generator[list[Result], None, None]:
-        """The results of each batch; an empty list where one gave none yet."""
+        """The results of each batch; an empty list if a batch finished no slice."""
         return self._independent() if self.options.strategy == "independent" else self._propagate()
 
-    def _label(self, label: int, pieces: Sequence[SupportSlice]) -> _Label:
-        here = [piece for piece in pieces if piece.plane.has_slices_of(self.scan.plane)]
-        used = _evenly(here if any(piece.mask(label).any() for piece in here) else pieces)
-        self.pieces += used
-        shots = {id(piece): Shot.of(piece, label, self._image(piece)) for piece in [*here, *used]}
-        return _Label({piece.index: shots[id(piece)] for piece in here}, [shots[id(piece)] for piece in used])
+    def _label_support(self, label: int, support: Sequence[SupportSlice]) -> _LabelSupport:
+        own = [one for one in support if one.plane.has_slices_of(self.scan.plane)]
+        used = _evenly_spaced(own if any(one.mask(label).any() for one in own) else support)
+        self.support_slices += used
+        shots = {id(one): Shot.of(one, label, self._image(one)) for one in [*own, *used]}
+        return _LabelSupport({one.index: shots[id(one)] for one in own}, [shots[id(one)] for one in used])
 
-    def _image(self, piece: SupportSlice) -> np.ndarray:
-        """The canonical image of a painted slice, one for all its labels."""
-        if id(piece) not in self._images:
-            self._images[id(piece)] = piece.canonical_image()
-        return self._images[id(piece)]
+    def _image(self, painted: SupportSlice) -> np.ndarray:
+        """The canonical image of a painted slice; its labels share one."""
+        if id(painted) not in self._images:
+            self._images[id(painted)] = painted.canonical_image()
+        return self._images[id(painted)]
 
-    def _open(self, label: int) -> list[int]:
-        return [index for index in self.wanted if index not in self._labels[label].painted]
+    def _to_segment(self, label: int) -> list[int]:
+        return [index for index in self.requested if index not in self._labels[label].painted]
 
     def _independent(self) -> Generator[list[Result], None, None]:
-        """All open slices of all labels, each alone."""
-        brings = self._networks.pipeline.takes_neighbours and self.options.region != "full"
-        away = {label: self._labels[label].shots for label in self._labels if brings and not self._labels[label].starts}
-        for label, shots in away.items():
-            for answers in run_transfer(self._networks, self.scan, label, shots, self._open(label), self._known):
-                yield self._results(answers)
-        here = {label: self._open(label) for label in self._labels if label not in away}
-        for indices, labels in self._together(here):
-            for answers in self._alone(labels, indices, known=self._known):
-                yield self._results(answers)
+        """Every slice of every label alone."""
+        warps_masks = self._networks.pipeline.takes_neighbours and self.options.region != "full"
+        cross_scan = [label for label, support in self._labels.items() if warps_masks and not support.starts]
+        for label in cross_scan:
+            shots, own = self._labels[label].shots, self._to_segment(label)
+            for batch in run_cross_scan(self._networks, self.scan, label, shots, own, self._finished):
+                yield self._results(batch)
+        slices = {label: self._to_segment(label) for label in self._labels if label not in cross_scan}
+        for indices, labels in _grouped_by_slices(slices):
+            for batch in self._independent_pass(labels, indices, finished=self._finished):
+                yield self._results(batch)
 
     def _propagate(self) -> Generator[list[Result], None, None]:
-        """Outwards from the painted slices; where none is painted, from one that a search finds."""
-        labels = [label for label in self._labels if self._open(label)]
-        found = yield from self._found([label for label in labels if not self._labels[label].starts])
-        lanes: list[Lane] = []
+        """Outwards from the painted slices; on a scan without any, from a slice that a search finds."""
+        labels = [label for label in self._labels if self._to_segment(label)]
+        found = yield from self._search([label for label in labels if not self._labels[label].starts])
+        tracks: list[Track] = []
         for label in labels:
-            mine = self._labels[label]
-            starts = mine.starts or found.get(label, {})
-            ways = lanes_from(label, starts, mine.painted, mine.shots, self._open(label), self.scan.count)
-            lanes += ways
-            reached = {*starts, *(index for lane in ways for index in lane.path)}
+            support, indices = self._labels[label], self._to_segment(label)
+            starts = support.starts or found.get(label, {})
+            own = tracks_from(label, starts, support.painted, support.shots, indices, self.scan.count)
+            tracks += own
+            reached = {*starts, *(index for track in own for index in track.path)}
             nothing = np.zeros(self.scan.shape, dtype=np.uint8)
-            yield self._results([(label, index, nothing) for index in self._open(label) if index not in reached])
-        yield from self._along(lanes)
+            yield self._results([(label, index, nothing) for index in indices if index not in reached])
+        yield from self._run_tracks(tracks)
 
-    def _along(self, lanes: list[Lane]) -> Iterator[list[Result]]:
-        """All lanes to their ends, from where an earlier run has left them."""
-        if all((lane.label, i) in self._known for lane in lanes for i in lane.path if i in self._wanted_set):
+    def _run_tracks(self, tracks: list[Track]) -> Iterator[list[Result]]:
+        """All tracks to their ends, from where an earlier run has left them."""
+        if all((track.label, i) in self._finished for track in tracks for i in track.path if i in self._requested_set):
             return
-        options, known = self.options, self._known_answer
-        for step in run_propagate(self._networks, self.scan, lanes, options.threshold, options.region == "full", known):
+        for step in self._track_steps(tracks, self._earlier_probability):
             results = self._results(step.slices)
-            for lane, index, probability in step.answers:
-                is_told = lane.gap is None and index in self._wanted_set  # as a finished slice
-                if not is_told and (lane.label, lane.first, index) not in self._finished.lanes:
-                    results.append(LaneResult(lane.label, lane.first, index, self._native(probability)))
+            for track, index, probability in step.probabilities:
+                is_slice_result = track.gap is None and index in self._requested_set
+                if not is_slice_result and (track.label, track.first, index) not in self._earlier.tracks:
+                    results.append(TrackResult(track.label, track.first, index, self._native(probability)))
             yield results
 
-    def _known_answer(self, lane: Lane, index: int) -> np.ndarray | None:
-        """What a lane has answered in an earlier run: of one that comes alone the finished slice is its answer."""
-        finished = self._finished
-        answer = finished.lanes.get((lane.label, lane.first, index))
-        if answer is None and lane.gap is None:
-            answer = finished.slices.get((lane.label, index))
-        return None if answer is None else self.scan.plane.orientation.apply(answer)
+    def _track_steps(self, tracks: list[Track], *earlier: EarlierProbability) -> Iterator[PropagationStep]:
+        options = self.options
+        return run_propagate(self._networks, self.scan, tracks, options.threshold, options.region == "full", *earlier)
 
-    def _results(self, answers: Sequence[Answered]) -> list[Result]:
-        """Finished slices as results; those that are not wanted, or were told before, are left out."""
+    def _earlier_probability(self, track: Track, index: int) -> np.ndarray | None:
+        """A track's probability in the earlier run; for a track without a counterpart that of the finished slice."""
+        probability = self._earlier.tracks.get((track.label, track.first, index))
+        if probability is None and track.gap is None:
+            probability = self._earlier.slices.get((track.label, index))
+        return None if probability is None else self.scan.plane.orientation.apply(probability)
+
+    def _results(self, batch: Sequence[SliceProbability]) -> list[Result]:
+        """Finished slices as results, without those that are not requested or came in the earlier run."""
         results: list[Result] = []
-        for label, index, probability in answers:
-            if index not in self._wanted_set or (label, index) in self._known:
+        for label, index, probability in batch:
+            if index not in self._requested_set or (label, index) in self._finished:
                 continue
             self.done += 1
-            native = self._native(probability)
-            sure = certainty_of(probability)
-            results.append(SliceResult(label, self.scan.plane.axis, index, native, sure, self.done, self.total))
+            native, certainty = self._native(probability), certainty_of(probability)
+            results.append(SliceResult(label, self.scan.plane.axis, index, native, certainty, self.done, self.total))
         return results
 
     def _native(self, probability: np.ndarray) -> np.ndarray:
@@ -232,112 +253,114 @@ class Run:
 
     # -- a scan without painted slices
 
-    def _found(self, labels: Sequence[int]) -> Generator[list[Result], None, dict[int, dict[int, np.ndarray]]]:
-        """For each label that is seen somewhere a slice that shows it, with the mask. Slices that are named and hold
-        nothing are left out."""
+    def _search(self, labels: Sequence[int]) -> Generator[list[Result], None, dict[int, dict[int, np.ndarray]]]:
+        """By label a slice that shows it, and the mask on it, bool canonical; without labels that are found nowhere.
+
+        Slices that the user marked as empty are not searched."""
         if not labels:
             return {}
-        turn = self.scan.plane.orientation
-        if self._finished.found is None:
-            unknown = {label: self._unpainted(label) for label in labels}
-            search = (
-                self._found_by_registration if self._networks.pipeline.takes_neighbours else self._found_by_networks
-            )
-            found = yield from search(unknown)
-            yield [FoundResult({label: (index, self._native(soft)) for label, (index, soft) in found.items()})]
+        orientation, earlier = self.scan.plane.orientation, self._earlier.starts
+        if earlier is None:
+            slices = {label: self._unpainted(label) for label in labels}
+            by_registration = self._networks.pipeline.takes_neighbours
+            search = self._search_by_registration if by_registration else self._search_by_networks
+            found = yield from search(slices)
+            yield [MatchResult({label: (index, self._native(values)) for label, (index, values) in found.items()})]
         else:
-            before = self._finished.found
-            found = {label: (before[label][0], turn.apply(before[label][1])) for label in labels if label in before}
-        yield self._results([(label, index, soft) for label, (index, soft) in found.items()])
-        return {label: {index: self._mask(soft)} for label, (index, soft) in found.items()}
+            found = {
+                label: (earlier[label][0], orientation.apply(earlier[label][1])) for label in labels if label in earlier
+            }
+        yield self._results([(label, index, probability) for label, (index, probability) in found.items()])
+        return {label: {index: self._mask(probability)} for label, (index, probability) in found.items()}
 
     def _unpainted(self, label: int) -> list[int]:
         return [index for index in range(self.scan.count) if index not in self._labels[label].painted]
 
-    def _found_by_registration(
-        self, unknown: dict[int, list[int]]
+    def _search_by_registration(
+        self, slices: dict[int, list[int]]
     ) -> Generator[list[Result], None, dict[int, tuple[int, np.ndarray]]]:
-        """The slice that looks most like a painted one, with what the networks make of the mask that came along; for
-        networks that take what was registered."""
-        lanes: list[Lane] = []
-        for label, indices in unknown.items():
-            search = find_structure(self.scan, self._labels[label].shots, indices)
-            match = yield from without_results(search)
+        """By label the slice that looks most like a painted one, and its probability, which the networks predict from
+        the warped mask; for networks with a neighbour input."""
+        tracks: list[Track] = []
+        for label, indices in slices.items():
+            shots = self._labels[label].shots
+            match = yield from as_empty_batches(search_structure(self.scan, shots, indices))
             if match is not None:
-                mask, soft = match.probability > 127, match.probability.astype(np.float32) / 255
-                painted = looked_at(match.index, {}, self._labels[label].shots)
-                lanes.append(Lane(label, match.index, mask, [match.index], painted, gap=None, soft=soft))
-        seen: dict[int, tuple[int, np.ndarray]] = {}
-        options = self.options
-        for step in run_propagate(self._networks, self.scan, lanes, options.threshold, options.region == "full"):
-            seen |= {label: (index, soft) for label, index, soft in step.slices if self._mask(soft).any()}
+                mask, values = match.probability > 127, match.probability.astype(np.float32) / 255
+                painted = nearest_painted(match.index, {}, shots)
+                tracks.append(Track(label, match.index, mask, [match.index], painted, gap=None, probability=values))
+        found: dict[int, tuple[int, np.ndarray]] = {}
+        for step in self._track_steps(tracks):
+            found |= {label: (index, values) for label, index, values in step.slices if self._mask(values).any()}
             yield []
-        return seen
+        return found
 
-    def _found_by_networks(
-        self, unknown: dict[int, list[int]]
+    def _search_by_networks(
+        self, slices: dict[int, list[int]]
     ) -> Generator[list[Result], None, dict[int, tuple[int, np.ndarray]]]:
-        """The most certain slice of a pass over full slices, then one around what that found."""
+        """By label the slice with the highest `presence_of`, and its probability: a pass over full slices first, then
+        one over the region around the best slice's mask."""
         best: dict[int, tuple[float, int, np.ndarray]] = {}  # presence, slice, probability
 
-        def keep(answers: Sequence[Answered]) -> None:
-            for label, index, probability in answers:
+        def keep_best(batch: Sequence[SliceProbability]) -> None:
+            for label, index, probability in batch:
                 presence = presence_of(probability, self.options.threshold)
                 if presence > (best[label][0] if label in best else 0):
                     best[label] = presence, index, probability
 
-        for indices, labels in self._together(unknown):
-            for answers in self._alone(labels, indices, full=True):
-                keep(answers)
+        for indices, labels in _grouped_by_slices(slices):
+            for batch in self._independent_pass(labels, indices, full=True):
+                keep_best(batch)
                 yield []
         if self.options.region != "full":
             for label, (_, first, probability) in list(best.items()):
                 del best[label]
-                region = Region.around(self._mask(probability), self.scan.spacing, FOUND_MARGIN)
-                near = [index for index in unknown[label] if abs(index - first) <= FOUND_REACH]
-                for answers in self._alone([label], near, region=region):
-                    keep(answers)
+                region = Region.around(self._mask(probability), self.scan.spacing, SEARCH_MARGIN)
+                near = [index for index in slices[label] if abs(index - first) <= SEARCH_REACH]
+                for batch in self._independent_pass([label], near, region=region):
+                    keep_best(batch)
                     yield []
         return {label: (index, probability) for label, (_, index, probability) in best.items()}
 
-    def _together(self, slices: dict[int, list[int]]) -> Iterator[tuple[Sequence[int], list[int]]]:
-        """The labels that want the same `slices`, so that one pass gives them all."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for label, indices in slices.items():
-            groups.setdefault(tuple(indices), []).append(label)
-        yield from groups.items()
-
-    def _alone(
+    def _independent_pass(
         self,
         labels: Sequence[int],
         indices: Sequence[int],
         full: bool = False,
         region: Region | None = None,
-        known: Collection[tuple[int, int]] = (),
-    ) -> Iterator[list[Answered]]:
-        """An `independent` pass over `indices`."""
+        finished: Collection[tuple[int, int]] = (),
+    ) -> Iterator[list[SliceProbability]]:
+        """Each of `indices` alone, seen through `region`; if None, whole (`full`) or around the painted masks."""
         plain = self.options.region == "full"
         shots = {label: self._labels[label].shots for label in labels}
         regions: dict[int, tuple[Region, list[Region]]] = {}
-        for label, mine in shots.items():
+        for label, own in shots.items():
             if region is not None:
-                regions[label] = (region, [shot.region(False) for shot in mine])
+                regions[label] = (region, [shot.region(False) for shot in own])
             elif plain or full or not self._labels[label].starts:
                 whole = Region.whole(self.scan.shape, self.scan.spacing)
-                regions[label] = (whole, [shot.region(True) for shot in mine])
+                regions[label] = (whole, [shot.region(True) for shot in own])
             else:
-                around = Region.around(np.any([shot.mask for shot in mine], axis=0), self.scan.spacing)
-                regions[label] = (around, [around] * len(mine))
+                around = Region.around(np.any([shot.mask for shot in own], axis=0), self.scan.spacing)
+                regions[label] = (around, [around] * len(own))
         contrast = Contrast.unchanged() if plain or not self._networks.pipeline.sees_contrast else None
-        return run_independent(self._networks, self.scan, shots, regions, indices, contrast, known)
+        return run_independent(self._networks, self.scan, shots, regions, indices, contrast, finished)
 
     def _mask(self, probability: np.ndarray) -> np.ndarray:
         return probability > 255 * self.options.threshold
 
 
-def _evenly(pieces: Sequence[SupportSlice]) -> list[SupportSlice]:
-    """At most `MOST_SHOTS` of the painted slices, spread evenly: the time of each query grows with their number."""
-    if len(pieces) <= MOST_SHOTS:
-        return list(pieces)
-    places = np.linspace(0, len(pieces) - 1, MOST_SHOTS).round().astype(int)
-    return [pieces[place] for place in places]
+def _grouped_by_slices(slices: Mapping[int, list[int]]) -> Iterator[tuple[Sequence[int], list[int]]]:
+    """(slices, labels): the labels with the same slices together, so that one pass segments them all."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for label, indices in slices.items():
+        groups.setdefault(tuple(indices), []).append(label)
+    yield from groups.items()
+
+
+def _evenly_spaced(support: Sequence[SupportSlice]) -> list[SupportSlice]:
+    """At most `MAX_SHOTS` painted slices, spread evenly: the time per query grows with their number."""
+    if len(support) <= MAX_SHOTS:
+        return list(support)
+    places = np.linspace(0, len(support) - 1, MAX_SHOTS).round().astype(int)
+    return [support[place] for place in places]

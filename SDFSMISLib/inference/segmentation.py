@@ -75,11 +75,11 @@ def presence_of(probability: np.ndarray, threshold: float) -> float:
     return float((inside - threshold).sum()) * certainty_of(probability)
 
 
-UNLIKE_SPACING = 3.0  # a ratio of pixel sizes from which on a user is told
-LEAST_OVERLAP = 0.3  # of two windows of intensities, likewise
+MAX_SPACING_RATIO = 3.0  # a ratio of pixel sizes from which on a user is told
+MIN_WINDOW_OVERLAP = 0.3  # of two windows of intensities, likewise
 
 
-class Collection:
+class SegmentationBuilder:
     """What has come out of a run so far.
 
     Args:
@@ -95,16 +95,16 @@ class Collection:
         self._axis = scan.plane.axis
         self._names = {label: names.get(label, "") for label in support}
         self._painted = {
-            label: [piece for piece in pieces if piece.plane.has_slices_of(scan.plane)]
-            for label, pieces in support.items()
+            label: [one for one in support_slices if one.plane.has_slices_of(scan.plane)]
+            for label, support_slices in support.items()
         }
         self.probabilities = {label: np.zeros(query.geometry.shape, dtype=np.uint8) for label in support}
         self.certainty = {label: np.full(scan.count, np.nan) for label in support}
-        for label, pieces in self._painted.items():
-            for piece in pieces:
-                self._plane(self.probabilities[label], piece.index)[...] = 255 * piece.mask(label)
+        for label, support_slices in self._painted.items():
+            for painted in support_slices:
+                self._plane(self.probabilities[label], painted.index)[...] = 255 * painted.mask(label)
 
-    def take(self, label: int, index: int, probability: np.ndarray, certainty: float) -> None:
+    def add(self, label: int, index: int, probability: np.ndarray, certainty: float) -> None:
         """A finished slice: uint8 (rows, columns), native, 255 meaning 1; and how sure it is, 0 to 1."""
         self._plane(self.probabilities[label], index)[...] = probability
         self.certainty[label][index] = certainty
@@ -122,14 +122,14 @@ class Collection:
         voxels = cleaning.labelmap(self.probabilities, threshold, self._query.geometry.spacing, self._axis)
         if voxels.max(initial=0) < 256:
             voxels = voxels.astype(np.uint8)
-        for label, pieces in self._painted.items():
-            for piece in pieces:
-                restore_painted(self._plane(voxels, piece.index), label, piece.mask(label))
+        for label, support_slices in self._painted.items():
+            for painted in support_slices:
+                restore_painted(self._plane(voxels, painted.index), label, painted.mask(label))
         return Segmentation(
             labelmap=Volume(voxels, self._query.geometry, None, self._names),
             probabilities=self.probabilities,
             axis=self._axis,
-            painted=tuple(sorted({piece.index for pieces in self._painted.values() for piece in pieces})),
+            painted=tuple(sorted({one.index for painted in self._painted.values() for one in painted})),
             certainty=self.certainty,
             seconds=time.monotonic() - self._began,
             warnings=list(warnings),
@@ -139,22 +139,22 @@ class Collection:
         return voxels[(slice(None),) * self._axis + (index,)]
 
 
-def unlikeness(scan: SliceStack, pieces: Sequence[SupportSlice]) -> list[str]:
+def mismatch_warnings(scan: SliceStack, support_slices: Sequence[SupportSlice]) -> list[str]:
     """One sentence for each way in which a scan differs from painted slices so much that a user should look."""
     messages = []
-    for piece in pieces:
-        size, painted_size = max(scan.plane.spacing), max(piece.plane.spacing)
-        if not 1 / UNLIKE_SPACING < size / painted_size < UNLIKE_SPACING:
+    for painted in support_slices:
+        size, painted_size = max(scan.plane.spacing), max(painted.plane.spacing)
+        if not 1 / MAX_SPACING_RATIO < size / painted_size < MAX_SPACING_RATIO:
             messages.append(
                 f"Pixels are {size:.3g} mm in the query and {painted_size:.3g} mm in the support; results may be poor."
             )
-        if scan.plane.name != piece.plane.name:
+        if scan.plane.name != painted.plane.name:
             messages.append(
                 "The query is cut in another anatomical plane than the painted slices; results may be poor."
             )
-        ours, theirs = scan.plane.window, piece.plane.window
+        ours, theirs = scan.plane.window, painted.plane.window
         overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)
-        if overlap < LEAST_OVERLAP * max(ours.high - ours.low, theirs.high - theirs.low):
+        if overlap < MIN_WINDOW_OVERLAP * max(ours.high - ours.low, theirs.high - theirs.low):
             messages.append(
                 f"Intensities differ: {ours.low:.4g} to {ours.high:.4g} in the query, {theirs.low:.4g} to "
                 f"{theirs.high:.4g} in the support; is it another modality?"

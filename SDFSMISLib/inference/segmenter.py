@@ -16,8 +16,8 @@ from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Region, Shot
 from SDFSMISLib.inference.networks import LatentCache
-from SDFSMISLib.inference.run import Finished, Run
-from SDFSMISLib.inference.segmentation import Collection, Segmentation, unlikeness
+from SDFSMISLib.inference.run import EarlierResults, Run
+from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder, mismatch_warnings
 from SDFSMISLib.model.loading import load_pipeline, weights_digest
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.options import BUILT_IN, RunOptions
@@ -104,21 +104,21 @@ class Segmenter:
             InputError: where a slice is outside the scan, or the support lacks a label.
             Cancelled: where `cancel` said so.
         """
-        pieces = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
+        support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         content_hash = query.content_hash()
         run_axis = support.axis_on(query, content_hash) if axis is None else axis
         scan = SliceStack.of(query, run_axis, query.window(window), content_hash)
         run = self.run(scan, support, options, slices=slices, labels=labels)
-        collected = Collection(query, scan, pieces, support.names)
+        builder = SegmentationBuilder(query, scan, support_slices, support.names)
         for results in run.steps():
             for result in results:
                 if isinstance(result, SliceResult):
-                    collected.take(result.label, result.index, result.probability, result.certainty)
+                    builder.add(result.label, result.index, result.probability, result.certainty)
                     if on_slice is not None:
                         on_slice(result)
                     _ask(cancel)
             _ask(cancel)
-        return collected.segmentation(options.threshold, postprocessing, unlikeness(scan, run.pieces))
+        return builder.segmentation(options.threshold, postprocessing, mismatch_warnings(scan, run.support_slices))
 
     def run(
         self,
@@ -129,7 +129,7 @@ class Segmenter:
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
         latents: LatentCache | None = None,
-        finished: Finished | None = None,
+        earlier: EarlierResults | None = None,
     ) -> Run:
         """The same over a stack of slices, to be driven batch by batch (`Run.steps`) under `torch.no_grad()`; see
         `segment` and `Run`.
@@ -137,8 +137,8 @@ class Segmenter:
         Raises:
             InputError: where a slice is outside the scan, or the support lacks a label.
         """
-        pieces = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
-        return Run(self.pipeline, scan, pieces, options, slices, latents, finished)
+        support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
+        return Run(self.pipeline, scan, support_slices, options, slices, latents, earlier)
 
     @property
     def searches(self) -> bool:

@@ -23,8 +23,8 @@ from starlette.types import Receive, Scope, Send
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.networks import is_out_of_memory
-from SDFSMISLib.inference.run import Finished, FoundResult, LaneResult, Result, Run
-from SDFSMISLib.inference.segmentation import unlikeness
+from SDFSMISLib.inference.run import EarlierResults, MatchResult, Result, Run, TrackResult
+from SDFSMISLib.inference.segmentation import mismatch_warnings
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.server.engine import Engine, Metrics, is_fatal_device_error, slice_identity
 from SDFSMISLib.server.scheduler import BackendStopping, ClientStalled, QueueFull, ScheduledRun
@@ -129,7 +129,7 @@ def _check_slices(sent: dict[int, str], arrays: dict[str, np.ndarray], count: in
             raise InputError(f"Slice {index} was sent with shape {arrays[address].shape}; the scan's have {shape}.")
 
 
-def _earlier_results(request: SegmentationRequest, shape: tuple[int, int]) -> Finished:
+def _earlier_results(request: SegmentationRequest, shape: tuple[int, int]) -> EarlierResults:
     """What an earlier stream of the same request gave before it was cut."""
     found = request.found
     for known in (*request.finished, *request.lanes, *(found or ())):
@@ -140,7 +140,7 @@ def _earlier_results(request: SegmentationRequest, shape: tuple[int, int]) -> Fi
     slices = {(known.label, known.index): known.model_dump() for known in request.finished}
     tracks = {(known.label, known.start, known.index): known.model_dump() for known in request.lanes}
     starts = {known.label: (known.index, unpack_probability(known.model_dump(), shape)) for known in found or ()}
-    return Finished(
+    return EarlierResults(
         PackedProbabilities(shape, slices), PackedProbabilities(shape, tracks), None if found is None else starts
     )
 
@@ -255,7 +255,7 @@ class ResultStream:
                 "weights_sha256": self._engine.segmenter.weights,
                 "device": self._engine.device_name,
                 "total": self._run.total,
-                "warnings": unlikeness(self._run.scan, self._run.pieces),
+                "warnings": mismatch_warnings(self._run.scan, self._run.support_slices),
             }
         )
 
@@ -315,7 +315,7 @@ def _record(result: Result) -> dict[str, object]:
             "finished": result.finished,
             "total": result.total,
         }
-    if isinstance(result, LaneResult):
+    if isinstance(result, TrackResult):
         place = {"label": result.label, "start": result.start, "index": result.index}
         return {"type": "lane", **place, **pack_probability(result.probability)}
     starts = [
@@ -329,7 +329,7 @@ def _size(results: Sequence[Result]) -> int:
     """Bytes of memory."""
     arrays: list[np.ndarray] = []
     for result in results:
-        if isinstance(result, FoundResult):
+        if isinstance(result, MatchResult):
             arrays += [probability for _, probability in result.starts.values()]
         else:
             arrays.append(result.probability)

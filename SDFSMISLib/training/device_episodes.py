@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from SDFSMISLib.inference.network_images import AIR, LEAST_PIXELS, LEVELS, LIMIT, SHARE
-from SDFSMISLib.inference.registration import carried
+from SDFSMISLib.inference.registration import warp
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import BEYOND_END_SHARE, CONTRAST_SHARE
 from SDFSMISLib.training.volumes import BatchPlan, EpisodeBatch, PreviousSlices, TrainingVolume
@@ -61,7 +61,7 @@ def displacements(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
 
 def _step(moving: torch.Tensor, fixed: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     """How much further each window has to go, (B, 2, n, n), by the least squares of its grey levels."""
-    warped = carried(moving, found.permute(0, 2, 3, 1))
+    warped = warp(moving, found.permute(0, 2, 3, 1))
     right, down = _slopes((warped + fixed) / 2)
     missing = warped - fixed
     products = torch.stack([right * right, right * down, down * down, right * missing, down * missing], dim=1)

@@ -20,8 +20,8 @@ from diffusers import DDPMScheduler
 from torch import nn
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.network_images import colour
-from SDFSMISLib.inference.registration import carried
+from SDFSMISLib.inference.network_images import as_rgb
+from SDFSMISLib.inference.registration import warp
 from SDFSMISLib.model.built_in import folded, unfolded
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
@@ -46,7 +46,7 @@ class Denoiser(nn.Module):
         The condition is that of an all-zero token: there is no mask yet that could give one.
         """
         with torch.no_grad():
-            latents = self.pipeline.encode_images(colour(images.to(self.pipeline.device))).float()
+            latents = self.pipeline.encode_images(as_rgb(images.to(self.pipeline.device))).float()
             noise = torch.randn(latents.shape, device=latents.device)
             steps = self.schedule.config.num_train_timesteps
             timesteps = torch.randint(steps, latents.shape[:1], device=latents.device)
@@ -96,8 +96,8 @@ class EpisodeLearner(nn.Module):
                 of the query images and masks (B, c, h, w). None: drawn here, where the configuration wants draws.
         """
         pipeline, device = self.pipeline, self.pipeline.device
-        images, masks = colour(batch.support_images.to(device)), batch.support_masks.to(device)
-        queries, target = colour(batch.query_images.to(device)), batch.query_masks.to(device)
+        images, masks = as_rgb(batch.support_images.to(device)), batch.support_masks.to(device)
+        queries, target = as_rgb(batch.query_images.to(device)), batch.query_masks.to(device)
         token = pipeline.condition_token(images[:, : batch.painted], masks[:, : batch.painted])
         conditions = pipeline.unet.condition_constants(token)
         neighbour_masks = self._soften(masks[:, -1])
@@ -120,7 +120,7 @@ class EpisodeLearner(nn.Module):
             parts |= _task_losses(logits, target, areas) | {"overlap": _mean_dice(logits > 0, target > 0)}
         if self.weights.get("autoencoder"):
             half = len(target) // 2  # of the episodes the image comes back, of the others the mask
-            shown = torch.cat([queries[:half], colour(2 * target[half:] - 1)])
+            shown = torch.cat([queries[:half], as_rgb(2 * target[half:] - 1)])
             decoded = pipeline.decode_raw(torch.cat([query_latents[:half], answer[half:]]))
             parts["autoencoder"] = (decoded - shown).abs().mean()
         loss = torch.stack([weight * parts[name] for name, weight in self.weights.items() if weight]).sum()
@@ -157,7 +157,7 @@ class EpisodeLearner(nn.Module):
         """Hints for queries (B, 3, R, R) with finished neighbours (B, R, R), where they have some."""
         if displacements is None:
             return self.pipeline.hints(queries, bank)
-        moved = colour(carried(images, displacements)), carried(masks, displacements)
+        moved = as_rgb(warp(images, displacements)), warp(masks, displacements)
         return self.pipeline.hints(queries, bank, *moved)
 
     @torch.no_grad()
@@ -174,7 +174,7 @@ class EpisodeLearner(nn.Module):
         before, pipeline, device = batch.before, self.pipeline, images.device
         assert before is not None
         earlier, earlier_mask = before.images.to(device), before.masks.to(device)
-        shown = torch.cat([images[:, : batch.painted], colour(earlier)[:, None]], dim=1)
+        shown = torch.cat([images[:, : batch.painted], as_rgb(earlier)[:, None]], dim=1)
         painted = torch.cat([masks[:, : batch.painted], earlier_mask[:, None]], dim=1)
         bank = pipeline.encode_support(shown, painted, conditions)
         bank = replace(bank, likeness=self._likeness_table(batch, images))

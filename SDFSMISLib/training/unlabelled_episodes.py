@@ -23,7 +23,16 @@ import numpy as np
 import torch
 
 from SDFSMISLib.inference.network_images import Shot
-from SDFSMISLib.inference.registration import AIR, SIDE, SIDES, PaintedBody, body, by_greys, carried, displacement
+from SDFSMISLib.inference.registration import (
+    AIR,
+    SIDE,
+    SIDES,
+    PaintedBody,
+    body_region,
+    displacement,
+    refine_by_histogram,
+    warp,
+)
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import LEAST_PIXELS, MIN_NEXT_PIXELS, OTHER_SCAN_SHARE, EpisodeSampler
 from SDFSMISLib.training.volumes import Crop, SliceTarget, TrainingVolume
@@ -114,13 +123,13 @@ def _probes(volume: TrainingVolume, axis: int, most: int) -> dict[int, torch.Ten
     for index in np.unique(shown[np.linspace(0, len(shown) - 1, most + 2).round().astype(int)[1:-1]]).tolist():
         target = SliceTarget(volume, axis, index, 0, ())
         image = target.image().astype(np.float32)
-        found[index] = body(image, target.spacing).to_grid(image, MATCHING_SIDE, -1.0)
+        found[index] = body_region(image, target.spacing).to_grid(image, MATCHING_SIDE, -1.0)
     return found
 
 
 def _registered_correlation(moving: torch.Tensor, fixed: torch.Tensor) -> float:
     """Correlation of a slice that was registered onto another, -1 to 1."""
-    moved = carried(moving[None], displacement(moving, fixed)[None])[0]
+    moved = warp(moving[None], displacement(moving, fixed)[None])[0]
     pair = torch.stack([moved.flatten(), fixed.flatten()])
     pair = pair - pair.mean(1, keepdim=True)
     norms = pair.norm(dim=1).clamp(min=1e-6)
@@ -236,10 +245,10 @@ class UnlabelledSampler(EpisodeSampler):
         """The painted slice, the query with the mask that registration brings, and the query; see
         `inference.transfer`."""
         image = query.image().astype(np.float32)
-        region, side = body(image, query.spacing), int(self.rng.choice(SIDES))
+        region, side = body_region(image, query.spacing), int(self.rng.choice(SIDES))
         shot = Shot(painted.image().astype(np.float32), painted.mask(), painted.spacing)
         mask = region.from_grid(PaintedBody.of(shot, side).onto(region.to_grid(image, side, -1.0))[1])
-        found = by_greys(image, region.paste(mask, image.shape), query.spacing) > 0.5
+        found = refine_by_histogram(image, region.paste(mask, image.shape), query.spacing) > 0.5
         if found.sum() < LEAST_PIXELS:
             return []
         warped = MaskedSlice(query.volume, query.axis, query.index, query.map_number, query.values, own_mask=found)
@@ -294,10 +303,10 @@ class UnlabelledSampler(EpisodeSampler):
         image, seen = target.image().astype(np.float32), there.image().astype(np.float32)
         if not (seen > AIR).any():
             return None
-        region, other = body(image, target.spacing), body(seen, there.spacing)
+        region, other = body_region(image, target.spacing), body_region(seen, there.spacing)
         moving, fixed = region.to_grid(image, SIDE, -1.0), other.to_grid(seen, SIDE, -1.0)
         mask = region.to_grid(target.mask().astype(np.float32), SIDE, 0.0)
-        moved = carried(mask[None], displacement(moving, fixed)[None])[0]
+        moved = warp(mask[None], displacement(moving, fixed)[None])[0]
         found = other.paste(other.from_grid(moved), seen.shape) > 0.5
         if found.sum() < LEAST_PIXELS:
             return None

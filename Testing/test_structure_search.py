@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from SDFSMISLib.images.volume import Geometry, Volume
-from SDFSMISLib.inference.cross_scan import Found, find_structure
+from SDFSMISLib.inference.cross_scan import StructureMatch, search_structure
 from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSet
@@ -21,9 +21,9 @@ def query(scan: Volume) -> SliceStack:
     return SliceStack.of(scan, 0)
 
 
-def searched(scan: Volume, shots: list[Shot], indices: Iterable[int]) -> tuple[Found | None, int]:
+def searched(scan: Volume, shots: list[Shot], indices: Iterable[int]) -> tuple[StructureMatch | None, int]:
     """What a search finds, and how often it stopped on its way."""
-    search, stops = find_structure(query(scan), shots, list(indices)), 0
+    search, stops = search_structure(query(scan), shots, list(indices)), 0
     while True:
         try:
             next(search)

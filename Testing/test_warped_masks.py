@@ -1,4 +1,4 @@
-"""What was painted on another scan comes along by registration, and the networks are handed it."""
+"""Painted masks of another scan are warped onto a scan by registration, and the networks get them as input."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.network_images import Shot
-from SDFSMISLib.inference.registration import PaintedBody, body, brought_onto
+from SDFSMISLib.inference.registration import PaintedBody, body_region, warped_masks
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceStack
 from small_scans import ball_scan, painted_on
-from test_finding import dice, shot_of, textured
+from test_structure_search import dice, shot_of, textured
 
 
-def brought(scan: Volume, shots: list[Shot], indices: list[int]) -> tuple[dict[int, np.ndarray], int]:
-    """What comes onto slices of a scan, and how often it stopped on its way."""
-    steps, stops = brought_onto(SliceStack.of(scan, 0), shots, indices), 0
+def warped_onto(scan: Volume, shots: list[Shot], indices: list[int]) -> tuple[dict[int, np.ndarray], int]:
+    """The warped masks by slice, and how often the generator stopped on the way."""
+    steps, stops = warped_masks(SliceStack.of(scan, 0), shots, indices), 0
     while True:
         try:
             next(steps)
@@ -38,35 +38,35 @@ def two_scans() -> tuple[Volume, Volume, Volume, Volume]:
 
 def test_a_painted_mask_lies_on_the_structure_of_another_scan(two_scans) -> None:
     scan, labels, finer, truth = two_scans
-    found, stops = brought(finer, [shot_of(scan, labels, 6)], [11, 12, 13])
+    found, stops = warped_onto(finer, [shot_of(scan, labels, 6)], [11, 12, 13])
     assert sorted(found) == [11, 12, 13] and stops > len(found)
     for index, one in found.items():
         assert dice(one > 0.5, truth.voxels[index] > 0) > 0.85
 
 
-def test_a_slice_that_says_that_nothing_is_there_brings_nothing(two_scans) -> None:
+def test_a_slice_that_is_marked_as_empty_gives_no_mask(two_scans) -> None:
     scan, labels, finer, _ = two_scans
     shot = shot_of(scan, labels, 6)
     empty = Shot(shot.image, np.zeros_like(shot.mask), shot.spacing)
-    assert brought(finer, [empty], [12]) == ({}, 0)
-    with_it, alone = (brought(finer, shots, [12])[0][12] for shots in ([empty, shot], [shot]))
+    assert warped_onto(finer, [empty], [12]) == ({}, 0)
+    with_it, alone = (warped_onto(finer, shots, [12])[0][12] for shots in ([empty, shot], [shot]))
     np.testing.assert_array_equal(with_it, alone)
 
 
 def test_of_several_painted_slices_those_that_fit_count_more(two_scans) -> None:
     scan, labels, _, _ = two_scans
     fits, other = shot_of(scan, labels, 6), shot_of(scan, labels, 3)
-    alone = [brought(scan, [shot], [6])[0][6] for shot in (fits, other)]
-    both = brought(scan, [other, fits], [6])[0][6]
+    alone = [warped_onto(scan, [shot], [6])[0][6] for shot in (fits, other)]
+    both = warped_onto(scan, [other, fits], [6])[0][6]
     assert abs(both - alone[0]).mean() < abs(both - alone[1]).mean()
 
 
 def test_neighbouring_slices_come_to_an_agreement(two_scans) -> None:
     scan, labels, finer, _ = two_scans
     shot = shot_of(scan, labels, 6)
-    alone = brought(finer, [shot], [12])[0][12]
-    together = brought(finer, [shot], [10, 11, 12, 13])[0][12]
-    apart = brought(finer, [shot], [2, 12, 20])[0][12]
+    alone = warped_onto(finer, [shot], [12])[0][12]
+    together = warped_onto(finer, [shot], [10, 11, 12, 13])[0][12]
+    apart = warped_onto(finer, [shot], [2, 12, 20])[0][12]
     assert not np.array_equal(together, alone)
     np.testing.assert_array_equal(apart, alone)
 
@@ -75,18 +75,18 @@ def test_a_structure_that_is_lost_scores_least(two_scans) -> None:
     scan, labels, _, _ = two_scans
     shot = shot_of(scan, labels, 6)
     painted = replace(PaintedBody.of(shot), mask=torch.zeros(128, 128))
-    assert painted.onto(body(shot.image, shot.spacing).to_grid(shot.image, 128, -1.0))[0] == -1
+    assert painted.onto(body_region(shot.image, shot.spacing).to_grid(shot.image, 128, -1.0))[0] == -1
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (1, 1)])
 def test_slices_without_any_body_are_taken_as_they_are(two_scans, shape: tuple[int, int]) -> None:
     scan, labels, _, _ = two_scans
     empty = Volume(np.zeros((2, *shape), dtype=np.float32), replace(scan.geometry, shape=(2, *shape)))
-    found, _ = brought(empty, [shot_of(scan, labels, 6)], [0, 1])
+    found, _ = warped_onto(empty, [shot_of(scan, labels, 6)], [0, 1])
     assert all(np.isfinite(one).all() for one in found.values())
 
 
-def test_the_next_scan_is_segmented_slice_by_slice_with_what_was_brought(two_scans) -> None:
+def test_the_next_scan_is_segmented_slice_by_slice_with_the_warped_masks(two_scans) -> None:
     scan, labels, finer, truth = two_scans
     support = SupportSet.from_labelmap(scan, painted_on(labels, 6), label=1, axis=0)
     segmenter = Segmenter.from_pretrained("built-in", "cpu")
@@ -95,9 +95,9 @@ def test_the_next_scan_is_segmented_slice_by_slice_with_what_was_brought(two_sca
     assert dice(found[11:14], truth.voxels[11:14] > 0) > 0.85
 
 
-def test_in_whole_slices_nothing_is_brought(two_scans, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_whole_slices_no_mask_is_warped(two_scans, monkeypatch: pytest.MonkeyPatch) -> None:
     scan, labels, finer, _ = two_scans
     support = SupportSet.from_labelmap(scan, painted_on(labels, 6), label=1, axis=0)
-    monkeypatch.setattr("SDFSMISLib.inference.run.run_transfer", lambda *_: pytest.fail("was brought"))
+    monkeypatch.setattr("SDFSMISLib.inference.run.run_cross_scan", lambda *_: pytest.fail("a mask was warped"))
     segmenter = Segmenter.from_pretrained("built-in", "cpu")
     segmenter.segment(finer, support, RunOptions("independent", "full"), slices=[12])
