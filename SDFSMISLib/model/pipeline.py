@@ -77,6 +77,12 @@ class SDFSMISPipeline(DiffusionPipeline):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def has_folding_autoencoder(self) -> bool:
+        """Whether a latent position has as many channels as pixels, so that pixels can be folded into channels (see
+        `SDFSMISLib.model.built_in.fold_encoder`); true of the built-in size."""
+        return self.vae.config.latent_channels == self.latent_factor**2
+
+    @property
     def takes_neighbours(self) -> bool:
         """Whether the network has an input for a query's finished neighbour."""
         return bool(self.unet.config.neighbour)

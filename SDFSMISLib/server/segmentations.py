@@ -90,7 +90,7 @@ def build_run(request: SegmentationRequest, namespace: str, store: Store, engine
         slices=request.slices,
         labels=labels,
         latents=engine.latents,
-        finished=_earlier_results(request, scan.native_shape),
+        earlier=_earlier_results(request, scan.native_shape),
     )
     not_sent = [index for index in run.needed() if index not in sent]
     if not_sent:

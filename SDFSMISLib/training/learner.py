@@ -198,8 +198,8 @@ def with_folding_autoencoder(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
     Raises:
         InputError: where latents have not as many channels as pixels.
     """
-    channels, factor = pipeline.vae.config.latent_channels, pipeline.latent_factor
-    if channels != factor**2:
+    if not pipeline.has_folding_autoencoder:
+        channels, factor = pipeline.vae.config.latent_channels, pipeline.latent_factor
         raise InputError(
             f"This autoencoder has {channels} channels for {factor} x {factor} pixels, so that pixels cannot be folded "
             "into them; set decoded to true."

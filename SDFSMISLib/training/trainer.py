@@ -87,7 +87,7 @@ def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
     if not config.start:
         return new_built_in(config.seed, config.network)
     begun = load_pipeline(config.start, "cpu")
-    if begun.vae.config.latent_channels != begun.latent_factor**2:
+    if not begun.has_folding_autoencoder:
         return begun
     fresh = SupportQueryUNet.from_config(dict(begun.unet.config) | {"neighbour": True, "likeness": True})
     fresh.load_state_dict(fresh.state_dict() | begun.unet.state_dict())
