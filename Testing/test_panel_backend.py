@@ -470,7 +470,7 @@ def test_another_python_that_does_not_fit_is_refused(said, word, tmp_path: Path)
 
 
 def test_another_python_without_the_package_is_refused(made: Place) -> None:
-    with pytest.raises(InputError, match="cannot run the backend"):
+    with pytest.raises(InputError, match="cannot run SDFSMIS"):
         inspect_python(str(made.environment().python), {"startup": made.variables}, never)
 
 

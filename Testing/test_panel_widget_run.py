@@ -148,13 +148,13 @@ def test_what_cannot_be_cancelled_leaves_segment_where_it_is_and_says_why(shown:
     from SDFSMISLib.workbench.views import RunView
 
     shown.put(support=a_support(), review=a_review())
-    shown.put(run=RunView(True, "Saving the support…", can_cancel=False))
+    shown.put(run=RunView(True, "Saving the examples…", can_cancel=False))
     ui = shown.ui
     assert ui.runButton.text == "4. Segment" and not ui.runButton.enabled
-    assert ui.runButton.toolTip == ui.acceptButton.toolTip == "Wait until this has ended: Saving the support…"
+    assert ui.runButton.toolTip == ui.acceptButton.toolTip == "Wait until this has ended: Saving the examples…"
     shown.panel._shortcuts._made[0].activated()
     assert shown.workbench.calls_of("run.cancel") == shown.workbench.calls_of("run.start") == []
-    shown.put(run=RunView(False, "The support was saved."))
+    shown.put(run=RunView(False, "The examples were saved."))
     assert ui.runButton.enabled and "Find the structures" in ui.runButton.toolTip
     assert ui.acceptButton.enabled and "Keep the results" in ui.acceptButton.toolTip
 

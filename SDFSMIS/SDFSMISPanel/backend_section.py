@@ -1,4 +1,4 @@
-"""Step 1, Backend: where it is computed, and whether that works."""
+"""Step 1, Computing: on this computer or on a server, and whether that works."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class BackendSection:
 
     def _show_state(self, view: BackendView) -> None:
         ui, server = self._ui, view.choice.kind is BackendKind.SERVER
-        ui.backendCollapsibleButton.text = _("1. Backend: a server") if server else _("1. Backend: this computer")
+        ui.backendCollapsibleButton.text = _("1. Computing: a server") if server else _("1. Computing: this computer")
         ui.serverFrame.visible = ui.serverAdvancedFrame.visible = server
         ui.localAdvancedFrame.visible = not server
         ui.backendStateLabel.setPixmap(self._dots.get(view.state, self._dots["unknown"]))

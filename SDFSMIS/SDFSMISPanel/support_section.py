@@ -60,7 +60,7 @@ class SupportSlices:
 
     def _show_buttons(self) -> None:
         some = bool(self._entries)
-        nothing = _("There is no slice yet: paint one first.")
+        nothing = _("There is no example yet: paint a slice first.")
         self._remove.allow("" if self._marked() else _("Click on a slice in the list first.") if some else nothing)
         self._save.allow("" if some else nothing)
 
@@ -78,7 +78,7 @@ class SupportSlices:
 
     def _on_save(self) -> None:
         path = self._qt.QFileDialog.getSaveFileName(
-            self._ui.saveSupportButton, _("Save support slices"), self._settings.folder(), self._filter()
+            self._ui.saveSupportButton, _("Save examples"), self._settings.folder(), self._filter()
         )
         if path:
             chosen = Path(path) if path.endswith(ENDING) else Path(path + ENDING)
@@ -87,14 +87,14 @@ class SupportSlices:
 
     def _on_load(self) -> None:
         path = self._qt.QFileDialog.getOpenFileName(
-            self._ui.loadSupportButton, _("Load support slices"), self._settings.folder(), self._filter()
+            self._ui.loadSupportButton, _("Load examples"), self._settings.folder(), self._filter()
         )
         if path:
             self._settings.keep_folder(str(Path(path).parent))
             self._workbench.support.load(Path(path))
 
     def _filter(self) -> str:
-        return _("Support slices") + f" (*{ENDING})"
+        return _("Examples") + f" (*{ENDING})"
 
 
 def fit_height(items: Any, count: int, most: int) -> None:

@@ -32,7 +32,7 @@ def describe_backend(capabilities: Capabilities) -> str:
         seconds=f"{capabilities.seconds_per_slice:.2g}",
     )
     if capabilities.running:
-        text += " " + _("Runs that take turns there now: {count}.").format(count=capabilities.running)
+        text += " " + _("Other runs there now: {count}.").format(count=capabilities.running)
     return text
 
 
@@ -302,7 +302,7 @@ class ChosenBackend(Part[BackendView]):
         except InputError as error:
             self.fails(str(error))
             return
-        self._status = _("Connecting to the backend…")
+        self._status = _("Connecting…")
         self._testing = Background("SDFSMIS test", lambda post, cancel: post(source(post, cancel).capabilities()))
 
     def _begin_installation(self, then: Callable[[], None] | None) -> None:

@@ -396,7 +396,7 @@ def inspect_python(
             return _fitting(ExistingPython(python, version, variables), protocol, missing)
     last = said[-1].strip() if said else "it said nothing"
     raise InputError(
-        f"{python} cannot run the backend ({last}); install SDFSMIS in it, with pip install sdfsmis[serve]."
+        f"{python} cannot run SDFSMIS ({last}); install SDFSMIS in it, with pip install sdfsmis[serve]."
     )
 
 

@@ -151,17 +151,17 @@ class LocalBackend:
     def _look(self) -> tuple[LocalBackendState, str]:
         process = self._holder.process
         if self._starting:
-            return LocalBackendState.STARTING, "The backend on this computer is starting."
+            return LocalBackendState.STARTING, "SDFSMIS is starting on this computer."
         if process is not None and process.poll() is None:
-            return LocalBackendState.RUNNING, f"The backend runs on this computer (version {process.version})."
+            return LocalBackendState.RUNNING, f"SDFSMIS runs on this computer (version {process.version})."
         if not Path(self._python).is_file():
-            return LocalBackendState.ABSENT, "The backend on this computer is not installed."
+            return LocalBackendState.ABSENT, "SDFSMIS is not installed on this computer."
         if process is not None:
-            text = f"The backend on this computer ended by itself (exit status {process.poll()})"
+            text = f"SDFSMIS ended by itself on this computer (exit status {process.poll()})"
             return LocalBackendState.FAILED, f"{text}; it is started again when it is needed."
         if self._failure:
             return LocalBackendState.FAILED, self._failure.partition("\n")[0]
-        return LocalBackendState.STOPPED, "The backend on this computer is started when it is needed."
+        return LocalBackendState.STOPPED, "SDFSMIS starts on this computer when it is needed."
 
 
 class _ProcessHolder:
@@ -290,12 +290,12 @@ class LocalBackendManager:
             with self._lock:
                 backend = self._backend if self._made_for == _key(choice) else None
             if backend is None:
-                on_status(_("Preparing the backend on this computer…"))
+                on_status(_("Preparing SDFSMIS on this computer…"))
                 backend = self._make(choice, cancel)
                 self.stop()
                 with self._lock:
                     self._backend, self._made_for = backend, _key(choice)
-        on_status(_("Starting the backend on this computer…"))
+        on_status(_("Starting SDFSMIS on this computer…"))
         return backend.client(cancel)
 
     def install(self, options: Sequence[str], again: bool, report: Callable[[float, str], None], cancel: Cancel) -> str:

@@ -180,7 +180,7 @@ class Run:
         scans = [(self._copies[number], target.wanted) for number, target in enumerate(self.targets)]
         painted = self._painted_copy
         job = SegmentationJob(self._source, self.support, painted, scans, self._options)
-        self._status = _("Connecting to the backend…")
+        self._status = _("Connecting…")
         self._background = Background("SDFSMIS run", job)
         return False
 
@@ -383,7 +383,7 @@ class Run:
             return _("Trying again: {problem} Finished slices are kept.").format(problem=self._retrying)
         remote = self.remote
         if remote is not None and remote.phase == "waiting" and remote.ahead:
-            return _("Waiting for other runs on the backend ({count})…").format(count=remote.ahead)
+            return _("Waiting for other runs ({count})…").format(count=remote.ahead)
         if not self._finished:
             return self._status or _("Segmenting…")
         if len(self.support.looks) == 1:
