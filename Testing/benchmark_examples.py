@@ -12,8 +12,8 @@ import typer
 
 from SDFSMISLib.benchmark import DATA_SETS, DataSet, ordered_cases
 from SDFSMISLib.cli.benchmark import benchmark
+from SDFSMISLib.cohort.cases import Case
 from SDFSMISLib.evaluation import read_manifest
-from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.model.built_in import Size, new_built_in
 

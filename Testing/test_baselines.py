@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from SDFSMISLib.cohort.cases import Case, LabelledScan, load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import BASELINES, Task, read_manifest
 from SDFSMISLib.evaluation.baselines import _seeds, grow_from_seeds, register_outwards
-from SDFSMISLib.evaluation.cases import Case
 from SDFSMISLib.evaluation.metrics import dice
-from SDFSMISLib.evaluation.protocols import LabelledScan, cross_volume, load_case, same_volume
+from SDFSMISLib.evaluation.protocols import cross_volume, same_volume
 from SDFSMISLib.images.volume import Geometry, Volume
 from small_cases import ManifestMaker, boxes
 

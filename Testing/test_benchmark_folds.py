@@ -15,10 +15,9 @@ from benchmark_examples import A_KIDNEY, ABDOMEN, LIVER_OR_SPLEEN, organ_scan, s
 from SDFSMISLib.benchmark import DATA_SETS, FoldResult, Score, fold_of, ordered_cases, organ_means
 from SDFSMISLib.benchmark.data_sets import Training, excluded_slices, trainings, write_training_set
 from SDFSMISLib.benchmark.tasks import fold_task, painted_for_chunks, query_cases
+from SDFSMISLib.cohort.cases import Case, LabelledScan, load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import read_manifest
-from SDFSMISLib.evaluation.cases import Case
-from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 from SDFSMISLib.images.volume import Volume
 
 

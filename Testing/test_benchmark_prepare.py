@@ -13,9 +13,9 @@ from PIL import Image
 from benchmark_examples import ran
 from SDFSMISLib.benchmark import DATA_SETS, DataSet
 from SDFSMISLib.benchmark.prepare import prepare
+from SDFSMISLib.cohort.cases import load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import read_manifest
-from SDFSMISLib.evaluation.protocols import load_case
 from SDFSMISLib.images.volume import Geometry, Volume
 
 CHAOS, SABS, CMR = (DATA_SETS[name] for name in ("chaos_t2", "sabs", "cmr"))

@@ -28,10 +28,9 @@ from benchmark_examples import (
 )
 from SDFSMISLib.benchmark import DATA_SETS, FoldResult, Model, Plan, TrainingJob, fold_of, measure_folds, train_folds
 from SDFSMISLib.benchmark.tasks import fold_task, official_masks, official_method, to_bytes
+from SDFSMISLib.cohort.cases import Case, LabelledScan, load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import run_method
-from SDFSMISLib.evaluation.cases import Case
-from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.inference import Segmenter
 from SDFSMISLib.inference.network_images import as_rgb

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from SDFSMISLib.cohort.cases import load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import (
     Row,
@@ -26,7 +27,7 @@ from SDFSMISLib.evaluation import (
     summarise,
 )
 from SDFSMISLib.evaluation.metrics import dice, score
-from SDFSMISLib.evaluation.protocols import cross_volume, field, load_case, painted_slices, same_volume
+from SDFSMISLib.evaluation.protocols import cross_volume, field, painted_slices, same_volume
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.options import RunOptions
 from small_cases import COLUMN, CONE, THICK, ManifestMaker, boxes

@@ -1,8 +1,9 @@
-"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a scene, a cohort."""
+"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a scene, results."""
 
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import pytest
 
 from SDFSMISLib import SupportSet, Volume
 from SDFSMISLib.cli.app import main
+from SDFSMISLib.evaluation import Row, copy_support, evaluate, read_manifest, read_results
+from SDFSMISLib.evaluation.baselines import Method
+from SDFSMISLib.evaluation.results import Prediction, prediction_path
 from SDFSMISLib.model import SDFSMISPipeline
+from SDFSMISLib.model.loading import load_pipeline, weights_digest
 from small_scans import ball_scan
 
 KEPT = Path(__file__).parent / "kept_files"
@@ -63,6 +68,40 @@ def test_finished_scans_of_a_kept_cohort_are_passed_over(tmp_path: Path, monkeyp
     ]
     for row in rows:
         assert int(row["voxels"]) == np.count_nonzero(Volume.read(Path("results") / row["result"]).voxels)
+
+
+def test_a_kept_evaluation_is_complete_and_goes_on_when_asked_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("monai")
+    shutil.copytree(KEPT / "evaluation", tmp_path / "study")
+    monkeypatch.chdir(tmp_path / "study")
+    names = ("results.csv", "results.json")
+    kept = {name: Path("results", name).read_text(encoding="utf-8") for name in names}
+    summary = json.loads(Path("results", "summary.json").read_text(encoding="utf-8"))
+    (weights,) = {row.method for row in read_results("results/results.csv")} - {"copy"}
+
+    def measure(**baselines: Method) -> list[Row]:
+        """As `sdfsmis evaluate --model pipeline --baselines ... --diagnostics --output results`."""
+        methods = {weights: lambda task: pytest.fail("this was measured before"), **baselines}
+        manifest = read_manifest("cases.json")
+        return evaluate(manifest, "same-volume", methods, output="results", mispaired=(weights,))
+
+    assert weights == f"pipeline {weights_digest(load_pipeline(str(KEPT / 'pipeline'), 'cpu'))[:8]}"
+    rows = measure(copy=lambda task: pytest.fail("this too"))
+    assert len(rows) == 8 and kept == {name: Path("results", name).read_text(encoding="utf-8") for name in names}
+    for old, new in zip(summary, json.loads(Path("results", "summary.json").read_text(encoding="utf-8")), strict=True):
+        assert old.keys() == new.keys() and old["diagnostics"].keys() == new["diagnostics"].keys()
+        assert [new[name] for name in ("dice", "nsd", "hd95")] == pytest.approx(
+            [old[name] for name in ("dice", "nsd", "hd95")], rel=1e-5
+        )
+    again = [row for row in measure(again=copy_support) if row.method == "again"]
+    copied = [row for row in rows if row.method == "copy"]
+    for one, other in zip(again, copied, strict=True):
+        assert (one.case, one.target, one.painted, one.ml) == (other.case, other.target, other.painted, other.ml)
+        assert one.scores == pytest.approx(other.scores, rel=1e-5)
+        predictions = (Prediction.load(prediction_path(Path("results"), row.key)) for row in (one, other))
+        assert all(np.array_equal(a, b) for a, b in zip(*(vars(its).values() for its in predictions), strict=True))
 
 
 def test_a_kept_scene_gives_its_results_and_corrections_back(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_the_module_takes_what_the_command_takes(
     from SDFSMISLib.training import trainer
 
     ran: list[TrainingConfig] = []
-    monkeypatch.setattr(trainer, "train", lambda config: ran.append(config) or "folder")
+    monkeypatch.setattr(trainer, "train", lambda config, validate: ran.append(config) or "folder")
     path = str(written(tmp_path, cases="", output="a"))
     assert main([*(["--config"] if named else []), path, "--output", "b", "--cases", "scans.json"]) == 0
     assert [(config.output, config.cases) for config in ran] == [("b", "scans.json")]

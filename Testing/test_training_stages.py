@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation import held_out_dice
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.training.config import TrainingConfig
@@ -227,7 +228,8 @@ def test_log_pictures_validation_and_tensorboard_are_written(tmp_path: Path, mon
     content["cases"].append(content["cases"][0] | {"id": "third"})
     manifest.write_text(json.dumps(content), encoding="utf-8")
     every = {"cases": str(manifest), "held_out": ["third"], "validate_every": 2, "picture_every": 2}
-    train(tiny_config(tmp_path / "out", **ONE_STAGE, **every, batch=2, steps=2, denoising_steps=2))
+    config = tiny_config(tmp_path / "out", **ONE_STAGE, **every, batch=2, steps=2, denoising_steps=2)
+    train(config, validate=held_out_dice)
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     names = {name for line in lines for name in line}
     assert names >= {"step", "denoising", "loss", "entropy", "dice", "latent", "overlap", "validation balls"}

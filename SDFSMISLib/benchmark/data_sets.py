@@ -22,9 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from SDFSMISLib.cohort.cases import Case, LabelledScan, Manifest, load_case
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.cases import Case, Manifest
-from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.images.volume import Volume
 

@@ -19,10 +19,9 @@ from SDFSMISLib import __version__
 from SDFSMISLib.benchmark.data_sets import DataSet, Exclusion, Fold, Training, fold_of, trainings, write_training_set
 from SDFSMISLib.benchmark.scores import FoldResult, Score
 from SDFSMISLib.benchmark.tasks import Protocol, Window, fold_task, protocol_method, query_cases
+from SDFSMISLib.cohort.cases import Case, LabelledScan, load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import Method, run_method
-from SDFSMISLib.evaluation.cases import Case
-from SDFSMISLib.evaluation.protocols import LabelledScan, load_case
 
 if TYPE_CHECKING:
     from SDFSMISLib.inference import Segmenter

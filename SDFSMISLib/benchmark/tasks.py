@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from SDFSMISLib.benchmark.data_sets import Fold
+from SDFSMISLib.cohort.cases import Case, LabelledScan
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import Method, segmenter_method
-from SDFSMISLib.evaluation.cases import Case
-from SDFSMISLib.evaluation.protocols import CHUNKS, LabelledScan, Task
+from SDFSMISLib.evaluation.protocols import CHUNKS, Task
 from SDFSMISLib.images.postprocess import largest_component
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.support import SupportSet

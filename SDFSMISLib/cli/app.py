@@ -189,13 +189,14 @@ def train(
 ) -> None:
     """Train weights by a configuration, or go on where a run was stopped."""
     with waiting("Starting"):
+        from SDFSMISLib.evaluation.evaluate import held_out_dice
         from SDFSMISLib.training.config import TrainingConfig
         from SDFSMISLib.training.trainer import train as run_training
 
     given = {"cases": cases, "start": start, "output": output}
     settings = TrainingConfig.read(config, **{name: value for name, value in given.items() if value is not None})
     with progress("Training", settings.steps) as advance:
-        folder = run_training(settings, advance)
+        folder = run_training(settings, advance, validate=held_out_dice)
     typer.echo(f"Wrote the pipeline folder {folder}")
 
 

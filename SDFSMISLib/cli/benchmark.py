@@ -22,7 +22,7 @@ from SDFSMISLib.options import BUILT_IN
 
 if TYPE_CHECKING:
     from SDFSMISLib.benchmark import DataSet, FoldResult, Model, Plan, TrainingJob
-    from SDFSMISLib.evaluation.cases import Case
+    from SDFSMISLib.cohort.cases import Case
     from SDFSMISLib.inference import Segmenter
     from SDFSMISLib.training.config import TrainingConfig
 

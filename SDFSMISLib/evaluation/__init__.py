@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from SDFSMISLib.cohort.cases import Case, Manifest, read_manifest
 from SDFSMISLib.evaluation.baselines import BASELINES, copy_support, segmenter_method
-from SDFSMISLib.evaluation.cases import Case, Manifest, read_manifest
 from SDFSMISLib.evaluation.contact_sheet import contact_sheet
 from SDFSMISLib.evaluation.diagnostics import Diagnostics, diagnose
-from SDFSMISLib.evaluation.evaluate import evaluate
+from SDFSMISLib.evaluation.evaluate import evaluate, held_out_dice
 from SDFSMISLib.evaluation.metrics import METRICS
 from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task
 from SDFSMISLib.evaluation.report import write_report
@@ -27,6 +27,7 @@ __all__ = [
     "diagnose",
     "diagnostics_table",
     "evaluate",
+    "held_out_dice",
     "markdown_table",
     "measures_table",
     "read_manifest",

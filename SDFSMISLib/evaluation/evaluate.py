@@ -7,17 +7,29 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SDFSMISLib.evaluation.baselines import Method, run_method
-from SDFSMISLib.evaluation.cases import Case, Manifest
+from SDFSMISLib.cohort.cases import Case, Manifest, load_case, read_manifest
+from SDFSMISLib.evaluation.baselines import Method, run_method, segmenter_method
 from SDFSMISLib.evaluation.diagnostics import diagnose
 from SDFSMISLib.evaluation.metrics import METRICS, check_metrics, score
-from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task, check_protocol, load_case
-from SDFSMISLib.evaluation.results import Prediction, ResultsFile, Row, prediction_path, write_results, write_summary
+from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task, check_protocol
+from SDFSMISLib.evaluation.results import (
+    Prediction,
+    ResultsFile,
+    Row,
+    prediction_path,
+    summarise,
+    write_results,
+    write_summary,
+)
 
-__all__ = ["evaluate"]
+if TYPE_CHECKING:
+    from SDFSMISLib.model.pipeline import SDFSMISPipeline
+
+__all__ = ["evaluate", "held_out_dice"]
 
 CASES_IN_MEMORY = 3  # this one, its support, and the one between them that lacks the target
 
@@ -75,6 +87,18 @@ def evaluate(
     if kept:
         _write_means(kept)
     return rows
+
+
+def held_out_dice(pipeline: SDFSMISPipeline, manifest: Path, cases: Sequence[str]) -> dict[str, float]:
+    """Mean Dice by group of the ``cases`` (ids) of a manifest, each segmented by one painted slice of its own."""
+    from SDFSMISLib.inference.segmenter import Segmenter
+
+    content = read_manifest(manifest)
+    chosen = [case for case in content.cases if case.id in cases]
+    rows = evaluate(
+        content, "same-volume", {"held out": segmenter_method(Segmenter(pipeline))}, chosen, metrics=("dice",)
+    )
+    return {group: mean.values["dice"] for its in summarise(rows) for group, mean in its.groups.items()}
 
 
 def _row(

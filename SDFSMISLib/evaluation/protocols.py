@@ -17,57 +17,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from SDFSMISLib.cohort.cases import Case, LabelledScan
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.cases import Case
-from SDFSMISLib.images.volume import Volume, match_labelmap, read_labelmap
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.support import SupportSet
 
 __all__ = [
     "PROTOCOLS",
-    "LabelledScan",
     "Task",
     "check_protocol",
     "cross_volume",
     "field",
-    "load_case",
     "painted_slices",
     "same_volume",
 ]
 
 MIN_VOXELS, MIN_SLICES = 50, 3
 CHUNKS = 3  # of the query's slices in `field`
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledScan:
-    """A case that was read: its scan, and its labelmap on the scan's grid."""
-
-    case: Case
-    scan: Volume
-    labelmap: Volume
-
-    @property
-    def axis(self) -> int:
-        """The slice axis."""
-        return self.scan.geometry.default_axis()
-
-    def mask(self, target: str) -> np.ndarray:
-        """Bool ``(slices, height, width)``: the target; empty where the case does not list it."""
-        if target not in self.case.targets:
-            return np.zeros(self.labelmap.voxels.shape, dtype=bool)
-        return self.labelmap.voxels == self.case.targets[target]
-
-    def next_target(self, target: str) -> str | None:
-        """The next target behind this one, going round, that the scan holds; None where there is no other."""
-        names = list(self.case.targets)
-        place = names.index(target)
-        return next((name for name in names[place + 1 :] + names[:place] if self.mask(name).any()), None)
-
-    def support(self, target: str, slices: tuple[int, ...]) -> SupportSet:
-        """These slices with the target painted on them."""
-        label = self.case.targets[target]
-        named = replace(self.labelmap, segment_names={label: target})
-        return SupportSet.from_labelmap(self.scan, named, label=label, slices=slices, axis=self.axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +75,6 @@ def check_protocol(name: str, shots: int) -> None:
         raise InputError(f"{shots} shots were asked for; at least 1 painted slice is needed.")
     if name == "field" and shots > 1:
         raise InputError(f"{shots} shots were asked for; the protocol field takes 1: a slice of one scan per chunk.")
-
-
-def load_case(case: Case) -> LabelledScan:
-    """Reads a case; raises :class:`InputError` where a file is bad, or the labels lie elsewhere than the scan."""
-    scan = Volume.read(case.image)
-    labelmap, _ = match_labelmap(read_labelmap(case.labels), scan.geometry)
-    return LabelledScan(case, scan, labelmap)
 
 
 def painted_slices(mask: np.ndarray, axis: int, shots: int) -> tuple[int, ...]:

@@ -24,10 +24,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SDFSMISLib import __version__
-from SDFSMISLib.evaluation.cases import Manifest
+from SDFSMISLib.cohort.cases import Manifest, load_case
 from SDFSMISLib.evaluation.contact_sheet import contact_sheet
 from SDFSMISLib.evaluation.diagnostics import diagnose
-from SDFSMISLib.evaluation.protocols import load_case
 from SDFSMISLib.evaluation.results import MEASURES, Prediction, Row, prediction_path, read_mask, read_results, summarise
 from SDFSMISLib.evaluation.tables import TITLES, Table, diagnostics_table, measures_table
 from SDFSMISLib.images.files import atomic_output

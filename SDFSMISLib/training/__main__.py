@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = TrainingConfig.read(given.config or given.file, **changes)
         from accelerate import PartialState
 
+        from SDFSMISLib.evaluation.evaluate import held_out_dice
         from SDFSMISLib.training.trainer import train
 
-        folder = train(config)
+        folder = train(config, validate=held_out_dice)
         if PartialState().is_main_process:
             print(folder)
     except InputError as error:

@@ -12,7 +12,7 @@ import copy
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +36,35 @@ from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, copy_input_wei
 from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler, match_scans
 from SDFSMISLib.training.volumes import EpisodeBatch, TrainingVolume, load_training_volumes, synthetic_volumes
 
-__all__ = ["Progress", "TrainingRun", "starting_pipeline", "train"]
+__all__ = ["Progress", "TrainingRun", "Validator", "starting_pipeline", "train"]
 
 AUTOENCODER, DENOISING, SEGMENTATION = 0, 5_000_000, 10_000_000  # first batches: no two stages share one
 COSINE_FLOOR = 0.03
 POLYNOMIAL_FLOOR = 1e-4
 
 Progress = Callable[[int, int, str], None]
-"""(steps done, steps in all, what they bring)"""
+"""(steps done, steps in total, the last losses in words)"""
+
+Validator = Callable[[SDFSMISPipeline, Path, Sequence[str]], Mapping[str, float]]
+"""(networks, manifest, ids of its held-out cases) -> mean Dice by group; see `evaluation.held_out_dice`."""
 
 
-def train(config: TrainingConfig, progress: Progress | None = None, cache: Path | None = None) -> Path:
+def train(
+    config: TrainingConfig,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    validate: Validator | None = None,
+) -> Path:
     """Train, or go on training, and return the folder of the finished pipeline.
 
     Args:
-        cache: folder in which supervoxels are kept, for several trainings on the same scans; None: one of its own.
+        config: the run; its `output` holds the checkpoints that a stopped run goes on from.
+        progress: called after each step of the main process.
+        cache: folder of the supervoxels, shared by several trainings on the same scans; None: one in `output`.
+        validate: measures held-out cases every `validate_every` steps; None: they are not measured.
+
+    Raises:
+        InputError: for scans that cannot be used, and a checkpoint of another configuration.
     """
     accelerator = Accelerator(
         mixed_precision=config.precision,
@@ -70,7 +84,8 @@ def train(config: TrainingConfig, progress: Progress | None = None, cache: Path 
     if config.on_device:
         on_device = DeviceEpisodes(synthetic, pipeline.config.resolution, config, accelerator.device)
     sampler = _sampler(config, volumes, [] if on_device else synthetic, pipeline, progress)
-    run = TrainingRun(config, accelerator, sampler, on_device, Log(output, accelerator.is_main_process), progress)
+    log = Log(output, accelerator.is_main_process)
+    run = TrainingRun(config, accelerator, sampler, on_device, log, progress, validate)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
     if config.denoising_steps:
@@ -137,9 +152,10 @@ class TrainingRun:
         on_device: DeviceEpisodes | None,
         log: Log,
         progress: Progress | None,
+        validate: Validator | None,
     ) -> None:
         self.config, self.accelerator, self.sampler, self.on_device = config, accelerator, sampler, on_device
-        self.log, self.progress = log, progress
+        self.log, self.progress, self.validate = log, progress, validate
         self.output = Path(config.output)
 
     def autoencoder(self, pipeline: SDFSMISPipeline) -> None:
@@ -274,20 +290,11 @@ class TrainingRun:
         write_episodes(batch, maps, self.output / "pictures" / f"step_{step:06d}.png")
 
     def _validate(self, step: int, pipeline: SDFSMISPipeline) -> None:
-        """Dice of the held-out cases, by the code that measures finished weights."""
-        if not self.config.held_out:
-            return
-        from SDFSMISLib.evaluation import evaluate, read_manifest, segmenter_method, summarise
-        from SDFSMISLib.inference.segmenter import Segmenter
-
-        manifest = read_manifest(self.config.cases)
-        cases = [case for case in manifest.cases if case.id in self.config.held_out]
-        methods = {"now": segmenter_method(Segmenter(pipeline))}
-        rows = evaluate(manifest, "same-volume", methods, cases, metrics=("dice",))
-        if rows:
-            means = summarise(rows)[0].groups
-            found = {f"validation {name}": mean.values["dice"] for name, mean in means.items()}
-            self.log.write({"step": step} | found)
+        """Logs the Dice of the held-out cases."""
+        if self.validate and self.config.held_out:
+            dice = self.validate(pipeline, Path(self.config.cases), self.config.held_out)
+            if dice:
+                self.log.write({"step": step} | {f"validation {name}": value for name, value in dice.items()})
 
 
 def _use_one_thread(_: int) -> None:

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from SDFSMISLib.cohort.cases import Case, load_case, read_manifest
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.cases import Case, read_manifest
-from SDFSMISLib.evaluation.protocols import load_case
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import SliceOrientation
 from SDFSMISLib.training.config import TrainingConfig

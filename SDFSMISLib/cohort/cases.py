@@ -15,14 +15,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from SDFSMISLib.errors import InputError
+import numpy as np
 
-__all__ = ["Case", "Group", "Manifest", "read_manifest"]
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.volume import Volume, match_labelmap, read_labelmap
+from SDFSMISLib.support import SupportSet
+
+__all__ = ["Case", "Group", "LabelledScan", "Manifest", "load_case", "read_manifest"]
 
 Split = Literal["train", "test"]
 
@@ -110,6 +114,45 @@ def read_manifest(path: str | PathLike[str]) -> Manifest:
             raise InputError(f"The manifest {path} has two cases with the id {case.id!r}; each needs one of its own.")
         seen.add(case.id)
     return Manifest(groups, cases)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledScan:
+    """A case that was read: its scan, and its labelmap on the scan's grid."""
+
+    case: Case
+    scan: Volume
+    labelmap: Volume
+
+    @property
+    def axis(self) -> int:
+        """The slice axis."""
+        return self.scan.geometry.default_axis()
+
+    def mask(self, target: str) -> np.ndarray:
+        """Bool ``(slices, height, width)``: the target; empty where the case does not list it."""
+        if target not in self.case.targets:
+            return np.zeros(self.labelmap.voxels.shape, dtype=bool)
+        return self.labelmap.voxels == self.case.targets[target]
+
+    def next_target(self, target: str) -> str | None:
+        """The next target behind this one, going round, that the scan holds; None where there is no other."""
+        names = list(self.case.targets)
+        place = names.index(target)
+        return next((name for name in names[place + 1 :] + names[:place] if self.mask(name).any()), None)
+
+    def support(self, target: str, slices: tuple[int, ...]) -> SupportSet:
+        """These slices with the target painted on them."""
+        label = self.case.targets[target]
+        named = replace(self.labelmap, segment_names={label: target})
+        return SupportSet.from_labelmap(self.scan, named, label=label, slices=slices, axis=self.axis)
+
+
+def load_case(case: Case) -> LabelledScan:
+    """Reads a case; raises :class:`InputError` where a file is bad, or the labels lie elsewhere than the scan."""
+    scan = Volume.read(case.image)
+    labelmap, _ = match_labelmap(read_labelmap(case.labels), scan.geometry)
+    return LabelledScan(case, scan, labelmap)
 
 
 def _group(name: str, fields: dict[str, Any]) -> Group:
