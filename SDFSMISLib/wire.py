@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.labelmap import label_values
+from SDFSMISLib.images.labelmap import bounding_box, label_values
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
 
@@ -239,11 +239,11 @@ def pack_probability(probability: np.ndarray) -> dict[str, Any]:
 
     One that is zero everywhere has the box of four zeros and empty data.
     """
-    rows, columns = np.flatnonzero(probability.any(axis=1)), np.flatnonzero(probability.any(axis=0))
-    if not rows.size:
+    box = bounding_box(probability)
+    if box is None:
         return {"box": [0, 0, 0, 0], "data": ""}
-    top, bottom, left, right = (int(edge) for edge in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
-    return {"box": [top, left, bottom - top, right - left], "data": encode_array(probability[top:bottom, left:right])}
+    starts, sizes = [side.start for side in box], [side.stop - side.start for side in box]
+    return {"box": [*starts, *sizes], "data": encode_array(probability[box])}
 
 
 def _natural(value: Any) -> int:

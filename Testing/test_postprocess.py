@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images import postprocess as cleaning
+from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.postprocess import (
     Postprocessing,
-    bounding_box,
     fill_holes,
     largest_component,
     resolve_labels,

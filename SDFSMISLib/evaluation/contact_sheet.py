@@ -18,6 +18,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.metrics import dice
 from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.images.geometry import Geometry, SliceOrientation
+from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.volume import Volume
 
 if TYPE_CHECKING:
@@ -314,13 +315,13 @@ def _extent(labelmaps: Sequence[Volume], labels: Sequence[int], axis: int) -> tu
 
 def _crop(shadow: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slice]:
     """The rows and columns to show: those under the structure's shadow and a generous margin, not too elongated."""
-    if not shadow.any():
+    sides = bounding_box(shadow)
+    if sides is None:
         return slice(0, shadow.shape[0]), slice(0, shadow.shape[1])
     spans = []
-    for axis, step in enumerate(spacing):
-        held = np.flatnonzero(shadow.any(axis=1 - axis))
-        size = (held[-1] - held[0] + 1) * step
-        spans.append([(held[0] + held[-1] + 1) * step / 2, size + 2 * max(CROP_MARGIN * size, CROP_MARGIN_MM)])
+    for side, step in zip(sides, spacing, strict=True):
+        size = (side.stop - side.start) * step
+        spans.append([(side.start + side.stop) * step / 2, size + 2 * max(CROP_MARGIN * size, CROP_MARGIN_MM)])
     longest = max(span for _, span in spans)
     box = []
     for (centre, span), side, step in zip(spans, shadow.shape, spacing, strict=True):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.labelmap import bounding_box
 
 __all__ = ["METRICS", "Metric", "check_metrics", "dice", "hausdorff_95", "score", "surface_dice"]
 
@@ -106,12 +107,9 @@ def _around_both(prediction: np.ndarray, reference: np.ndarray) -> list[np.ndarr
     _check_masks(prediction, reference)
     if not (prediction.any() and reference.any()):
         return None
-    either = prediction | reference
-    box = []
-    for axis in range(3):
-        held = np.flatnonzero(either.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(held[0], held[-1] + 1))
-    return [np.pad(mask[tuple(box)], 1) for mask in (prediction, reference)]
+    box = bounding_box(prediction | reference)
+    assert box is not None
+    return [np.pad(mask[box], 1) for mask in (prediction, reference)]
 
 
 def _of_monai(name: str, masks: Sequence[np.ndarray], spacing: Spacing, **options: Any) -> float:

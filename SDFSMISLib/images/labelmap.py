@@ -14,6 +14,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
 
 __all__ = [
+    "bounding_box",
     "integer_labels",
     "label_values",
     "merge_layers",
@@ -33,14 +34,29 @@ def label_values(voxels: np.ndarray) -> list[int]:
     return sorted(found - {0})
 
 
+def bounding_box(array: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that contains all nonzero elements, as one slice for each axis; None if all are zero.
+
+    >>> bounding_box(np.array([[0, 0, 0], [0, 1, 1]]))
+    (slice(1, 2, None), slice(1, 3, None))
+    """
+    box = []
+    for axis in range(array.ndim):
+        filled = np.flatnonzero(array.any(axis=tuple(other for other in range(array.ndim) if other != axis)))
+        if not filled.size:
+            return None
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return tuple(box)
+
+
 def label_boxes(voxels: np.ndarray) -> dict[int, np.ndarray]:
     """For each label of ``(slices, height, width)``: first and last index along x, y, z, as a ``(3, 2)`` array."""
     boxes: dict[int, np.ndarray] = {}
     for k, plane in enumerate(voxels):
         for label in label_values(plane):
-            mask = plane == label
-            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-            box = np.array([(columns[0], columns[-1]), (rows[0], rows[-1]), (k, k)])
+            sides = bounding_box(plane == label)
+            assert sides is not None
+            box = np.array([*((side.start, side.stop - 1) for side in reversed(sides)), (k, k)])
             if label in boxes:
                 before = boxes[label]
                 box = np.stack([np.minimum(before[:, 0], box[:, 0]), np.maximum(before[:, 1], box[:, 1])], axis=1)

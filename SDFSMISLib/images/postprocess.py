@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.labelmap import bounding_box
 
 BLOCK_VOXELS = 1 << 23  # of a block that is smoothed at once: 32 MiB of float32
 GAUSSIAN_REACH = 3.0  # standard deviations
@@ -188,17 +189,6 @@ def smooth_probabilities(probability: np.ndarray, sigma_mm: float, spacing: tupl
         block = gaussian_filter(block, sigma, mode="nearest", truncate=GAUSSIAN_REACH)
         smooth[start:stop, box[1], box[2]] = np.rint(block[start - low : stop - low])
     return smooth
-
-
-def bounding_box(array: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box around all elements that are not zero; None if all are zero."""
-    box = []
-    for axis in range(array.ndim):
-        filled = np.flatnonzero(array.any(axis=tuple(other for other in range(array.ndim) if other != axis)))
-        if not filled.size:
-            return None
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(box)
 
 
 def largest_component(mask: np.ndarray, within: Literal["slice", "volume"] = "volume", axis: int = 0) -> np.ndarray:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank
 from SDFSMISLib.support import SupportSlice
@@ -56,13 +57,10 @@ class Region:
             mask: bool (rows, columns).
             spacing: (row, column) in mm.
         """
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if not len(rows):
+        box = bounding_box(mask)
+        if box is None:
             return cls.whole(mask.shape, spacing)
-        edges = [
-            (rows[0] * spacing[0], (rows[-1] + 1) * spacing[0]),
-            (columns[0] * spacing[1], (columns[-1] + 1) * spacing[1]),
-        ]
+        edges = [(side.start * step, side.stop * step) for side, step in zip(box, spacing, strict=True)]
         half = max(high - low for low, high in edges) / 2 * margin + MARGIN_PIXELS * max(spacing)
         return cls._square((sum(edges[0]) / 2, sum(edges[1]) / 2), half, spacing)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
-from SDFSMISLib.images.postprocess import bounding_box
+from SDFSMISLib.images.labelmap import bounding_box
 
 Index = tuple[int, int, int]  # (k, j, i), as arrays (slices, height, width) are indexed
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.scene.frame import Index, VoxelBox
 from SDFSMISLib.scene.segment_voxels import get_segment
 from SDFSMISLib.wire import WireError, pack_array, unpack_array
@@ -76,9 +77,10 @@ def slice_digests(piece: VoxelBox, axis: int) -> dict[int, str]:
     rows, columns = (piece.start[other] for other in range(3) if other != axis)
     digests = {}
     for index, mask in piece.slices(axis).items():
-        down, across = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        part = mask[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
-        place = f"{rows + down[0]} {columns + across[0]} {part.shape}".encode()
+        box = bounding_box(mask)
+        assert box is not None
+        part = mask[box]
+        place = f"{rows + box[0].start} {columns + box[1].start} {part.shape}".encode()
         digests[index] = f"{zlib.crc32(np.packbits(part).data, zlib.crc32(place)):08x}"
     return digests
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.inference.network_images import Contrast, Region
 from SDFSMISLib.inference.registration import displacement
 from SDFSMISLib.training.config import TrainingConfig
@@ -350,16 +351,16 @@ class EpisodeSampler:
     def _crop_around(
         self, mask: np.ndarray, spacing: tuple[float, float], margin: tuple[float, float], jitter: float
     ) -> Crop:
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        if not len(rows):
+        box = bounding_box(mask)
+        if box is None:
             return self._full_crop(mask.shape, spacing)
-        half = max((rows[-1] - rows[0] + 1) * spacing[0], (columns[-1] - columns[0] + 1) * spacing[1]) / 2
+        half = max((side.stop - side.start) * step for side, step in zip(box, spacing, strict=True)) / 2
         half = half * self.rng.uniform(*margin) + 4 * max(spacing)
-        centre = (
-            (rows[0] + rows[-1]) / 2 * spacing[0] + self.rng.uniform(-jitter, jitter) * half,
-            (columns[0] + columns[-1]) / 2 * spacing[1] + self.rng.uniform(-jitter, jitter) * half,
+        row, column = (
+            (side.start + side.stop - 1) / 2 * step + self.rng.uniform(-jitter, jitter) * half
+            for side, step in zip(box, spacing, strict=True)
         )
-        return Crop(centre, float(half))
+        return Crop((row, column), float(half))
 
     def _full_crop(self, shape: tuple[int, int], spacing: tuple[float, float]) -> Crop:
         height, width = shape[0] * spacing[0], shape[1] * spacing[1]
