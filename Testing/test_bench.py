@@ -29,7 +29,7 @@ def measured_here(job: Job) -> dict[str, Any]:
     """What a process of its own would measure; one repetition."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedules, "LEAST_SECONDS", 0.0)
-        patch.setattr("SDFSMISLib.model.cpu.keep_freed_memory", lambda: False)  # it is for a whole process
+        patch.setattr("SDFSMISLib.model.memory.keep_freed_memory", lambda: False)  # it is for a whole process
         return schedules.measure(job)
 
 
@@ -210,7 +210,7 @@ def test_a_pipeline_set_up_for_inference_segments_and_saves_as_before(tmp_path: 
 def test_freed_memory_is_kept() -> None:
     """Large blocks come back without new pages, where the C library is known; in a process of its own."""
     code = (
-        "import resource, platform, numpy as np; from SDFSMISLib.model.cpu import keep_freed_memory\n"
+        "import resource, platform, numpy as np; from SDFSMISLib.model.memory import keep_freed_memory\n"
         "kept = keep_freed_memory(); assert kept == (platform.libc_ver()[0] == 'glibc')\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "x = np.ones(10_000_000); del x; before = faults(); x = np.ones(10_000_000)\n"

@@ -780,7 +780,7 @@ def program(*words: object) -> subprocess.CompletedProcess[str]:
 def test_the_program_answers_at_once() -> None:
     """Help, and the refusal of a missing file, without the seconds that torch takes."""
     code = (
-        "import sys; from SDFSMISLib.cli import main; "
+        "import sys; from SDFSMISLib.cli.app import main; "
         "code = main(['segment', '--support', 'none', '--mask', 'none', '--output', 'x.nii.gz']); "
         "print(code, 'torch' in sys.modules)"
     )

@@ -151,7 +151,7 @@ def test_a_gpu_is_not_named_on_ray(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_without_ray_segment_says_what_to_install(tmp_path: Path) -> None:
     """Before anything is read."""
     code = (
-        "import sys; sys.modules['ray'] = None; from SDFSMISLib.cli import main; "
+        "import sys; sys.modules['ray'] = None; from SDFSMISLib.cli.app import main; "
         "sys.exit(main(['segment', '--support', 'none', '--mask', 'none', '--output', 'x', '--engine', 'ray']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=TESTING.parent, capture_output=True, text=True, timeout=60)
@@ -166,13 +166,14 @@ def test_jobs_of_a_lost_node_are_done_by_the_other(
     nodes.with_second(DOOMED="yes")
     results = {}
     with pytest.warns(UserWarning, match=r"A Ray worker was lost \(.*\); its scan is tried again"):
-        for finished in run_on_ray(range(8), NodeWork(tmp_path, deadly={3})):
-            results[finished.number] = finished.result, finished.error
+        for number, result in run_on_ray(range(8), NodeWork(tmp_path, deadly={3})):
+            results[number] = result
             if nodes.second is not None and any(tmp_path.glob("doomed *")):
                 nodes.lose_second()
     lost = results.pop(3)
-    assert lost[0] is None and lost[1].startswith("The Ray worker that worked on it was lost 3 times (")
-    assert results == {number: (number**2, "") for number in (0, 1, 2, 4, 5, 6, 7)}
+    assert isinstance(lost, InputError)
+    assert str(lost).startswith("The Ray worker that worked on it was lost 3 times (")
+    assert results == {number: number**2 for number in (0, 1, 2, 4, 5, 6, 7)}
     assert (tmp_path / "tries 3").read_text() == "xxx"
     assert capfd.readouterr().out == ""  # where results go: nothing of Ray's own
 
@@ -180,7 +181,7 @@ def test_jobs_of_a_lost_node_are_done_by_the_other(
 def test_what_keeps_workers_from_starting_stops_the_run(nodes: Nodes) -> None:
     with pytest.raises(InputError, match="no such model"):
         list(run_on_ray(range(4), make_bad_input))
-    assert [finished.result for finished in run_on_ray([3], make_square)] == [9]
+    assert list(run_on_ray([3], make_square)) == [(0, 9)]
 
 
 def test_the_command_on_a_cluster_does_what_it_does_here(

@@ -18,10 +18,9 @@ import typer
 from SDFSMISLib import __version__
 from SDFSMISLib.cli.benchmark import benchmark
 from SDFSMISLib.cli.segment import EXAMPLES, Engine, ManyValues, command_line, segment
-from SDFSMISLib.client import BackendError
 from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.model.cpu import keep_freed_memory
+from SDFSMISLib.model.memory import keep_freed_memory
 from SDFSMISLib.options import BUILT_IN, RunOptions
 from SDFSMISLib.training import CONFIGURATIONS
 
@@ -232,7 +231,7 @@ def serve(
             "have sdfsmis, and find model and certificate under the same paths. /metrics counts for the replica that "
             "happens to answer. Slices that do not fit into Ray's object store it may write to its spill folder."
         ),
-    ] = Engine.process,
+    ] = "process",
     until_stdin_closes: Annotated[
         bool, typer.Option("--until-stdin-closes", help="End with the program that holds standard input open.")
     ] = False,
@@ -252,7 +251,7 @@ def serve(
         tls_key,
         model,
         device,
-        engine=engine.value,
+        engine=engine,
         until_stdin_closes=until_stdin_closes,
     )
     code = run_server(settings)
@@ -377,16 +376,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         say(f"Error: {error}")
         return 2
-    except BackendError as error:
-        say(f"Failed: {error}")
-        return 1
     except (KeyboardInterrupt, typer.Abort, Cancelled):
         code = INTERRUPTED
     except Exception as error:
         if isinstance(error, UsageError):
             say(f"Error: {_usage(error)}")
             return 2
-        say(f"Failed: {_failure(error)}")
+        from SDFSMISLib.client import BackendError
+
+        say(f"Failed: {error if isinstance(error, BackendError) else _failure(error)}")
         return 1
     if code == INTERRUPTED:
         say("Interrupted; nothing half-written was left.")

@@ -166,7 +166,7 @@ def measure(job: Job) -> dict[str, Any]:
     """
     import torch
 
-    from SDFSMISLib.model.cpu import keep_freed_memory
+    from SDFSMISLib.model.memory import keep_freed_memory
 
     ours = job.schedule in (OURS, OURS_HALF)
     if ours:

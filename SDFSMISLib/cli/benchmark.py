@@ -17,7 +17,6 @@ import typer
 from SDFSMISLib.cli.segment import ManyValues
 from SDFSMISLib.console import progress, waiting
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.options import BUILT_IN
 
 if TYPE_CHECKING:
@@ -419,5 +418,7 @@ def _leads() -> bool:
 
 
 def _write_text(path: Path, text: str) -> None:
+    from SDFSMISLib.images.files import atomic_output
+
     with atomic_output(path, path.suffix) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
-from SDFSMISLib.options import BUILT_IN
+from SDFSMISLib.console import waiting
+from SDFSMISLib.options import BUILT_IN, Region, RunOptions, Strategy
 
 __all__ = ["EXAMPLES", "ManyValues", "command_line", "segment"]
 
@@ -83,32 +83,9 @@ def _is_name(token: str) -> bool:
     return token.startswith("-") and len(token) > 1 and not token[1:].replace(".", "", 1).isdigit()
 
 
-class Axis(str, Enum):
-    auto = "auto"
-    slices = "0"
-    height = "1"
-    width = "2"
-
-
-class Strategy(str, Enum):
-    propagate = "propagate"
-    independent = "independent"
-
-
-class Region(str, Enum):
-    auto = "auto"
-    full = "full"
-
-
-class Engine(str, Enum):
-    process = "process"
-    ray = "ray"
-
-
-class Component(str, Enum):
-    volume = "volume"
-    slice = "slice"
-    off = "off"
+Axis = Literal["auto", "0", "1", "2"]
+Engine = Literal["process", "ray"]
+Component = Literal["volume", "slice", "off"]
 
 
 def _painted(text: str, metavar: str | None = None, name: str | None = None) -> Any:
@@ -208,23 +185,23 @@ def segment(
     save_support_set: Annotated[Path | None, SAVE] = None,
     label: Annotated[list[int] | None, LABEL] = None,
     slice_: Annotated[list[int] | None, SLICE] = None,
-    axis: Annotated[Axis, AXIS] = Axis.auto,
+    axis: Annotated[Axis, AXIS] = "auto",
     query: Annotated[list[Path] | None, QUERY] = None,
     output: Annotated[str, OUTPUT],
     probabilities: Annotated[str | None, PROBABILITIES] = None,
     dry_run: Annotated[bool, DRY_RUN] = False,
     skip_existing: Annotated[bool, SKIP] = False,
     jobs: Annotated[int | None, JOBS] = None,
-    engine: Annotated[Engine, ENGINE] = Engine.process,
-    strategy: Annotated[Strategy, STRATEGY] = Strategy.propagate,
+    engine: Annotated[Engine, ENGINE] = "process",
+    strategy: Annotated[Strategy, STRATEGY] = "propagate",
     threshold: Annotated[float, THRESHOLD] = 0.5,
-    region: Annotated[Region, REGION] = Region.auto,
+    region: Annotated[Region, REGION] = "auto",
     model: Annotated[str, MODEL] = BUILT_IN,
     device: Annotated[str, DEVICE] = "auto",
     server: Annotated[str | None, SERVER] = None,
     token: Annotated[str | None, TOKEN] = None,
     server_certificate: Annotated[Path | None, CERTIFICATE] = None,
-    keep_largest: Annotated[Component, KEEP_LARGEST] = Component.off,
+    keep_largest: Annotated[Component, KEEP_LARGEST] = "off",
     smooth: Annotated[float, SMOOTH] = 0.0,
     fill_holes: Annotated[bool, FILL_HOLES] = False,
 ) -> None:
@@ -233,37 +210,36 @@ def segment(
     Painted slices come out as painted. The result has the mask's label values and names, and tells how it was made.
     Of several scans one that fails does not stop the others; they are listed at the end, and the exit code is 1.
     """
-    from SDFSMISLib.cli.segment_run import SegmentRequest, run_segment
-    from SDFSMISLib.client.backend_process import TOKEN_VARIABLE
+    with waiting("Starting"):
+        from SDFSMISLib.cli import segment_run
+        from SDFSMISLib.client.backend_process import TOKEN_VARIABLE
+        from SDFSMISLib.cohort.job import CohortSettings
+        from SDFSMISLib.images.postprocess import Postprocessing
 
-    request = SegmentRequest(
-        output=output,
-        support=support,
-        mask=mask,
-        support_set=support_set,
+    if server is not None and not token:
+        token = os.environ.get(TOKEN_VARIABLE)
+    done = segment_run.run_segment(
+        segment_run.SupportFiles(
+            support, mask, support_set, tuple(sorted(set(label or ()))), tuple(slice_ or ()), axis
+        ),
+        CohortSettings(
+            RunOptions(strategy, region, threshold),
+            Postprocessing(smooth, fill_holes, keep_largest),
+            model,
+            device,
+            segment_run.backend_of(server, token, server_certificate, model, device),
+            command_line(ctx),
+        ),
+        query or [],
+        output,
+        probabilities,
         save_support_set=save_support_set,
-        labels=tuple(sorted(set(label or ()))),
-        slices=tuple(slice_ or ()),
-        axis=axis.value,
-        queries=tuple(query or ()),
-        strategy=strategy.value,
-        threshold=threshold,
-        probabilities=probabilities,
-        region=region.value,
-        model=model,
-        device=device,
-        server=server,
-        token=token or (os.environ.get(TOKEN_VARIABLE) if server else None),
-        server_certificate=server_certificate,
-        keep_largest=keep_largest.value,
-        smooth_mm=smooth,
-        fill_holes=fill_holes,
         dry_run=dry_run,
         skip_existing=skip_existing,
-        jobs=jobs,
-        engine=engine.value,
+        workers=jobs,
+        engine=engine,
     )
-    if not run_segment(request, command_line(ctx)):
+    if not done:
         raise typer.Exit(1)
 
 

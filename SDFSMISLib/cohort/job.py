@@ -1,7 +1,7 @@
-"""One scan of a run: where it is and where its results go, how it is segmented, and what came of it.
+"""One scan of a cohort: its files, the settings it shares with the others, the worker that segments it, its result.
 
-All of it can be sent to another process, so that a scan is done by the same code here, in a worker process, and on
-another machine.
+All but the worker can be sent to another process, so that the same code segments a scan in this process, in a worker
+process, and on another machine.
 """
 
 from __future__ import annotations
@@ -33,15 +33,24 @@ if TYPE_CHECKING:
     from SDFSMISLib.inference.segmenter import Segmenter
     from SDFSMISLib.slices import SliceResult
 
-__all__ = ["Backend", "LabelResult", "ScanJob", "ScanOptions", "ScanOutcome", "ScanWorker", "failed"]
+__all__ = ["Backend", "CohortSettings", "LabelResult", "ScanJob", "ScanResult", "ScanWorker", "start_worker"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class ScanJob:
-    """A scan to segment, its labelmap, and the file that its probabilities are named after (None = they are not asked
-    for)."""
+    """A scan to segment, and where its results go.
+
+    Attributes:
+        query: file of the scan, or its DICOM folder.
+        labelmap: file of its labelmap.
+        probabilities: file that the probabilities of its labels are named after; None = none are written.
+
+    >>> job = ScanJob(Path("ct.nii"), Path("out/ct_seg.nii.gz"), Path("out/ct_probability.nii.gz"))
+    >>> job.volumes.name, job.probability_files([1])[1].name, job.probability_files([1, 2])[2].name
+    ('ct_seg_volumes.csv', 'ct_probability.nii.gz', 'ct_probability_label2.nii.gz')
+    """
 
     query: Path
     labelmap: Path
@@ -70,8 +79,7 @@ class ScanJob:
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What came out for one label: its volume, and the mean and the least of its slices' certainty (0 to 1; NaN where
-    no slice was computed)."""
+    """Volume of one label, and mean and minimum of the certainty of its slices (0 to 1; NaN if none was computed)."""
 
     label: int
     name: str
@@ -82,15 +90,15 @@ class LabelResult:
 
 
 @dataclass(frozen=True)
-class ScanOutcome:
-    """What came of a scan.
+class ScanResult:
+    """What became of a scan.
 
     Attributes:
-        labels: the results; empty where it failed.
+        labels: one for each label; empty if the scan failed.
         seconds: wall-clock time of the segmentation.
         warnings: what a user should know, one sentence each.
-        error: why it failed, one sentence; "" where it did not.
-        details: of a defect the traceback, for a report.
+        error: why the scan failed, one sentence; "" if it did not.
+        details: traceback of an unexpected error, for a report.
     """
 
     labels: tuple[LabelResult, ...] = ()
@@ -98,6 +106,32 @@ class ScanOutcome:
     warnings: tuple[str, ...] = ()
     error: str = ""
     details: str = ""
+
+    @classmethod
+    def of(cls, segmentation: Segmentation) -> ScanResult:
+        """The figures of a segmentation."""
+        volumes, names = segmentation.volumes_ml(), segmentation.labelmap.segment_names
+        labels = []
+        for label, voxels in segmentation.voxel_counts().items():
+            certainty = segmentation.certainty[label]
+            known = certainty[~np.isnan(certainty)]
+            mean, least = (float(known.mean()), float(known.min())) if known.size else (math.nan, math.nan)
+            labels.append(LabelResult(label, names.get(label, ""), volumes[label], voxels, mean, least))
+        return cls(tuple(labels), segmentation.seconds, tuple(segmentation.warnings))
+
+    @classmethod
+    def failed(cls, error: Exception) -> ScanResult:
+        """The result of a scan that an exception stopped: a sentence, and for an unexpected error its traceback.
+
+        >>> ScanResult.failed(InputError("There is no such scan.")).error
+        'There is no such scan.'
+        """
+        text = " ".join(str(error).split())
+        if isinstance(error, (InputError, BackendError)):
+            return cls(error=text)
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return cls(error=f"The memory does not suffice ({text}); use fewer jobs, or another device.")
+        return cls(error=f"{type(error).__name__}: {text}", details="".join(traceback.format_exception(error)))
 
 
 @dataclass(frozen=True)
@@ -117,35 +151,36 @@ class Backend:
         return Client(self.url, self.token, ca_file=self.ca_file)
 
 
-@dataclass(frozen=True, eq=False)
-class ScanOptions:
-    """How all scans of a run are segmented; see `Segmenter.segment` and, for `model` and `device`,
-    `Segmenter.from_pretrained`. `command`, the command line, goes into the provenance. With a `backend` that one's
-    model and device are used."""
+@dataclass(frozen=True)
+class CohortSettings:
+    """How all scans of a cohort are segmented.
 
-    support: SupportSet
-    labels: tuple[int, ...]
+    Attributes:
+        model, device: see `Segmenter.from_pretrained`; not used with a backend.
+        backend: segment there instead of in this program.
+        command: the command line, for the provenance of the results.
+    """
+
     options: RunOptions = RunOptions()
     postprocessing: Postprocessing = Postprocessing()
     model: str = BUILT_IN
     device: str = "auto"
-    command: str = ""
     backend: Backend | None = None
+    command: str = ""
 
     @property
-    def settings(self) -> dict[str, object]:
-        """What a result depends on beside its inputs, for its provenance."""
-        clean = self.postprocessing
+    def provenance(self) -> dict[str, object]:
+        """What a result depends on beside model and inputs."""
         return {
             "strategy": self.options.strategy,
             "region": self.options.region,
             "threshold": self.options.threshold,
-            "smooth": f"{clean.smooth_mm:g} mm",
-            "keep-largest": clean.keep_largest,
-            "fill-holes": "on" if clean.fill_holes else "off",
+            "smooth": f"{self.postprocessing.smooth_mm:g} mm",
+            "keep-largest": self.postprocessing.keep_largest,
+            "fill-holes": "on" if self.postprocessing.fill_holes else "off",
         }
 
-    def absolute(self) -> ScanOptions:
+    def absolute(self) -> CohortSettings:
         """The same for a process that works in another folder."""
         backend = self.backend
         if backend is not None and backend.ca_file is not None:
@@ -153,74 +188,45 @@ class ScanOptions:
         model = os.path.abspath(self.model) if os.path.isdir(self.model) else self.model
         return replace(self, model=model, backend=backend)
 
-    def segmenter(self) -> Segmenter | RemoteSegmenter:
-        """What segments the scans of this run.
-
-        Raises:
-            InputError: where the model or the device is not there.
-            BackendError: where the backend is not there, or refuses.
-        """
-        if self.backend is not None:
-            from SDFSMISLib.inference.remote import RemoteSegmenter
-
-            there = self.backend
-            return RemoteSegmenter(there.client(), on_retry=_tell_trouble).checked()
-        from SDFSMISLib.inference.segmenter import Segmenter
-
-        return Segmenter.from_pretrained(self.model, self.device)
-
-    def worker(self, place: int, of: int) -> ScanWorker:
-        """A worker in a process of its own, number `place` of the `of` on this machine: it has its share of the
-        processors, and where there are several GPUs one of them.
-
-        Raises:
-            InputError: as `segmenter`.
-        """
-        warnings.simplefilter("ignore")  # what a scan's own are, its outcome tells
-        if self.backend is not None:
-            return ScanWorker(self)
-        import cv2
-        import torch
-
-        from SDFSMISLib.model.cpu import keep_freed_memory
-
-        keep_freed_memory()
-        threads = max(1, _processors() // of)
-        torch.set_num_threads(min(threads, torch.get_num_threads()))
-        cv2.setNumThreads(min(threads, cv2.getNumThreads()))
-        device, gpus = self.device, torch.cuda.device_count()
-        if of > 1 and gpus > 1 and device in ("auto", "cuda"):
-            device = f"cuda:{place % gpus}"
-        return ScanWorker(replace(self, device=device))
-
 
 class ScanWorker:
-    """Segments scan after scan; the model is loaded once."""
+    """Segments scan after scan by one support set; the model is loaded once.
 
-    def __init__(self, options: ScanOptions) -> None:
-        """
+    Args:
+        labels: label values to segment.
+
+    Raises:
+        InputError: if the model or the device is missing.
+        BackendError: if the backend is unreachable, or refuses.
+    """
+
+    def __init__(self, settings: CohortSettings, support: SupportSet, labels: Sequence[int]) -> None:
+        self.settings, self.support, self.labels = settings, support, labels
+        self.segmenter: Segmenter | RemoteSegmenter
+        if settings.backend is not None:
+            from SDFSMISLib.inference.remote import RemoteSegmenter
+
+            self.segmenter = RemoteSegmenter(settings.backend.client(), on_retry=_warn_of_retry).checked()
+        else:
+            from SDFSMISLib.inference.segmenter import Segmenter
+
+            self.segmenter = Segmenter.from_pretrained(settings.model, settings.device)
+
+    def __call__(self, job: ScanJob, cancel: Callable[[], bool]) -> ScanResult:
+        """Read a scan, segment it and write its results; errors and warnings become part of what is returned.
+
         Raises:
-            InputError: where the model or the device is not there.
-            BackendError: where the backend is not there, or refuses.
+            Cancelled: if `cancel` returned True; nothing is written then.
         """
-        self.options = options
-        self.segmenter = options.segmenter()
-
-    def __call__(self, job: ScanJob, cancel: Callable[[], bool]) -> ScanOutcome:
-        """Read a scan, segment it and write its results; whatever fails is in the outcome, and so are the warnings.
-
-        Raises:
-            Cancelled: where `cancel` said so; nothing is written then.
-        """
-        told: list[str] = []
+        caught: list[str] = []
         try:
-            with _recorded(told):
-                outcome = self.segment(job, Volume.read(job.query), cancel=cancel)
+            with _recorded(caught):
+                result = self.segment(job, Volume.read(job.query), cancel=cancel)
         except Cancelled:
             raise
         except Exception as error:
-            outcome = failed(error)
-        return replace(outcome, warnings=(*told, *outcome.warnings))
+            result = ScanResult.failed(error)
+        return replace(result, warnings=(*caught, *result.warnings))
 
     def segment(
         self,
@@ -229,71 +235,75 @@ class ScanWorker:
         *,
         on_slice: Callable[[SliceResult], None] | None = None,
         cancel: Callable[[], bool] | None = None,
-    ) -> ScanOutcome:
+    ) -> ScanResult:
         """Segment `query`, the scan of `job`, and write its results, all of them or none.
 
         Raises:
             InputError: see `Segmenter.segment` and `write_segmentation`.
-            Cancelled: where `cancel` said so.
+            Cancelled: if `cancel` returned True.
         """
-        asked = self.options
+        settings = self.settings
         segmentation = self.segmenter.segment(
             query,
-            asked.support,
-            asked.options,
-            labels=asked.labels,
-            postprocessing=asked.postprocessing,
+            self.support,
+            settings.options,
+            labels=self.labels,
+            postprocessing=settings.postprocessing,
             on_slice=on_slice,
             cancel=cancel,
         )
         metadata = provenance(
             segmentation,
-            asked.support,
+            self.support,
             model=self.segmenter.name,
             weights=self.segmenter.weights,
-            settings=asked.settings,
-            command=asked.command,
+            settings=settings.provenance,
+            command=settings.command,
         )
-        write_segmentation(segmentation, job.labelmap, metadata, job.probability_files(asked.labels))
-        return ScanOutcome(_results(segmentation), segmentation.seconds, tuple(segmentation.warnings))
+        write_segmentation(segmentation, job.labelmap, metadata, job.probability_files(self.labels))
+        return ScanResult.of(segmentation)
 
 
-def _tell_trouble(error: BackendError) -> None:
+def start_worker(
+    settings: CohortSettings, support: SupportSet, labels: Sequence[int], place: int, of: int
+) -> ScanWorker:
+    """A worker in a process of its own, number `place` of the `of` on this machine: it gets its share of the
+    processors, and one of several GPUs.
+
+    Raises:
+        InputError: see `ScanWorker`.
+    """
+    warnings.simplefilter("ignore")  # those of a scan are in its result
+    if settings.backend is None:
+        import cv2
+        import torch
+
+        from SDFSMISLib.model.memory import keep_freed_memory
+
+        keep_freed_memory()
+        threads = max(1, _processors() // of)
+        torch.set_num_threads(min(threads, torch.get_num_threads()))
+        cv2.setNumThreads(min(threads, cv2.getNumThreads()))
+        gpus = torch.cuda.device_count()
+        if of > 1 and gpus > 1 and settings.device in ("auto", "cuda"):
+            settings = replace(settings, device=f"cuda:{place % gpus}")
+    return ScanWorker(settings, support, labels)
+
+
+def _warn_of_retry(error: BackendError) -> None:
     warnings.warn(f"{str(error).partition('. ')[0].rstrip('.')}; it is tried again.", stacklevel=2)
 
 
-def failed(error: Exception) -> ScanOutcome:
-    """The outcome of a scan that an exception stopped: bad input and too little memory in one sentence, a defect with
-    its traceback."""
-    text = " ".join(str(error).split())
-    if isinstance(error, (InputError, BackendError)):
-        return ScanOutcome(error=text)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ScanOutcome(error=f"The memory does not suffice ({text}); use fewer jobs, or another device.")
-    return ScanOutcome(error=f"{type(error).__name__}: {text}", details="".join(traceback.format_exception(error)))
-
-
-def _results(segmentation: Segmentation) -> tuple[LabelResult, ...]:
-    volumes, names = segmentation.volumes_ml(), segmentation.labelmap.segment_names
-    results = []
-    for label, voxels in segmentation.voxel_counts().items():
-        certainty = segmentation.certainty[label]
-        known = certainty[~np.isnan(certainty)]
-        mean, least = (float(known.mean()), float(known.min())) if known.size else (math.nan, math.nan)
-        results.append(LabelResult(label, names.get(label, ""), volumes[label], voxels, mean, least))
-    return tuple(results)
-
-
 @contextmanager
-def _recorded(told: list[str]) -> Iterator[None]:
-    """Within it warnings of this package are appended to `told`, as sentences."""
+def _recorded(texts: list[str]) -> Iterator[None]:
+    """Within it the texts of this package's warnings are appended to `texts`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             yield
         finally:
-            ours = (one for one in caught if issubclass(one.category, UserWarning))
-            told += [str(one.message) for one in ours if Path(one.filename).resolve().is_relative_to(PACKAGE)]
+            own = (one for one in caught if issubclass(one.category, UserWarning))
+            texts += [str(one.message) for one in own if Path(one.filename).resolve().is_relative_to(PACKAGE)]
 
 
 def _processors() -> int:

@@ -1,7 +1,7 @@
-"""Cohort runs: the same work on many jobs, one after the other in this process, or in several worker processes.
+"""The same work on many jobs, in worker processes on this machine.
 
-A job that ends its worker, as the system does where memory runs out, is tried once more and then reported; the others
-go on. Who leaves the iterator early, by Ctrl+C for example, stops the workers: each is asked to, and is waited for.
+A job whose process is killed, as the system does when memory runs out, is tried once more and then reported; the others
+go on. Closing the iterator early, by Ctrl+C for example, stops the workers: each is told to stop, and waited for.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from SDFSMISLib.client import BackendError
 from SDFSMISLib.errors import Cancelled, InputError
@@ -28,45 +27,17 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 Work = Callable[[Job, Callable[[], bool]], Result]
-"""Does a job. The second argument is asked now and then; where it says True the work is to raise `Cancelled`."""
+"""Does a job. The second argument is called now and then; if it returns True, the work raises `Cancelled`."""
 
 MakeWork = Callable[[int, int], Work[Job, Result]]
-"""Makes a worker's work once, from its number and the number of workers on its machine; for processes it can be
-pickled."""
+"""Makes the work of a worker, from its number and the number of workers on its machine. It can be pickled."""
+
+Finished = tuple[int, Result | InputError]
+"""A job, by its index in the sequence, with its result, or with the reason if no worker survived it."""
 
 TRIES = 2  # of a job whose process ends
 PATIENCE = 60.0  # seconds that a worker has for stopping; it asks whether to after each batch of slices
 LOOK = 0.5  # seconds between two looks at the workers; Windows does not hear Ctrl+C while it waits
-
-
-@dataclass(frozen=True)
-class Finished(Generic[Result]):
-    """A job, by its place in the sequence, with its result; or, where no worker outlived it, None and why."""
-
-    number: int
-    result: Result | None
-    error: str = ""
-
-
-def run_cohort(
-    jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int | None = None
-) -> Generator[Finished[Result], None, None]:
-    """Work through jobs; each comes out as soon as it is finished.
-
-    Args:
-        make_work: see `MakeWork`.
-        workers: how many processes. None or 1 = the work is done in this one.
-
-    Raises:
-        InputError: where the workers cannot start.
-        Exception: what `make_work` or a work raises.
-    """
-    if (workers or 1) > 1:
-        yield from _run_in_processes(jobs, make_work, workers or 1)
-    else:
-        work = make_work(0, 1)
-        for number, job in enumerate(jobs):
-            yield Finished(number, work(job, lambda: False))
 
 
 def answer(call: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
@@ -89,10 +60,21 @@ def answer(call: Callable[[], Result]) -> tuple[Result | None, Exception | None]
         return None, RuntimeError(f"in a worker: {type(error).__name__}: {error}")
 
 
-def _run_in_processes(
+def run_cohort(
     jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int
-) -> Iterator[Finished[Result]]:
-    """With several processes first; then, one after the other, jobs that ended theirs, which may fit in when alone."""
+) -> Generator[Finished[Result], None, None]:
+    """Work through jobs; each comes out as soon as it is finished.
+
+    With `workers` processes first; then, one after the other, jobs that ended theirs, which may succeed when alone.
+
+    Args:
+        make_work: see `MakeWork`.
+        workers: how many processes, 1 or more.
+
+    Raises:
+        InputError: if the workers cannot start.
+        Exception: that `make_work` or a work raises.
+    """
     waiting = deque(range(len(jobs)))
     losses: Counter[int] = Counter()
     count = min(workers, len(jobs))
@@ -107,11 +89,12 @@ def _run_in_processes(
                 if losses[number] < TRIES:
                     again.append(number)
                     continue
-                yield Finished(
+                yield (
                     number,
-                    None,
-                    f"The process that worked on it was ended {TRIES} times; often the memory does not suffice: use a "
-                    "smaller scan, or another device.",
+                    InputError(
+                        f"The process that worked on it was ended {TRIES} times; often the memory does not suffice: "
+                        "use a smaller scan, or another device."
+                    ),
                 )
         if waiting and count == 1:
             raise InputError(
@@ -154,7 +137,7 @@ def _taken(
                     workers.remove(worker)
                     _stop([worker])
                 if number is not None:
-                    yield number, Finished(number, result)
+                    yield number, (number, result)
     finally:
         _stop(workers)
 

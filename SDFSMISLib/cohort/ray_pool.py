@@ -193,7 +193,7 @@ class _Workers(Generic[Job, Result]):
         else:
             ray.kill(actor)  # others may need its room
         if number is not None:
-            yield Finished(number, result)
+            yield number, result
 
     def _lost(self, actor: Any, number: int | None, lost: RayError) -> Iterator[Finished[Result]]:
         """Another worker in its place; its job is tried again, behind all others, or has failed."""
@@ -215,7 +215,7 @@ class _Workers(Generic[Job, Result]):
                 warnings.warn(f"A Ray worker was lost ({why}); its scan is tried again.", stacklevel=2)
         self._start()
         if number is not None and self.tries[number] == TRIES:
-            yield Finished(number, None, f"The Ray worker that worked on it was lost {TRIES} times ({why}).")
+            yield number, InputError(f"The Ray worker that worked on it was lost {TRIES} times ({why}).")
 
     def _notice(self) -> None:
         """Tells that nobody works, after a while in which nothing came."""

@@ -1,4 +1,4 @@
-"""`cohort.csv`: what came of each scan of a cohort, one row for each label, beside the results."""
+"""`cohort.csv`, beside the results of a cohort: one row for each label of each scan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from SDFSMISLib.cohort.job import LabelResult, ScanJob, ScanOutcome
+from SDFSMISLib.cohort.job import LabelResult, ScanJob, ScanResult
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
 
@@ -32,20 +32,20 @@ Row = dict[str, str]
 
 
 class CohortTable:
-    """The rows of finished scans, in the order of the run's scans; written whole each time, so that a run that is
-    killed leaves a table of all that is done.
+    """The rows of finished scans, in the order of the scans. It is written as a whole each time, so that a run that is
+    killed leaves a table of all finished scans.
 
-    Rows that an earlier run left for results of other scans stay, behind those of this run.
+    Rows of an earlier run for results of other scans stay, behind those of this run.
     """
 
     def __init__(self, path: Path, jobs: Sequence[ScanJob]) -> None:
         """
         Args:
-            path: of the table, which may be there.
+            path: of the table; an existing one is read.
             jobs: all scans of the run, in order.
 
         Raises:
-            InputError: for a file that is there and is not such a table.
+            InputError: for an existing file that is not such a table.
         """
         self.path = path
         self._order = [self._result(job) for job in jobs]
@@ -53,21 +53,20 @@ class CohortTable:
         self._rows: dict[str, list[Row]] = {}
 
     def keep(self, job: ScanJob) -> None:
-        """A scan that is passed over since its result is there: its earlier rows, else what its table of volumes
-        says."""
+        """Keep the earlier rows of a scan that is skipped, since it has its result; else those of its own table."""
         result = self._result(job)
         rows = self._earlier.get(result, [])
         if not rows or any(row["status"] != "done" for row in rows):
             rows = _volumes(job.volumes) or [{}]
         self._rows[result] = [{**row, **self._start(job, "done")} for row in rows]
 
-    def add(self, job: ScanJob, outcome: ScanOutcome) -> None:
-        """What came of a scan."""
-        if outcome.error:
-            self._rows[self._result(job)] = [{**self._start(job, "failed"), "error": outcome.error}]
+    def add(self, job: ScanJob, result: ScanResult) -> None:
+        """The rows of a finished scan."""
+        if result.error:
+            self._rows[self._result(job)] = [{**self._start(job, "failed"), "error": result.error}]
         else:
-            start = {**self._start(job, "done"), "seconds": f"{outcome.seconds:.1f}"}
-            self._rows[self._result(job)] = [{**start, **_fields(result)} for result in outcome.labels]
+            start = {**self._start(job, "done"), "seconds": f"{result.seconds:.1f}"}
+            self._rows[self._result(job)] = [{**start, **_fields(label)} for label in result.labels]
 
     def write(self) -> None:
         """Raises :class:`InputError` where the file cannot be written; the earlier one stays then."""

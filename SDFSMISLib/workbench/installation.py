@@ -395,9 +395,7 @@ def inspect_python(
                 continue
             return _fitting(ExistingPython(python, version, variables), protocol, missing)
     last = said[-1].strip() if said else "it said nothing"
-    raise InputError(
-        f"{python} cannot run SDFSMIS ({last}); install SDFSMIS in it, with pip install sdfsmis[serve]."
-    )
+    raise InputError(f"{python} cannot run SDFSMIS ({last}); install SDFSMIS in it, with pip install sdfsmis[serve].")
 
 
 def _fitting(adopted: ExistingPython, protocol: int, missing: Sequence[str]) -> ExistingPython:
