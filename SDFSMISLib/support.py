@@ -1,9 +1,8 @@
-"""Tensor files: numpy arrays in the safetensors format, with numpy and the standard library only, as Slicer has.
+"""Support: the painted slices that show what to segment; made from a labelmap, saved in one file.
 
-The format is that of https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header
-(dtype, shape and place of each array, and a table of texts), then the arrays, little endian, one after the other.
-
-Support: the painted slices that show what to segment; made from a labelmap, kept in one file.
+The file is a safetensors file (https://huggingface.co/docs/safetensors): eight bytes with the length of a JSON header,
+the header (dtype, shape and offsets of each array, and a table of strings), then the arrays, little-endian, one after
+the other. It is read and written here with numpy only, since 3D Slicer's Python has no safetensors package.
 """
 
 from __future__ import annotations
@@ -40,24 +39,24 @@ DTYPES = {
     "F32": "<f4",
     "F64": "<f8",
 }
-NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
-LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+DTYPE_NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
 METADATA = "__metadata__"
 
 
 class TensorFileError(ValueError):
-    """A file is not in the format, or damaged."""
+    """A file is not a safetensors file, or is damaged."""
 
 
 def write_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a file; arrays of bool, integers and floats."""
+    """The bytes of a safetensors file with arrays of bool, integers or floats, and a table of strings."""
     header: dict[str, Any] = {METADATA: dict(metadata)}
     parts, end = [], 0
     for name, array in tensors.items():
         stored = np.ascontiguousarray(array)
         stored = stored.astype(stored.dtype.newbyteorder("<"), copy=False)
         begin, end = end, end + stored.nbytes
-        header[name] = {"dtype": NAMES[stored.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPE_NAMES[stored.dtype], "shape": list(array.shape), "data_offsets": [begin, end]}
         parts.append(stored.tobytes())
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -65,11 +64,11 @@ def write_tensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 
 
 def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and texts of a file.
+    """The arrays, by name, and the table of strings of a safetensors file.
 
     Raises:
-        TensorFileError: where the file is not in the format, damaged, or holds a dtype that numpy has not.
-        OSError: where it cannot be read.
+        TensorFileError: if the file has another format, is damaged, or has a dtype that numpy lacks.
+        OSError: if it cannot be read.
     """
     data = Path(path).read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -97,7 +96,7 @@ def _tensor(entry: Mapping[str, Any], data: memoryview) -> np.ndarray:
 
 FORMAT, VERSION = "sdfsmis-support-set", 1
 EXTENSION = ".safetensors"
-THIN = 0.25  # neighbouring slices painted on one axis, as a share of those on the next, that make a painting of few
+THIN = 0.25  # the longest row of painted slices on one axis, as a share of that on the next, that means single slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +125,15 @@ class SupportSlice:
     complete: bool = False
 
     def mask(self, label: int) -> np.ndarray:
-        """Bool ``(rows, columns)``, native: where ``label`` is painted."""
+        """Bool (rows, columns), native: the pixels painted with ``label``."""
         return self.labels == label
 
     def canonical_image(self) -> np.ndarray:
-        """float32 in [-1, 1], in the canonical anatomical orientation."""
+        """The image as float32 in [-1, 1], in the canonical anatomical orientation."""
         return self.plane.window.normalize(self.plane.orientation.apply(self.image))
 
     def canonical_mask(self, label: int) -> np.ndarray:
-        """Bool, in the canonical anatomical orientation: where ``label`` is painted."""
+        """The mask of ``label`` in the canonical anatomical orientation."""
         return self.plane.orientation.apply(self.mask(label))
 
     def digest(self) -> str:
@@ -153,30 +152,39 @@ class SupportSlice:
 
 @dataclass(frozen=True, eq=False)
 class SupportSet:
-    """Painted slices of one or several scans, and the names of their labels ("" where unknown)."""
+    """Painted slices of one or several scans, and the names of their labels ("" if unknown).
+
+    >>> from SDFSMISLib.images.volume import Geometry
+    >>> grid = Geometry((5, 4, 4), (1, 1, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> scan, labelmap = Volume(np.zeros(grid.shape, np.int16), grid), Volume(np.zeros(grid.shape, np.uint8), grid)
+    >>> labelmap.voxels[2, 1:3, 1:3] = 7
+    >>> support = SupportSet.from_labelmap(scan, labelmap, label=7)
+    >>> support.labels, [(painted.plane.axis, painted.index) for painted in support.slices]
+    ((7,), [(0, 2)])
+    """
 
     slices: tuple[SupportSlice, ...]
     names: dict[int, str] = field(default_factory=dict)
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The label values that are painted somewhere, sorted."""
-        return tuple(sorted({label for piece in self.slices for label in label_values(piece.labels)}))
+        """The label values that are painted on any slice, sorted."""
+        return tuple(sorted({label for painted in self.slices for label in label_values(painted.labels)}))
 
     def for_label(self, label: int) -> tuple[SupportSlice, ...]:
-        """The slices that hold ``label``, and those that were named although it is absent there (negatives).
+        """The slices that show ``label``, and the complete ones on which it is absent (negative examples).
 
-        Raises :class:`InputError` where no slice holds it.
+        Raises :class:`InputError` if no slice shows it.
         """
         if label not in self.labels:
             raise InputError(f"The support has nothing painted with label {label}; it has {_listed(self.labels)}.")
-        return tuple(piece for piece in self.slices if piece.complete or piece.mask(label).any())
+        return tuple(painted for painted in self.slices if painted.complete or painted.mask(label).any())
 
     def axis_on(self, scan: Volume, content_hash: str) -> int:
-        """The array axis along which to slice a scan: that of the slices painted on it, else the one that lies
-        anatomically nearest to the first slice's.
+        """The array axis along which to slice a scan: that of the slices painted on it, else the one of the same
+        anatomical plane as the first slice.
 
-        ``content_hash`` is the scan's. Raises :class:`InputError` where nothing is painted at all.
+        ``content_hash`` is the scan's. Raises :class:`InputError` for a set without slices.
         """
         for painted in self.slices:
             if painted.plane.scan == content_hash:
@@ -187,7 +195,7 @@ class SupportSet:
 
     def digest(self) -> tuple[str, ...]:
         """The digests of the slices, in their order."""
-        return tuple(piece.digest() for piece in self.slices)
+        return tuple(painted.digest() for painted in self.slices)
 
     @classmethod
     def from_labelmap(
@@ -200,25 +208,27 @@ class SupportSet:
     ) -> SupportSet:
         """The painted slices of a scan.
 
-        ``labelmap`` is brought onto the scan's grid where it has another (see :func:`.volume.match_labelmap`).
-        ``label`` is one label value, several, or None for every one that is painted; other labels are left out.
-        ``slices`` (from 0, along ``axis``) are the slices to take, None for every painted one; a slice that is named
-        although a label is absent there says that it is truly absent.
+        Args:
+            scan: (slices, height, width), any modality.
+            labelmap: resampled to the scan's grid if it has another one (see :func:`.volume.match_labelmap`).
+            label: one label value, several, or None for all; other labels are left out.
+            slices: indices along ``axis``, from 0; None = all painted slices. If a label is absent on a slice given
+                here, it counts as truly absent (a negative example).
+            axis: 0, 1 or 2 of (slices, height, width). ``"auto"`` takes the axis on which single slices are painted:
+                the one whose longest row of neighbouring painted slices is the shortest, if it is one slice, or at
+                most a quarter of the row on the next axis. Otherwise, as for a structure painted as a whole, it takes
+                the axis whose two in-plane spacings are most alike (see :meth:`.geometry.Geometry.default_axis`).
 
-        ``axis`` counts ``(slices, height, width)``. With ``"auto"`` it is the axis on which single slices are painted:
-        the one whose longest row of neighbouring painted slices is the shortest, if that is one slice, or a quarter at
-        most of what it is on the next axis. Else, as in a structure painted as a whole, it is the one whose two
-        in-plane spacings are most alike (see :meth:`.geometry.Geometry.default_axis`).
-
-        Raises :class:`InputError` where the mask cannot be brought onto the scan, is empty or has not the label, where
-        a slice is outside the scan, or nothing is painted on the named slices.
+        Raises:
+            InputError: if the labelmap does not match the scan, is empty or lacks the label; if a slice is outside the
+                scan, or nothing is painted on the slices given.
         """
         matched, message = match_labelmap(labelmap, scan.geometry)
         if message:
             warnings.warn(message, stacklevel=2)
         matched = replace(matched, voxels=integer_labels(matched.voxels, "The mask"))
         wanted = _wanted_labels(matched.voxels, label)
-        kept = np.zeros(1 << 16, dtype=np.uint16)  # label value -> itself where it is wanted, else 0
+        kept = np.zeros(1 << 16, dtype=np.uint16)  # by label value: itself if it is wanted, else 0
         kept[wanted] = wanted
         planes = _painted_planes(matched.voxels, kept > 0)
         chosen = painted_axis(scan, planes) if axis == "auto" else axis
@@ -230,7 +240,7 @@ class SupportSet:
             raise InputError(f"Slice {outside[0]} was named; axis {chosen} of the scan has slices 0 to {count - 1}.")
 
         plane = SlicePlane.of(scan, chosen)
-        pieces = tuple(
+        painted_slices = tuple(
             SupportSlice(
                 image=np.array(scan.slice(chosen, index), dtype=np.float32),
                 labels=kept[matched.slice(chosen, index)],
@@ -240,22 +250,22 @@ class SupportSet:
             )
             for index in indices
         )
-        found = {value for piece in pieces for value in label_values(piece.labels)}
+        found = {value for one in painted_slices for value in label_values(one.labels)}
         absent = [value for value in wanted if value not in found]
         if absent and not (label is None and found):
             raise InputError(
                 f"Label {_listed(absent)} is not painted on slice {_listed(indices) or '(none was named)'} of axis "
                 f"{chosen}; painted slices there: {_ranges(painted)}."
             )
-        return cls(pieces, {value: matched.segment_names.get(value, "") for value in sorted(found)})
+        return cls(painted_slices, {value: matched.segment_names.get(value, "") for value in sorted(found)})
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Writes all into one safetensors file, whole or not at all; returns the path."""
+        """Write the set to one safetensors file, whole or not at all; returns the path."""
         path = Path(path)
         tensors = {}
-        for number, piece in enumerate(self.slices):
-            tensors[f"{number}.image"] = np.ascontiguousarray(piece.image)
-            tensors[f"{number}.labels"] = np.ascontiguousarray(piece.labels)
+        for number, painted in enumerate(self.slices):
+            tensors[f"{number}.image"] = painted.image
+            tensors[f"{number}.labels"] = painted.labels
         names = {str(label): name for label, name in self.names.items()}
         content = {"names": names, "slices": [painted.to_fields() for painted in self.slices]}
         metadata = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
@@ -265,7 +275,7 @@ class SupportSet:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SupportSet:
-        """Reads what :meth:`save` wrote; raises :class:`InputError` for a missing, damaged, foreign or newer file."""
+        """The set that :meth:`save` has written; raises :class:`InputError` for a missing, damaged, foreign or newer file."""
         path = Path(path)
         if not path.is_file():
             raise InputError(f"There is no support set {path}.")
@@ -279,11 +289,11 @@ class SupportSet:
                     f"{VERSION}; install a program as new as the one that saved it."
                 )
             content = json.loads(metadata["content"])
-            pieces = tuple(
+            slices = tuple(
                 _slice(entry, tensors[f"{number}.image"], tensors[f"{number}.labels"])
                 for number, entry in enumerate(content["slices"])
             )
-            return cls(pieces, {int(label): str(name) for label, name in content["names"].items()})
+            return cls(slices, {int(label): str(name) for label, name in content["names"].items()})
         except InputError:
             raise
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -301,7 +311,7 @@ def _slice(entry: dict[str, Any], image: np.ndarray, labels: np.ndarray) -> Supp
 
 
 def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> list[int]:
-    """The label values asked for, sorted; all of them must be painted."""
+    """The label values of a ``label`` argument, sorted; all of them must be painted."""
     present = label_values(voxels)
     if not present:
         raise InputError("The mask is empty; paint the structure on at least one slice.")
@@ -315,7 +325,7 @@ def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> lis
 
 
 def _painted_planes(voxels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, ...]:
-    """For each axis, bool per slice: whether a wanted label is painted on it; ``wanted`` says so by label value."""
+    """For each axis, bool per slice: whether a wanted label is painted on it. ``wanted`` is bool by label value."""
     planes = tuple(np.zeros(side, dtype=bool) for side in voxels.shape)
     for index, plane in enumerate(voxels):
         painted = wanted[plane]

@@ -1,7 +1,7 @@
-"""The wire format between client and backend: packed arrays, content addresses, the parts of a request, records.
+"""The wire format between client and backend: packed arrays, content addresses, parts of a request, records.
 
-Arrays travel packed (:func:`pack_array`), as they are or as base64 text within JSON. All that is read from the wire is
-checked before it is used; what fails the check is a :class:`WireError`.
+Arrays are sent packed (:func:`pack_array`), as bytes or as base64 text within JSON. Damaged arrays, probabilities and
+records raise a :class:`WireError`; the fields of a request are checked by the backend's schema.
 """
 
 from __future__ import annotations
@@ -71,21 +71,25 @@ RECORD_END = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\n\Z')
 
 
 class WireError(InputError):
-    """What came over the wire is damaged, or not of this protocol."""
+    """Received data are damaged, or of another protocol."""
 
 
 class ArrayTooLarge(WireError):
-    """An array came that is larger than is accepted."""
+    """A received array is larger than accepted."""
 
 
 # -- packed arrays -----------------------------------------------------------------------------------------------------
 
 
 def pack_array(array: np.ndarray, compress: bool = True) -> bytes:
-    """An array of any shape as bytes; big-endian ones become little-endian, longer floats than 64 bits 64-bit ones.
+    """An array of any shape as bytes: little-endian, floats of at most 64 bits.
 
     Raises:
-        WireError: where it holds something else than booleans, integers or real numbers.
+        WireError: for an array of anything but booleans, integers or real numbers.
+
+    >>> packed = pack_array(np.arange(6, dtype=np.int16).reshape(2, 3))
+    >>> unpack_array(packed, most_bytes=100).tolist()
+    [[0, 1, 2], [3, 4, 5]]
     """
     array = _wire_array(array)
     if array.dtype.str not in DTYPES or array.ndim > MOST_DIMENSIONS or max(array.shape, default=0) >= 1 << 32:
@@ -107,11 +111,11 @@ def unpack_array(data: bytes, most_bytes: int) -> np.ndarray:
     """The array of :func:`pack_array`'s bytes, writable.
 
     Args:
-        most_bytes: what the array may take in memory; a larger one is refused before any of it is unpacked.
+        most_bytes: the most that the array may take in memory; a larger one is refused before it is unpacked.
 
     Raises:
-        WireError: where the bytes are damaged, cut, followed by others, or of another format.
-        ArrayTooLarge: where the array is larger.
+        WireError: if the bytes are damaged, cut, followed by others, or of another format.
+        ArrayTooLarge: if the array is larger.
     """
     if len(data) < HEADER.size:
         raise WireError(f"{len(data)} bytes came that should be a packed array; they are cut.")
@@ -145,7 +149,7 @@ def unpack_array(data: bytes, most_bytes: int) -> np.ndarray:
 def content_address(array: np.ndarray) -> str:
     """sha256 (hex) of an array's dtype (``"<i2"``), shape (``(3, 4)``) and values in C order, little-endian.
 
-    How it was packed has no part in it. Types are changed as :func:`pack_array` does.
+    It does not depend on the packing; dtypes are changed as by :func:`pack_array`.
     """
     array = _wire_array(array)
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
@@ -168,7 +172,7 @@ def decode_array(text: str, most_bytes: int) -> np.ndarray:
 
 
 def _wire_array(array: np.ndarray) -> np.ndarray:
-    """The array little-endian, of a type that every machine has, its values side by side."""
+    """The array, contiguous and little-endian, of a type that every machine has."""
     array = np.asarray(array)
     dtype = np.dtype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array.dtype
     return array.astype(dtype.newbyteorder("<"), order="C", copy=False)
@@ -208,7 +212,7 @@ def _deflate(array: np.ndarray) -> bytes:
 
 
 def _inflate(payload: memoryview, length: int) -> bytes:
-    """What was compressed, which must be ``length`` bytes; never more than one beyond it is unpacked."""
+    """The decompressed bytes, which must be ``length``; at most one byte more is unpacked."""
     inflate = zlib.decompressobj()
     try:
         plain = inflate.decompress(payload, length + 1)
@@ -256,7 +260,7 @@ def unpack_probability(fields: Mapping[str, Any], shape: tuple[int, int]) -> np.
     """The probability, uint8 (rows, columns) of the given shape, of :func:`pack_probability`'s fields.
 
     Raises:
-        WireError: where the box is not inside the slice, or the data are not uint8 of its size.
+        WireError: if the box is not inside the slice, or the data are not uint8 of its size.
     """
     try:
         (top, left, height, width), data = map(_natural, fields["box"]), fields["data"]
@@ -352,17 +356,17 @@ def query_fields(stack: SliceStack, addresses: Mapping[int, str]) -> dict[str, A
     }
 
 
-def support_image_for_wire(piece: SupportSlice, own: np.ndarray | None = None) -> np.ndarray:
-    """A painted slice's image as it is sent, so that it is sent once where it is a slice of the query too.
+def support_image_for_wire(painted: SupportSlice, own: np.ndarray | None = None) -> np.ndarray:
+    """A painted slice's image as it is sent: the same array as the query's slice, if it is one, so that it is sent once.
 
-    A support slice holds float32. Where all of it is whole numbers that int16 holds, as in most scans, it is sent as
-    those; both are normalised to the same values.
+    The image of a support slice is float32. If all its values are whole numbers within int16, as in most scans, it is
+    sent as int16; both are normalised to the same values.
 
     Args:
-        own: the query's slice at this place, where the piece lies on the query; it is the one to send if the piece
-            holds the same values, and a float32 is as good as its type.
+        own: the query's slice of the same scan, axis and index, if there is one. It is sent if it has the same values,
+            of a dtype that float32 represents exactly.
     """
-    image = np.ascontiguousarray(piece.image, dtype=np.float32)
+    image = np.ascontiguousarray(painted.image, dtype=np.float32)
     if own is not None and (own.dtype.itemsize <= 2 or own.dtype == np.float32) and _same_bits(own, image):
         return own
     with np.errstate(invalid="ignore"):  # NaN and values beyond int16: they are not the same then
@@ -407,7 +411,7 @@ def decode_labels(masks: Iterable[tuple[int, str]], shape: tuple[int, int]) -> n
 
 
 def _same_bits(array: np.ndarray, image: np.ndarray) -> bool:
-    """Whether an array as float32 is the image to the last bit: NaN, and the sign of zero, too."""
+    """Whether an array as float32 equals the image bit by bit, including NaN and the sign of zero."""
     if array.shape != image.shape:
         return False
     return np.array_equal(np.ascontiguousarray(array, dtype=np.float32).view(np.uint32), image.view(np.uint32))
@@ -417,7 +421,7 @@ def _same_bits(array: np.ndarray, image: np.ndarray) -> bool:
 
 
 def write_record(record: Mapping[str, Any]) -> bytes:
-    """A record as one line of JSON, closed by the crc32 of what stands before it."""
+    """A record as one line of JSON that ends with the crc32 of the bytes before it."""
     body = json.dumps(record, separators=(",", ":"), allow_nan=False)[:-1].encode("ascii")
     return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
 
@@ -426,7 +430,10 @@ def read_record(line: bytes) -> dict[str, Any]:
     """The record of a line, without its crc32.
 
     Raises:
-        WireError: where the line is cut or damaged.
+        WireError: if the line is cut or damaged.
+
+    >>> read_record(write_record({"type": "alive", "ahead": 2}))
+    {'type': 'alive', 'ahead': 2}
     """
     end = RECORD_END.search(line)
     if end is None or int(end[1], 16) != zlib.crc32(line[: end.start()]):
