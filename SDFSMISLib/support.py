@@ -275,7 +275,7 @@ class SupportSet:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> SupportSet:
-        """The set that :meth:`save` has written; raises :class:`InputError` for a missing, damaged, foreign or newer file."""
+        """Read a file of :meth:`save`; raises :class:`InputError` for a missing, damaged, foreign or newer file."""
         path = Path(path)
         if not path.is_file():
             raise InputError(f"There is no support set {path}.")

@@ -357,7 +357,7 @@ def query_fields(stack: SliceStack, addresses: Mapping[int, str]) -> dict[str, A
 
 
 def support_image_for_wire(painted: SupportSlice, own: np.ndarray | None = None) -> np.ndarray:
-    """A painted slice's image as it is sent: the same array as the query's slice, if it is one, so that it is sent once.
+    """A painted slice's image as it is sent; for a slice of the query the same array, so that it is sent once.
 
     The image of a support slice is float32. If all its values are whole numbers within int16, as in most scans, it is
     sent as int16; both are normalised to the same values.

@@ -1,9 +1,7 @@
-"""Files that appear whole or not at all: written beside their place, then renamed.
+"""Image files, read and written by SimpleITK, and files that appear whole or not at all.
 
-Image files through SimpleITK: arrays with their geometry and header fields, in and out.
-
-What SimpleITK passes over in silence is refused here: a NIfTI file cut short (it would read as zeros), a NIfTI spacing
-of zero or NaN (it would read as 1 mm) or one that contradicts the sform, a DICOM folder with more than one series.
+Errors that SimpleITK ignores are raised here: a truncated NIfTI file (SimpleITK reads zeros), a NIfTI spacing of zero
+or NaN (it reads 1 mm) or one that contradicts the sform, a DICOM folder with more than one series.
 """
 
 from __future__ import annotations
@@ -30,16 +28,16 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
 
-PREVIOUS = "previous"  # within the temporary folder: the files that are replaced, until all have been
+PREVIOUS = "previous"  # subfolder of the temporary folder, for the replaced files until all new ones are in place
 
 
 @contextmanager
 def atomic_output(path: Path, extension: str) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place when the block ends well, and is removed when it does not.
+    """A temporary file in the folder of ``path``: renamed to ``path`` at the end of the block, removed after an error.
 
-    ``extension`` (``".nii.gz"``) is kept by the temporary file, since writers choose their format by it. The folder is
-    made where it is missing. Raises :class:`InputError` when the folder cannot be made, the file cannot be written or
-    renamed, or the disk is full.
+    Its name ends with ``extension`` (``".nii.gz"``), by which writers choose the format. A missing folder is created.
+    Raises :class:`InputError` if the folder cannot be created, the file cannot be written or renamed, or the disk is
+    full.
     """
     temporary = path.with_name(f".{path.name.removesuffix(extension)}.{uuid.uuid4().hex[:8]}{extension}")
     try:
@@ -56,11 +54,11 @@ def atomic_output(path: Path, extension: str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_outputs(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
-    """Temporary files for `paths`, which take their places together when the block ends well; else all is as before.
+    """Temporary files for ``paths``: renamed together at the end of the block; after an error all is as before.
 
-    Temporary files have the names of theirs, in a new folder beside them; one that the block does not write leaves its
-    place as it is. The last one disappears first and comes last, so that who sees it sees all. Folders are made where
-    they are missing.
+    They have the names of ``paths``, in a new folder beside them. A path whose temporary file is not written stays as
+    it is. The last path disappears first and appears last, so that a reader who finds it finds all. Missing folders are
+    created.
 
     >>> table, notes = Path("volumes.csv"), Path("notes.txt")
     >>> with atomic_outputs([table, notes]) as temporary:
@@ -71,7 +69,7 @@ def atomic_outputs(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
     ('label,volume_ml', False)
 
     Raises:
-        InputError: where a folder cannot be made, a file cannot be written or moved to its place, or the disk is full.
+        InputError: if a folder cannot be created, a file cannot be written or renamed, or the disk is full.
     """
     folders: dict[Path, Path] = {}
     with ExitStack() as undo:
@@ -118,7 +116,7 @@ def _move(source: Path, target: Path, undo: ExitStack) -> None:
 
 
 def _remove(temporary: Path) -> None:
-    """Removes a temporary folder, unless a file that it was to replace could not be moved back."""
+    """Removes a temporary folder, unless it still has a replaced file that could not be moved back."""
     if not any((temporary / PREVIOUS).glob("*")):
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -134,14 +132,14 @@ NIFTI_HEADER = 348  # bytes; NIfTI-2, which is longer, is not read by SimpleITK
 NIFTI_FLOAT64 = 64
 NIFTI_TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", NIFTI_FLOAT64: "f8", 256: "i1", 512: "u2", 768: "u4"}
 CHUNK = 1 << 22
-UNEVEN = 0.05  # of the distance between slices; less is the rounding of a DICOM header
+UNEVEN = 0.05  # of the distance between slices; smaller deviations are rounding in the DICOM header
 
 
 def read_image(path: Path, components: bool = False) -> tuple[np.ndarray, Geometry, dict[str, str]]:
     """Voxels ``(slices, height, width)``, geometry and header fields of an image file or a DICOM folder.
 
     Integer types are kept, 64-bit floats become 32-bit. With ``components`` an image of several components per voxel is
-    taken too, as ``(slices, height, width, components)``. Raises :class:`InputError` for whatever is not one volume.
+    read too, as ``(slices, height, width, components)``. Raises :class:`InputError` for anything but one volume.
     """
     if not path.exists():
         raise InputError(f"There is no file or folder {path}.")
@@ -159,10 +157,10 @@ def read_image(path: Path, components: bool = False) -> tuple[np.ndarray, Geomet
 
 
 def write_image(path: Path, voxels: np.ndarray, geometry: Geometry, fields: dict[str, str]) -> None:
-    """Writes ``(slices, height, width)`` compressed, whole or not at all.
+    """Write ``(slices, height, width)`` compressed, whole or not at all.
 
-    ``fields`` go into the header of an NRRD file, and of an MHA file where it can hold them (plain ASCII); else, as for
-    NIfTI, into ``<name>.json`` beside the file. Raises :class:`InputError` for an unknown extension or a place that
+    ``fields`` go into the header of an NRRD file, and of an MHA file if it can hold them (plain ASCII); otherwise, as
+    for NIfTI, into ``<name>.json`` beside the file. Raises :class:`InputError` for an unknown extension, or if the file
     cannot be written.
     """
     import SimpleITK
@@ -194,7 +192,7 @@ def write_image(path: Path, voxels: np.ndarray, geometry: Geometry, fields: dict
 
 
 def written_extension(path: Path) -> str:
-    """The extension of a file that can be written (``".seg.nrrd"``, ``".nii.gz"``, ...), as the name spells it."""
+    """The extension of a file name (``".seg.nrrd"``, ``".nii.gz"``, ...); :class:`InputError` for an unknown one."""
     for extension in EXTENSIONS:
         if path.name.lower().endswith(extension) and len(path.name) > len(extension):
             return path.name[-len(extension) :]
@@ -209,7 +207,7 @@ def _holds_fields(extension: str, fields: dict[str, str]) -> bool:
 
 
 def _read_file(path: Path, components: bool) -> tuple[Any, np.ndarray]:
-    """What holds size, spacing and fields, as an image of SimpleITK does; and the voxels."""
+    """An object with size, spacing and fields, as a SimpleITK image has them; and the voxels."""
     import SimpleITK
 
     if path.stat().st_size == 0:
@@ -251,11 +249,11 @@ def _nifti_voxels(content: bytearray, size: Sequence[int]) -> np.ndarray | None:
     """The voxels ``(slices, height, width)`` in a NIfTI file, the same as SimpleITK would read.
 
     Args:
-        content: all bytes of the file, decompressed; empty where they are not at hand.
-        size: that SimpleITK gives, the file's first axis first.
+        content: all bytes of the file, decompressed; empty if it is not compressed.
+        size: as SimpleITK gives it, the file's first axis first.
 
     Returns:
-        None where SimpleITK has to read them: they are scaled, of a rare type, or not in this file.
+        None if SimpleITK has to read them: they are scaled, of a rare type, or not in this file.
     """
     if content[344:348] != b"n+1\0":
         return None
@@ -289,7 +287,7 @@ def _read_series(folder: Path) -> tuple[Any, np.ndarray]:
 
 
 def _check_positions(folder: Path, reader: Any, image: Any) -> None:
-    """Warns where the slices of a DICOM series do not lie where an even, straight stack has them."""
+    """Warns if the slices of a DICOM series are not at the positions of an even, straight stack."""
     position, files = "0020|0032", range(len(reader.GetFileNames()))
     if len(files) != image.GetDepth() or not all(reader.HasMetaDataKey(index, position) for index in files):
         return  # one file with many frames
@@ -316,10 +314,10 @@ def _geometry(path: Path, shape: Any, spacing: Any, origin: Any, direction: Any)
 
 
 def _check_nifti(path: Path, content: bytearray | None = None) -> None:
-    """Refuses a NIfTI file that is cut short, or whose header gives no sound spacing.
+    """Raises :class:`InputError` for a NIfTI file that is truncated, or whose header has an impossible spacing.
 
     Args:
-        content: takes what a compressed file holds, since decompressing is most of the time that reading takes.
+        content: receives the decompressed bytes of a compressed file, since decompressing takes most of the time.
     """
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return
@@ -347,7 +345,7 @@ def _check_nifti(path: Path, content: bytearray | None = None) -> None:
 
 
 def _check_nifti_spacing(path: Path, header: bytes, order: str) -> None:
-    """Refuses spacings that are not above zero, or that the sform contradicts while there is no qform."""
+    """Raises for spacings that are not above zero, or that contradict the sform of a file without qform."""
     (dimensions,) = struct.unpack_from(f"{order}h", header, 40)
     spacing = struct.unpack_from(f"{order}3f", header, 80)[: max(dimensions, 1)]
     given = " × ".join(f"{value:g}" for value in spacing)
@@ -373,6 +371,6 @@ def _reason(error: Exception) -> str:
     """The last telling line of a SimpleITK exception."""
     lines = [line.strip() for line in str(error).splitlines()]
     # MetaImage reports a damaged file by the last error of the system, whatever that was.
-    told = [line for line in lines if line and line != "Reason: No such file or directory"]
-    last = told[-1] if told else "no reason given"
+    reasons = [line for line in lines if line and line != "Reason: No such file or directory"]
+    last = reasons[-1] if reasons else "no reason given"
     return re.sub(r"^((sitk::ERROR|ITK ERROR|Reason|\[nrrd\] \w+|\w+\(0x\w+\)): *)+", "", last).strip(" .")

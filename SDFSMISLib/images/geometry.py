@@ -1,4 +1,4 @@
-"""Where the voxels lie in the patient: the grid of a volume, and the anatomical orientation of its slices.
+"""The position of voxels in the patient: the grid of a volume, and the anatomical orientation of its slices.
 
 Array axes are counted in the order ``(slices, height, width)`` in which SimpleITK gives an array: array axis ``a`` is
 the file's axis ``2 - a``. Positions are millimetres in LPS (increasing toward the patient's Left, Posterior,
@@ -19,12 +19,19 @@ from SDFSMISLib.errors import InputError
 __all__ = ["Geometry", "SliceOrientation"]
 
 SMALLEST_SPACING, LARGEST_SPACING = 1e-3, 100.0  # mm; beyond them a header is wrong (another unit, or never filled in)
-SPACING_TIE = 1e-3  # relative difference of in-plane spacings that counts as none
+SPACING_TIE = 1e-3  # relative difference of in-plane spacings that counts as a tie
 
 
 @dataclass(frozen=True)
 class SliceOrientation:
-    """How a native slice ``(rows, columns)`` is turned to the canonical orientation: transposed first, then flipped."""
+    """How a native slice ``(rows, columns)`` is turned to the canonical orientation: transposed first, then flipped.
+
+    >>> turn = SliceOrientation(transpose=True, flip_rows=True, flip_columns=False)
+    >>> turn.apply(np.array([[1, 2, 3]])).tolist()
+    [[3], [2], [1]]
+    >>> turn.undo(turn.apply(np.array([[1, 2, 3]]))).tolist()
+    [[1, 2, 3]]
+    """
 
     transpose: bool
     flip_rows: bool
@@ -52,10 +59,18 @@ class SliceOrientation:
 class Geometry:
     """The grid of a volume.
 
-    ``shape`` is ``(slices, height, width)``; ``spacing`` ``(x, y, z)`` in mm, ``origin`` ``(x, y, z)`` in LPS mm and
-    ``direction`` (9 numbers, row by row; its columns are the directions of the file's axes) are as SimpleITK has them.
-    Raises :class:`InputError` for an empty grid, a spacing that no scanner makes, or directions that are not at right
-    angles.
+    Args:
+        shape: ``(slices, height, width)``.
+        spacing: ``(x, y, z)`` in mm, as SimpleITK gives it.
+        origin: ``(x, y, z)`` in LPS mm, as SimpleITK gives it.
+        direction: 9 numbers, row by row, as SimpleITK gives them; the columns are the directions of the file's axes.
+
+    Raises:
+        InputError: for an empty grid, a spacing that no scanner has, or directions that are not at right angles.
+
+    >>> grid = Geometry((20, 512, 512), (0.7, 0.7, 5), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> grid.plane(0), grid.slice_shape(1), grid.in_plane_spacing(1)
+    ('axial', (20, 512), (5.0, 0.7))
     """
 
     shape: tuple[int, int, int]
@@ -100,7 +115,7 @@ class Geometry:
         return self.shape[rows], self.shape[columns]
 
     def default_axis(self) -> int:
-        """The array axis whose two in-plane spacings are most alike (by their ratio); ties go to the first."""
+        """The array axis whose two in-plane spacings have the ratio nearest to 1; ties go to the first."""
         unlike = [abs(math.log(row / column)) for row, column in map(self.in_plane_spacing, range(3))]
         return next(axis for axis in range(3) if unlike[axis] <= min(unlike) + SPACING_TIE)
 
@@ -136,7 +151,7 @@ class Geometry:
         return (indices @ self.index_to_physical().T)[:, :3]
 
     def displacement(self, other: Geometry) -> float:
-        """How far two grids of one shape lie apart, in voxels, where it is most; infinite for two shapes."""
+        """The largest distance of corresponding voxels of two grids, in voxels; infinite for different shapes."""
         if self.shape != other.shape:
             return math.inf
         apart = np.linalg.norm(self.corners() - other.corners(), axis=1).max() / min(self.spacing)
@@ -144,7 +159,7 @@ class Geometry:
         return float(max(apart, unlike))  # the second matters on axes of one voxel, whose spacing moves no corner
 
     def same_grid(self, other: Geometry) -> bool:
-        """Whether the voxels of both coincide, up to a thousandth of a voxel."""
+        """Whether all voxels of both coincide, up to a thousandth of a voxel."""
         return self.displacement(other) <= 1e-3
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""The intensity window: which raw intensities the network sees as -1 and as 1."""
+"""The intensity window: the raw intensities that the networks see as -1 and 1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ FLOAT32_EDGE = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class IntensityWindow:
-    """Raw intensities ``low`` and ``high`` (finite, ``low <= high``) that become -1 and 1."""
+    """Raw intensities ``low`` and ``high`` (finite, ``low <= high``) that become -1 and 1.
+
+    >>> IntensityWindow(-100, 100).normalize(np.array([-1000, 0, 50])).tolist()
+    [-1.0, 0.0, 0.5]
+    """
 
     low: float
     high: float
@@ -35,14 +39,14 @@ class IntensityWindow:
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """``image`` (any shape and real dtype) as float32 in [-1, 1].
 
-        Values outside the window go to its ends, infinities too; NaN goes to the low end. A window without width gives
-        -1 everywhere.
+        Values outside the window, infinities too, become -1 or 1; NaN becomes -1. A window of no width gives -1
+        everywhere.
         """
         image = np.asarray(image)
         width = self.high - self.low
         if width == 0:
             return np.full(image.shape, -1, dtype=np.float32)
-        # float32 halves the memory; it is not used where it would lose grey levels or overflow.
+        # float32 halves the memory; it is not used if it would lose grey levels or overflow.
         size = max(abs(self.low), abs(self.high))
         exact = image.dtype.itemsize <= 2 or image.dtype == np.float32
         dtype = np.float32 if exact and width >= 1e-5 * size and 1e-30 < size < 1e30 else np.float64
@@ -65,17 +69,17 @@ def minmax_window(voxels: np.ndarray) -> IntensityWindow:
 def robust_window(voxels: np.ndarray) -> IntensityWindow:
     """The window of the tissue in a scan ``(slices, height, width)`` of any modality and dtype.
 
-    From at most two million finite voxels, evenly taken and the same ones each time:
+    It is computed from at most two million finite voxels, evenly spaced and the same ones each time:
 
-    1. The most frequent value is left out where it holds at least 5 % of them: padding around the field of view, or a
-       background set to one value.
-    2. Values below -500 are left out where the 0.1 percentile of the rest is at most -800: only Hounsfield units reach
+    1. The most frequent value is left out if at least 5 % of them have it: it is padding around the field of view, or
+       a background set to one value.
+    2. Values below -500 are left out if the 0.1 percentile of the rest is at most -800: only Hounsfield units reach
        so low, and there those are air, the table and most of the lung.
     3. Of the rest, with quartiles q25 and q75 and IQR = q75 - q25, the window is
        ``[max(p0.5, q25 - 3 IQR), min(p99.5, q75 + 3 IQR)]``: bright vessels or metal do not press tissue together.
 
-    Where that has no width, the window is the smallest to the largest finite value; of a constant scan it is ``(v,
-    v)``. Raises :class:`InputError` where no voxel is finite.
+    If that has no width, the window is from the smallest to the largest finite value; of a constant scan it is ``(v,
+    v)``. Raises :class:`InputError` if no voxel is finite.
     """
     sample = _sample(voxels)
     kept = sample
@@ -93,7 +97,7 @@ def robust_window(voxels: np.ndarray) -> IntensityWindow:
 
 
 def finite_range(voxels: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest finite value of ``(slices, height, width)``; :class:`InputError` where there is none."""
+    """Smallest and largest finite value of ``(slices, height, width)``; :class:`InputError` if no voxel is finite."""
     low, high = voxels.min(), voxels.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         low, high = np.inf, -np.inf
@@ -107,7 +111,7 @@ def finite_range(voxels: np.ndarray) -> tuple[float, float]:
 
 
 def _sample(voxels: np.ndarray) -> np.ndarray:
-    """At most ``SAMPLES`` finite voxels as float64, within the range of float32."""
+    """At most ``SAMPLES`` finite voxels as float64, limited to the range of float32."""
     step = max(1, math.ceil(voxels.size / SAMPLES))
     while step > 1 and any(math.gcd(step, side) > 1 for side in voxels.shape[1:]):
         step += 1  # a step that divides a row would only ever meet the same columns

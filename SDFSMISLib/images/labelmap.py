@@ -1,4 +1,4 @@
-"""Label values of a labelmap: which there are, the segments of a Slicer header, and the way onto another grid."""
+"""Labelmaps: label values and bounding boxes, the segments of a Slicer header, resampling to another grid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGEST_LABEL = 65535
 
 
 def label_values(voxels: np.ndarray) -> list[int]:
-    """Sorted values above zero in an integer array of any shape."""
+    """The distinct values above zero in an integer array of any shape, sorted."""
     found: set[int] = set()
     for plane in voxels if voxels.ndim > 2 else (voxels,):
         found.update(np.flatnonzero(np.bincount(plane.reshape(-1))).tolist())
@@ -65,9 +65,9 @@ def label_boxes(voxels: np.ndarray) -> dict[int, np.ndarray]:
 
 
 def integer_labels(voxels: np.ndarray, source: str) -> np.ndarray:
-    """``voxels`` as uint8, or uint16 where a label is above 255; ``source`` names them in messages.
+    """``voxels`` as uint8, or as uint16 if a label is above 255; ``source`` names them in messages.
 
-    Raises :class:`InputError` where a value is not a whole number from 0 to 65535.
+    Raises :class:`InputError` if a value is not a whole number from 0 to 65535.
     """
     low, high = voxels.min(), voxels.max()
     if not (low >= 0 and high <= LARGEST_LABEL):  # NaN is refused too
@@ -102,9 +102,9 @@ def read_segments(fields: Mapping[str, str]) -> list[tuple[int, int, str]]:
 def merge_layers(
     layers: np.ndarray, segments: list[tuple[int, int, str]], source: str
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """One labelmap of ``(slices, height, width, layers)``, and its names; warns that overlaps were decided.
+    """One labelmap of the layers ``(slices, height, width, layers)``, and its names; warns that they were merged.
 
-    A later layer wins. A label value keeps its number unless an earlier segment has it; then it gets the next free one.
+    In an overlap the later layer wins. A label value that an earlier segment has too gets the next free number.
     """
     labels = np.zeros(layers.shape[:3], dtype=np.uint16)
     names: dict[int, str] = {}
@@ -157,9 +157,9 @@ def segment_fields(voxels: np.ndarray, names: Mapping[int, str]) -> dict[str, st
 
 
 def resample_labels(voxels: np.ndarray, source: Geometry, target: Geometry) -> tuple[np.ndarray, int]:
-    """Labels ``(slices, height, width)`` on another grid by nearest neighbour; how many painted voxels lie outside it.
+    """Labels ``(slices, height, width)`` on another grid by nearest neighbour; and how many painted voxels lie outside.
 
-    Works slice by slice and only where something is painted.
+    Works slice by slice, and only within the box of the painted voxels.
     """
     labels = np.zeros(target.shape, dtype=voxels.dtype)
     to_target = np.linalg.inv(target.index_to_physical()) @ source.index_to_physical()

@@ -1,4 +1,4 @@
-"""Volume: the voxels of a scan or of a labelmap together with where they lie; reading, writing, slices, intensities.
+"""Volumes: the voxels of a scan or of a labelmap with their geometry; reading, writing, slices, intensities.
 
 Arrays are ``(slices, height, width)`` as SimpleITK gives them; an axis counts in that order. Only numpy is needed
 until a file is read or written.
@@ -27,7 +27,7 @@ __all__ = ["Geometry", "IntensityWindow", "SliceOrientation", "Volume", "match_l
 
 Computed = TypeVar("Computed")
 
-OUTSIDE_SHARE = 0.01  # of what is painted; where more lies beside the scan, it was drawn on another one
+OUTSIDE_SHARE = 0.01  # of the painted voxels; if more lie outside the scan, the mask was drawn on another one
 SAME_VOXELS = 0.1  # of a voxel: headers rounded by another program differ by less and still mean the same voxels
 
 
@@ -35,10 +35,14 @@ SAME_VOXELS = 0.1  # of a voxel: headers rounded by another program differ by le
 class Volume:
     """Voxels ``(slices, height, width)`` of any real dtype, and their geometry.
 
-    ``path`` is where they were read from; ``segment_names`` gives a labelmap's names by label value.
+    Window and content hash are computed once. From then on the array is read-only, so that they stay valid: work on a
+    copy, or assign another array to ``voxels``.
 
-    Window and content hash are computed once. From then on the array is read-only, so that they stay true; work on a
-    copy, or give ``voxels`` another array.
+    Attributes:
+        voxels: (slices, height, width), integers or real numbers.
+        geometry: their grid, of the same shape.
+        path: the file or folder that they were read from.
+        segment_names: of a labelmap, by label value.
 
     >>> grid = Geometry((2, 3, 4), (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
     >>> volume = Volume(np.zeros((2, 3, 4), np.int16), grid)
@@ -79,11 +83,11 @@ class Volume:
         return cls(_finite(voxels, path), geometry, path)
 
     def write(self, path: str | PathLike[str], metadata: Mapping[str, str] | None = None) -> Path:
-        """Writes ``.nii.gz``, ``.nii``, ``.nrrd``, ``.seg.nrrd`` or ``.mha``, whole or not at all; returns the path.
+        """Write ``.nii.gz``, ``.nii``, ``.nrrd``, ``.seg.nrrd`` or ``.mha``, whole or not at all; returns the path.
 
         ``metadata`` go into the header (NRRD, MHA) or into ``<name>.json`` beside the file (NIfTI). A ``.seg.nrrd``,
         which takes labels from 0 to 65535, carries the segments' names, colours and extents as Slicer reads
-        them. Raises :class:`InputError` for another extension, a folder that cannot be made or written, or a full
+        them. Raises :class:`InputError` for another extension, a folder that cannot be created or written, or a full
         disk.
         """
         path = Path(path)
@@ -110,7 +114,7 @@ class Volume:
         """The intensity window of the whole scan.
 
         ``robust`` is that of the tissue, without padding, air and outliers (see :func:`.intensity.robust_window`);
-        ``minmax``, the paper's, spans all finite voxels. Raises :class:`InputError` where no voxel is finite.
+        ``minmax``, the paper's, spans all finite voxels. Raises :class:`InputError` if no voxel is finite.
         """
         if method not in ("robust", "minmax"):
             raise InputError(f"The window method {method!r} was given; 'robust' and 'minmax' are accepted.")
@@ -122,7 +126,7 @@ class Volume:
         return self._once("hash", self._content_hash)
 
     def _once(self, name: str, compute: Callable[[], Computed]) -> Computed:
-        """What `compute` gives for these voxels on this grid; the voxels are read-only from now on."""
+        """The cached result of ``compute`` for these voxels on this grid; the voxels are read-only from now on."""
         of = self._computed_of
         if of is None or of[0] is not self.voxels or of[1] is not self.geometry or self.voxels.flags.writeable:
             self.voxels.flags.writeable = False
@@ -134,15 +138,15 @@ class Volume:
 
     def _content_hash(self) -> str:
         grid = self.geometry
-        where = [round(value, 4) + 0.0 for value in (*grid.spacing, *grid.origin, *grid.direction)]
-        digest = hashlib.sha256(f"{self.voxels.dtype.str} {grid.shape} {where}".encode())
+        position = [round(value, 4) + 0.0 for value in (*grid.spacing, *grid.origin, *grid.direction)]
+        digest = hashlib.sha256(f"{self.voxels.dtype.str} {grid.shape} {position}".encode())
         for plane in self.voxels:
             digest.update(np.ascontiguousarray(plane).data)
         return digest.hexdigest()
 
 
 def read_labelmap(path: str | PathLike[str]) -> Volume:
-    """A labelmap: uint8 voxels (uint16 where a label is above 255), and the segment names of a Slicer header.
+    """A labelmap: uint8 voxels (uint16 if a label is above 255), and the segment names of a Slicer header.
 
     Overlapping segments, which Slicer keeps in layers, are merged with a warning: a later layer wins, and a label
     value that two layers use is renumbered. Raises :class:`InputError` as :meth:`Volume.read` does, and for values
@@ -161,12 +165,11 @@ def read_labelmap(path: str | PathLike[str]) -> Volume:
 
 
 def match_labelmap(labelmap: Volume, scan_geometry: Geometry) -> tuple[Volume, str | None]:
-    """The labelmap on the scan's grid, and one line that says what was done to it (None where nothing was).
+    """The labelmap on the scan's grid, and a message if it was resampled (None if not).
 
-    A labelmap of the same grid is handed back as it is. One of the same frame on another grid, such as the cropped
-    extent that Slicer writes, is resampled by nearest neighbour. Raises :class:`InputError`, with both geometries,
-    where the two do not overlap, more than 1 % of what is painted lies outside the scan, or the labelmap's header was
-    evidently lost.
+    A labelmap of the same grid is returned unchanged. One on another grid, such as the cropped extent that Slicer
+    writes, is resampled by nearest neighbour. Raises :class:`InputError`, with both geometries, if the two do not
+    overlap, if more than 1 % of the painted voxels lie outside the scan, or if the labelmap's header has only defaults.
     """
     mask_geometry = labelmap.geometry
     apart = mask_geometry.displacement(scan_geometry)
@@ -182,29 +185,29 @@ def match_labelmap(labelmap: Volume, scan_geometry: Geometry) -> tuple[Volume, s
     voxels, outside = resample_labels(labelmap.voxels, mask_geometry, scan_geometry)
     painted = int(np.count_nonzero(labelmap.voxels))
     if painted and not voxels.any():
-        where = "outside the scan" if outside == painted else "between the scan's voxels"
-        raise InputError(f"All that the mask holds lies {where}; give one that was drawn on this scan ({both}).")
+        place = "outside the scan" if outside == painted else "between the scan's voxels"
+        raise InputError(f"All painted voxels of the mask lie {place}; give one that was drawn on this scan ({both}).")
     if outside > OUTSIDE_SHARE * painted:
         raise InputError(
             f"{outside} of the mask's {painted} painted voxels lie outside the scan; give a mask that was drawn on "
             f"this scan ({both})."
         )
     lost = f"; {outside} of its {painted} painted voxels lie outside" if outside else ""
-    message = f"The mask was brought onto the scan's grid by nearest neighbour{lost} ({both})."
+    message = f"The mask was resampled to the scan's grid by nearest neighbour{lost} ({both})."
     return Volume(voxels, scan_geometry, labelmap.path, dict(labelmap.segment_names)), message
 
 
 def _unplaced(geometry: Geometry) -> bool:
-    """Whether nothing but defaults are in a header: 1 mm voxels at the origin, along the patient's axes."""
+    """Whether a header has only default values: 1 mm voxels at the origin, along the patient's axes."""
     axes = np.abs(np.reshape(geometry.direction, (3, 3)))
     return geometry.spacing == (1, 1, 1) and not any(geometry.origin) and bool(np.array_equal(axes, np.eye(3)))
 
 
 def _overlap(one: Geometry, other: Geometry) -> bool:
-    """Whether the boxes around two grids share any place, seen along the axes of either."""
-    for grid, seen in ((one, other), (other, one)):
+    """Whether the boxes around two grids overlap, tested along the axes of either."""
+    for grid, second in ((one, other), (other, one)):
         to_index = np.linalg.inv(grid.index_to_physical())
-        corners = (np.c_[seen.corners(), np.ones(8)] @ to_index.T)[:, :3]
+        corners = (np.c_[second.corners(), np.ones(8)] @ to_index.T)[:, :3]
         sides = np.array(grid.shape[::-1])
         if (corners.max(axis=0) < -0.5).any() or (corners.min(axis=0) > sides - 0.5).any():
             return False
@@ -212,7 +215,7 @@ def _overlap(one: Geometry, other: Geometry) -> bool:
 
 
 def _finite(voxels: np.ndarray, path: Path) -> np.ndarray:
-    """``voxels`` without NaN and infinities, in place; warns with their number."""
+    """``voxels`` with NaN and infinities replaced in place; warns with their number."""
     if voxels.dtype.kind != "f" or (math.isfinite(voxels.min()) and math.isfinite(voxels.max())):
         return voxels
     low, high = finite_range(voxels)
