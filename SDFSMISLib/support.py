@@ -21,6 +21,7 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.labelmap import integer_labels, label_values
 from SDFSMISLib.images.volume import Volume, match_labelmap
 from SDFSMISLib.slices import SlicePlane
@@ -231,7 +232,7 @@ class SupportSet:
         kept = np.zeros(1 << 16, dtype=np.uint16)  # by label value: itself if it is wanted, else 0
         kept[wanted] = wanted
         planes = _painted_planes(matched.voxels, kept > 0)
-        chosen = painted_axis(scan, planes) if axis == "auto" else axis
+        chosen = painted_axis(scan.geometry, planes) if axis == "auto" else axis
         count = scan.slice_count(chosen)
         painted = np.flatnonzero(planes[chosen]).tolist()
         indices = painted if slices is None else sorted({int(index) for index in slices})
@@ -335,13 +336,13 @@ def _painted_planes(voxels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray,
     return planes
 
 
-def painted_axis(scan: Volume, planes: tuple[np.ndarray, ...]) -> int:
+def painted_axis(geometry: Geometry, planes: tuple[np.ndarray, ...]) -> int:
     """The axis on which single slices are painted, else the geometry's default (see ``SupportSet.from_labelmap``)."""
     runs = [_longest_run(painted) for painted in planes]
     shortest, following = sorted(runs)[:2]
     if shortest < following and (shortest == 1 or shortest <= THIN * following):
         return runs.index(shortest)
-    return scan.geometry.default_axis()
+    return geometry.default_axis()
 
 
 def _longest_run(painted: np.ndarray) -> int:

@@ -1,7 +1,8 @@
-"""The MRML scene of 3D Slicer: painted slices out of it, results into it. No Qt; vtk and MRML are imported when used.
+"""The MRML scene of 3D Slicer: painted slices are read from it, results written into it. No Qt; vtk and MRML are
+imported when they are needed.
 
-All of it belongs on the main thread, but for what works on copies: what :class:`Scan` and :class:`Painting` offer,
-:func:`with_corrections`, and what :meth:`ResultWriter.cleaning` gives.
+Everything runs on the main thread, except what works on copies: the methods of :class:`Scan` and :class:`Painting`,
+:func:`with_corrections`, and the function that :meth:`ResultWriter.cleaning_task` returns.
 """
 
 from __future__ import annotations

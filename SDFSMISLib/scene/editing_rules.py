@@ -1,4 +1,4 @@
-"""Editing rules: where a user allows editing, and what may be overwritten, as the segment editor has it set."""
+"""Editing rules of the segment editor: where editing is allowed, and which segments are overwritten."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["EditingRules"]
 
 @dataclass(frozen=True)
 class EditingRules:
-    """What a segment editor was set to.
+    """The masking settings of a segment editor.
 
     Attributes:
         mask_mode: an ``EditAllowed...`` of vtkMRMLSegmentationNode.
-        mask_segment: ID of the only segment inside which editing is allowed, where the mode is that.
-        intensities: the lowest and the highest that may be edited; None = any.
+        mask_segment: ID of the segment inside which editing is allowed, for ``EditAllowedInsideSingleSegment``.
+        intensities: lowest and highest intensity that may be edited; None = any.
         overwrite_mode: an ``Overwrite...`` of vtkMRMLSegmentEditorNode.
     """
 
@@ -37,7 +37,7 @@ class EditingRules:
         """The rules of a vtkMRMLSegmentEditorNode.
 
         Raises:
-            InputError: where it allows a range of intensities of another volume.
+            InputError: if they allow a range of intensities of another volume.
         """
         intensities = None
         if editor_node.GetSourceVolumeIntensityMask():
@@ -54,28 +54,27 @@ class EditingRules:
         )
 
     def editable(
-        self, piece: VoxelBox, scan: Scan, segmentation_node: Any, frame: Frame, own: Collection[str]
+        self, box: VoxelBox, scan: Scan, segmentation_node: Any, frame: Frame, own: Collection[str]
     ) -> np.ndarray:
-        """Where in the box of a piece editing is allowed, bool of its shape.
+        """Whether each voxel in the extent of a box may be edited, bool of the box's shape.
 
         Args:
-            own: IDs of the segments that belong to what is edited; they are among "all" and "visible" segments neither
-                inside nor outside which editing is allowed.
+            own: IDs of the segments that belong to the edited ones; they do not count among "all" or "visible"
+                segments.
         """
-        allowed = np.ones(piece.voxels.shape, dtype=bool)
+        editable = np.ones(box.voxels.shape, dtype=bool)
         segments, inside = self._mask(segmentation_node, own)
         if segments is not None:
-            allowed[...] = not inside
+            editable[...] = not inside
             for segment_id in segments:
-                allowed[read_extent(segmentation_node, segment_id, frame, piece.start, piece.stop)] = inside
+                editable[read_extent(segmentation_node, segment_id, frame, box.start, box.stop)] = inside
         if self.intensities is not None:
-            box = tuple(slice(a, b) for a, b in zip(piece.start, piece.stop, strict=True))
-            grey = scan.voxels[box]
-            allowed &= (grey >= self.intensities[0]) & (grey <= self.intensities[1])
-        return allowed
+            values = VoxelBox((0, 0, 0), scan.voxels).view(box.start, box.stop)
+            editable &= (values >= self.intensities[0]) & (values <= self.intensities[1])
+        return editable
 
     def overwritten(self, segmentation_node: Any, own: Collection[str]) -> list[str]:
-        """IDs of the segments that give way to what is edited, which is ``own``."""
+        """IDs of the segments that lose the voxels of the edited ones, ``own``."""
         import slicer
 
         editor = slicer.vtkMRMLSegmentEditorNode
@@ -85,7 +84,7 @@ class EditingRules:
         return _visible(segmentation_node, others) if self.overwrite_mode == editor.OverwriteVisibleSegments else others
 
     def _mask(self, segmentation_node: Any, own: Collection[str]) -> tuple[list[str] | None, bool]:
-        """The segments that say where editing is allowed, None = anywhere; and whether it is inside them."""
+        """The segments that limit editing, None = none; and whether it is allowed inside or outside them."""
         import slicer
 
         node, mode = slicer.vtkMRMLSegmentationNode, self.mask_mode

@@ -1,7 +1,4 @@
-"""Sequence frames: which frame of a sequence a node of the scene shows, such as one phase of a beating heart.
-
-Scans: volume nodes as `Volume`, copied once for as long as they do not change.
-"""
+"""Scans: copies of the scene's volumes, recognised by their voxels, and the sequence frames that they are."""
 
 from __future__ import annotations
 
@@ -17,15 +14,18 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.intensity import finite_range
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.scene.frame import volume_geometry
+from SDFSMISLib.scene.frame import array_from_vtk_matrix, volume_geometry
+
+STEP_BYTES = 1 << 23  # copied in one step: 10 to 20 ms if the memory is new
+KEY_VOXELS = 1 << 17  # read to recognise a scan; reading all would take a tenth of a second or more
 
 
 @dataclass(frozen=True)
 class SequenceFrame:
-    """One frame of a sequence.
+    """One frame of a sequence, such as one phase of a beating heart.
 
     Attributes:
-        text: for people, such as "frame 3 of 12 of ECG gated".
+        text: such as "frame 3 of 12 of ECG gated".
         key: 16 hexadecimal digits that stand for the sequence's name and the frame's index value, such as its time.
     """
 
@@ -34,7 +34,7 @@ class SequenceFrame:
 
     @classmethod
     def of(cls, node: Any) -> SequenceFrame | None:
-        """The frame that a node shows as the proxy of a sequence browser; None where it is the proxy of none."""
+        """The frame that a node shows as the proxy of a sequence browser; None if it is no such proxy."""
         scene = node.GetScene()
         for number in range(scene.GetNumberOfNodesByClass("vtkMRMLSequenceBrowserNode") if scene is not None else 0):
             browser = scene.GetNthNodeByClass(number, "vtkMRMLSequenceBrowserNode")
@@ -49,23 +49,25 @@ class SequenceFrame:
         return None
 
 
-STEP_BYTES = 1 << 23  # that are copied at once: some 10 to 20 ms where all of the memory is new
-KEY_VOXELS = 1 << 17  # that are looked at to know a scan again; all of them would take a tenth of a second and more
-
-
 @dataclass(eq=False)
 class Scan(Volume):
-    """A volume of the scene, in its own frame.
+    """A copy of a volume of the scene, on the volume's own grid.
 
-    The voxels are a copy, so any thread may read them, and compute window and content hash, which take 70 and 90 ms for
-    512 × 512 × 300 voxels.
+    Any thread may read the voxels, and compute window and content hash, which take 70 and 90 ms for 512 × 512 × 300
+    voxels.
 
     Attributes:
         name: the node's.
-        notes: what a user should know about the copy, one sentence each.
-        sequence_frame: the frame of a sequence that it is; None where it is of none.
+        notes: about the copy, for the user, one sentence each.
+        sequence_frame: the frame of a sequence that was copied; None if the node shows no sequence.
         key: see :func:`scan_key`.
-        stamp: what changes with the node's voxels or grid, as it was.
+        stamp: the :func:`volume_stamp` of the node when it was copied.
+
+    >>> from SDFSMISLib.images.geometry import Geometry
+    >>> grid = Geometry((5, 4, 4), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    >>> scan = Scan(np.zeros(grid.shape, np.int16), grid, sequence_frame=SequenceFrame("frame 3 of 12 of heart", "0a"))
+    >>> scan.frame_text
+    'frame 3 of 12 of heart'
     """
 
     name: str = ""
@@ -76,11 +78,11 @@ class Scan(Volume):
 
     @property
     def frame_text(self) -> str:
-        """Which frame of a sequence it is, such as "frame 3 of 12 of ECG gated"; "" where it is of none."""
+        """The frame of a sequence, such as "frame 3 of 12 of ECG gated"; "" if there is none."""
         return "" if self.sequence_frame is None else self.sequence_frame.text
 
     def is_shown_by(self, volume_node: Any) -> bool:
-        """Whether a node shows what was copied: the same frame of a sequence, or the same voxels on the same grid."""
+        """Whether a node shows what was copied: the same frame of a sequence, else the same voxels on the same grid."""
         frame = SequenceFrame.of(volume_node)
         if frame is None and self.sequence_frame is None:
             return volume_stamp(volume_node) == self.stamp
@@ -88,26 +90,32 @@ class Scan(Volume):
 
 
 class ScanCache:
-    """The scans that were asked for. A volume is copied again only after its voxels or its grid have changed."""
+    """Copies of volumes; a volume is copied again only after its voxels or grid have changed."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Scan] = {}
 
     def get(self, volume_node: Any) -> Scan:
-        """The scan of a vtkMRMLVolumeNode; the very same object as long as the node does not change.
+        """The scan of a vtkMRMLVolumeNode; the same object as long as the node does not change.
 
         Types are those of :meth:`.volume.Volume.read`: 64-bit floats become 32-bit, NaN and infinities the nearest
         finite values, with a note. Of several values per voxel the first is taken, with a note. Transforms above the
-        node do not count. Raises :class:`InputError` for a node without an image or with an impossible grid.
+        node are ignored.
+
+        Raises:
+            InputError: for a node without an image, or with an invalid grid.
         """
         for _ in self.copy_steps(volume_node):
             pass
         return self._kept[volume_node.GetID()]
 
     def copy_steps(self, volume_node: Any) -> Iterator[float]:
-        """Copies in steps of milliseconds, after which :meth:`get` answers at once; yields the share that is done.
+        """Copies in steps of milliseconds, after which :meth:`get` returns at once.
 
-        Where the node changes in between, it begins anew.
+        Copying begins anew if the node changes meanwhile.
+
+        Yields:
+            The share that is done, 0 to 1.
         """
         while (kept := self._kept.get(volume_node.GetID())) is None or kept.stamp != volume_stamp(volume_node):
             scan, finite = _empty_scan(volume_node), True
@@ -128,39 +136,39 @@ class ScanCache:
                 self._kept[volume_node.GetID()] = scan
 
     def clear(self) -> None:
-        """Lets go of all copies; for when the scene is closed."""
+        """Drops all copies, as when the scene is closed."""
         self._kept.clear()
 
 
 def volume_stamp(volume_node: Any) -> tuple[float, ...]:
-    """What changes with voxels or grid. Times of modification are counted through the program, none comes twice."""
+    """Values that change with the voxels or grid; VTK counts modification times through the program, none twice."""
     from vtkmodules.vtkCommonMath import vtkMatrix4x4
 
     image, matrix = volume_node.GetImageData(), vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
-    cells = [matrix.GetElement(row, column) for row in range(3) for column in range(4)]
-    return (image.GetMTime() if image is not None else 0, *cells)
+    return (image.GetMTime() if image is not None else 0, *array_from_vtk_matrix(matrix)[:3].ravel().tolist())
 
 
 def scan_key(volume_node: Any) -> str:
-    """16 hexadecimal digits by which a scan is known again: they stand for its voxels, every n-th of which is looked
-    at, and for the frame of a sequence.
+    """16 hexadecimal digits by which a scan is recognised, from every n-th voxel and the frame of a sequence.
 
-    They stay the same where the volume is renamed, moved, or loaded or imported again, and take some milliseconds.
-    Raises :class:`InputError` for a node without an image.
+    They stay the same if the volume is renamed, moved, loaded or imported again, and take some milliseconds.
+
+    Raises:
+        InputError: for a node without an image.
     """
     values, frame = array_from_volume(volume_node).reshape(-1), SequenceFrame.of(volume_node)
-    # A step without a common divisor with rows and slices looks at all their columns and rows in turn.
+    # A step without a common divisor with rows and slices reaches all their columns and rows in turn.
     step = next(n for n in itertools.count(max(1, values.size // KEY_VOXELS)) if math.gcd(n, values.size) == 1)
     with np.errstate(over="ignore"):
-        looked_at = values[::step].astype("<f4")
-    shown = hashlib.sha256(f"{values.size} {frame.key if frame is not None else ''}\n".encode())
-    shown.update(looked_at.tobytes())
-    return shown.hexdigest()[:16]
+        sampled = values[::step].astype("<f4")
+    digest = hashlib.sha256(f"{values.size} {frame.key if frame is not None else ''}\n".encode())
+    digest.update(sampled.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _empty_scan(volume_node: Any) -> Scan:
-    """A scan whose voxels are still to be filled in."""
+    """A scan with uninitialised voxels."""
     name, geometry, voxels = volume_node.GetName(), volume_geometry(volume_node), array_from_volume(volume_node)
     dtype, count = voxels.dtype, volume_node.GetImageData().GetPointData().GetScalars().GetNumberOfComponents()
     scan = Scan(np.empty(geometry.shape, np.float32 if dtype == np.float64 else dtype), geometry, name=name)
@@ -172,9 +180,10 @@ def _empty_scan(volume_node: Any) -> Scan:
 
 
 def array_from_volume(volume_node: Any) -> np.ndarray:
-    """A view ``(slices, height, width)`` of a node's voxels, of several values the first.
+    """A view ``(slices, height, width)`` of a node's voxels; of several values per voxel the first.
 
-    Raises :class:`InputError` for a node without an image.
+    Raises:
+        InputError: for a node without an image.
     """
     from vtkmodules.util.numpy_support import vtk_to_numpy
 
@@ -189,16 +198,16 @@ def array_from_volume(volume_node: Any) -> np.ndarray:
 
 
 def _range_with(low: float, high: float, block: np.ndarray) -> tuple[float, float]:
-    """A range of finite values, made as wide as that of a block."""
+    """A range of finite values, widened to that of a block."""
     try:
         lowest, highest = finite_range(block)
-    except InputError:  # there is nothing finite in it, but maybe in another one
+    except InputError:  # nothing finite in this block
         return low, high
     return min(low, lowest), max(high, highest)
 
 
 def _making_finite(scan: Scan, low: float, high: float, planes: int) -> Iterator[float]:
-    """Replaces NaN and infinities in place, as reading a file does, some planes a step, and notes it."""
+    """Replaces NaN and infinities in place, as reading a file does, some planes in each step, with a note."""
     if low > high:
         finite_range(scan.voxels)  # raises: nothing is finite
     count = 0

@@ -1,13 +1,8 @@
-"""The record of what a run wrote, slice by slice; it stays with the segment, so corrections by hand can be told apart.
+"""What is stored in the tags of segments, so that it is saved with the scene and follows undo.
 
-It is one of the segment's tags. Undo takes it back with the voxels, and it is saved and loaded with the scene.
-
-The record of what the painted segment held when a run began; it stays with the result, as one of its tags.
-
-So it is known later where something was added to the painted segment, and where a stroke in the result only took from
-it.
-
-Segment looks: what a result takes over from the segment that was painted, and how that is known again.
+A painted segment has a tag with its identity. A result has tags with the painted segment and the scan that it belongs
+to, with digests of its slices as they were written, and with what the painted segment held when the run began. From
+these it is known later which slices a user corrected, and where something was added to the painted segment.
 """
 
 from __future__ import annotations
@@ -30,115 +25,36 @@ from SDFSMISLib.scene.frame import Index, VoxelBox
 from SDFSMISLib.scene.segment_voxels import get_segment
 from SDFSMISLib.wire import WireError, pack_array, unpack_array
 
-RECORD_TAG = "SDFSMIS.Slices"
-ENTRY = re.compile(r"(\d+)=([0-9a-f]{8})")
-
-
-@dataclass
-class SliceDigests:
-    """What slices of a segment held at some time, such as after they were written.
-
-    Attributes:
-        axis: array axis along which the slices are counted.
-        digests: of each slice that was not empty, by index.
-    """
-
-    axis: int
-    digests: dict[int, str] = field(default_factory=dict)
-
-    @classmethod
-    def read_tag(cls, segment: Any) -> SliceDigests | None:
-        """The record that a vtkSegment carries; None where it has none, or what it has is none."""
-        axis, *entries = get_tag(segment, RECORD_TAG).split() or [""]
-        found = [ENTRY.fullmatch(entry) for entry in entries]
-        if axis not in ("0", "1", "2") or None in found:
-            return None
-        return cls(int(axis), {int(match[1]): match[2] for match in found if match is not None})
-
-    def write_tag(self, segment: Any) -> None:
-        """Makes it the record of a vtkSegment."""
-        entries = [f"{index}={self.digests[index]}" for index in sorted(self.digests)]
-        segment.SetTag(RECORD_TAG, " ".join([str(self.axis), *entries]))
-
-    def changed_slices(self, content: VoxelBox) -> set[int]:
-        """The slices of a segment's content that are not as they were."""
-        return self.differing(slice_digests(content, self.axis))
-
-    def differing(self, found: Mapping[int, str]) -> set[int]:
-        """The slices whose digests are others than those that were found, by index; a slice without one is empty."""
-        return {index for index in found.keys() | self.digests.keys() if found.get(index) != self.digests.get(index)}
-
-
-def slice_digests(piece: VoxelBox, axis: int) -> dict[int, str]:
-    """8 hexadecimal digits for each slice of a bool piece that is not empty, by index along an array axis.
-
-    They stand for the voxels and their place, not for the size of the piece.
-    """
-    rows, columns = (piece.start[other] for other in range(3) if other != axis)
-    digests = {}
-    for index, mask in piece.slices(axis).items():
-        box = bounding_box(mask)
-        assert box is not None
-        part = mask[box]
-        place = f"{rows + box[0].start} {columns + box[1].start} {part.shape}".encode()
-        digests[index] = f"{zlib.crc32(np.packbits(part).data, zlib.crc32(place)):08x}"
-    return digests
+IDENTITY_TAG = "SDFSMIS.Identity"  # of a painted segment
+SOURCE_TAG, SCAN_TAG = "SDFSMIS.ResultOf", "SDFSMIS.Scan"  # of a result
+SLICES_TAG, PAINTED_TAG = "SDFSMIS.Slices", "SDFSMIS.Painted"  # of a result
+SLICE_DIGEST = re.compile(r"(\d+)=([0-9a-f]{8})")
+ENCODED_MASK = re.compile(r"(\d{1,9}) (\d{1,9}) (\d{1,9}) ([A-Za-z0-9+/=]+)")
 
 
 def get_tag(segment: Any, name: str) -> str:
-    """The value of a vtkSegment's tag; "" where it has none."""
+    """The value of a vtkSegment's tag; "" if it has no such tag."""
     from vtkmodules.vtkCommonCore import reference
 
     value = reference("")
     return str(value) if segment.GetTag(name, value) else ""
 
 
-PAINTED_TAG = "SDFSMIS.Painted"
-RECORD = re.compile(r"(\d{1,9}) (\d{1,9}) (\d{1,9}) ([A-Za-z0-9+/=]+)")
-
-
-def encode_mask(piece: VoxelBox) -> str:
-    """A bool piece as the text of a tag: some hundred characters a slice."""
-    return " ".join([*map(str, piece.start), base64.b64encode(pack_array(piece.voxels)).decode()])
-
-
-def decode_mask(text: str, shape: Index) -> VoxelBox | None:
-    """The piece of such a text; None where it is empty or damaged.
-
-    Args:
-        shape: ``(slices, height, width)`` of the volume; nothing larger is unpacked.
-    """
-    found = RECORD.fullmatch(text)
-    if found is None:
-        return None
-    try:
-        voxels = unpack_array(base64.b64decode(found[4]), math.prod(shape))
-    except (WireError, binascii.Error):
-        return None
-    if voxels.dtype != bool or voxels.ndim != 3:
-        return None
-    return VoxelBox((int(found[1]), int(found[2]), int(found[3])), voxels)
-
-
-def added_slices(now: VoxelBox, before: VoxelBox, axis: int) -> set[int]:
-    """The slices along an array axis on which a bool piece has voxels that another one has not."""
-    return set(VoxelBox(now.start, now.voxels & ~before.crop_or_pad(now.start, now.stop)).slices(axis))
-
-
-IDENTITY_TAG = "SDFSMIS.Identity"
-
-
 @dataclass(frozen=True)
 class SegmentTemplate:
-    """What a result takes over from the segment that was painted.
+    """The properties that a result takes from the painted segment.
 
     Attributes:
         name: of the structure.
         color: red, green, blue from 0 to 1; None = Slicer chooses.
-        terminology: the code of the structure, as Slicer writes it; "" = none.
-        source: ID of the painted segment; "" = none, as for a support set from a file.
-        identity: what tells the painted segment from one of the same ID in another segmentation, or of an earlier one
-            that was deleted; "" = it is no segment.
+        terminology: the structure's code as Slicer writes it; "" = no code.
+        source: ID of the painted segment; "" = no segment, as for a support set from a file.
+        identity: distinguishes the painted segment from one of the same ID in another segmentation, or from a deleted
+            one; "" = no segment.
+
+    >>> liver, copy = SegmentTemplate("liver", source="Segment_1"), SegmentTemplate("right lobe", source="Segment_1")
+    >>> liver.key == copy.key, len(liver.key)
+    (True, 16)
     """
 
     name: str
@@ -149,10 +65,12 @@ class SegmentTemplate:
 
     @classmethod
     def of(cls, segmentation_node: Any, segment_id: str) -> SegmentTemplate:
-        """That of a segment; raises :class:`.segment.SegmentNotFound` where there is no such segment.
+        """The template of a segment, which gets an identity the first time.
 
-        The first time, the segment gets a tag with its identity. It is saved and loaded with the segment, and stays
-        where segment, segmentation or scan are renamed.
+        The identity is saved with the segment; renaming segment, segmentation or scan does not change it.
+
+        Raises:
+            SegmentNotFound: if there is no such segment.
         """
         import slicer
 
@@ -171,3 +89,90 @@ class SegmentTemplate:
         """Whether a segmentation holds the painted segment."""
         segment = segmentation_node.GetSegmentation().GetSegment(self.source)
         return segment is not None and get_tag(segment, IDENTITY_TAG) == self.identity
+
+
+@dataclass
+class SliceDigests:
+    """What the slices of a segment held when they were written; a segment's tag.
+
+    Attributes:
+        axis: array axis along which slices are counted.
+        digests: of each slice that was not empty, by index; see :func:`slice_digests`.
+    """
+
+    axis: int
+    digests: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def read_tag(cls, segment: Any) -> SliceDigests | None:
+        """The digests in a vtkSegment's tag; None if there is no tag, or it is damaged."""
+        axis, *entries = get_tag(segment, SLICES_TAG).split() or [""]
+        matches = [SLICE_DIGEST.fullmatch(entry) for entry in entries]
+        if axis not in ("0", "1", "2") or None in matches:
+            return None
+        return cls(int(axis), {int(match[1]): match[2] for match in matches if match is not None})
+
+    def write_tag(self, segment: Any) -> None:
+        """Stores the digests in a vtkSegment's tag."""
+        entries = [f"{index}={self.digests[index]}" for index in sorted(self.digests)]
+        segment.SetTag(SLICES_TAG, " ".join([str(self.axis), *entries]))
+
+    def differing(self, current: Mapping[int, str]) -> set[int]:
+        """The slices whose current digests, by index, are others; a slice without digest is empty."""
+        every = current.keys() | self.digests.keys()
+        return {index for index in every if current.get(index) != self.digests.get(index)}
+
+
+def slice_digests(mask: VoxelBox, axis: int) -> dict[int, str]:
+    """8 hexadecimal digits for each slice of a bool box that is not empty, by index along an array axis.
+
+    They depend on the voxels and their place in the grid, not on the size of the box.
+
+    >>> mask = np.zeros((3, 4, 4), bool)
+    >>> mask[1, 2, 3] = True
+    >>> slice_digests(VoxelBox((0, 0, 0), mask), 0) == slice_digests(VoxelBox((0, 0, 0), mask).trimmed(), 0)
+    True
+    """
+    first_row, first_column = (mask.start[other] for other in range(3) if other != axis)
+    digests = {}
+    for index, plane in mask.slices(axis).items():
+        box = bounding_box(plane)
+        assert box is not None
+        part = plane[box]
+        place = f"{first_row + box[0].start} {first_column + box[1].start} {part.shape}".encode()
+        digests[index] = f"{zlib.crc32(np.packbits(part).data, zlib.crc32(place)):08x}"
+    return digests
+
+
+def encode_mask(mask: VoxelBox) -> str:
+    """A bool box as the text of a tag, about a hundred characters a slice.
+
+    >>> decoded = decode_mask(encode_mask(VoxelBox((1, 2, 3), np.ones((1, 2, 2), bool))), (9, 9, 9))
+    >>> decoded.start, decoded.voxels.tolist()
+    ((1, 2, 3), [[[True, True], [True, True]]])
+    """
+    return " ".join([*map(str, mask.start), base64.b64encode(pack_array(mask.voxels)).decode()])
+
+
+def decode_mask(text: str, shape: Index) -> VoxelBox | None:
+    """The box of :func:`encode_mask`'s text; None if the text is empty or damaged.
+
+    Args:
+        shape: ``(slices, height, width)`` of the volume; nothing larger is unpacked.
+    """
+    match = ENCODED_MASK.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        voxels = unpack_array(base64.b64decode(match[4]), math.prod(shape))
+    except (WireError, binascii.Error):
+        return None
+    if voxels.dtype != bool or voxels.ndim != 3:
+        return None
+    return VoxelBox((int(match[1]), int(match[2]), int(match[3])), voxels)
+
+
+def added_slices(current: VoxelBox, before: VoxelBox, axis: int) -> set[int]:
+    """The slices along an array axis on which a bool box has voxels that an earlier one has not."""
+    added = current.voxels & ~before.crop_or_pad(current.start, current.stop)
+    return set(VoxelBox(current.start, added).slices(axis))
