@@ -26,7 +26,7 @@ COLORS = {"good": (0.2, 0.65, 0.3), "unknown": (0.6, 0.6, 0.6), "busy": (0.25, 0
 
 
 class BackendSection:
-    """Shows :class:`.views.BackendView`; what the user chooses is kept in the settings."""
+    """Shows a :class:`.BackendView`; the choice of the user is kept in the settings."""
 
     def __init__(self, ui: Any, workbench: Workbench, settings: Settings) -> None:
         self._ui, self._workbench, self._settings = ui, workbench, settings
@@ -43,6 +43,7 @@ class BackendSection:
         self._connect()
 
     def show(self) -> None:
+        """Show the chosen backend."""
         view = self._workbench.backend.view
         if view is self._shown:
             return
@@ -56,7 +57,7 @@ class BackendSection:
         self._show_state(view)
 
     def choice(self) -> BackendChoice:
-        """What the controls say."""
+        """The backend as the controls name it."""
         ui = self._ui
         return BackendChoice(
             kind=BackendKind.SERVER if ui.serverRadioButton.checked else BackendKind.LOCAL,
@@ -70,7 +71,7 @@ class BackendSection:
         )
 
     def take_over(self) -> None:
-        """Takes over what the controls say: a field tells of its text only when the keyboard leaves it."""
+        """Choose the backend of the controls: a field signals its text only when the keyboard leaves it."""
         choice = self.choice()
         if choice in (self._said, self._workbench.backend.view.choice):  # nothing was typed
             return
@@ -80,7 +81,7 @@ class BackendSection:
         self._workbench.backend.choose(choice)
 
     def close(self) -> None:
-        """The panel ends: what was being typed counts no more."""
+        """Ignore an address that is being typed."""
         self._pause.stop()
 
     # -- what the user does
@@ -107,7 +108,7 @@ class BackendSection:
         self.take_over()
 
     def _on_typed(self, _text: str) -> None:
-        """An address may make buttons usable, which are clicked on before the keyboard leaves the field."""
+        """An address may enable buttons, which are clicked before the keyboard leaves the field."""
         self._pause.start()
 
     def _on_test(self) -> None:
@@ -172,10 +173,10 @@ class BackendSection:
 
 
 def _described(choice: BackendChoice) -> str:
-    """For the log, which people pass on: no word of it may be a password."""
+    """The backend for the log, which people pass on: never with a password."""
     if choice.kind is BackendKind.LOCAL:
         return "this computer"
     try:
         return f"server {Client(choice.url).host}"
     except InputError:
-        return "server with an address that is none"
+        return "server with an invalid address"

@@ -1,4 +1,4 @@
-"""The plot of certainty over the slices of a scan: the lowest of all structures; a click goes to a slice."""
+"""The plot of certainty over the slices of a scan; a click shows a slice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ PALE = 90  # opacity of 255
 
 
 class Scale:
-    """Where slices and certainties lie in a picture of so many pixels."""
+    """Maps slices and certainties to pixels of the plot.
+
+    Args:
+        width, height: of the picture in pixels.
+        count: number of slices.
+    """
 
     def __init__(self, width: int, height: int, count: int) -> None:
         self.left, self.right = LEFT, max(LEFT + 1, width - RIGHT)
@@ -37,13 +42,13 @@ class Scale:
         return round(self.bottom - (self.bottom - self.top) * min(max(certainty, 0.0), 1.0))
 
     def slice_at(self, x: int) -> int:
-        """The slice that lies nearest to a column."""
+        """The slice nearest to a column."""
         share = (x - self.left) / (self.right - self.left)
         return round(min(max(share, 0.0), 1.0) * self._last)
 
 
 def slices_of(certainty: np.ndarray, scale: Scale) -> list[int]:
-    """The slices that a curve goes through; of those that share a column the least certain one. NaN is left out."""
+    """The slices through which a curve is drawn: for each column the least certain one. NaN is left out."""
     least: dict[int, int] = {}
     for index in map(int, np.flatnonzero(~np.isnan(certainty))):
         column = scale.x(index)
@@ -53,17 +58,17 @@ def slices_of(certainty: np.ndarray, scale: Scale) -> list[int]:
 
 
 def lowest_of(results: Sequence[ResultView]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each slice the lowest certainty of all structures, NaN where none was computed; and whose it is, by number."""
+    """The lowest certainty of each slice (NaN if none was computed), and the number of the structure that it is of."""
     all_of_them = np.array([result.certainty for result in results])
     owner = np.nan_to_num(all_of_them, nan=np.inf).argmin(axis=0)
     return all_of_them[owner, np.arange(all_of_them.shape[1])], owner
 
 
 class CertaintyPlot(qt.QObject):
-    """Draws into a QLabel, and watches it for clicks and for a change of its size.
+    """Draws into a QLabel, and reacts to clicks and changes of its size.
 
     Args:
-        on_slice: called with the slice that was clicked on.
+        on_slice: called with the clicked slice.
     """
 
     def __init__(self, label: Any, on_slice: Callable[[int], None]) -> None:
@@ -74,15 +79,16 @@ class CertaintyPlot(qt.QObject):
         label.installEventFilter(self)
 
     def show(self, results: tuple[ResultView, ...], index: int | None) -> None:
-        """The curves of these structures, and the slice that a view shows."""
+        """Draw the curves of these structures, and mark the slice that a view shows."""
         self._results, self._index = results, index
         self._draw()
 
     def close(self) -> None:
-        """Watches the label no more."""
+        """Stop reacting to the label."""
         self._label.removeEventFilter(self)
 
     def eventFilter(self, _watched: Any, event: Any) -> bool:  # noqa: N802 - Qt's name
+        """Qt's event filter: True for a click, which is handled here."""
         if event.type() == qt.QEvent.MouseButtonRelease and self._results:
             self._on_slice(self._scale().slice_at(event.pos().x()))
             return True
@@ -123,7 +129,7 @@ class CertaintyPlot(qt.QObject):
             painter.drawText((scale.left + scale.right) // 2 - 20, scale.bottom + 24, _("slice"))
 
     def _draw_curves(self, painter: Any, scale: Scale) -> None:
-        """The lowest is bold, in the colors of the structures that it is of; their own curves are pale."""
+        """The lowest certainty is bold, in the colors of its structures; the curves of the structures are pale."""
         results = self._results
         if 1 < len(results) <= CURVES:
             for result in results:
@@ -133,7 +139,7 @@ class CertaintyPlot(qt.QObject):
         _draw_curve(painter, scale, lowest, [_color(results[number]) for number in owner], 2)
 
     def _draw_marks(self, painter: Any, scale: Scale) -> None:
-        """Under the axis: what was painted, what was corrected; across: the slice that is shown."""
+        """Below the axis: painted and corrected slices; a vertical line: the slice that is shown."""
         place = scale.bottom + 2 + MARK
         for color, indices in (
             (PAINTED, _union(result.painted for result in self._results)),
@@ -147,7 +153,7 @@ class CertaintyPlot(qt.QObject):
 
 
 def _draw_curve(painter: Any, scale: Scale, certainty: np.ndarray, colors: Sequence[Sequence[int]], width: int) -> None:
-    """A curve whose color may be another one at each slice."""
+    """Draw a curve with a color for each slice."""
     slices = slices_of(certainty, scale)
     gap = scale.x(1) - scale.x(0) + 1  # farther apart than neighbours: slices between them were not computed
     places = [(scale.x(index), scale.y(float(certainty[index]))) for index in slices]

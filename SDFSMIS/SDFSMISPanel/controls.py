@@ -1,11 +1,4 @@
-"""Control: a widget whose tooltip says what it does, or why it cannot be used now.
-
-Shortcuts: keys that work while the keyboard is in the panel, and nowhere else in Slicer.
-
-Pictures: arrays made into what Qt shows, by way of a PNG, which Slicer's Python can hand to Qt on every version.
-
-The question: what the user is asked, shown in the panel and not in a dialog.
-"""
+"""Small parts of the panel: controls that tell why they are disabled, shortcuts, pixmaps of arrays, the question."""
 
 from __future__ import annotations
 
@@ -23,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Control:
-    """Wraps a widget of the panel. The tooltip that it has then says what it does.
+    """A widget whose tooltip tells what it does, or why it cannot be used now.
 
     Attributes:
         widget: the widget itself.
@@ -34,13 +27,13 @@ class Control:
         self._purpose = widget.toolTip
 
     def allow(self, why_not: str = "") -> None:
-        """Lets it be used, or says in its tooltip why it cannot be."""
+        """Enable the widget, or disable it and tell why in its tooltip."""
         self.widget.enabled = not why_not
         self.widget.toolTip = why_not or self._purpose
 
 
 def bring_into_sight(widget: Any) -> None:
-    """Moves the scroll area that the panel lies in, if it lies in one."""
+    """Scroll to a widget of the panel."""
     parent = widget.parentWidget()
     while parent is not None:
         if parent.inherits("QScrollArea"):
@@ -50,9 +43,9 @@ def bring_into_sight(widget: Any) -> None:
 
 
 class Shortcuts:
-    """Ctrl+Return segments, Ctrl+L goes to the least certain slice.
+    """Keys that work while the panel has the keyboard: Ctrl+Return segments, Ctrl+L shows the least certain slice.
 
-    Nothing cancels a run by a key: Escape lets go of a tool of the segment editor, and a run may take minutes.
+    No key cancels a run: Escape deselects a tool of the segment editor, and a run may take minutes.
     """
 
     def __init__(self, panel: Any, start: Callable[[], None], go_to_least_certain: Callable[[], None]) -> None:
@@ -67,6 +60,7 @@ class Shortcuts:
             self._made.append(shortcut)
 
     def close(self) -> None:
+        """Remove the shortcuts."""
         for shortcut in self._made:
             shortcut.setParent(None)
         self._made.clear()
@@ -86,7 +80,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def pixmap(pixels: np.ndarray) -> Any:
-    """A QPixmap of what :func:`png` takes."""
+    """A QPixmap of an array as :func:`png` takes it; by way of a PNG, which every version of PythonQt can load."""
     import qt
 
     made = qt.QPixmap()
@@ -95,12 +89,12 @@ def pixmap(pixels: np.ndarray) -> Any:
 
 
 def square(color: tuple[float, float, float], side: int = 14) -> Any:
-    """A QPixmap in one colour: red, green, blue from 0 to 1."""
+    """A QPixmap with a square in one colour: red, green, blue from 0 to 1."""
     return pixmap(np.broadcast_to(_bytes(color), (side, side, 3)))
 
 
 def dot(color: tuple[float, float, float], side: int = 14) -> Any:
-    """A QPixmap with a disc in one colour, red, green, blue from 0 to 1, on nothing."""
+    """A transparent QPixmap with a disc in one colour: red, green, blue from 0 to 1."""
     place = np.arange(side) - (side - 1) / 2
     edge = side / 2 - np.hypot(place[:, None], place[None, :])
     pixels = np.empty((side, side, 4), dtype=np.uint8)
@@ -118,7 +112,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 class QuestionSection:
-    """Shows the :class:`.views.Question` that waits for an answer, with its two buttons."""
+    """Shows the :class:`.Question` that waits for an answer, in the panel instead of a dialog."""
 
     def __init__(self, ui: Any, workbench: Workbench) -> None:
         self._ui, self._workbench = ui, workbench
@@ -127,6 +121,7 @@ class QuestionSection:
         ui.declineButton.connect("clicked()", self._decline)
 
     def show(self) -> None:
+        """Show the question of the workbench, or hide the frame."""
         question = self._workbench.questions.view
         if question == self._shown:
             return

@@ -1,4 +1,4 @@
-"""Paint editor: Slicer's segment editor inside the panel, with the tools that paint one slice."""
+"""Slicer's segment editor inside the panel, with the tools that paint a single slice."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class PaintEditor:
         frame.layout().addWidget(self._widget)
 
     def editor(self) -> Editor:
-        """What a run asks of the segment editor."""
+        """The segment editor as a run needs it."""
         return Editor(self._widget.mrmlSegmentEditorNode(), self._widget.saveStateForUndo)
 
     def edit(self, scan: Any | None, segmentation: Any | None) -> None:
-        """What is painted on, and what holds the paint."""
+        """Paint on a scan, into a segmentation."""
         self._scan, self._segmentation = scan, segmentation
         self._widget.setSegmentationNode(segmentation)
         if segmentation is not None:
             self._widget.setSourceVolumeNode(scan)  # after the segmentation, and never without one
 
     def enter(self) -> None:
-        """The panel is shown, or another scene: its tools may catch keys and strokes."""
+        """The panel is shown, or the scene is another one: the tools take keys and strokes."""
         self._take_node()
         self.edit(self._scan, self._segmentation)
         self._widget.updateWidgetFromMRML()
@@ -57,7 +57,7 @@ class PaintEditor:
             self._widget.installKeyboardShortcuts()
 
     def exit(self) -> None:
-        """The panel is hidden: no tool is active, and the views are free."""
+        """The panel is hidden: no tool is active."""
         self._has_keys = False
         self._widget.setActiveEffect(None)
         self._widget.uninstallKeyboardShortcuts()
@@ -70,14 +70,14 @@ class PaintEditor:
         self._widget.removeViewObservations()
 
     def close(self) -> None:
-        """The panel ends: the editor, which lives on hidden after a reload, holds nothing of the scene."""
+        """The panel ends: the editor, which stays alive after a reload, lets go of the scene."""
         self._widget.setActiveEffect(None)
         self._widget.setMRMLSegmentEditorNode(None)
         self._widget.setMRMLScene(None)
         self._scan = self._segmentation = self._node = None
 
     def _take_node(self) -> None:
-        """The editor's node of the scene, made where there is none; a scene that was loaded brings its own."""
+        """Take the editor's node of the scene; a loaded scene has its own, else one is made."""
         node = slicer.mrmlScene.GetSingletonNode(TAG, "vtkMRMLSegmentEditorNode")
         if node is None:
             node = slicer.vtkMRMLSegmentEditorNode()

@@ -1,4 +1,4 @@
-"""Parameter: what the panel is set to for a scene, kept in a node of the scene and so saved with it."""
+"""The parameters of the panel, stored in a node of the scene and so saved with it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ OTHER_SCAN = "other_scan"  # role of the references to other scans
 
 @parameterNodeWrapper
 class Parameter:
-    """What a vtkMRMLScriptedModuleNode holds, typed.
+    """The typed parameters in a vtkMRMLScriptedModuleNode.
 
     Attributes:
-        scan, segmentation: what is painted.
-        left_out: see the function of this name.
-        every_painted: whether each painted slice is support.
-        mode, first, last, reach, strategy, region: as in RunRequest; -1 for last = the range was not set yet.
-        threshold, keep_largest, smooth_mm: as in ReviewView.
+        scan, segmentation: nodes that are painted.
+        left_out: IDs of segments that are not chosen, as JSON; see :func:`left_out`.
+        every_painted: whether every painted slice is used.
+        mode, first, last, reach, strategy, region: as in :class:`.RunRequest`; a last of -1 = the range is not set yet.
+        threshold, keep_largest, smooth_mm: as in :class:`.ReviewView`.
     """
 
     scan: vtkMRMLVolumeNode
@@ -44,7 +44,7 @@ class Parameter:
 
 
 def left_out(parameter: Parameter) -> set[str]:
-    """IDs of the segments that take no part. Not those that do: a segment that is added later takes part."""
+    """IDs of the segments that are not chosen. Not of those that are: a segment that is added later is chosen."""
     try:
         found = json.loads(parameter.left_out)
     except ValueError:
@@ -53,11 +53,12 @@ def left_out(parameter: Parameter) -> set[str]:
 
 
 def keep_left_out(parameter: Parameter, segment_ids: Collection[str]) -> None:
+    """Store the IDs of the segments that are not chosen."""
     parameter.left_out = json.dumps(sorted(segment_ids))
 
 
 def other_scans(parameter: Parameter) -> list[Any]:
-    """The volume nodes of the other scans that take part."""
+    """The volume nodes of the other scans to segment."""
     node = _node(parameter)
     count = node.GetNumberOfNodeReferences(OTHER_SCAN)
     found = [node.GetNthNodeReference(OTHER_SCAN, number) for number in range(count)]
@@ -65,7 +66,7 @@ def other_scans(parameter: Parameter) -> list[Any]:
 
 
 def keep_other_scans(parameter: Parameter, volumes: Sequence[Any]) -> None:
-    """As references, not as IDs in a text: a scene that is added to another one gets new IDs."""
+    """Store the other scans as references, not as IDs in a text: a scene that is added to another one gets new IDs."""
     node = _node(parameter)
     node.RemoveNodeReferenceIDs(OTHER_SCAN)
     for volume in volumes:
@@ -73,4 +74,4 @@ def keep_other_scans(parameter: Parameter, volumes: Sequence[Any]) -> None:
 
 
 def _node(parameter: Any) -> Any:
-    return parameter.parameterNode  # which Slicer's decorator has put there
+    return parameter.parameterNode  # set by Slicer's decorator

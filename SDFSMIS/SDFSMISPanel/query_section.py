@@ -1,4 +1,4 @@
-"""Step 3, Query: where to look for the structures."""
+"""Step 3, Where to look: which slices of this scan, and which other scans."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MODES = (QueryMode.ALL, QueryMode.RANGE, QueryMode.OUTWARDS, QueryMode.NONE)
 
 
 class QuerySection:
-    """Makes the :class:`.views.RunRequest` of its controls.
+    """Makes the :class:`.RunRequest` of its controls.
 
     Args:
-        on_change: called when it has become another one.
+        on_change: called when the request has changed.
     """
 
     def __init__(self, ui: Any, workbench: Workbench, on_change: Callable[[], None]) -> None:
@@ -41,7 +41,7 @@ class QuerySection:
         ui.otherScansSelector.connect("checkedNodesChanged()", self._keep)
 
     def request(self) -> RunRequest:
-        """What a run is asked for now."""
+        """The request of the controls."""
         ui = self._ui
         return RunRequest(
             mode=MODES[ui.queryModeComboBox.currentIndex],
@@ -54,13 +54,14 @@ class QuerySection:
         )
 
     def show(self) -> None:
+        """Show the number of slices in the range."""
         count = self._workbench.support.view.slice_count
         if count != self._slices:
             self._slices = count
             self._show_slices(count)
 
     def restore(self, parameter: Parameter | None) -> None:
-        """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
+        """Set the controls to a scene's parameters, and store later changes there; None = store them nowhere."""
         self._parameter = None
         if parameter is not None:
             ui = self._ui
@@ -76,7 +77,7 @@ class QuerySection:
         self.show()
 
     def leave_out(self, scan: Any | None) -> None:
-        """The painted scan is no other scan."""
+        """Hide the painted scan from the list of other scans."""
         selector = self._ui.otherScansSelector
         if scan is not None:
             selector.uncheck(scan)
@@ -106,7 +107,7 @@ class QuerySection:
         ui.reachLabel.visible = ui.reachSpinBox.visible = mode is QueryMode.OUTWARDS
 
     def _show_slices(self, count: int) -> None:
-        """The range ends where the scan ends; what a scene says of it is taken over as soon as that is known."""
+        """Limit the range to the slices of the scan; the range of a loaded scene is set as soon as these are known."""
         self._range.allow("" if count else _("Paint a slice first: its direction says which slices there are."))
         if not count:
             return

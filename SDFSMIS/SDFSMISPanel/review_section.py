@@ -1,4 +1,4 @@
-"""Step 5, Review: what came out, how certain it is, and what to do with it."""
+"""Step 5, Review: the results, how certain they are, accept or discard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMED = 3  # structures that are named in a sentence; more are too many
 
 
 class ReviewSection:
-    """Shows :class:`.views.ReviewView`."""
+    """Shows a :class:`.ReviewView`."""
 
     def __init__(self, ui: Any, workbench: Workbench) -> None:
         self._ui, self._workbench = ui, workbench
@@ -52,18 +52,19 @@ class ReviewSection:
         ui.discardButton.connect("clicked()", workbench.review.discard)
 
     def restore(self, parameter: Parameter | None) -> None:
-        """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
+        """Set the controls to a scene's parameters, and store later changes there; None = store them nowhere."""
         self._parameter = parameter
         if parameter is not None:
             self._workbench.review.set_threshold(parameter.threshold)
             self._workbench.review.set_cleaning(parameter.keep_largest, parameter.smooth_mm)
 
     def close(self) -> None:
+        """Stop the timer and the plot."""
         self._opened.stop()
         self._plot.close()
 
     def advice(self) -> str:
-        """What to do after a correction; "" = nothing was corrected since the review began."""
+        """What to do after a correction; "" if no slice was corrected since the review began."""
         view = self._workbench.review.view
         new = _by_hand(view) - self._corrected_before.get(view.scan, _by_hand(view))
         if not new:
@@ -74,10 +75,12 @@ class ReviewSection:
         return text.format(n=len(new))
 
     def go_to_least_certain(self) -> None:
+        """Show the least certain slice, if there are results."""
         if self._workbench.review.view.results:
             self._workbench.review.go_to_least_certain()
 
     def show(self) -> None:
+        """Show the results."""
         view, run = self._workbench.review.view, self._workbench.run.view
         busy = _("Wait until this has ended: {text}").format(text=run.text) if run.running else ""
         if busy != self._busy:
@@ -165,7 +168,7 @@ def _by_hand(view: ReviewView) -> set[int]:
 
 
 def _title(view: ReviewView) -> str:
-    """Says what is done to results, since it is done to those of the next run, too."""
+    """Names the post-processing, since it is applied to the results of the next run, too."""
     what = describe_cleaning(view)
     return _("5. Review ({what})").format(what=what) if what else _("5. Review")
 

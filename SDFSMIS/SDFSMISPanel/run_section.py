@@ -1,4 +1,4 @@
-"""Step 4, Segment: the run, and how far it is."""
+"""Step 4, Segment: starts a run and shows its progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG = logging.getLogger("SDFSMIS")
 
 
 class RunSection:
-    """Shows :class:`.views.RunView`; its button starts a run, and cancels the one that goes on."""
+    """Shows a :class:`.RunView`; the button starts a run, and cancels it while it is in progress."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class RunSection:
     ) -> None:
         """
         Args:
-            request, editor: called for what a run is given.
-            before: called before a run is asked for; takes over what was typed a moment ago.
+            request, editor: called for the arguments of a run.
+            before: called before a run is started; chooses the backend that was typed a moment ago.
             advice: called for what to do with the results; "" = nothing in particular.
         """
         self._ui, self._workbench, self._request, self._editor = ui, workbench, request, editor
@@ -44,7 +44,7 @@ class RunSection:
         ui.runButton.connect("clicked()", self._on_button)
 
     def start(self) -> None:
-        """Starts a run, where one can be started."""
+        """Start a run, if one can be started."""
         self._before()
         request = self._request()
         if self._workbench.run.view.running or self._workbench.run.why_not(request):
@@ -54,6 +54,7 @@ class RunSection:
         self._workbench.run.start(request, self._editor())
 
     def show(self) -> None:
+        """Show the run."""
         ui, view = self._ui, self._workbench.run.view
         cancels = view.running and view.can_cancel
         why_not = self._why_not(view)
@@ -72,7 +73,7 @@ class RunSection:
         return "" if view.can_cancel else _("Wait until this has ended: {text}").format(text=view.text)
 
     def _lines(self, view: RunView, why_not: str) -> list[str]:
-        """What goes on, or went wrong; else what to do next, which is newer than how the last run ended."""
+        """The status of the run, or its error; else what to do next."""
         text = _text(view)
         if view.running:
             return [text]

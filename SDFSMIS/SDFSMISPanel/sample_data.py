@@ -1,4 +1,4 @@
-"""Scans to try the module on, offered by Slicer's Sample Data module: Slicer's own, so nothing is hosted by us."""
+"""Scans to try the module on, in Slicer's Sample Data module; they are Slicer's own testing data."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ class Sample:
     """A scan among Slicer's testing data.
 
     Attributes:
-        name: shown below the thumbnail. node: name of the volume in the scene.
-        file: name in Slicer's cache, the one that Slicer's own sample has, so that no scan is downloaded twice.
-        sha256: of the file, in hex; its address too. thumbnail: file in Resources/Icons.
+        name: shown below the thumbnail.
+        node: name of the volume in the scene.
+        file: name in Slicer's cache, that of Slicer's own sample, so that no scan is downloaded twice.
+        sha256: of the file, in hex; its address, too.
+        thumbnail: file in Resources/Icons.
     """
 
     name: str
@@ -50,10 +52,10 @@ SAMPLES = (
 
 
 def register_sample_data() -> None:
-    """Adds the samples to the Sample Data module, in a category of their own; twice adds nothing.
+    """Add the samples to the Sample Data module, in a category of their own; a second call adds nothing.
 
-    For Slicer's ``startupCompleted()``: earlier the Sample Data module may not be there yet. Nothing is downloaded
-    before the user clicks a thumbnail. An application without that module goes without samples.
+    To be called after Slicer's ``startupCompleted()``, when the Sample Data module is loaded. Nothing is downloaded
+    before the user clicks a thumbnail. An application without that module has no samples.
     """
     try:
         import SampleData

@@ -1,4 +1,4 @@
-"""Self-test: the whole path through the panel, as a user takes it, in a running 3D Slicer."""
+"""The self-test of the module: the whole path through the panel, as a user takes it, in a running 3D Slicer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TIMEOUT = 60.0  # seconds of one step; the first starts the backend
 
 
 class SelfTest:
-    """Presses what a user presses, and looks at what then is in the scene.
+    """Uses the controls as a user does, and checks the scene.
 
     Args:
-        case: whose assertions are used.
+        case: its assertions are used.
         widget: the module's widget.
-        backend: that segments.
+        backend: to segment with.
     """
 
     def __init__(self, case: unittest.TestCase, widget: Any, backend: BackendChoice) -> None:
@@ -38,14 +38,14 @@ class SelfTest:
 
     @staticmethod
     def backend() -> BackendChoice:
-        """The one that the environment names; where it names none, the test is skipped."""
+        """The backend that environment variables name; without them the test is skipped."""
         python, server = os.environ.get(PYTHON, ""), os.environ.get(SERVER, "")
         if not (python or server):
             raise unittest.SkipTest(f"Name a backend: a Python with SDFSMIS as {PYTHON}, or an address as {SERVER}.")
         return BackendChoice(BackendKind.LOCAL if python else BackendKind.SERVER, url=server, python=python)
 
     def run(self) -> None:
-        """Raises what unittest raises."""
+        """Run all steps; a failure raises what unittest raises."""
         self._workbench.backend.choose(self._backend)
         self._load()
         self._paint()
@@ -58,7 +58,7 @@ class SelfTest:
     # -- the steps -----------------------------------------------------------------------------------------------------
 
     def _load(self) -> None:
-        """A scan that is made here: an organ in a body, both with noise."""
+        """Load a synthetic scan: an organ in a body, both with noise."""
         z, y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in (24, 72, 64)), indexing="ij")
         self._truth = (x - 0.1) ** 2 / 0.16 + (y + 0.15) ** 2 / 0.1 + z**2 / 0.4 < 1
         grey = 100.0 * (x**2 + y**2 < 0.9) + 120.0 * self._truth
@@ -96,7 +96,7 @@ class SelfTest:
         self._until(lambda: self._workbench.review.view.index is not None)
 
     def _correct(self) -> None:
-        """A slice that is changed in the result is an example of the next run, and stays as it is."""
+        """A slice that is corrected in the result is an example for the next run, and stays as it is."""
         wrong = self._result()
         wrong[PAINTED + 4] = False
         wrong[PAINTED + 4, 20:30, 20:30] = True
@@ -143,7 +143,7 @@ class SelfTest:
         return array != 0
 
     def _until(self, condition: Callable[[], bool]) -> None:
-        """Lets the application go on until something is true."""
+        """Process events until something is true."""
         end = time.monotonic() + TIMEOUT
         while not condition():
             self._case.assertLess(

@@ -22,7 +22,7 @@ ENDING = ".safetensors"
 
 
 class SupportSlices:
-    """Shows the entries of a :class:`.views.SupportView`."""
+    """The list of examples: shows them, removes them, saves and loads them."""
 
     def __init__(self, ui: Any, workbench: Workbench, settings: Settings) -> None:
         import qt
@@ -37,6 +37,7 @@ class SupportSlices:
         ui.loadSupportButton.connect("clicked()", self._on_load)
 
     def show(self, entries: tuple[SupportSliceView, ...]) -> None:
+        """Show these slices; marked ones stay marked."""
         if entries != self._entries:
             marked = self._marked()
             self._entries = entries
@@ -98,13 +99,13 @@ class SupportSlices:
 
 
 def fit_height(items: Any, count: int, most: int) -> None:
-    """Makes a list as high as its entries, of which it shows ``most`` at once: Slicer's panel makes lists lowest."""
+    """Set the height of a list to that of its entries, at most ``most``: Slicer gives lists the least height."""
     if count:
         items.minimumHeight = items.maximumHeight = min(count, most) * items.sizeHintForRow(0) + 6
 
 
 def describe(entry: SupportSliceView) -> str:
-    """Two lines: which slice it is and what it shows; where it comes from."""
+    """An example in two lines: slice and structures; scan and origin."""
     what = ", ".join(entry.structures) or _("none of the structures")
     area = _(", {area:.1f} cm²").format(area=entry.area_cm2) if entry.structures else ""
     plane = {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}.get(entry.plane, entry.plane)
@@ -147,7 +148,7 @@ class SupportSection:
         ui.useSliceButton.connect("clicked()", self._on_use_slice)
 
     def restore(self, parameter: Parameter | None) -> None:
-        """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
+        """Set the controls to a scene's parameters, and store later changes there; None = store them nowhere."""
         self._parameter = None
         if parameter is not None:
             _choose(self._ui.scanSelector, parameter.scan or _scan_of_views())
@@ -160,11 +161,12 @@ class SupportSection:
             self._choose_segments()
 
     def close_scene(self) -> None:
-        """The scene is about to be closed: nothing of it is held."""
+        """The scene is about to be closed: let go of its nodes."""
         self._parameter = None
         self._workbench.support.select(None, None)
 
     def show(self) -> None:
+        """Show the support set."""
         view = self._workbench.support.view
         if view is self._shown:
             return
@@ -189,12 +191,12 @@ class SupportSection:
         self._select()
 
     def _on_scan_added(self, scan: Any) -> None:
-        """The first scan that is loaded while the panel is open is taken."""
+        """Select the first scan that is loaded while the panel is open."""
         if self._parameter is not None and self._ui.scanSelector.currentNode() is None:
             self._ui.scanSelector.setCurrentNode(scan)
 
     def _select(self) -> None:
-        """Tells everybody what is painted on. Without a segmentation there is nothing to paint into: one is made."""
+        """Pass on what is selected; if there is no segmentation to paint in, one is made."""
         scan, selector = self._ui.scanSelector.currentNode(), self._ui.segmentationSelector
         if self._parameter is not None and scan is not None and selector.currentNode() is None:
             if not selector.nodeCount():
@@ -225,7 +227,7 @@ class SupportSection:
         self._choose_segments(anew=True)
 
     def _choose_segments(self, anew: bool = False) -> None:
-        """Asks for all segments but those that were left out; also for one that has been added since."""
+        """Choose all segments except those that were left out; one that was added since is chosen, too."""
         if not (anew or self._left_out or self._requested is not None):
             return
         segments = self._workbench.support.view.segments
@@ -282,7 +284,7 @@ def _id(node: Any | None) -> str:
 
 
 def _choose(selector: Any, node: Any | None) -> None:
-    """Chooses a node; without one, the first there is, where none is chosen yet."""
+    """Select a node; without one, the first in the list, unless one is selected already."""
     if node is not None:
         selector.setCurrentNode(node)
     if selector.currentNode() is None and selector.nodeCount():
@@ -290,13 +292,13 @@ def _choose(selector: Any, node: Any | None) -> None:
 
 
 def _scan_of_views() -> Any | None:
-    """The volume that the views show."""
+    """The volume that the slice views show."""
     active = slicer.app.applicationLogic().GetSelectionNode().GetActiveVolumeID()
     return slicer.mrmlScene.GetNodeByID(active) if active else None
 
 
 def _fit(segmentation: Any, scan: Any) -> None:
-    """Makes a new segmentation one of a scan: shown, on its grid, and under its transform."""
+    """Set up a new segmentation for a scan: shown, with its geometry and its transform."""
     segmentation.CreateDefaultDisplayNodes()
     segmentation.SetReferenceImageGeometryParameterFromVolumeNode(scan)
     segmentation.SetAndObserveTransformNodeID(scan.GetTransformNodeID())

@@ -32,10 +32,11 @@ SHOW_EVERY = 0.05  # s between two times that a change is shown
 
 
 class Panel:
-    """What the user sees and does, between Slicer's widget and the workbench.
+    """The sections of the panel, and the timer that calls :meth:`.Workbench.step`.
 
     Args:
-        root: the widget that the .ui file made. ui: its parts by name.
+        root: the widget of the .ui file.
+        ui: its child widgets by name.
 
     Attributes:
         workbench: what the panel shows and calls.
@@ -73,14 +74,14 @@ class Panel:
         self._timer.start()
 
     def exit(self) -> None:
-        """The module is left: it changes nothing in the scene any more, but what goes on goes on."""
+        """The module is left: the panel changes nothing in the scene any more; a run continues."""
         self.restore(None)
         if self._entered:
             self._entered = False
             self._paint.exit()
 
     def restore(self, parameter: Parameter | None) -> None:
-        """Takes over what a scene says, and keeps there what is changed from now on; None = nowhere."""
+        """Set the controls to a scene's parameters, and store later changes there; None = store them nowhere."""
         for section in (self._support, self._query, self._review):
             section.restore(parameter)
         self.show()
@@ -94,7 +95,7 @@ class Panel:
         self.show()
 
     def close(self) -> None:
-        """The panel ends, with all that goes on."""
+        """The panel ends, and the run and the backend on this computer with it."""
         self.workbench.changed = None
         self._shortcuts.close()
         self._backend.close()
@@ -106,7 +107,7 @@ class Panel:
         self._paint.close()
 
     def _on_change(self) -> None:
-        """Many changes in a row are shown once."""
+        """Remember that views have changed; many changes in a row are shown once."""
         self._stale = True
         if not self._timer.active:
             self._timer.start()
@@ -126,7 +127,7 @@ class Panel:
         return more
 
     def _guarded(self, call: Callable[[], bool | None]) -> bool:
-        """What it gives. A defect is logged once, not twenty times a second; the next beat tries again."""
+        """The result of a call. A defect is logged once, not twenty times a second; the next beat tries again."""
         try:
             return bool(call())
         except Exception as error:

@@ -118,7 +118,7 @@ class ChosenBackend(Part[BackendView]):
         self._status = ""
         self._run_choice: BackendChoice | None = None
         self._last: _Attempt | None = None
-        self._look()
+        self._update_view()
 
     # -- what the user does --------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class ChosenBackend(Part[BackendView]):
             self._testing = None
         self.forget_waiting()
         self._choice = choice
-        self._look()
+        self._update_view()
 
     def test(self) -> None:
         """Test whether the backend works; ask first if something must be installed. No scan is sent."""
@@ -139,7 +139,7 @@ class ChosenBackend(Part[BackendView]):
             return
         if self._choice.kind is BackendKind.SERVER:
             self._begin_test()
-            self._look()
+            self._update_view()
         else:
             self.before_run(self._begin_test)
 
@@ -169,7 +169,7 @@ class ChosenBackend(Part[BackendView]):
             then()
         else:
             self._ask(install_question(self._local.folder), lambda: self._begin_installation(then))
-        self._look()
+        self._update_view()
 
     def forget_waiting(self) -> None:
         """Drop what waits for an answer or an installation."""
@@ -208,7 +208,7 @@ class ChosenBackend(Part[BackendView]):
     def run_begins(self) -> None:
         """A run uses the backend; until :meth:`run_ended` it is neither tested nor changed."""
         self._run_choice = self._choice
-        self._look()
+        self._update_view()
 
     def run_ended(self, error: BaseException | None, remote: RemoteRun | None) -> None:
         """The run ended: by itself, by an error, or since it was cancelled.
@@ -223,12 +223,12 @@ class ChosenBackend(Part[BackendView]):
             text = _("It works: SDFSMIS {version}, {model} on {device}.")
             text = text.format(version=remote.version, model=remote.model, device=remote.device)
             self._worked(choice, text)
-        self._look()
+        self._update_view()
 
     def fails(self, text: str) -> None:
         """The backend did not work, and why."""
         self._last = _Attempt(self._choice, text, False)
-        self._look()
+        self._update_view()
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class ChosenBackend(Part[BackendView]):
                 received = True
                 self._take(job, message)
         if received or self._local.has_changed():
-            self._look()
+            self._update_view()
         return received
 
     def close(self) -> None:
@@ -319,7 +319,7 @@ class ChosenBackend(Part[BackendView]):
             post(_Changed(local.install(options, again, lambda share, text: post((share, text)), cancel)))
 
         self._changing = Background("SDFSMIS installation", install)
-        self._look()
+        self._update_view()
 
     def _begin_removal(self) -> None:
         local = self._local
@@ -330,7 +330,7 @@ class ChosenBackend(Part[BackendView]):
 
         self._status = _("Removing the environment…")
         self._changing = Background("SDFSMIS removal", remove)
-        self._look()
+        self._update_view()
 
     def _may_change(self) -> bool:
         """Whether the environment may be installed again, or removed: nothing uses it."""
@@ -343,7 +343,7 @@ class ChosenBackend(Part[BackendView]):
             raise InputError(_("No server is named; enter its address, such as http://computer:7861."))
         return Client(choice.url, choice.token, ca_file=choice.certificate or None)
 
-    def _look(self) -> None:
+    def _update_view(self) -> None:
         """Bring the view up to date."""
         status, state = self._current_status()
         local = self._choice.kind is BackendKind.LOCAL

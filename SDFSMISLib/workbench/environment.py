@@ -1,8 +1,6 @@
-"""Command: a program that is run to its end, line by line, and can be ended with everything that it started.
+"""The Python environment on this computer in which the backend runs: made of Slicer's Python, in a folder of its own.
 
-Base Python: the Python that an environment is made of, Slicer's own for one, and what makes that one special.
-
-Environment: a Python environment of our own in a folder, with what the backend on this computer needs.
+Also :func:`run_command`, which runs a program to its end, line by line, and can end it with all that it started.
 """
 
 from __future__ import annotations
@@ -31,21 +29,25 @@ if sys.platform == "win32":
 else:
     NO_WINDOW = 0
 
-NOT_INHERITED = ("PYTHONHOME", "PYTHONPATH")  # they belong to the Python that runs here; another one would not start
-LOOK = 0.1  # seconds between two looks at whether it was cancelled
-TERMINATION = 3.0  # seconds between asking the system to end a process and making it
+NOT_INHERITED = ("PYTHONHOME", "PYTHONPATH")  # of the Python that runs this; another one would not start with them
+POLL_SECONDS = 0.1  # seconds between two calls of cancel()
+TERMINATION = 3.0  # seconds between asking a process to end and killing it
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a program ended: its exit status, and the lines that it wrote."""
+    """Exit status of a program, and the lines that it wrote to both outputs."""
 
     status: int
     lines: tuple[str, ...]
 
 
 def clean(variables: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables as another Python can take them."""
+    """Environment variables without those that keep another Python from starting.
+
+    >>> clean({"PATH": "/usr/bin", "PYTHONHOME": "/opt/slicer"})
+    {'PATH': '/usr/bin'}
+    """
     return {name: value for name, value in variables.items() if name.upper() not in NOT_INHERITED}
 
 
@@ -60,15 +62,18 @@ def run_command(
     """Run a program until it ends.
 
     Args:
-        command: its words.
-        variables: its environment variables, all of them; PYTHONHOME and PYTHONPATH are left out.
-        folder: where it runs; None = here.
+        command: the program and its arguments.
+        variables: all its environment variables; PYTHONHOME and PYTHONPATH are left out.
+        folder: its working directory; None = that of this process.
         on_line: called in this thread with each line that it writes.
-        cancel: asked ten times a second; True ends the program and all that it started.
+        cancel: called ten times a second; True ends the program and all that it started.
 
     Raises:
-        InputError: where it cannot be run.
-        Cancelled: where ``cancel`` said so; the program has ended then.
+        InputError: if it cannot be run.
+        Cancelled: if ``cancel`` returned True; the program has ended then.
+
+    >>> run_command([sys.executable, "-c", "print(6 * 7)"], os.environ)
+    CommandResult(status=0, lines=('42',))
     """
     process = _started(command, variables, folder)
     lines: list[str] = []
@@ -101,38 +106,38 @@ def _started(command: Sequence[str], variables: Mapping[str, str], folder: Path 
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{command[0]} cannot be run ({error}); name a program that is there.") from error
+        raise InputError(f"{command[0]} cannot be run ({error}); name a program that exists.") from error
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
-    """The lines that come until the end; None whenever a while passed without one."""
-    said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(process, said), daemon=True).start()
+    """The lines until the end; None whenever ``POLL_SECONDS`` passed without a line."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(process, lines), daemon=True).start()
     while True:
         try:
-            line = said.get(timeout=LOOK)
+            line = lines.get(timeout=POLL_SECONDS)
         except queue.Empty:
             yield None
             continue
         if line is None:
             break
         yield line
-    while process.poll() is None:  # it has closed its output and goes on
+    while process.poll() is None:  # it has closed its output and still runs
         with suppress(subprocess.TimeoutExpired):
-            process.wait(LOOK)
+            process.wait(POLL_SECONDS)
         yield None
 
 
-def _read(process: subprocess.Popen[str], said: queue.SimpleQueue[str | None]) -> None:
+def _read(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
     assert process.stdout is not None
     with process.stdout as pipe:
         for line in pipe:
-            said.put(line.rstrip("\r\n"))
-    said.put(None)
+            lines.put(line.rstrip("\r\n"))
+    lines.put(None)
 
 
 def _end_tree(process: subprocess.Popen[str]) -> None:
-    """End a process and all that it started."""
+    """End a process and all processes that it started."""
     if sys.platform == "win32":
         words = ["taskkill", "/T", "/F", "/PID", str(process.pid)]
         subprocess.run(words, capture_output=True, creationflags=NO_WINDOW, check=False)
@@ -161,13 +166,13 @@ class BasePython:
     """A Python, as it describes itself.
 
     Attributes:
-        command: path to start it by.
+        command: path that starts it.
         version: major and minor.
         prefix: folder of its installation.
-        executable: the program itself, where ``command`` only starts it.
-        standard_library: folder of it.
-        paths: folders that it finds modules of the standard library in.
-        variables: environment variables that it starts with.
+        executable: the program itself, which ``command`` may only start.
+        standard_library: folder of its standard library.
+        paths: folders in which it finds modules of the standard library.
+        variables: environment variables with which it starts.
     """
 
     command: str
@@ -181,11 +186,10 @@ class BasePython:
     def complete(self, folder: Path, site_packages: Path) -> None:
         """Make an environment in ``folder`` find the standard library.
 
-        Slicer's program is not where the standard library would be looked for from, and is told by PYTHONHOME where
-        it is; the program of an environment has to find it by itself.
+        Slicer's Python finds its standard library by PYTHONHOME; the Python of an environment must find it without.
 
         Raises:
-            OSError: where files cannot be written.
+            OSError: if files cannot be written.
         """
         configuration = folder / "pyvenv.cfg"
         lines = configuration.read_text(encoding="utf-8").splitlines()
@@ -205,7 +209,7 @@ class BasePython:
         (site_packages / "sdfsmis_standard_library.pth").write_text("\n".join(extra) + "\n", encoding="utf-8")
 
     def _copy_program(self, scripts: Path) -> None:
-        """On Windows ``venv`` needs a starter, which Slicer's Python lacks; the program itself takes its place."""
+        """On Windows ``venv`` needs a starter, which Slicer's Python lacks; copy the program itself in its place."""
         if (scripts / "python.exe").exists():
             return
         scripts.mkdir(parents=True, exist_ok=True)
@@ -220,25 +224,25 @@ def ask_python(python: str, environments: Mapping[str, Mapping[str, str]], cance
 
     Args:
         python: its path.
-        environments: name -> environment variables, tried in this order.
-        cancel: asked while it runs.
+        environments: environment variables by name, tried in this order.
+        cancel: called while it runs; True stops it.
 
     Raises:
-        InputError: where it cannot be started, or is too old or too new.
-        Cancelled: where ``cancel`` said so.
+        InputError: if it cannot be started, or is too old or too new.
+        Cancelled: if ``cancel`` returned True.
     """
-    said: tuple[str, ...] = ()
+    output: tuple[str, ...] = ()
     for variables in environments.values():
         done = run_command([python, "-c", QUESTION], variables, cancel=cancel)
-        said = done.lines
-        for line in reversed(said) if done.status == 0 else ():
+        output = done.lines
+        for line in reversed(output) if done.status == 0 else ():
             try:
                 version, prefix, executable, library, paths = json.loads(line)
             except ValueError:
                 continue
             places = Path(prefix), Path(executable), Path(library)
             return _accepted(BasePython(python, tuple(version), *places, tuple(paths), variables))
-    last = f" ({said[-1].strip()})" if said else ""
+    last = f" ({output[-1].strip()})" if output else ""
     raise InputError(f"{python} is no Python that starts{last}; name the program of a Python 3.10, 3.11 or 3.12.")
 
 
@@ -261,10 +265,10 @@ WHAT_IT_IS = (
 
 
 class EnvironmentState(str, Enum):
-    """How far an environment is.
+    """How complete an environment is.
 
-    ``ABSENT``: nothing of ours is there. ``INCOMPLETE``: an installation was cut off, or the Python that it was made of
-    has gone. ``OUTDATED``: it is of another version of the panel. ``READY``: it can be used.
+    ``ABSENT``: there is none. ``INCOMPLETE``: an installation was interrupted, or the Python that it was made of was
+    removed. ``OUTDATED``: another version of the library installed it. ``READY``: it can be used.
     """
 
     ABSENT = "absent"
@@ -274,11 +278,11 @@ class EnvironmentState(str, Enum):
 
 
 class Environment:
-    """The environment in a folder. Making one of this class changes nothing; one thread at a time may change it.
+    """The environment in a folder. The constructor changes nothing; one thread at a time may change the environment.
 
     Attributes:
-        folder, library, requirements: as given.
-        environments: as given, without what belongs to the Python that runs here.
+        folder, panel_library, requirements: as given.
+        environments: as given, without PYTHONHOME and PYTHONPATH.
     """
 
     def __init__(
@@ -286,21 +290,21 @@ class Environment:
     ) -> None:
         """
         Args:
-            folder: where it is, or will be; outside the extension's folder, which an update replaces.
-            panel_library: the folder ``SDFSMISLib`` that the panel itself was loaded from.
+            folder: of the environment; outside the extension's folder, which an update replaces.
+            panel_library: the folder ``SDFSMISLib`` from which the front end was loaded.
             requirements: file of the packages that the backend needs.
-            environments: name -> environment variables that its Python may start with; the first that works is used.
+            environments: environment variables by name with which its Python may start; the first that work are used.
                 In Slicer: those that Slicer was started with, then Slicer's own.
         """
         self.folder, self.panel_library, self.requirements = Path(folder), Path(panel_library), Path(requirements)
         self.environments = {name: clean(variables) for name, variables in environments.items()}
         self._digests: tuple[str, str] | None = None
 
-    # -- questions -----------------------------------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> EnvironmentState:
-        """How far it is; takes milliseconds, after a tenth of a second for the first time."""
+        """How complete it is; takes 0.1 s the first time, then milliseconds."""
         if not self.exists:
             return EnvironmentState.ABSENT
         stamp = self._stamp()
@@ -311,18 +315,18 @@ class Environment:
 
     @property
     def exists(self) -> bool:
-        """Whether the folder is one of ours, whole or not."""
+        """Whether there is an environment of ours in the folder, complete or not."""
         return (self.folder / MARKER).is_file()
 
     @property
     def needs_packages(self) -> bool:
-        """Whether more has to be installed than a newer copy of the library."""
+        """Whether packages must be installed, not only a newer copy of the library."""
         stamp = self._stamp()
         return stamp is None or stamp["requirements"] != self._wanted()[0]
 
     @property
     def python(self) -> Path:
-        """Path of its Python."""
+        """Path of its Python program."""
         return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
     @property
@@ -330,7 +334,7 @@ class Environment:
         """The folder of its packages.
 
         Raises:
-            InputError: where the environment has none.
+            InputError: if there is no environment.
         """
         if os.name == "nt":
             return self.folder / "Lib" / "site-packages"
@@ -340,17 +344,17 @@ class Environment:
         return found[0]
 
     def environment_variables(self) -> dict[str, str]:
-        """The variables that its Python starts with: of those handed in, the ones that worked."""
+        """The environment variables with which its Python starts: those of the given ones that worked."""
         return dict(self.environments[self.variables_name])
 
     @property
     def variables_name(self) -> str:
-        """The name of :meth:`environment_variables`."""
+        """The name of :meth:`environment_variables` in ``environments``."""
         name = (self._stamp() or {}).get("environment")
         return name if name in self.environments else next(iter(self.environments))
 
     def size(self) -> int:
-        """Bytes of its files; looks at each of them, which takes a second."""
+        """Bytes of its files, which takes a second to count."""
         total = 0
         for place, _, names in os.walk(self.folder):
             for name in names:
@@ -361,19 +365,19 @@ class Environment:
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def make(self, python: str, cancel: Callable[[], bool], on_line: Callable[[str], None]) -> str:
-        """Make it anew, with pip and nothing else; it stays incomplete until :meth:`finish`.
+        """Make the environment again, with pip and nothing else; it stays incomplete until :meth:`finish`.
 
         Args:
             python: path of the Python that it is made of.
-            cancel: asked while programs run.
-            on_line: called with what they write.
+            cancel: called while programs run; True stops them.
+            on_line: called with each line that they write.
 
         Returns:
-            the name of the environment variables that its Python starts with.
+            the name of the environment variables with which its Python starts.
 
         Raises:
-            InputError: where the folder holds something else or cannot be written, or Python cannot do it.
-            Cancelled: where ``cancel`` said so.
+            InputError: if the folder has other contents or cannot be written, or Python cannot make an environment.
+            Cancelled: if ``cancel`` returned True.
         """
         base = ask_python(python, self.environments, cancel)
         if self.exists:
@@ -391,10 +395,10 @@ class Environment:
         return name
 
     def copy_library(self) -> None:
-        """Copy the panel's library into it, in place of an older one.
+        """Copy the library of the front end into the environment, in place of an older copy.
 
         Raises:
-            InputError: where the copy cannot be written.
+            InputError: if the copy cannot be written.
         """
         place = self.site_packages / LIBRARY
         new, old = place.with_name(f"{LIBRARY}.new"), place.with_name(f"{LIBRARY}.old")
@@ -414,13 +418,13 @@ class Environment:
             raise InputError(_not_written(place, error)) from error
 
     def finish(self, name: str) -> None:
-        """Note that all is there.
+        """Record that the environment is complete.
 
         Args:
-            name: of the environment variables that its Python starts with.
+            name: of the environment variables with which its Python starts.
 
         Raises:
-            InputError: where its Python does not start, or the note cannot be written.
+            InputError: if its Python does not start, or the record cannot be written.
         """
         requirements, library = self._wanted()
         stamp = {
@@ -433,10 +437,10 @@ class Environment:
             path.write_text(json.dumps(stamp), encoding="utf-8")
 
     def unfinish(self) -> None:
-        """Note that it is being changed: until :meth:`finish` it counts as incomplete.
+        """Record that the environment is being changed: until :meth:`finish` it is incomplete.
 
         Raises:
-            InputError: where that cannot be noted.
+            InputError: if the record cannot be removed.
         """
         try:
             (self.folder / STAMP).unlink(missing_ok=True)
@@ -444,13 +448,13 @@ class Environment:
             raise InputError(_not_written(self.folder, error)) from error
 
     def remove(self) -> str:
-        """Delete it; a folder that is not ours is left alone.
+        """Delete the environment; a folder that SDFSMIS has not made is never deleted.
 
         Returns:
             what was done, in a sentence.
 
         Raises:
-            InputError: where the folder is not ours, or something in it cannot be deleted.
+            InputError: if SDFSMIS has not made the folder, or something in it cannot be deleted.
         """
         if not self.folder.exists():
             return f"There is nothing to remove in {self.folder}."
@@ -486,15 +490,15 @@ class Environment:
         base.complete(self.folder, self.folder / inside / "site-packages")
 
     def _starting_variables(self, cancel: Callable[[], bool]) -> str:
-        """The name of the first environment variables with which its Python starts and has what pip needs."""
-        said = ""
+        """The name of the first environment variables with which its Python starts and finds what pip needs."""
+        problem = ""
         for name, variables in self.environments.items():
             done = run_command([str(self.python), "-c", TRIAL], variables, cancel=cancel)
             if done.status == 0:
                 return name
-            said = done.lines[-1].strip() if done.lines else f"exit status {done.status}"
+            problem = done.lines[-1].strip() if done.lines else f"exit status {done.status}"
         raise InputError(
-            f"The Python in {self.folder} does not start ({said}); name another Python 3.10, 3.11 or 3.12 of this "
+            f"The Python in {self.folder} does not start ({problem}); name another Python 3.10, 3.11 or 3.12 of this "
             "computer to make the environment of."
         )
 
@@ -512,14 +516,14 @@ class Environment:
         raise InputError(_no_venv(base, lines))
 
     def _standard_library(self, name: str) -> str:
-        """A file of its standard library, which goes when the Python that it was made of is removed."""
+        """A file of the standard library; it disappears when the Python that the environment was made of is removed."""
         done = run_command([str(self.python), "-c", "import os; print(os.__file__)"], self.environments[name])
         if done.status != 0 or not done.lines:
             raise InputError(f"The Python in {self.folder} does not start any more; install it again.")
         return done.lines[-1]
 
     def _stamp(self) -> dict[str, Any] | None:
-        """What :meth:`finish` noted; None where it did not, or what it noted is no longer true."""
+        """The record of :meth:`finish`; None without one, or if the Python that it was made of is gone."""
         with suppress(OSError, ValueError):
             stamp = json.loads((self.folder / STAMP).read_text(encoding="utf-8"))
             known = {"requirements", "library", "environment", "standard_library"}
@@ -528,7 +532,7 @@ class Environment:
         return None
 
     def _wanted(self) -> tuple[str, str]:
-        """Digests of the requirements and of the library, as the panel has them."""
+        """Digests of the requirements and of the library of this version."""
         if self._digests is None:
             requirements = hashlib.sha256()
             for line in self.requirements.read_text(encoding="utf-8").splitlines():
@@ -543,7 +547,7 @@ class Environment:
 
 
 def _library_files(library: Path) -> Iterator[Path]:
-    """The files of the library that are copied, in a fixed order."""
+    """The files of the library to copy, in a fixed order."""
     for path in sorted(library.rglob("*")):
         if path.suffix in COPIED and "__pycache__" not in path.parts and path.is_file():
             yield path

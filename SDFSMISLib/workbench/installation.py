@@ -1,8 +1,6 @@
-"""Pip failure: why pip did not install, in a sentence for people who have never heard of pip.
+"""Installs the environment of the backend step by step, with progress and errors in plain words.
 
-Torch build: which of PyTorch's builds pip installs on this computer, and what to do where another fits better.
-
-Installation: the steps to an environment in which the backend runs; or another Python in its place.
+Also: which of PyTorch's builds pip installs on a computer, why pip failed, and whether another Python has SDFSMIS.
 """
 
 from __future__ import annotations
@@ -66,15 +64,18 @@ KINDS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def pip_failure(lines: Sequence[str]) -> str:
-    """What went wrong and what to do, in one sentence.
+    """Why pip failed and what to do, in one sentence for people who have never heard of pip.
 
     Args:
-        lines: that pip wrote, the last ones at least.
+        lines: the last lines that pip wrote.
+
+    >>> pip_failure(["ERROR: [Errno 28] No space left on device"])
+    'The disk became full while installing; free some space, and install again.'
     """
     text = "\n".join(lines)
-    for pattern, error_text in KINDS:
+    for pattern, explanation in KINDS:
         if pattern.search(text):
-            return error_text
+            return explanation
     missing = MISSING.search(text)
     if missing is not None:
         return (
@@ -82,55 +83,57 @@ def pip_failure(lines: Sequence[str]) -> str:
             "pip option: --index-url ADDRESS, or name another Python."
         )
     errors = [line for line in lines if line.startswith("ERROR:")] or list(lines)
-    last = errors[-1].removeprefix("ERROR:").strip() if errors else "it said nothing"
+    last = errors[-1].removeprefix("ERROR:").strip() if errors else "it wrote nothing"
     return f"pip could not install the packages ({last}); the log says more, and installing again may help."
 
 
 PAGE = "https://pytorch.org/get-started/locally"  # names the addresses of the other builds
 GB = 10**9
-PATIENCE = 10.0  # seconds; a driver that is ill never answers
+PATIENCE = 10.0  # seconds; a broken driver never answers
 
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """The build that pip takes by itself.
+    """A build of PyTorch.
 
     Attributes:
-        said: what is to be known of it, in sentences; "" = nothing.
-        download, disk: bytes that the whole environment takes with it, roughly.
+        advice: what the user should know about it, in sentences; "" = nothing.
+        download, disk: bytes that the whole environment with this build takes, roughly.
     """
 
-    said: str
+    advice: str
     download: int
     disk: int
 
 
 def usual_build(cards: Sequence[str], system: str = "") -> TorchBuild:
-    """The build on a computer.
+    """The build that pip installs on a computer without options.
 
     Args:
         cards: names of its NVIDIA cards.
-        system: as ``platform.system()`` gives it; "" = of this computer.
+        system: as ``platform.system()`` gives it; "" = that of this computer.
+
+    >>> usual_build(["NVIDIA A100"], "Linux")
+    TorchBuild(advice='', download=4000000000, disk=9000000000)
     """
     system = system or platform.system()
     if system == "Linux":
-        said = (
+        advice = (
             "The usual build of PyTorch for Linux holds what NVIDIA cards need, and none was found here; a smaller one "
             f"is named on {PAGE}: give its address as pip option, --extra-index-url ADDRESS."
         )
-        return TorchBuild("" if cards else said, 4 * GB, 9 * GB)
+        return TorchBuild("" if cards else advice, 4 * GB, 9 * GB)
     if system == "Windows" and cards:
-        said = (
+        advice = (
             f"The usual build of PyTorch for Windows computes on the processor. To use the {cards[0]}, take the "
             f"address of a CUDA build from {PAGE}, give it as pip option, --extra-index-url ADDRESS, and install again."
         )
-        return TorchBuild(said, GB // 2, 3 * GB)
+        return TorchBuild(advice, GB // 2, 3 * GB)
     return TorchBuild("", GB // 2, 3 * GB)
 
 
 def graphics_cards(variables: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the NVIDIA cards of this computer, as their driver gives them; none where it has no driver, or
-    one that does not answer."""
+    """The names of the NVIDIA cards of this computer, as the driver gives them; empty if no driver answers."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -144,9 +147,9 @@ def graphics_cards(variables: Mapping[str, str]) -> tuple[str, ...]:
 
 
 KEPT_LINES = 400
-RAW_PROGRESS = (24, 1)  # the first pip that tells bytes as plain lines
+RAW_PROGRESS = (24, 1)  # the first pip that writes progress in bytes as plain lines
 PIP_VARIABLES = {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
-PASSING = ("memory", "disk here", "disk for temp")  # what the check finds short now need not be so later
+PASSING = ("memory", "disk here", "disk for temp")  # what is short during the check may not be later
 NEEDED = ("torch", "diffusers", "transformers", "fastapi", "uvicorn")
 VERSIONS = f"""
 import importlib.util, json, sys
@@ -159,12 +162,12 @@ print(json.dumps([SDFSMISLib.__version__, PROTOCOL, missing]))
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an installation is.
+    """Progress of an installation.
 
     Attributes:
-        share: of the whole, 0 to 1; it never goes back.
-        step, steps: the step that goes on, from 1, and how many there are.
-        text: what goes on, for people.
+        share: done so far, 0 to 1; it never decreases.
+        step, steps: number of the current step, from 1, and of all steps.
+        text: what is being done, in words.
     """
 
     share: float
@@ -175,7 +178,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class ExistingPython:
-    """A Python that has SDFSMIS already: its path, the version, and the environment variables that it starts with."""
+    """A Python that has SDFSMIS already.
+
+    Attributes:
+        python: its path.
+        version: of SDFSMIS.
+        variables: environment variables with which it starts.
+    """
 
     python: str
     version: str
@@ -183,17 +192,17 @@ class ExistingPython:
 
 
 class Installation:
-    """Brings an environment up to date with the panel, in any thread; it can be run again after it failed."""
+    """Brings an environment up to date with this version, in any thread; it can be run again after a failure."""
 
     def __init__(
         self, environment: Environment, python: str, build: TorchBuild, pip_options: Sequence[str] = ()
     ) -> None:
         """
         Args:
-            environment: what is made, or brought up to date.
+            environment: to make, or to bring up to date.
             python: path of the Python that it is made of.
-            build: of PyTorch, for what is told of it.
-            pip_options: words that every installing call of pip gets: a mirror, a proxy, a certificate.
+            build: of PyTorch, for sizes and advice.
+            pip_options: options of every installing call of pip: a mirror, a proxy, a certificate.
         """
         self._environment, self._python, self._build = environment, python, build
         self._options = tuple(pip_options)
@@ -206,21 +215,20 @@ class Installation:
         return "\n".join(list(self._lines))
 
     def run(self, on_progress: Callable[[Progress], None], cancel: Callable[[], bool], again: bool = False) -> str:
-        """Do what is missing: all, or only what has changed.
+        """Install everything, or only what has changed.
 
         Args:
             on_progress: called in this thread, several times a second at most.
-            cancel: asked ten times a second; True ends the programs that run, and leaves an environment that is
-                incomplete and is made anew the next time. Downloads stay in pip's own store.
-
-            again: make it anew although nothing is missing: other pip options may give other builds.
+            cancel: called ten times a second; True ends the running programs. The environment is incomplete then and is
+                made again the next time; downloads stay in pip's cache.
+            again: install again although nothing is missing: other pip options may give other builds.
 
         Returns:
-            what was done and what is to be known about it, in sentences.
+            what was done and what the user should know about it, in sentences.
 
         Raises:
-            InputError: where it failed; with what to do.
-            Cancelled: where ``cancel`` said so.
+            InputError: if it failed; tells what to do.
+            Cancelled: if ``cancel`` returned True.
         """
         self._notes = []
         environment, state = self._environment, self._environment.state
@@ -249,14 +257,14 @@ class Installation:
         return " ".join([f"SDFSMIS is installed in {environment.folder}.", *self._notes])
 
     def _check_disk(self) -> None:
-        """Raises where the disk is too small for what comes."""
+        """Raise :class:`InputError` if the disk is too small."""
         folder = self._environment.folder
         needs = {folder: self._build.disk}
         temporary = Path(tempfile.gettempdir())
-        if _there(temporary).stat().st_dev != _there(folder).stat().st_dev:
+        if _existing_folder(temporary).stat().st_dev != _existing_folder(folder).stat().st_dev:
             needs[temporary] = self._build.download
         for place, need in needs.items():
-            free = shutil.disk_usage(_there(place)).free
+            free = shutil.disk_usage(_existing_folder(place)).free
             if free < need:
                 raise InputError(
                     f"Installing needs about {need / 1e9:.1f} GB on the disk of {place}, where {free / 1e9:.1f} GB are "
@@ -267,18 +275,18 @@ class Installation:
         requirements = self._environment.requirements
         lines = requirements.read_text(encoding="utf-8").splitlines()
         torch = next(line for line in lines if re.match(r"torch\b", line))
-        steps.begin("Installing PyTorch")  # by itself, so that its own share of the time is shown
+        steps.begin("Installing PyTorch")  # by itself, so that its share of the time is shown
         self._pip([torch], variables, steps)
-        if self._build.said and not self._options:
-            self._notes.append(self._build.said)
+        if self._build.advice and not self._options:
+            self._notes.append(self._build.advice)
         steps.begin("Installing the other packages")
         self._pip(["-r", str(requirements)], variables, steps)
 
     def _pip(self, words: Sequence[str], variables: Mapping[str, str], steps: _Steps) -> None:
-        """Installs packages; raises InputError where pip does not."""
+        """Install packages; raise :class:`InputError` if pip fails."""
         pip = [str(self._environment.python), "-m", "pip"]
-        said = "\n".join(run_command([*pip, "--version"], variables, cancel=steps.cancel).lines)
-        version = re.search(r"pip (\d+)\.(\d+)", said)
+        output = "\n".join(run_command([*pip, "--version"], variables, cancel=steps.cancel).lines)
+        version = re.search(r"pip (\d+)\.(\d+)", output)
         raw = version is not None and (int(version[1]), int(version[2])) >= RAW_PROGRESS
         bar = ["--progress-bar", "raw" if raw else "off"]
         command = [*pip, "install", "--only-binary", ":all:", *bar, *words, *self._options]
@@ -287,7 +295,7 @@ class Installation:
             raise InputError(pip_failure(done.lines))
 
     def _check(self, variables: Mapping[str, str], steps: _Steps) -> None:
-        """Run the library's own check in the environment."""
+        """Run ``sdfsmis doctor`` in the environment."""
         environment = self._environment
         command = [str(environment.python), "-m", "SDFSMISLib.cli", "doctor"]
         folder = environment.folder
@@ -306,7 +314,7 @@ class Installation:
 
 
 class _Steps:
-    """The steps of one run, and how far they are, taken from what pip says."""
+    """The steps of an installation, and their progress, read from the output of pip."""
 
     WEIGHTS = {
         "Checking the disk": 0.01,
@@ -325,7 +333,7 @@ class _Steps:
         download: int,
         more: tuple[bool, bool],
     ) -> None:
-        """``more``: whether the environment is made, and packages are installed, or only the library is copied."""
+        """``more``: whether the environment is made, and packages are installed; the library is always copied."""
         whole, packages = more
         titles = list(self.WEIGHTS)
         self._titles = titles if whole else [titles[0], *titles[2:]] if packages else titles[-2:]
@@ -335,14 +343,14 @@ class _Steps:
         self._at, self._file, self._received, self._share = -1, "", 0, 0.0
 
     def begin(self, title: str) -> None:
-        """The next step begins."""
+        """Begin the next step."""
         if self.cancel():
             raise Cancelled("Installing was cancelled.")
         self._at, self._received, self._file = self._titles.index(title), 0, ""
         self._report(title, 0.0)
 
     def line(self, line: str) -> None:
-        """A line that a program wrote."""
+        """Take a line that a program wrote."""
         title = self._titles[self._at]
         progress = re.fullmatch(r"Progress (\d+) of (\d+)", line.strip())
         if progress is not None:
@@ -362,7 +370,7 @@ class _Steps:
             self._report(f"{title}: {line.strip():.120}", self._received / self._download)
 
     def _report(self, text: str, part: float) -> None:
-        """``part`` of the step that goes on is done, 0 to 1."""
+        """Report that a ``part`` of the current step is done, 0 to 1."""
         before = sum(self.WEIGHTS[title] for title in self._titles[: self._at])
         share = (before + self.WEIGHTS[self._titles[self._at]] * min(part, 1.0)) / self._all
         self._share = max(self._share, share)
@@ -372,48 +380,48 @@ class _Steps:
 def inspect_python(
     python: str, environments: Mapping[str, Mapping[str, str]], cancel: Callable[[], bool]
 ) -> ExistingPython:
-    """Look whether another Python can run the backend.
+    """Check whether another Python can run the backend; it takes a second.
 
     Args:
         python: its path.
-        environments: name -> environment variables that it may start with; the first that works is used.
-        cancel: asked while it runs, which takes a second.
+        environments: environment variables by name with which it may start; the first that work are used.
+        cancel: called while it runs; True stops it.
 
     Raises:
-        InputError: where it does not start, lacks packages, or has another version that does not fit.
-        Cancelled: where ``cancel`` said so.
+        InputError: if it does not start, lacks packages, or has a version that does not fit.
+        Cancelled: if ``cancel`` returned True.
     """
-    said: tuple[str, ...] = ()
+    output: tuple[str, ...] = ()
     for given in environments.values():
         variables = clean(given)
         done = run_command([python, "-c", VERSIONS], variables, cancel=cancel)
-        said = said or done.lines
+        output = output or done.lines
         for line in reversed(done.lines) if done.status == 0 else ():
             try:
                 version, protocol, missing = json.loads(line)
             except ValueError:
                 continue
-            return _fitting(ExistingPython(python, version, variables), protocol, missing)
-    last = said[-1].strip() if said else "it said nothing"
+            return _check_version(ExistingPython(python, version, variables), protocol, missing)
+    last = output[-1].strip() if output else "it wrote nothing"
     raise InputError(f"{python} cannot run SDFSMIS ({last}); install SDFSMIS in it, with pip install sdfsmis[serve].")
 
 
-def _fitting(adopted: ExistingPython, protocol: int, missing: Sequence[str]) -> ExistingPython:
-    """It, where this program can use it."""
+def _check_version(existing: ExistingPython, protocol: int, missing: Sequence[str]) -> ExistingPython:
+    """The Python itself, if this program can use it."""
     if protocol != PROTOCOL:
         older = protocol < PROTOCOL
         raise InputError(
-            f"{adopted.python} has SDFSMIS {adopted.version}, which speaks protocol {protocol}, and this panel speaks "
-            f"protocol {PROTOCOL}; update {'SDFSMIS in that Python' if older else 'this panel'}."
+            f"{existing.python} has SDFSMIS {existing.version}, which speaks protocol {protocol}, and this panel "
+            f"speaks protocol {PROTOCOL}; update {'SDFSMIS in that Python' if older else 'this panel'}."
         )
     if missing:
         raise InputError(
-            f"{adopted.python} has SDFSMIS {adopted.version} without {', '.join(missing)}; install the rest, with pip "
-            "install sdfsmis[serve]."
+            f"{existing.python} has SDFSMIS {existing.version} without {', '.join(missing)}; install the rest, with "
+            "pip install sdfsmis[serve]."
         )
-    return adopted
+    return existing
 
 
-def _there(path: Path) -> Path:
-    """It, or the nearest folder above it that is there."""
+def _existing_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
     return next((place for place in (path, *path.parents) if place.exists()), path)

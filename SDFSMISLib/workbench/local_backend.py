@@ -20,7 +20,7 @@ from SDFSMISLib.workbench.text import tr as _
 from SDFSMISLib.workbench.views import BackendChoice
 
 KEPT_LINES = 200
-LOOK = 0.1  # seconds between two looks of one that waits until another has started it
+POLL_SECONDS = 0.1  # seconds between two looks of one that waits until another has started it
 PATIENCE = 3.0  # seconds that a process has to end by itself
 
 
@@ -69,12 +69,12 @@ class LocalBackend:
     @property
     def state(self) -> LocalBackendState:
         """State of the process now."""
-        return self._look()[0]
+        return self._state_and_status()[0]
 
     @property
     def status(self) -> str:
         """The state in a sentence."""
-        return self._look()[1]
+        return self._state_and_status()[1]
 
     @property
     def log(self) -> str:
@@ -107,7 +107,7 @@ class LocalBackend:
                 stopped, ended = self._holder.stopped, self._holder.ended
             if mine:
                 return self._start(stopped, cancel, on_log)
-            while not ended.wait(LOOK):
+            while not ended.wait(POLL_SECONDS):
                 if cancel is not None and cancel():
                     raise Cancelled("Waiting for the backend was cancelled.")
             if stopped.is_set():
@@ -148,7 +148,7 @@ class LocalBackend:
                 self._starting = False
                 holder.ended.set()
 
-    def _look(self) -> tuple[LocalBackendState, str]:
+    def _state_and_status(self) -> tuple[LocalBackendState, str]:
         process = self._holder.process
         if self._starting:
             return LocalBackendState.STARTING, "SDFSMIS is starting on this computer."

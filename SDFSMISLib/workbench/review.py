@@ -24,7 +24,7 @@ __all__ = ["Review", "describe_cleaning"]
 LOG = logging.getLogger("SDFSMIS")
 BUDGET = 0.02  # seconds of one step
 REST = 0.6  # seconds without a change after which surfaces are made anew
-LOOK_EVERY = 0.25  # seconds between two looks at the scene
+UPDATE_EVERY = 0.25  # seconds between two looks at the scene
 NO_COLOR = (0.5, 0.5, 0.5)
 
 
@@ -58,11 +58,11 @@ class Review(Part[ReviewView]):
         self.locked = False
         self._editor: Editor | None = None
         self._scans: list[_Reviewed] = []
-        self._looks: Mapping[int, SegmentTemplate] = {}
+        self._templates: Mapping[int, SegmentTemplate] = {}
         self._ending: Iterator[Any] | None = None
         self._accepted = False
         self._shown: set[int] = set()
-        self._changed_at = self._looked_at = 0.0
+        self._changed_at = self._updated_at = 0.0
         self._problem = ""
 
     @property
@@ -70,22 +70,22 @@ class Review(Part[ReviewView]):
         """Whether there are results to review."""
         return bool(self._scans)
 
-    def begin(self, targets: Sequence[TargetScan], looks: Mapping[int, SegmentTemplate], editor: Editor) -> None:
+    def begin(self, targets: Sequence[TargetScan], templates: Mapping[int, SegmentTemplate], editor: Editor) -> None:
         """Review the results of a run in place of those before, which stay in the scene as they are.
 
         The segment editor selects the first result, so that the next stroke corrects it.
         """
         self.forget()
-        self._looks, self._editor = dict(looks), editor
+        self._templates, self._editor = dict(templates), editor
         self._scans = [_Reviewed(one, one.writer) for one in targets if one.writer is not None]
         if any(one.writer.threshold != self.view.threshold for one in self._scans):  # it was moved during the run
             self._change(lambda writer: writer.set_threshold(self.view.threshold))
         if self._scans and self._cleaning() is not None:
             self._change(lambda writer: writer.set_cleaning(self._cleaning()))
-        self._look()
+        self._update_view()
         if self._scans:
             writer = self._scans[self.view.scan].writer
-            self._select(next((found for label in self._looks if (found := writer.segment_id(label))), None))
+            self._select(next((found for label in self._templates if (found := writer.segment_id(label))), None))
 
     def forget(self) -> None:
         """End the review; the results stay in the scene."""
@@ -111,7 +111,7 @@ class Review(Part[ReviewView]):
             show_segmentation(one.target.segmentation, place == number)
         chosen = self._scans[number]
         self._guarded(chosen, lambda: show_scan(chosen.target.volume))
-        self._look()
+        self._update_view()
 
     def set_threshold(self, threshold: float) -> None:
         """Set the threshold of the probability, 0 to below 1, of all results and of the next run."""
@@ -154,7 +154,7 @@ class Review(Part[ReviewView]):
             return
         one = self._scans[self.view.scan]
         self._guarded(one, lambda: self._show(one.target, index))
-        self._look()
+        self._update_view()
 
     def accept(self) -> None:
         """Keep the results, as soon as all changes are written."""
@@ -185,8 +185,8 @@ class Review(Part[ReviewView]):
         else:
             for one in self._scans:
                 more = bool(self._guarded(one, partial(self._work, one, until))) or more
-        if not more and time.monotonic() - self._looked_at > LOOK_EVERY:
-            self._look()
+        if not more and time.monotonic() - self._updated_at > UPDATE_EVERY:
+            self._update_view()
         return more
 
     def _end(self, until: float) -> bool:
@@ -256,7 +256,7 @@ class Review(Part[ReviewView]):
         for one in self._scans:
             one.due = True
             self._guarded(one, partial(change, one.writer))
-        self._look()
+        self._update_view()
 
     def _show(self, target: TargetScan, index: int) -> None:
         if show_in_views(target.volume, target.axis, index):
@@ -281,9 +281,9 @@ class Review(Part[ReviewView]):
             self.view = replace(self.view, scan=0)
         return None
 
-    def _look(self) -> None:
+    def _update_view(self) -> None:
         """Bring the view up to date."""
-        self._looked_at = time.monotonic()
+        self._updated_at = time.monotonic()
         results = None
         while self._scans and results is None:
             one = self._scans[self.view.scan]
@@ -307,15 +307,15 @@ class Review(Part[ReviewView]):
         by_hand, writer = one.writer.corrected, one.writer
         return tuple(
             ResultView(
-                look.name,
+                template.name,
                 one.target.name,
-                look.color or NO_COLOR,
+                template.color or NO_COLOR,
                 None if _is_working(one) else writer.volume_ml(label),
                 writer.certainty(label),
                 writer.painted_slices(label),
                 by_hand,
             )
-            for label, look in self._looks.items()
+            for label, template in self._templates.items()
             if writer.segment_id(label) is not None
         )
 

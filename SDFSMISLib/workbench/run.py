@@ -241,7 +241,7 @@ class Run:
         try:
             if target.volume.GetScene() is None:
                 raise InputError(_("The scan {name} was deleted; it is left out.").format(name=target.name))
-            destination = ResultDestination.of(target.volume, target.painted, self.support.looks, message.axis)
+            destination = ResultDestination.of(target.volume, target.painted, self.support.templates, message.axis)
             segmentation = destination.node_for(target.volume)
             if target.painted is not None and segmentation is not target.painted:
                 target.notes.append(
@@ -266,7 +266,7 @@ class Run:
             scan,
             message.support,
             message.axis,
-            self.support.looks,
+            self.support.templates,
             into=destination.results,
             rules=EditingRules.of(self.editor.node, target.volume) if edited else None,
             save_undo=self.editor.save_undo if edited else None,
@@ -337,14 +337,14 @@ class Run:
     def _found_on(self, target: TargetScan, several: bool) -> str:
         """A sentence that tells on which slices each structure was found."""
         places = []
-        for label, look in self.support.looks.items():
+        for label, template in self.support.templates.items():
             indices = [
                 *target.found.get(label, ()),
                 *(target.writer.painted_slices(label) if target.writer is not None else ()),
             ]
             where = _("{name} on slices {first} to {last}") if indices else _("{name} nowhere")
             ends = {"first": min(indices), "last": max(indices)} if indices else {}
-            places.append(where.format(name=look.name, **ends))
+            places.append(where.format(name=template.name, **ends))
         text = _("Found in {scan}: {places}.") if several else _("Found: {places}.")
         return text.format(scan=target.name, places="; ".join(places))
 
@@ -386,7 +386,7 @@ class Run:
             return _("Waiting for other runs ({count})…").format(count=remote.ahead)
         if not self._finished:
             return self._status or _("Segmenting…")
-        if len(self.support.looks) == 1:
+        if len(self.support.templates) == 1:
             text = _("Slice {finished} of {total}").format(finished=self._finished, total=self._total)
         else:
             text = _("{percent} % of the slices").format(percent=100 * self._finished // max(1, self._total))
@@ -424,7 +424,7 @@ def _painted_target(request: RunRequest, snapshot: SupportSnapshot, scan: Any, p
     )
     if problem:
         raise InputError(problem)
-    done = [set(snapshot.used) & set(snapshot.painting.slices(snapshot.axis, label)) for label in snapshot.looks]
+    done = [set(snapshot.used) & set(snapshot.painting.slices(snapshot.axis, label)) for label in snapshot.templates]
     if all(set(wanted) <= slices for slices in done):
         raise InputError(
             _("All wanted slices are painted already. Uncheck “Use every painted slice” to use chosen ones only.")

@@ -66,7 +66,7 @@ class SupportSnapshot:
         loaded: slices from files, with the label values of the run.
     """
 
-    looks: Mapping[int, SegmentTemplate]
+    templates: Mapping[int, SegmentTemplate]
     painting: Painting | None
     axis: int
     used: tuple[int, ...]
@@ -86,7 +86,9 @@ class SupportSnapshot:
         if self.painting is not None and self.used and scan is not None:
             made = self.painting.support(scan, self.used, self.axis)
             painted = tuple(replace(one, complete=one.index in self.complete) for one in made.slices)
-        return SupportSet((*painted, *self.loaded), {label: look.name for label, look in self.looks.items()})
+        return SupportSet(
+            (*painted, *self.loaded), {label: template.name for label, template in self.templates.items()}
+        )
 
 
 def join_structures(
@@ -97,27 +99,27 @@ def join_structures(
     A structure of a file and a painted segment are the same if their names are, apart from upper and lower case. They
     are also the same if one segment is painted and the file has a single structure without a name.
     """
-    looks = dict(painted)
+    templates = dict(painted)
     slices = []
     for one in loaded:
         values = np.zeros(1 << 16, dtype=np.uint16)
         for label in one.support.labels:
-            values[label] = _label_of(one, label, looks)
+            values[label] = _label_of(one, label, templates)
         slices += [replace(shown, labels=values[shown.labels]) for shown in one.slices.values()]
-    return looks, tuple(slices)
+    return templates, tuple(slices)
 
 
-def _label_of(loaded: LoadedSupport, label: int, looks: dict[int, SegmentTemplate]) -> int:
-    """The label value of a structure from a file; a new one is added to ``looks``."""
+def _label_of(loaded: LoadedSupport, label: int, templates: dict[int, SegmentTemplate]) -> int:
+    """The label value of a structure from a file; a new one is added to ``templates``."""
     name = loaded.structure(label)
-    for value, look in looks.items():
-        if look.name.casefold() == name.casefold():
+    for value, template in templates.items():
+        if template.name.casefold() == name.casefold():
             return value
-    if not loaded.support.names.get(label) and len(loaded.support.labels) == len(looks) == 1:
-        return next(iter(looks))
-    value = max(looks, default=0) + 1
+    if not loaded.support.names.get(label) and len(loaded.support.labels) == len(templates) == 1:
+        return next(iter(templates))
+    value = max(templates, default=0) + 1
     color = COLORS[(value - 1) % len(COLORS)]
-    looks[value] = SegmentTemplate(name, color, "", FILE_SOURCE + name)
+    templates[value] = SegmentTemplate(name, color, "", FILE_SOURCE + name)
     return value
 
 
@@ -221,7 +223,7 @@ class SegmentationJob:
             SliceStack.of(scan, axis, scan.window(), content),
             support,
             self.options,
-            labels=sorted(self.support.looks),
+            labels=sorted(self.support.templates),
             slices=wanted,
             on_upload=lambda sent, total: post(UploadProgress(sent, total)),
             cancel=cancel,

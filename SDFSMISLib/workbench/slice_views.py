@@ -1,4 +1,4 @@
-"""Slice views of the layout: which slice of a scan they show, and making them show another."""
+"""The slice views of the layout: which slice of a scan they show; show another one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["show_in_views", "show_scan", "show_segmentation", "slice_nodes", "vi
 
 
 def slice_nodes(scene: Any | None) -> Iterator[Any]:
-    """The vtkMRMLSliceNodes of the views that the layout shows; none where there is no scene."""
+    """The vtkMRMLSliceNodes of the views in the layout; none without a scene."""
     if scene is None:
         return
     nodes = scene.GetNodesByClass("vtkMRMLSliceNode")
@@ -24,7 +24,7 @@ def slice_nodes(scene: Any | None) -> Iterator[Any]:
 
 
 def visible_slice(volume: Any, axis: int) -> int | None:
-    """The slice along an array axis that a view shows; None where none lies in these slices."""
+    """The index of the slice along an array axis that a view shows; None if no view shows one."""
     for node in slice_nodes(volume.GetScene()):
         try:
             shown = shown_slice(node, volume)
@@ -36,19 +36,19 @@ def visible_slice(volume: Any, axis: int) -> int | None:
 
 
 def show_in_views(volume: Any, axis: int, index: int) -> bool:
-    """Makes all views that lie in the slices along an axis show one; whether there was any.
+    """Show a slice in all views that show slices along its axis; True if there was such a view.
 
     Raises:
-        InputError: where the volume stands under a transform that is not linear.
+        InputError: if a nonlinear transform is applied to the volume.
     """
     return any([show_slice(node, volume, axis, index) for node in slice_nodes(volume.GetScene())])
 
 
 def show_scan(volume: Any) -> None:
-    """Makes all views show a scan, each its middle.
+    """Show a scan in all views, centred.
 
     Raises:
-        InputError: where the volume stands under a transform that is not linear.
+        InputError: if a nonlinear transform is applied to the volume.
     """
     scene = volume.GetScene()
     composites = scene.GetNodesByClass("vtkMRMLSliceCompositeNode")
@@ -61,7 +61,7 @@ def show_scan(volume: Any) -> None:
 
 
 def show_segmentation(segmentation: Any | None, visible: bool) -> None:
-    """Shows or hides a segmentation in all views."""
+    """Show or hide a segmentation in all views."""
     display = segmentation.GetDisplayNode() if segmentation is not None else None
     if display is not None:
         display.SetVisibility(visible)

@@ -310,15 +310,15 @@ class SupportList(Part[SupportView]):
         """As :meth:`snapshot`, of what was read last; it waits for nothing."""
         if self.view.problem:
             raise InputError(self.view.problem)
-        looks, pieces = join_structures(self._read.looks, [*self._loaded.values()])
+        templates, pieces = join_structures(self._read.templates, [*self._loaded.values()])
         painting, used = self._read.painting, self._used()
         shown = self._shown(used, pieces)
-        looks = {label: look for label, look in looks.items() if label in shown}
+        templates = {label: template for label, template in templates.items() if label in shown}
         if painting is not None:
             names = {label: name for label, name in painting.names.items() if self._read.painted(label) & set(used)}
             painting = replace(painting, names=names)
         complete = frozenset({*self._chosen, *(painting.corrected if painting is not None else ())})
-        return SupportSnapshot(looks, painting if used else None, self._read.axis, used, complete, pieces)
+        return SupportSnapshot(templates, painting if used else None, self._read.axis, used, complete, pieces)
 
     @property
     def _read(self) -> PaintedStructures:
@@ -371,13 +371,13 @@ class SupportList(Part[SupportView]):
 
     def _make_view(self) -> SupportView:
         read, used = self._read, self._used()
-        looks, pieces = join_structures(read.looks, [*self._loaded.values()])
+        templates, pieces = join_structures(read.templates, [*self._loaded.values()])
         entries = [self._entry_here(index) for index in used]
         for number, one in self._loaded.items():
             entries += [self._entry_of_file(number, one, slot) for slot in one.slices]
         painting = read.painting
         notes = (*(painting.notes if painting is not None else ()), *([self._message] if self._message else []))
-        problem = self._problem(looks, used, pieces)
+        problem = self._problem(templates, used, pieces)
         return SupportView(self._segments(), tuple(entries), problem, notes, self._every, self._slice_count())
 
     def _slice_count(self) -> int:
@@ -386,7 +386,7 @@ class SupportList(Part[SupportView]):
         return painting.geometry.shape[self._read.axis] if painting is not None else 0
 
     def _segments(self) -> tuple[SegmentView, ...]:
-        counts = {look.source: label for label, look in self._read.looks.items()}
+        counts = {template.source: label for label, template in self._read.templates.items()}
         painting = self._read.painting
         views = []
         for one in self._painted():
@@ -399,7 +399,7 @@ class SupportList(Part[SupportView]):
         return tuple(views)
 
     def _problem(
-        self, looks: Mapping[int, SegmentTemplate], used: Sequence[int], pieces: Sequence[SupportSlice]
+        self, templates: Mapping[int, SegmentTemplate], used: Sequence[int], pieces: Sequence[SupportSlice]
     ) -> str:
         """Why there is no support, and what to do."""
         read = self._read
@@ -407,8 +407,8 @@ class SupportList(Part[SupportView]):
             return read.problem
         if self._shown(used, pieces):
             return ""
-        if read.unpainted or looks:
-            names = [*read.unpainted, *(look.name for look in looks.values())]
+        if read.unpainted or templates:
+            names = [*read.unpainted, *(template.name for template in templates.values())]
             return _("Nothing is painted in {names}; paint the structure on one slice.").format(names=", ".join(names))
         if self.scan is None:
             return _("Choose the scan, then paint the structure on one of its slices.")
@@ -486,7 +486,7 @@ class SupportList(Part[SupportView]):
         voxels = array_from_volume(self.scan)
         image = np.moveaxis(voxels, axis, 0)[index]
         geometry = painting.geometry
-        colors = {label: look.color or NO_COLOR for label, look in self._read.looks.items()}
+        colors = {label: template.color or NO_COLOR for label, template in self._read.templates.items()}
         return thumbnail(
             image,
             self._labels_on(index),
@@ -498,8 +498,8 @@ class SupportList(Part[SupportView]):
 
     def _picture_of_file(self, one: LoadedSupport, slot: int) -> np.ndarray:
         piece = one.slices[slot]
-        looks, _pieces = join_structures(self._read.looks, [*self._loaded.values()])
-        by_name = {look.name.casefold(): look.color for look in looks.values()}
+        templates, _pieces = join_structures(self._read.templates, [*self._loaded.values()])
+        by_name = {template.name.casefold(): template.color for template in templates.values()}
         colors = {
             label: by_name.get(one.structure(label).casefold()) or NO_COLOR for label in label_values(piece.labels)
         }

@@ -103,7 +103,7 @@ class PaintedStructures:
         problem: why the painting cannot be used; "" if it can.
     """
 
-    looks: Mapping[int, SegmentTemplate] = field(default_factory=dict)
+    templates: Mapping[int, SegmentTemplate] = field(default_factory=dict)
     painting: Painting | None = None
     axis: int = 0
     slices: Mapping[int, PaintedSlice] = field(default_factory=dict)
@@ -153,17 +153,17 @@ class PaintingReader:
             self.reading = PaintedStructures(problem=str(error))
             return
         painted = {label: SegmentTemplate.of(segmentation, segments[label - 1]) for label in painting.names}
-        looks, _pieces = join_structures(painted, loaded)
+        templates, _pieces = join_structures(painted, loaded)
         along = axis if axis is not None else _axis(painting, loaded)
         results: Mapping[int, ResultSnapshot] = {}
         if reads_corrections:
-            destination = ResultDestination.of(scan, segmentation, looks, along)
+            destination = ResultDestination.of(scan, segmentation, templates, along)
             results = read_results(scan, destination.segmentation, destination.results) if destination.results else {}
         if painting.labels.voxels.size <= SMALL and not results:
-            self.reading = _looked_through(painting, looks, along, results)
+            self.reading = _look_through(painting, templates, along, results)
         else:
             self._background = Background(
-                "SDFSMIS painting", lambda post, cancel: post(_looked_through(painting, looks, along, results))
+                "SDFSMIS painting", lambda post, cancel: post(_look_through(painting, templates, along, results))
             )
 
     def take(self, wait: float = 0.0) -> bool:
@@ -195,8 +195,8 @@ def _axis(painting: Painting, loaded: Sequence[LoadedSupport]) -> int:
     return next(axis for axis in range(3) if painting.geometry.plane(axis) == planes[0])
 
 
-def _looked_through(
-    painting: Painting, looks: Mapping[int, SegmentTemplate], axis: int, results: Mapping[int, ResultSnapshot]
+def _look_through(
+    painting: Painting, templates: Mapping[int, SegmentTemplate], axis: int, results: Mapping[int, ResultSnapshot]
 ) -> PaintedStructures:
     """Look through a painting; in any thread."""
     problem = two_directions(painting)
@@ -205,14 +205,14 @@ def _looked_through(
     slices = _slices(painting, axis)
     there = {label for one in slices.values() for label in one.labels}
     missing = tuple(name for label, name in painting.names.items() if label not in there)
-    painted = replace(painting, names={label: look.name for label, look in looks.items()})
+    painted = replace(painting, names={label: template.name for label, template in templates.items()})
     if results:
         painted = with_corrections(painted, results)
         slices = _slices(painted, axis)
         there = {label for one in slices.values() for label in one.labels}
     names = {label: name for label, name in painted.names.items() if label in there}
     painted = replace(painted, names=names)
-    kept = {label: look for label, look in looks.items() if label in there}
+    kept = {label: template for label, template in templates.items() if label in there}
     return PaintedStructures(kept, painted if there else None, axis, slices, missing)
 
 

@@ -50,7 +50,9 @@ class ResultDestination:
     results: Mapping[int, str]
 
     @classmethod
-    def of(cls, volume: Any, painted: Any | None, looks: Mapping[int, SegmentTemplate], axis: int) -> ResultDestination:
+    def of(
+        cls, volume: Any, painted: Any | None, templates: Mapping[int, SegmentTemplate], axis: int
+    ) -> ResultDestination:
         """The destination of the results on a scan.
 
         Args:
@@ -60,10 +62,10 @@ class ResultDestination:
             axis: array axis of the slices.
         """
         if painted is not None and matches_lattice(volume, painted):
-            return cls(painted, _results(volume, painted, looks, axis))
+            return cls(painted, _results(volume, painted, templates, axis))
         nodes = volume.GetScene().GetNodesByClass("vtkMRMLSegmentationNode")
         for number in range(nodes.GetNumberOfItems()):
-            results = _results(volume, node := nodes.GetItemAsObject(number), looks, axis)
+            results = _results(volume, node := nodes.GetItemAsObject(number), templates, axis)
             if node is not painted and results:
                 return cls(node, results)
         return cls(None, {})
@@ -75,8 +77,8 @@ class ResultDestination:
         return make_segmentation(volume, f"{volume.GetName()} (SDFSMIS)")
 
 
-def _results(volume: Any, segmentation: Any, looks: Mapping[int, SegmentTemplate], axis: int) -> dict[int, str]:
+def _results(volume: Any, segmentation: Any, templates: Mapping[int, SegmentTemplate], axis: int) -> dict[int, str]:
     try:
-        return find_results(volume, segmentation, looks, axis)
+        return find_results(volume, segmentation, templates, axis)
     except InputError:  # it does not lie on this scan
         return {}

@@ -142,7 +142,7 @@ class RunControl(Part[RunView]):
             self._leave_run()
             self._backend.run_ended(run.error, run.remote)
             if run.has_results:
-                self._review.begin(run.targets, run.support.looks, run.editor)
+                self._review.begin(run.targets, run.support.templates, run.editor)
                 view = replace(view, notes=(*view.notes, *self._review.cleaning_notes()))
         self.view = view
         return more
