@@ -138,7 +138,7 @@ class Bench:
             (label, index)
             for label in self.probabilities
             for index in range(self.geometry.shape[self.axis])
-            if index not in {piece.index for piece in support.for_label(label)}
+            if index not in {one.index for one in support.for_label(label)}
         ]
         for label, index in rng.permutation(records).tolist():
             writer.add_slice(label, index, self.slice(label, index), (label * 100 + index) / 1000)
@@ -161,7 +161,7 @@ class Bench:
         pieces = {label: support.for_label(label) for label in self.probabilities}
         builder = SegmentationBuilder(self.scan, stack, pieces, support.names)
         for label in self.probabilities:
-            for index in set(range(stack.count)) - {piece.index for piece in pieces[label]}:
+            for index in set(range(stack.count)) - {one.index for one in pieces[label]}:
                 builder.add(label, index, self.slice(label, index), 1.0)
         return builder.segmentation(threshold, cleaning).labelmap.voxels
 

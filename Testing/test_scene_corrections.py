@@ -101,12 +101,12 @@ def test_corrections_are_support_of_the_next_run_and_come_out_as_they_are() -> N
     painting = bench.corrected(results)
     support = painting.support(bench.scan)
     assert painting.corrected == (5, 7, 8) and painting.axis == 0
-    assert [(piece.index, piece.complete) for piece in support.slices] == [(2, False), (5, True), (7, True), (8, True)]
-    for piece in support.slices[1:]:
+    assert [(one.index, one.complete) for one in support.slices] == [(2, False), (5, True), (7, True), (8, True)]
+    for one in support.slices[1:]:
         for label in (1, 2):
-            assert np.array_equal(piece.mask(label), shown[label - 1][piece.index])
+            assert np.array_equal(one.mask(label), shown[label - 1][one.index])
     named = painting.support(bench.scan, [2, 5]).slices
-    assert [(piece.index, piece.complete) for piece in named] == [(2, True), (5, True), (7, True), (8, True)]
+    assert [(one.index, one.complete) for one in named] == [(2, True), (5, True), (7, True), (8, True)]
 
     bench.probabilities = {label: 255 - one for label, one in bench.probabilities.items()}
     second = bench.writer(support=support, into=results)
@@ -131,7 +131,7 @@ def test_what_is_painted_in_the_painted_segment_after_a_run_counts_before_the_re
     bench.editor.paint(result, stroke, (4, 0, 0))
     painting = bench.corrected({1: result})
     support = painting.support(bench.scan)
-    assert painting.corrected == (4,) and [piece.index for piece in support.slices] == [2, 4, 6]
+    assert painting.corrected == (4,) and [one.index for one in support.slices] == [2, 4, 6]
     second = bench.writer(support=support, into={1: result})
     bench.run(second, support=support)
     finish(second)
@@ -174,7 +174,7 @@ def test_a_stroke_between_the_plan_of_a_run_and_its_first_slice_is_kept() -> Non
     bench.editor.erase(results[2], np.ones((1, 3, 3), dtype=bool), (8, 5, 5))
     bench.editor.paint(results[1], stroke, (8, 5, 5))
     support = bench.corrected(results).support(bench.scan)
-    assert [piece.index for piece in support.slices] == [2, 5, 8]
+    assert [one.index for one in support.slices] == [2, 5, 8]
     for index in (8, 2):  # one that was corrected before, and a painted one
         bench.editor.erase(results[2], np.ones((1, 2, 2), dtype=bool), (index, 0, 0))
         bench.editor.paint(results[1], stroke, (index, 0, 0))

@@ -92,7 +92,7 @@ def test_the_support_is_that_of_the_saved_files(
         labelmap = read_labelmap(scene.save(segmentation_node, tmp_path / "painted.seg.nrrd"))
         expected = SupportSet.from_labelmap(scan, labelmap, None, slices)
     assert support.names == expected.names == {1: "liver", 2: "spleen"}
-    assert [piece.index for piece in support.slices] == (slices or [2, 4])
+    assert [one.index for one in support.slices] == (slices or [2, 4])
     assert support.digest() == expected.digest()
 
 
@@ -105,7 +105,7 @@ def test_some_segments_and_some_slices_make_the_support(scene: MrmlScene) -> Non
     empty = editor.segment("empty")
     scan = ScanCache().get(node)
     support = read_painting(node, segmentation_node, [liver]).support(scan, [3], axis=2)
-    assert [(piece.plane.axis, piece.index, piece.complete) for piece in support.slices] == [(2, 3, True)]
+    assert [(one.plane.axis, one.index, one.complete) for one in support.slices] == [(2, 3, True)]
     assert support.labels == (1,) and np.array_equal(support.slices[0].mask(1), mask[:, :, 3])
     with pytest.raises(InputError, match="Nothing is painted in the segment empty; paint it"):
         read_painting(node, segmentation_node, [liver, empty]).support(scan)

@@ -8,6 +8,7 @@ Everything runs on the main thread, except what works on copies: the methods of 
 from __future__ import annotations
 
 from SDFSMISLib.scene.editing_rules import EditingRules
+from SDFSMISLib.scene.frame import VoxelBox, ijk_to_world, volume_geometry
 from SDFSMISLib.scene.painting import (
     Painting,
     ResultSnapshot,
@@ -41,8 +42,10 @@ __all__ = [
     "SegmentTemplate",
     "SequenceFrame",
     "ShownSlice",
+    "VoxelBox",
     "array_from_volume",
     "find_results",
+    "ijk_to_world",
     "list_segments",
     "make_segmentation",
     "matches_lattice",
@@ -52,5 +55,6 @@ __all__ = [
     "rotate_to_volume_plane",
     "show_slice",
     "shown_slice",
+    "volume_geometry",
     "with_corrections",
 ]

@@ -11,8 +11,7 @@ from typing import Any
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.postprocess import Postprocessing
-from SDFSMISLib.scene import ResultWriter, SegmentTemplate, rotate_to_volume_plane
-from SDFSMISLib.scene.frame import volume_geometry
+from SDFSMISLib.scene import ResultWriter, SegmentTemplate, rotate_to_volume_plane, volume_geometry
 from SDFSMISLib.workbench.background import Background, JobEnded
 from SDFSMISLib.workbench.run import TargetScan, defect_message
 from SDFSMISLib.workbench.slice_views import show_in_views, show_scan, show_segmentation, slice_nodes, visible_slice

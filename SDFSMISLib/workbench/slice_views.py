@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import show_slice, shown_slice
-from SDFSMISLib.scene.frame import ijk_to_world
+from SDFSMISLib.scene import ijk_to_world, show_slice, shown_slice
 
 __all__ = ["show_in_views", "show_scan", "show_segmentation", "slice_nodes", "visible_slice"]
 

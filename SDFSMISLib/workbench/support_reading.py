@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import Painting, ResultSnapshot, SegmentTemplate, read_painting, read_results, with_corrections
-from SDFSMISLib.scene.frame import VoxelBox, volume_geometry
+from SDFSMISLib.scene import (
+    Painting,
+    ResultSnapshot,
+    SegmentTemplate,
+    VoxelBox,
+    read_painting,
+    read_results,
+    volume_geometry,
+    with_corrections,
+)
 from SDFSMISLib.workbench.background import Background, JobEnded
 from SDFSMISLib.workbench.run_job import LoadedSupport, join_structures
 from SDFSMISLib.workbench.targets import ResultDestination
@@ -184,7 +192,7 @@ class PaintingReader:
 
 
 def _nothing_painted(scan: Any) -> Painting:
-    return Painting(volume_geometry(scan), VoxelBox((0, 0, 0), np.zeros((0, 0, 0), dtype=np.uint8)), {})
+    return Painting(volume_geometry(scan), VoxelBox.empty(np.uint8), {})
 
 
 def _axis(painting: Painting, loaded: Sequence[LoadedSupport]) -> int:

@@ -1,4 +1,4 @@
-"""What the MRML side is built on: pieces of a grid, digests of slices, and packages that it leaves alone."""
+"""What the scene is built on: boxes of voxels, digests of slices, and packages that it leaves alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from volume_examples import seeds
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_a_digest_stands_for_voxels_and_place_not_for_the_piece() -> None:
+def test_a_digest_stands_for_voxels_and_place_not_for_the_box() -> None:
     voxels = np.zeros((6, 7, 8), dtype=bool)
     voxels[2:4, 3:5, 2:5] = True
     grid = VoxelBox((0, 0, 0), voxels)
@@ -32,24 +32,24 @@ def test_a_digest_stands_for_voxels_and_place_not_for_the_piece() -> None:
 
 @few
 @given(seeds)
-def test_pieces_are_parts_of_a_grid(seed: int) -> None:
+def test_voxel_boxes_are_parts_of_a_grid(seed: int) -> None:
     rng = np.random.default_rng(seed)
     grid = rng.random((6, 7, 8)) < 0.1
-    piece = VoxelBox((0, 0, 0), grid).trimmed()
-    assert np.array_equal(piece.crop_or_pad((0, 0, 0), (6, 7, 8)), grid)
+    voxel_box = VoxelBox((0, 0, 0), grid).trimmed()
+    assert np.array_equal(voxel_box.crop_or_pad((0, 0, 0), (6, 7, 8)), grid)
     start, stop = np.sort(rng.integers(-3, 11, (2, 3)), axis=0).tolist()
     padded = np.pad(grid, 11)
     box = tuple(slice(a + 11, b + 11) for a, b in zip(start, stop, strict=True))
-    assert np.array_equal(piece.crop_or_pad(tuple(start), tuple(stop)), padded[box])
+    assert np.array_equal(voxel_box.crop_or_pad(tuple(start), tuple(stop)), padded[box])
     for axis in range(3):
-        assert set(piece.slices(axis)) == set(np.flatnonzero(np.moveaxis(grid, axis, 0).any(axis=(1, 2))).tolist())
+        assert set(voxel_box.slices(axis)) == set(np.flatnonzero(np.moveaxis(grid, axis, 0).any(axis=(1, 2))).tolist())
     other, chosen = rng.random((6, 7, 8)) < 0.1, rng.permutation(6)[:2].tolist()
     for axis in range(3):
         mixed = np.moveaxis(grid.copy(), axis, 0)
         mixed[chosen] = np.moveaxis(other, axis, 0)[chosen]
-        merged = piece.replace_slices(axis, chosen, VoxelBox((0, 0, 0), other).trimmed())
+        merged = voxel_box.replace_slices(axis, chosen, VoxelBox((0, 0, 0), other).trimmed())
         assert np.array_equal(merged.crop_or_pad((0, 0, 0), (6, 7, 8)), np.moveaxis(mixed, 0, axis))
-    assert enclosing_extent(piece, VoxelBox.empty()) == (piece.start, piece.stop)
+    assert enclosing_extent(voxel_box, VoxelBox.empty()) == (voxel_box.start, voxel_box.stop)
     assert enclosing_extent() == ((0, 0, 0), (0, 0, 0)) and not VoxelBox.empty().trimmed().voxels.size
 
 
@@ -64,5 +64,5 @@ def test_slicer_itself_leaves_the_other_packages_alone() -> None:
     """slicer-core brings a package of its own, and nothing that others use is loaded or changed by it."""
     code = "import sys; before = set(sys.modules); import slicer; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    brought = {name.partition(".")[0] for name in done.stdout.split()}
-    assert done.returncode == 0 and not brought & {"torch", "SimpleITK", "cv2", "scipy", "diffusers", "transformers"}
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert done.returncode == 0 and not loaded & {"torch", "SimpleITK", "cv2", "scipy", "diffusers", "transformers"}
