@@ -1,6 +1,6 @@
 """SDFSMIS: one painted slice of a medical scan becomes a labelled volume.
 
-Importing this package costs nothing and never needs torch: each public name is loaded when it is first asked for.
+Importing this package is fast and does not import torch: each public name is loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two exceptions that a caller of this library may want to tell apart from a defect."""
+"""The two exceptions of this library that are not defects: invalid input, and cancellation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ __all__ = ["Cancelled", "InputError"]
 
 
 class InputError(ValueError):
-    """Bad input or a bad environment that the user can mend; the text is one sentence made to be shown as it is."""
+    """Invalid input or environment, which the user can correct; the text says how, and is shown as it is."""
 
 
 class Cancelled(RuntimeError):
-    """The caller's ``cancel()`` answered yes, so the run stopped without a result."""
+    """The caller's ``cancel()`` returned True, so the run stopped without a result."""

@@ -183,6 +183,7 @@ class Address:
 
     @property
     def url(self) -> str:
+        """The address as a URL, without a trailing slash."""
         return f"{self.scheme}://{self.name}{self.path}"
 
     @property
@@ -262,6 +263,7 @@ class Endpoint:
         return Proxy.of(text, address.host) if text else None
 
     def headers(self) -> dict[str, str]:
+        """The headers of every request, the token among them."""
         headers = {"Accept": "*/*", "User-Agent": f"sdfsmis/{__version__}"}
         return headers | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
 
@@ -272,7 +274,15 @@ JSON_TYPE = "application/json"
 
 
 class Interrupt:
-    """Stops several connections at once, from any thread; their requests raise `Cancelled`."""
+    """Stops several connections at once, from any thread; their requests raise `Cancelled`.
+
+    >>> interrupt = Interrupt()
+    >>> with Connection(Endpoint(Address.of("localhost"), None, None, 1.0), interrupt) as connection:
+    ...     interrupt.set()
+    ...     connection.request("GET", "/healthz")
+    Traceback (most recent call last):
+    SDFSMISLib.errors.Cancelled: What was asked of the backend at localhost:7861 was cancelled.
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -280,12 +290,14 @@ class Interrupt:
         self._sockets: set[socket.socket] = set()
 
     def set(self) -> None:
+        """Shut all connections down, also those that are added later."""
         with self._lock:
             self._event.set()
             for open_socket in self._sockets:
                 _shut(open_socket)
 
     def is_set(self) -> bool:
+        """Whether :meth:`set` was called."""
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
@@ -293,12 +305,14 @@ class Interrupt:
         return self._event.wait(seconds)
 
     def add(self, open_socket: socket.socket) -> None:
+        """Register a connection to be shut down."""
         with self._lock:
             self._sockets.add(open_socket)
             if self._event.is_set():
                 _shut(open_socket)
 
     def discard(self, open_socket: socket.socket) -> None:
+        """Forget a connection."""
         with self._lock:
             self._sockets.discard(open_socket)
 
@@ -333,6 +347,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
+        """Close the connection; the next request opens a new one."""
         if self._socket is not None:
             self.interrupt.discard(self._socket)
             _shut(self._socket)  # an answer that is not read to its end would keep the connection open

@@ -21,7 +21,7 @@ from SDFSMISLib.wire import ARRAY_TYPE, content_address, pack_array, support_ima
 
 __all__ = ["OnProgress", "SliceUpload", "plan_upload", "send_missing"]
 
-CONNECTIONS = 4  # to another computer, to hide the latency; to this one, where compressing would only cost time, one
+CONNECTIONS = 4  # to another computer, to hide its latency; a backend on this computer gets one, uncompressed
 POLL_SECONDS = 0.1  # between two checks for cancellation
 
 OnProgress = Callable[[int, int], None]
