@@ -75,7 +75,7 @@ def test_a_structure_that_is_lost_scores_least(two_scans) -> None:
     scan, labels, _, _ = two_scans
     shot = shot_of(scan, labels, 6)
     painted = replace(PaintedBody.of(shot), mask=torch.zeros(128, 128))
-    assert painted.onto(body_region(shot.image, shot.spacing).to_grid(shot.image, 128, -1.0))[0] == -1
+    assert painted.register_to(body_region(shot.image, shot.spacing).to_grid(shot.image, 128, -1.0))[0] == -1
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (1, 1)])

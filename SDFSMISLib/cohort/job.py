@@ -206,7 +206,7 @@ class ScanWorker:
         if settings.backend is not None:
             from SDFSMISLib.inference.remote import RemoteSegmenter
 
-            self.segmenter = RemoteSegmenter(settings.backend.client(), on_retry=_warn_of_retry).checked()
+            self.segmenter = RemoteSegmenter(settings.backend.client(), on_retry=_warn_of_retry).connected()
         else:
             from SDFSMISLib.inference.segmenter import Segmenter
 

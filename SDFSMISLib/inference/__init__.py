@@ -1,4 +1,4 @@
-"""Inference: from a support set and a query volume to a labelmap."""
+"""From a support set and a query volume to a labelmap: tracks, registration, runs, segmenters, result files."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Where a painted structure lies in a scan without painted slices: the painted slice is registered onto every slice.
+"""Scans without painted slices: where the structure is, and the `independent` strategy with warped masks.
 
-The slice that then looks most like the painted one around the structure, and needed the least bending for it, is where
-propagation starts, with the mask that came along as a first guess. What this finds was measured, beside other scores:
-Resources/Documentation/model-card/experiments.md.
+`search_structure` registers the painted slices onto every slice of the scan. The slice that then looks most like a
+painted one around the structure, and needed the least deformation, is where propagation starts, with the warped mask as
+a first guess. Its accuracy, and that of other scores: Resources/Documentation/model-card/experiments.md.
 
-The `independent` strategy on a scan without painted slices, for networks that have an input for what registration
-brings (`SupportQueryUNet`, `neighbour`): each slice is handed to them as its own finished neighbour, with the mask that
-was brought onto it, to be corrected. What is alike there is told by that mask too, since on another scanner's images
-grey levels of the painted slice mislead. Ours, not the paper's.
+`run_cross_scan` is the `independent` strategy of networks with a neighbour input (`SupportQueryUNet`,
+``neighbour=True``): each slice is its own neighbour, with the mask that registration warped onto it, and the networks
+correct that mask. The likeness comes from that mask too, since grey levels of another scanner mislead. Both are not in
+the paper (arXiv 2604.03134).
 """
 
 from __future__ import annotations
@@ -28,13 +28,20 @@ from SDFSMISLib.inference.registration import SIDE, PaintedBody, body_region, wa
 from SDFSMISLib.model.unet import SupportBank
 from SDFSMISLib.slices import SliceStack
 
-MIN_SCORE = 0.0  # a worse match is none
+MIN_SCORE = 0.0  # a match with a lower score is none
+MIN_WARPED = 0.5  # a slice whose warped mask nowhere exceeds this comes out empty
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
 class StructureMatch:
-    """A slice that shows the structure: its `index`, the `score` of the match (1 is perfect), and the `probability`,
-    uint8 canonical (rows, columns), 255 meaning 1."""
+    """A slice that shows the structure.
+
+    Attributes:
+        index: the slice.
+        score: of the match, see `PaintedBody.register_to`; 1 is perfect.
+        probability: the warped mask, uint8 canonical (rows, columns), 255 meaning 1.
+    """
 
     index: int
     score: float
@@ -44,31 +51,26 @@ class StructureMatch:
 def search_structure(
     scan: SliceStack, shots: Sequence[Shot], indices: Sequence[int]
 ) -> Generator[None, None, StructureMatch | None]:
-    """The best match of painted slices among slices `indices` of a scan; stops after each slice, to be asked on.
+    """The best match of painted slices among slices `indices` of a scan; yields None after each slice.
 
     Args:
-        shots: painted slices of other scans; those on which nothing is painted are not looked for.
+        shots: painted slices of other scans; those with an empty mask are ignored.
 
     Returns:
-        None where no slice looks like a painted one.
+        None if no slice scores more than `MIN_SCORE`.
     """
     painted = [PaintedBody.of(shot) for shot in shots if shot.mask.any()]
     best: StructureMatch | None = None
     for index in indices:
         image = scan.image(index)
         region = body_region(image, scan.spacing)
-        seen = region.to_grid(image, SIDE, -1.0)
+        fixed = region.to_grid(image, SIDE, -1.0)
         for one in painted:
-            score, mask = one.onto(seen)
+            score, mask = one.register_to(fixed)
             if score > (best.score if best else MIN_SCORE):
                 best = StructureMatch(index, score, on_slice_grid(region, mask, scan.shape))
         yield
     return best
-
-
-Item = TypeVar("Item")
-
-MIN_WARPED = 0.5  # a slice on which no pixel is brought with more is empty
 
 
 def run_cross_scan(
@@ -79,12 +81,12 @@ def run_cross_scan(
     indices: Sequence[int],
     finished: Collection[tuple[int, int]] = (),
 ) -> Generator[list[SliceProbability], None, None]:
-    """Segment slices `indices` of `scan` for a label; hands out what each batch gives, nothing while it registers.
+    """Segment slices `indices` of `scan` for a label; yields the results of each batch, none while registering.
 
     Args:
         shots: the label's painted slices, all of other scans.
-        known: (label, slice) that were answered before and are passed over. The others come out to the bit as they
-            would without.
+        finished: (label, slice) of an earlier run, which are left out. The others come out bit by bit as they would
+            without.
     """
     if all((label, index) in finished for index in indices):
         return
@@ -93,7 +95,7 @@ def run_cross_scan(
 
 
 def as_empty_batches(search: Generator[None, None, Item]) -> Generator[list[Any], None, Item]:
-    """What a search returns; each of its stops is a batch that gave nothing."""
+    """The return value of a search; each of its steps yields an empty batch."""
     while True:
         try:
             next(search)
@@ -104,7 +106,7 @@ def as_empty_batches(search: Generator[None, None, Item]) -> Generator[list[Any]
 
 @dataclass(eq=False)
 class _CrossScan:
-    """One label's slices, and what was brought onto them."""
+    """One call of `run_cross_scan`, with the warped masks by slice."""
 
     networks: Networks
     scan: SliceStack
@@ -119,15 +121,14 @@ class _CrossScan:
         yield [(self.label, index, nothing) for index in rest if (self.label, index) not in finished]
         if not shown:
             return
-        seen = nearest_painted(0, {}, self.shots)
-        bank = encode_shots(self.networks.pipeline, seen, [one.region(False) for one in seen], self.networks.side)
+        painted = nearest_painted(0, {}, self.shots)
+        regions = [shot.region(False) for shot in painted]
+        bank = encode_shots(self.networks.pipeline, painted, regions, self.networks.side)
         for start in range(0, len(shown), self.networks.batch_size):
             part = shown[start : start + self.networks.batch_size]
             missing = [index for index in part if (self.label, index) not in finished]
             if missing:
-                # As in `run_independent`: a single image is rounded otherwise than one of several.
-                padded = missing * 2 if len(missing) == 1 < len(part) else missing
-                yield self.networks.in_parts(padded, partial(self._segmented, bank=bank))[: len(missing)]
+                yield self.networks.in_parts(missing, partial(self._segmented, bank=bank), len(part))
 
     def _segmented(self, part: Sequence[int], bank: SupportBank) -> list[SliceProbability]:
         pipeline, scan, side = self.networks.pipeline, self.scan, self.networks.side

@@ -1,16 +1,6 @@
-"""Regions of a slice: which square of it fills the network's grid, and the way there and back.
+"""Slices as the networks see them: the region that is shown, its contrast, and painted slices as a support bank.
 
-All is in canonical orientation (see `SliceOrientation`). A region is made of whole pixels, so that nothing is resampled
-twice.
-
-Contrast of a region: grey levels that are frequent there are spread, so that soft tissue in a window of bone and
-air keeps differences that a network can see.
-
-Half histogram equalisation, half as it was, and no level counts more than `LIMIT` times its share: fully equalised
-images turn noise into structure (Pizer et al., "Adaptive histogram equalization and its variations", CVGIP 1987). The
-map is made from one slice and holds for all slices that are compared with it, so that a tissue keeps its grey level.
-
-Painted slices on the network's grid, and the bank they make.
+All images are in canonical orientation (see `SDFSMISLib.slices.SliceOrientation`).
 """
 
 from __future__ import annotations
@@ -27,13 +17,33 @@ from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank
 from SDFSMISLib.support import SupportSlice
 
-MARGIN = 2.0  # half sides of the structure's box
-MARGIN_PIXELS = 4
+MARGIN = 2.0  # half side of a region, in half sides of the structure's bounding box
+MARGIN_PIXELS = 4  # added to it on each side
 
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of whole pixels that is square in mm (up to a pixel); it may reach beyond the slice."""
+    """The part of a slice that fills the networks' grid: a rectangle of whole pixels, square in mm up to a pixel.
+
+    It may reach beyond the slice. It consists of whole pixels so that images are resampled only once.
+
+    Attributes:
+        top, left: index of its first row and column; negative if it begins outside the slice.
+        height, width: numbers of rows and columns.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.zeros((64, 64), dtype=bool)
+        >>> mask[20:30, 30:40] = True
+        >>> region = Region.around(mask, spacing=(1.0, 1.0))
+        >>> region
+        Region(top=11, left=21, height=28, width=28)
+        >>> grid = region.to_grid(mask.astype(np.float32), side=96, outside=0.0)
+        >>> tuple(grid.shape)
+        (96, 96)
+        >>> bool(((region.paste(region.from_grid(grid), mask.shape) > 0.5) == mask).all())
+        True
+    """
 
     top: int
     left: int
@@ -42,20 +52,21 @@ class Region:
 
     @classmethod
     def whole(cls, shape: tuple[int, int], spacing: tuple[float, float]) -> Region:
-        """The smallest square around a slice of `shape` (rows, columns), `spacing` (row, column) in mm."""
+        """The smallest square around a slice of `shape` (rows, columns) and `spacing` (row, column) in mm."""
         half = max(shape[0] * spacing[0], shape[1] * spacing[1]) / 2
         return cls._square((shape[0] * spacing[0] / 2, shape[1] * spacing[1] / 2), half, spacing)
 
     @classmethod
     def around(cls, mask: np.ndarray, spacing: tuple[float, float], margin: float = MARGIN) -> Region:
-        """The square around a structure, `margin` times its half side and a few pixels more; all where `mask` is empty.
+        """The square around a structure; around the whole slice if `mask` is empty.
 
-        The square may be larger than the slice: a structure then takes the same part of the grid whatever its size,
-        which is what the networks have learned from.
+        The square may be larger than the slice. A structure then fills the same part of the grid whatever its size, as
+        it did when the networks were trained.
 
         Args:
             mask: bool (rows, columns).
             spacing: (row, column) in mm.
+            margin: half side of the square, in half sides of the structure's bounding box; `MARGIN_PIXELS` are added.
         """
         box = bounding_box(mask)
         if box is None:
@@ -71,26 +82,26 @@ class Region:
         return cls(starts[0], starts[1], sides[0], sides[1])
 
     def cut(self, image: np.ndarray, outside: float) -> np.ndarray:
-        """The region's part of `image` (rows, columns) as float32 (height, width); `outside` beyond the slice."""
+        """The region of `image` (rows, columns), float32 (height, width); pixels beyond the slice are `outside`."""
         part = np.full((self.height, self.width), outside, dtype=np.float32)
-        here, there = self.overlap(image.shape)
-        part[here] = image[there]
+        in_region, in_slice = self.overlap(image.shape)
+        part[in_region] = image[in_slice]
         return part
 
     def paste(self, part: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """The slice of `shape` that holds `part` (height, width) in this region, and 0 elsewhere."""
+        """A slice of `shape` with `part` (height, width) in this region and 0 elsewhere, dtype of `part`."""
         full = np.zeros(shape, dtype=part.dtype)
-        here, there = self.overlap(shape)
-        full[there] = part[here]
+        in_region, in_slice = self.overlap(shape)
+        full[in_slice] = part[in_region]
         return full
 
     def to_grid(self, image: np.ndarray, side: int, outside: float) -> torch.Tensor:
-        """The region of `image` on the network's grid, float32 (side, side); finer pixels are averaged."""
+        """The region of `image` (rows, columns) on the networks' grid, float32 (side, side), antialiased."""
         part = torch.from_numpy(self.cut(image, outside))[None, None]
         return F.interpolate(part, size=(side, side), mode="bilinear", antialias=True, align_corners=False)[0, 0]
 
     def from_grid(self, values: torch.Tensor) -> np.ndarray:
-        """Values (side, side) on the network's grid as this region's pixels, float32 (height, width), still soft."""
+        """Values (side, side) on the networks' grid as pixels of this region, float32 (height, width)."""
         size = (self.height, self.width)
         back = F.interpolate(
             values[None, None].float(), size=size, mode="bilinear", antialias=True, align_corners=False
@@ -98,31 +109,50 @@ class Region:
         return back[0, 0].cpu().numpy()
 
     def overlap(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where the region and a slice of `shape` meet: in the region's pixels, and in the slice's."""
-        here, there = [], []
+        """The intersection with a slice of `shape`: (rows, columns) of the region, and (rows, columns) of the slice."""
+        in_region, in_slice = [], []
         for start, side, full in zip((self.top, self.left), (self.height, self.width), shape, strict=True):
             low, high = max(start, 0), max(min(start + side, full), max(start, 0))
-            there.append(slice(low, high))
-            here.append(slice(low - start, high - start))
-        return (here[0], here[1]), (there[0], there[1])
+            in_slice.append(slice(low, high))
+            in_region.append(slice(low - start, high - start))
+        return (in_region[0], in_region[1]), (in_slice[0], in_slice[1])
 
 
-LEVELS = 64
-SHARE = 0.5  # of the equalised image
-AIR = -0.98  # what is as dark as outside the scan does not count
-LIMIT = 5.0
-LEAST_PIXELS = 32
+LEVELS = 64  # bins of the histogram
+SHARE = 0.5  # weight of the equalised image against the image itself
+AIR = -0.98  # darker pixels are outside the scan and not counted
+LIMIT = 5.0  # of a bin, in shares of a uniform histogram
+LEAST_PIXELS = 32  # a region with fewer pixels keeps its contrast
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """A map of grey levels. `values`: (LEVELS + 1), the new levels of -1 to 1 in equal steps; rising."""
+    """A monotonic map of grey levels that spreads the frequent ones: limited histogram equalisation.
+
+    In a window that holds air and bone, soft tissue takes few grey levels; the map keeps its differences visible to the
+    networks. The result is half the equalised image, half the image itself, and no bin counts more than `LIMIT` times
+    its share: full equalisation turns noise into structure (Pizer et al., "Adaptive histogram equalization and its
+    variations", CVGIP 1987). The map is made from one slice and applied to all slices that are compared with it, so
+    that a tissue keeps its grey level.
+
+    Attributes:
+        values: float32 (LEVELS + 1,), rising: the new grey levels of -1 to 1 in equal steps.
+
+    Example:
+        >>> image = torch.linspace(-0.2, 0.2, 64 * 64).reshape(64, 64)
+        >>> contrast = Contrast.of(image)
+        >>> spread = contrast(image)
+        >>> bool(spread.max() - spread.min() > 2 * (image.max() - image.min()))
+        True
+        >>> torch.allclose(Contrast.unchanged()(image), image, atol=1e-6)
+        True
+    """
 
     values: torch.Tensor
 
     @classmethod
     def of(cls, image: torch.Tensor) -> Contrast:
-        """The contrast for a region that looks like `image` (height, width) in [-1, 1]."""
+        """The contrast for regions that look like `image` (height, width) in [-1, 1]."""
         levels = torch.linspace(-1, 1, LEVELS + 1)
         inside = image.float().cpu().flatten()
         inside = inside[inside > AIR]
@@ -136,6 +166,7 @@ class Contrast:
 
     @classmethod
     def unchanged(cls) -> Contrast:
+        """The identity."""
         return cls(torch.linspace(-1, 1, LEVELS + 1))
 
     @property
@@ -143,7 +174,7 @@ class Contrast:
         return torch.equal(self.values, torch.linspace(-1, 1, LEVELS + 1))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1], any shape, with this contrast, in [-1, 1]."""
+        """Images with this contrast, float32 in [-1, 1], of images in [-1, 1] of any shape."""
         place = (images.float().clamp(-1, 1) + 1) * (LEVELS / 2)
         lower = place.long().clamp(max=LEVELS - 1)
         values = self.values.to(images.device)
@@ -153,31 +184,48 @@ class Contrast:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """A slice with its mask, canonical: `image` float32 (rows, columns) in [-1, 1], `mask` bool, `spacing` in mm."""
+    """A support slice: an image and the mask of one label, canonical.
+
+    Attributes:
+        image: float32 (rows, columns) in [-1, 1].
+        mask: bool (rows, columns).
+        spacing: (row, column) in mm.
+
+    Example:
+        >>> import numpy as np
+        >>> mask = np.zeros((64, 64), dtype=bool)
+        >>> mask[20:30, 30:40] = True
+        >>> shot = Shot(np.where(mask, 0.5, -0.5).astype(np.float32), mask, (1.0, 1.0))
+        >>> image, grid_mask = shot.on_grid(shot.region(full=False), side=96)
+        >>> tuple(image.shape), sorted(grid_mask.unique().tolist())
+        ((96, 96), [0.0, 1.0])
+    """
 
     image: np.ndarray
     mask: np.ndarray
     spacing: tuple[float, float]
 
     @classmethod
-    def of(cls, piece: SupportSlice, label: int, image: np.ndarray | None = None) -> Shot:
-        """A painted slice of a label; `image`, where it is there already, is the piece's canonical one."""
-        image = piece.canonical_image() if image is None else image
-        return cls(image, piece.canonical_mask(label), piece.plane.canonical_spacing)
+    def of(cls, support_slice: SupportSlice, label: int, image: np.ndarray | None = None) -> Shot:
+        """A label on a support slice; `image`: its canonical image, if the caller has it already."""
+        image = support_slice.canonical_image() if image is None else image
+        return cls(image, support_slice.canonical_mask(label), support_slice.plane.canonical_spacing)
 
     def region(self, full: bool) -> Region:
-        """The region that shows this shot: around its own mask, or the whole slice."""
+        """The region of this shot: the whole slice if `full`, else around its mask."""
         return Region.whole(self.mask.shape, self.spacing) if full else Region.around(self.mask, self.spacing)
 
     def on_grid(self, region: Region, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (side, side) in [-1, 1] and mask (side, side), 0 or 1; a structure too fine for the grid is kept where
-        most of it is."""
+        """Image in [-1, 1] and mask, 0 or 1, float32 (side, side) each.
+
+        A structure that is too fine for the grid is kept at the grid positions that it fills most.
+        """
         mask = region.to_grid(self.mask.astype(np.float32), side, 0.0)
         return region.to_grid(self.image, side, -1.0), (mask > min(0.5, float(mask.max()) / 2)).float()
 
 
 def as_rgb(images: torch.Tensor) -> torch.Tensor:
-    """Grey images (..., H, W) as the autoencoder takes them: (..., 3, H, W), three equal channels."""
+    """Grey images (..., H, W) with three equal channels, (..., 3, H, W), as the autoencoder takes them."""
     return images[..., None, :, :].expand(*images.shape[:-2], 3, *images.shape[-2:])
 
 
@@ -188,7 +236,14 @@ def encode_shots(
     side: int,
     contrast: Contrast | None = None,
 ) -> SupportBank:
-    """The bank (one row) of painted slices, each seen through its region, with `contrast` or that of its own."""
+    """The support bank, one row, of painted slices.
+
+    Args:
+        shots: S painted slices.
+        regions: the region of each.
+        side: side of the networks' grid, pixels.
+        contrast: of all of them; None = each slice's own.
+    """
     images, masks = zip(*(shot.on_grid(region, side) for shot, region in zip(shots, regions, strict=True)), strict=True)
     seen = torch.stack([(contrast or Contrast.of(image))(image) for image in images])
     return pipeline.encode_support(as_rgb(seen)[None], torch.stack(masks)[None])

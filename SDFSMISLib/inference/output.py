@@ -1,4 +1,4 @@
-"""What a run leaves on the disk: the labelmap, its volumes, the probabilities, and how they came about.
+"""The files of a result: the labelmap, a CSV of volumes, probabilities, and the provenance of all of them.
 
 The files of one run appear together or not at all.
 """
@@ -22,7 +22,7 @@ from SDFSMISLib.support import SupportSet
 
 __all__ = ["check_writable", "provenance", "written_files", "write_segmentation"]
 
-PROBE_BYTES = 1 << 16  # written to a place to see whether it takes anything
+PROBE_BYTES = 1 << 16  # written to test whether a folder is writable
 
 
 def provenance(
@@ -34,12 +34,18 @@ def provenance(
     settings: Mapping[str, object],
     command: str = "",
 ) -> dict[str, str]:
-    """How a result came about, as header fields.
+    """Header fields that say how a result was made.
 
     Args:
-        model: its name. weights: its digest, see `SDFSMISLib.model.loading`.
+        segmentation: the result.
+        support: what it was made from.
+        model: name of the model.
+        weights: its digest, see `SDFSMISLib.model.loading.weights_digest`.
         settings: options of the run, by name.
-        command: the command line, "" where there was none.
+        command: the command line; "" if there was none.
+
+    Returns:
+        by field name (``sdfsmis_...``); empty fields are left out.
     """
     painted = " ".join(map(str, segmentation.painted)) or "none"
     fields = {
@@ -57,10 +63,13 @@ def provenance(
 
 
 def written_files(labelmap: Path, probabilities: Sequence[Path] = ()) -> list[Path]:
-    """The files that `write_segmentation` writes or replaces when given these; the labelmap comes first.
+    """The files that `write_segmentation` writes or replaces for the same arguments; the labelmap comes first.
 
     Raises:
-        InputError: where a name does not end as a volume's does.
+        InputError: if a name lacks a volume's extension.
+
+    >>> [path.name for path in written_files(Path("liver.nii.gz"))]
+    ['liver.nii.gz', 'liver_volumes.csv', 'liver.json']
     """
     files = [labelmap, _volumes_file(labelmap), *probabilities]
     for volume in (labelmap, *probabilities):
@@ -71,9 +80,9 @@ def written_files(labelmap: Path, probabilities: Sequence[Path] = ()) -> list[Pa
 
 
 def check_writable(path: Path) -> None:
-    """Raise `InputError` where a file `path` could not be written, so that it is known before the work is done.
+    """Raise `InputError` if a file `path` cannot be written, before the work is done.
 
-    Nothing is left behind, not even a folder; whether the disk will hold a whole result is not known before.
+    Leaves nothing behind, not even a folder. Does not tell whether the disk can hold the whole result.
     """
     try:
         if path.is_dir():
@@ -92,18 +101,19 @@ def write_segmentation(
     metadata: Mapping[str, str],
     probabilities: Mapping[int, Path] | None = None,
 ) -> Path:
-    """Write the labelmap, `<name>_volumes.csv` beside it, and the probabilities of the labels that are asked for.
+    """Write the labelmap, `<name>_volumes.csv` beside it, and the requested probabilities.
 
     Args:
-        labelmap: a file name with a volume's extension.
-        metadata: goes into the header, or into `<name>.json` beside the file (NIfTI).
-        probabilities: for each label value the file of its probabilities, float32 from 0 to 1.
+        segmentation: the result.
+        labelmap: file name with a volume's extension.
+        metadata: provenance, for the header, or for `<name>.json` beside formats without such fields.
+        probabilities: by label value, the file for its probabilities, float32 from 0 to 1.
 
     Returns:
         the CSV file: label, name, volume in ml, voxels.
 
     Raises:
-        InputError: an unknown extension, a folder that cannot be written, a full disk; nothing is changed then.
+        InputError: for an unknown extension, a folder that cannot be written, a full disk; nothing is changed then.
     """
     probabilities = probabilities or {}
     volumes = _volumes_file(labelmap)

@@ -299,11 +299,9 @@ class _Propagation:
         Args:
             rows: (track, slice), those of one track side by side.
             batch_rows, batch_tracks: numbers of rows and tracks of the whole batch, including those whose earlier
-                probability is known. The CPU's libraries compute a single row by another routine than several, with
-                other rounding; a single row that is left of several is therefore computed twice.
+                probability is known.
         """
-        padded = list(rows) * 2 if len(rows) == 1 < batch_rows else rows
-        return self.networks.in_parts(padded, partial(self._predict_pass, several=batch_tracks > 1))[: len(rows)]
+        return self.networks.in_parts(rows, partial(self._predict_pass, several=batch_tracks > 1), batch_rows)
 
     def _predict_pass(self, rows: Sequence[tuple[Track, int]], several: bool) -> list[_Prediction]:
         """As `_predict`, in one pass; `several`: whether the whole batch has more than one track."""

@@ -1,4 +1,4 @@
-"""`RemoteSegmenter`: a `Segmenter` whose networks are on a backend. Needs no torch."""
+"""`RemoteSegmenter`: a `Segmenter` whose networks are on a backend. No torch."""
 
 from __future__ import annotations
 
@@ -17,64 +17,70 @@ from SDFSMISLib.support import SupportSet
 
 
 class RemoteSegmenter:
-    """Segments volumes by painted slices, on a backend; the results are those of a `Segmenter` with its weights.
+    """Segments volumes from painted slices on a backend, with the results of a `Segmenter` that has its weights.
 
-    Only slices that the backend needs are sent, each once. A connection that breaks is taken up again.
+    Only slices that the backend needs are sent, each once. A broken connection is resumed.
+
+    Args:
+        client: of the backend; not used before the first request.
+        patience: seconds to retry while the backend cannot be reached.
+        on_retry: called with the problem before each retry.
+
+    Example:
+        Reads the backend's capabilities on first use, so a segmenter is made without a connection:
+
+        >>> segmenter = RemoteSegmenter(Client("http://127.0.0.1:7861"), patience=5.0)
+        >>> segmenter.client.host
+        '127.0.0.1:7861'
     """
 
     def __init__(
         self, client: Client, patience: float = 60.0, on_retry: Callable[[BackendError], None] | None = None
     ) -> None:
-        """
-        Args:
-            client: of the backend; nothing is asked of it here.
-            patience: seconds to go on trying where the backend is not there.
-            on_retry: called with the problem before each pause after which it is tried again.
-        """
         self.client = client
         self.patience = patience
         self.on_retry = on_retry
 
-    def checked(self) -> RemoteSegmenter:
-        """Itself, after asking the backend what it is; so that one that is not there is known early.
+    def connected(self) -> RemoteSegmenter:
+        """Itself, after a first request, so that a backend that cannot be reached is noticed early.
 
         Raises:
-            BackendError: as `capabilities`.
+            BackendError: see `capabilities`.
         """
         assert self.capabilities
         return self
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """What the backend says of itself; asked once.
+        """The backend's description of itself, requested once.
 
         Raises:
-            BackendError: where there is none, it refuses, or it is of another protocol.
+            BackendError: if it cannot be reached, refuses, or speaks another protocol.
         """
         return self.client.capabilities()
 
     @property
     def name(self) -> str:
-        """The model's, for a result's provenance."""
+        """Name of the model, for the provenance of results."""
         return self.capabilities.models[0].name
 
     @property
     def weights(self) -> str:
-        """The digest of the model's weights."""
+        """sha256 (hex) of the model's weights."""
         return self.capabilities.models[0].weights_sha256
 
     @property
     def device(self) -> str:
-        """Where it is computed, for people."""
+        """Device and host, to show to users."""
         return f"{self.capabilities.device_name} of {self.client.host}"
 
     @property
     def searches(self) -> bool:
-        """As `Segmenter.searches`."""
+        """See `Segmenter.searches`."""
         return self.capabilities.models[0].searches
 
     def seconds_per_slice(self) -> float:
-        """What one slice of one label costs there, as the backend has measured it."""
+        """Seconds for one slice of one label, as the backend measured it."""
         return self.capabilities.seconds_per_slice
 
     def segment(
@@ -92,16 +98,17 @@ class RemoteSegmenter:
         on_upload: Callable[[int, int], None] | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Segmentation:
-        """Segment `query` by `support`, as `Segmenter.segment` does.
+        """Segment `query` from `support`, see `Segmenter.segment`.
 
         Args:
-            on_upload: called with the number of slices that are on the backend, and the number of all.
-            cancel: asked between slices while they are sent, then at every sign of life of the backend.
+            on_upload: called with the number of slices that the backend has, and the number that it needs.
+            cancel: called between slices while they are sent, then at every record of the backend; returns True to
+                stop the run.
 
         Raises:
-            InputError: where the backend lacks an option, a slice is outside the scan, or the support lacks a label.
-            BackendError: where the backend is not there, refuses, fails, or is lost for longer than `patience`.
-            Cancelled: where `cancel` said so.
+            InputError: if the backend lacks an option, a slice is outside the scan, or the support lacks a label.
+            BackendError: if the backend refuses, fails, or cannot be reached for longer than `patience`.
+            Cancelled: if `cancel` returned True.
         """
         content_hash = query.content_hash()
         run_axis = support.axis_on(query, content_hash) if axis is None else axis

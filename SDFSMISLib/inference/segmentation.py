@@ -1,7 +1,4 @@
-"""What a segmentation run hands out: a record for each finished slice, and the whole in the end.
-
-From slices that come out one by one, here or on a server, to a segmentation on the scan's grid. Needs no torch.
-"""
+"""The result of a run: single slices, local or from a backend, become a segmentation on the scan's grid. No torch."""
 
 from __future__ import annotations
 
@@ -23,13 +20,23 @@ class Segmentation:
     """The result of a run.
 
     Attributes:
-        labelmap: on the query's grid, with the support's label values and names.
+        labelmap: on the query's grid, with the label values and names of the support.
         probabilities: by label value, uint8 (slices, height, width), 255 meaning 1; before post-processing.
-        axis: the array axis along which slices were taken.
-        painted: slices that were painted by hand; they come out as painted.
-        certainty: by label value, one number per slice, 0 to 1; NaN where no slice was computed.
+        axis: the array axis along which the scan was sliced.
+        painted: indices of the painted slices of the query; they come out as painted.
+        certainty: by label value (see `certainty_of`), float64 (slices along `axis`,), 0 to 1; NaN for slices that were
+            not computed.
         seconds: wall-clock time of the run.
-        warnings: what a user should know about the fit of support and query, one sentence each.
+        warnings: see `mismatch_warnings`.
+
+    Example:
+        >>> from SDFSMISLib.images.geometry import Geometry
+        >>> geometry = Geometry((1, 2, 2), (1.0, 1.0, 5.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        >>> labelmap = Volume(np.array([[[0, 1], [1, 1]]], dtype=np.uint8), geometry)
+        >>> probabilities = {1: 255 * labelmap.voxels}
+        >>> segmentation = Segmentation(labelmap, probabilities, 0, (), {1: np.ones(1)}, seconds=0.5)
+        >>> segmentation.voxel_counts(), segmentation.volumes_ml()
+        ({1: 3}, {1: 0.015})
     """
 
     labelmap: Volume
@@ -41,8 +48,8 @@ class Segmentation:
     warnings: list[str] = field(default_factory=list)
 
     def voxel_counts(self) -> dict[int, int]:
-        """Number of voxels of each label; counted slice by slice, since counting all at once takes 8 bytes a voxel."""
-        counts = np.zeros(max(self.probabilities) + 1, dtype=np.int64)
+        """Number of voxels of each label."""
+        counts = np.zeros(max(self.probabilities) + 1, dtype=np.int64)  # slice by slice: bincount takes 8 bytes a voxel
         for plane in self.labelmap.voxels:
             counts += np.bincount(plane.ravel(), minlength=len(counts))
         return {label: int(counts[label]) for label in self.probabilities}
@@ -54,37 +61,47 @@ class Segmentation:
 
 
 def certainty_of(probability: np.ndarray) -> float:
-    """How sure a slice is: the mean of |2p - 1| over pixels with p above 2 %; 1 where there are none.
+    """Certainty of a slice: the mean of |2p - 1| over pixels with p above 2 %; 1 if there is none.
 
     Args:
-        probability: uint8, 255 meaning 1.
+        probability: uint8, any shape, 255 meaning 1.
+
+    >>> certainty_of(np.array([0, 255, 255], dtype=np.uint8))
+    1.0
     """
     doubtful = probability[probability > 5].astype(np.float32)
     return float(np.abs(2 * doubtful / 255 - 1).mean()) if doubtful.size else 1.0
 
 
 def presence_of(probability: np.ndarray, threshold: float) -> float:
-    """How much of a structure a slice shows, for finding the best one: the sum of p - `threshold` over pixels above it,
-    times `certainty_of`; 0 where none is.
+    """How much of a structure a slice shows: the sum of p - `threshold` over pixels above it, times `certainty_of`.
 
     Args:
-        probability: uint8, 255 meaning 1.
+        probability: uint8, any shape, 255 meaning 1.
         threshold: 0 to 1.
+
+    Returns:
+        0 if no pixel is above the threshold.
     """
     inside = probability[probability > 255 * threshold].astype(np.float32) / 255
     return float((inside - threshold).sum()) * certainty_of(probability)
 
 
-MAX_SPACING_RATIO = 3.0  # a ratio of pixel sizes from which on a user is told
-MIN_WINDOW_OVERLAP = 0.3  # of two windows of intensities, likewise
+MAX_SPACING_RATIO = 3.0  # of the pixel sizes of query and support, without a warning
+MIN_WINDOW_OVERLAP = 0.3  # of their intensity windows, as a share of the wider one, without a warning
 
 
 class SegmentationBuilder:
-    """What has come out of a run so far.
+    """Collects the finished slices of a run, and makes a `Segmentation` of them.
 
     Args:
-        support: painted slices of each label; those on this very scan come out as they were painted.
-        names: of the labels.
+        query: the scan.
+        scan: its stack of slices.
+        support: support slices of each label; those of this scan come out as painted.
+        names: names of the labels.
+
+    Attributes:
+        probabilities, certainty: as in `Segmentation`, so far.
     """
 
     def __init__(
@@ -105,18 +122,24 @@ class SegmentationBuilder:
                 self._plane(self.probabilities[label], painted.index)[...] = 255 * painted.mask(label)
 
     def add(self, label: int, index: int, probability: np.ndarray, certainty: float) -> None:
-        """A finished slice: uint8 (rows, columns), native, 255 meaning 1; and how sure it is, 0 to 1."""
+        """Add a finished slice.
+
+        Args:
+            probability: uint8 (rows, columns), native, 255 meaning 1.
+            certainty: 0 to 1.
+        """
         self._plane(self.probabilities[label], index)[...] = probability
         self.certainty[label][index] = certainty
 
     def segmentation(
         self, threshold: float, postprocessing: Postprocessing | None = None, warnings: Sequence[str] = ()
     ) -> Segmentation:
-        """The labelmap and all that belongs to it.
+        """The labelmap and everything that belongs to it.
 
         Args:
-            threshold: probability above which a voxel belongs to the structure, 0 to 1.
-            postprocessing: None = nothing.
+            threshold: probability, 0 to 1, above which a voxel belongs to the structure.
+            postprocessing: None = none.
+            warnings: of the run.
         """
         cleaning = postprocessing or Postprocessing()
         voxels = cleaning.labelmap(self.probabilities, threshold, self._query.geometry.spacing, self._axis)
@@ -140,7 +163,8 @@ class SegmentationBuilder:
 
 
 def mismatch_warnings(scan: SliceStack, support_slices: Sequence[SupportSlice]) -> list[str]:
-    """One sentence for each way in which a scan differs from painted slices so much that a user should look."""
+    """One sentence for each way in which a scan differs from its support so much that a user should check the result:
+    pixel size, anatomical plane, intensity window."""
     messages = []
     for painted in support_slices:
         size, painted_size = max(scan.plane.spacing), max(painted.plane.spacing)

@@ -1,4 +1,4 @@
-"""`Segmenter`: the one way from painted slices to a segmented volume, for command line, server and Python alike."""
+"""`Segmenter`: from painted slices to a segmented volume, for the command line, the server and Python alike."""
 
 from __future__ import annotations
 
@@ -26,41 +26,56 @@ from SDFSMISLib.support import SupportSet
 
 
 class Segmenter:
-    """Segments volumes by painted slices.
+    """Segments volumes from painted slices.
 
-    A segmenter holds networks only; runs share nothing else, so one may serve several threads in turn.
+    A segmenter holds networks and no other state: several threads can use one in turn.
+
+    Args:
+        pipeline: the networks, on their device.
+        name: of the model, for the provenance of results.
+
+    Example:
+        >>> from SDFSMISLib import SupportSet, Volume
+        >>> from SDFSMISLib.images.geometry import Geometry
+        >>> z, y, x = np.indices((5, 32, 32))
+        >>> sphere = (3 * (z - 2)) ** 2 + (y - 16) ** 2 + (x - 16) ** 2 < 64
+        >>> geometry = Geometry((5, 32, 32), (1.0, 1.0, 3.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        >>> scan = Volume((100 * sphere + 20).astype(np.float32), geometry)
+        >>> labelmap = Volume(sphere.astype(np.uint8), geometry)
+        >>> segmenter = Segmenter.from_pretrained("built-in", device="cpu")
+        >>> segmentation = segmenter.segment(scan, SupportSet.from_labelmap(scan, labelmap, slices=[2]))
+        >>> segmentation.labelmap.voxels.shape, segmentation.painted
+        ((5, 32, 32), (2,))
+        >>> found = segmentation.labelmap.voxels == 1
+        >>> bool(2 * (found & sphere).sum() / (found.sum() + sphere.sum()) > 0.8)
+        True
     """
 
     def __init__(self, pipeline: SDFSMISPipeline, name: str = "") -> None:
-        """
-        Args:
-            pipeline: ready on its device.
-            name: what to call the model in a result's provenance.
-        """
         self.pipeline = pipeline
         self.name = name
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | Path = BUILT_IN, device: str = "auto") -> Segmenter:
-        """A segmenter with weights.
+        """A segmenter with trained weights.
 
         Args:
-            name_or_dir: `built-in`, a pipeline folder, or a model hub's id.
-            device: `auto` (the GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+            name_or_dir: ``built-in``, a pipeline folder, or an id on a model hub (``owner/name``).
+            device: ``auto`` (the GPU if there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
         Raises:
-            InputError: where the model or the device is not there, or the weights are damaged.
+            InputError: if the model or the device does not exist, or the weights are damaged.
         """
         return cls(load_pipeline(name_or_dir, device), str(name_or_dir))
 
     @cached_property
     def weights(self) -> str:
-        """The digest of the weights, sha256 (hex)."""
+        """sha256 (hex) of the weights, see `weights_digest`."""
         return weights_digest(self.pipeline)
 
     @property
     def device(self) -> str:
-        """Where it computes: `cpu`, `cuda:0`."""
+        """Name of the device, such as ``cpu`` or ``cuda:0``."""
         return str(self.pipeline.device)
 
     @torch.no_grad()
@@ -78,31 +93,34 @@ class Segmenter:
         on_slice: Callable[[SliceResult], None] | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Segmentation:
-        """Segment `query` by `support`.
+        """Segment `query` from `support`.
 
-        Where slices of the query itself show the structure, they are the support, and `propagate` goes outwards from
-        them. On another scan a search over all slices comes first, by registration for the built-in weights and by a
-        pass of the networks for others; propagation starts at the slice that it finds. It does not pass a slice that
-        was named and holds nothing.
+        If support slices of the query itself show the structure, they alone are the support, and ``propagate`` goes
+        outwards from them. On another scan a search over all slices comes first: by registration with the built-in
+        weights, by a pass of the networks with others; propagation starts at the slice that it finds. Propagation does
+        not pass a slice that the support marks as empty.
 
         Args:
             query: the scan to segment.
             support: painted slices, of this scan or of others.
-            options: strategy, region and threshold. With `independent` on another scan the built-in weights are handed
-                the painted mask, which registration brings onto each slice and neighbouring slices agree on, unless
-                `region` is `full`.
-            axis: array axis along which to slice; None = that of the painted slices, or the one that is anatomically
-                nearest.
-            slices: slices to segment, from 0; None = all.
+            options: strategy, region, threshold and batch size. ``independent`` is the paper's strategy (arXiv
+                2604.03134). On another scan the built-in weights then also get the painted masks, which registration
+                warps onto each slice, unless the region is ``full``.
+            axis: array axis along which to slice, 0 to 2; None = that of the painted slices, on another scan the
+                anatomically nearest.
+            slices: indices of the slices to segment, from 0; None = all.
             labels: label values to segment; None = all of the support.
-            postprocessing: what is done behind the threshold; None = nothing.
-            window: `robust`, or `minmax`, the paper's: how the query's intensities become [-1, 1].
-            on_slice: called after each slice of each label.
-            cancel: asked after each slice; True stops the run with `Cancelled`, within one batch.
+            postprocessing: applied after the threshold; None = none.
+            window: intensities that become [-1, 1]: ``robust`` (percentiles of the scan) or ``minmax`` (the paper's).
+            on_slice: called after each finished slice of each label.
+            cancel: called after each slice; returns True to stop the run, within one batch.
+
+        Returns:
+            labelmap and probabilities on the grid of `query`.
 
         Raises:
-            InputError: where a slice is outside the scan, or the support lacks a label.
-            Cancelled: where `cancel` said so.
+            InputError: if a slice is outside the scan, or the support lacks a label.
+            Cancelled: if `cancel` returned True.
         """
         support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         content_hash = query.content_hash()
@@ -116,8 +134,8 @@ class Segmenter:
                     builder.add(result.label, result.index, result.probability, result.certainty)
                     if on_slice is not None:
                         on_slice(result)
-                    _ask(cancel)
-            _ask(cancel)
+                    _raise_if(cancel)
+            _raise_if(cancel)
         return builder.segmentation(options.threshold, postprocessing, mismatch_warnings(scan, run.support_slices))
 
     def run(
@@ -131,11 +149,14 @@ class Segmenter:
         latents: LatentCache | None = None,
         earlier: EarlierResults | None = None,
     ) -> Run:
-        """The same over a stack of slices, to be driven batch by batch (`Run.steps`) under `torch.no_grad()`; see
-        `segment` and `Run`.
+        """A run over a stack of slices that the caller drives batch by batch, by `Run.steps` under ``torch.no_grad()``.
+
+        Args:
+            scan, support, options, slices, labels: as in `segment`.
+            latents, earlier: see `Run`.
 
         Raises:
-            InputError: where a slice is outside the scan, or the support lacks a label.
+            InputError: if a slice is outside the scan, or the support lacks a label.
         """
         support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         return Run(self.pipeline, scan, support_slices, options, slices, latents, earlier)
@@ -146,8 +167,7 @@ class Segmenter:
         return not self.pipeline.takes_neighbours
 
     def seconds_per_slice(self) -> float:
-        """What one slice of one label costs here, measured on two passes with random input; for telling the time to
-        expect."""
+        """Seconds for one slice of one label on this device, measured on random input (the second of two passes)."""
         side = self.pipeline.config.resolution
         random = np.random.default_rng(0)
         image = random.uniform(-1, 1, (side, side)).astype(np.float32)
@@ -166,6 +186,6 @@ class Segmenter:
         return spent[-1]
 
 
-def _ask(cancel: Callable[[], bool] | None) -> None:
+def _raise_if(cancel: Callable[[], bool] | None) -> None:
     if cancel is not None and cancel():
         raise Cancelled("The segmentation was cancelled.")

@@ -247,7 +247,7 @@ class UnlabelledSampler(EpisodeSampler):
         image = query.image().astype(np.float32)
         region, side = body_region(image, query.spacing), int(self.rng.choice(SIDES))
         shot = Shot(painted.image().astype(np.float32), painted.mask(), painted.spacing)
-        mask = region.from_grid(PaintedBody.of(shot, side).onto(region.to_grid(image, side, -1.0))[1])
+        mask = region.from_grid(PaintedBody.of(shot, side).register_to(region.to_grid(image, side, -1.0))[1])
         found = refine_by_histogram(image, region.paste(mask, image.shape), query.spacing) > 0.5
         if found.sum() < LEAST_PIXELS:
             return []
