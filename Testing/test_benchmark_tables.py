@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmark_examples import ABDOMEN, ran
-from SDFSMISLib.benchmark import FoldResult, Score, read_results
+from SDFSMISLib.benchmark import FoldResult, Score, read_fold_results
 from SDFSMISLib.benchmark.table import PUBLISHED, ablation_table, as_text, benchmark_tables, published_for
 from SDFSMISLib.errors import InputError
 
@@ -148,4 +148,4 @@ def test_the_command_reads_folders_and_writes_a_file(tmp_path: Path, capsys: pyt
     assert len(rows_of(out)) == 3 and "a fold's support scan with the next one" in out
     assert json.loads((tmp_path / "paper/results/0.json").read_text(encoding="utf-8"))["dice"]["own"]["mean"] < 1
     with pytest.raises(InputError, match="has no benchmark results; make some with: sdfsmis benchmark run"):
-        read_results(tmp_path)
+        read_fold_results(tmp_path)

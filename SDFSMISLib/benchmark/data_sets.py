@@ -24,7 +24,7 @@ import numpy as np
 
 from SDFSMISLib.cohort.cases import Case, LabelledScan, Manifest, load_case
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.files import write_text
 from SDFSMISLib.images.volume import Volume
 
 FOLDS = 5
@@ -225,8 +225,7 @@ def write_training_set(
         if entry is not None:
             entries.append(entry)
     content = {"groups": {case.group: {} for case in cases}, "cases": entries}
-    with atomic_output(manifest, manifest.suffix) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(manifest, json.dumps(content, indent=1) + "\n")
     return manifest
 
 

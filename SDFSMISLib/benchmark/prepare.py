@@ -22,7 +22,7 @@ import numpy as np
 
 from SDFSMISLib.benchmark.data_sets import DataSet
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.files import write_text
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.labelmap import integer_labels
 from SDFSMISLib.images.volume import Volume, match_labelmap, read_labelmap
@@ -148,9 +148,8 @@ def prepare(data: DataSet, source: Path, output: Path, progress: Callable[[int, 
     about, licence = LICENCES[data.name]
     group = {"modality": data.modality, "source": about, "licence": licence, "may_train_shipped_weights": False}
     manifest = output / "cases.json"
-    with atomic_output(manifest, manifest.suffix) as temporary:
-        content = {"groups": {data.name: group}, "cases": entries}
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"groups": {data.name: group}, "cases": entries}
+    write_text(manifest, json.dumps(content, indent=1) + "\n")
     return manifest
 
 

@@ -13,8 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from SDFSMISLib import __version__
 from SDFSMISLib.benchmark.data_sets import DataSet, Exclusion, Fold, Training, fold_of, trainings, write_training_set
 from SDFSMISLib.benchmark.scores import FoldResult, Score
@@ -22,6 +20,7 @@ from SDFSMISLib.benchmark.tasks import Protocol, Window, fold_task, protocol_met
 from SDFSMISLib.cohort.cases import Case, LabelledScan, load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import Method, run_method
+from SDFSMISLib.evaluation.results import Prediction
 
 if TYPE_CHECKING:
     from SDFSMISLib.inference import Segmenter
@@ -232,15 +231,15 @@ def _score(
     mask = run_method(method, task)
     seconds = time.perf_counter() - start
     assert mask is not None, "a model applies to every test"
-    found, held = (np.moveaxis(array, task.axis, 0)[list(task.judged)] for array in (mask, task.reference))
+    counts = Prediction.of(task, mask)
     return Score(
         case=case.id,
         organ=organ,
         support=task.support_case.id,
         slices=len(task.judged),
-        found=int(np.count_nonzero(found)),
-        held=int(np.count_nonzero(held)),
-        both=int(np.count_nonzero(found & held)),
+        found=int(counts.found.sum()),
+        held=int(counts.held.sum()),
+        both=int(counts.both.sum()),
         own=case.id in fold.own,
         query=case.id != fold.support.id,
         seconds=round(seconds, 3),

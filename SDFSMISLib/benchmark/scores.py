@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.evaluation.metrics import dice_of_counts
 from SDFSMISLib.evaluation.results import mean
-from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.files import write_text
 
-__all__ = ["KINDS", "FoldResult", "Kind", "Score", "organ_means", "read_results"]
+__all__ = ["KINDS", "FoldResult", "Kind", "Score", "organ_means", "read_fold_results"]
 
 Kind = Literal["own", "queries", "pooled"]
 KINDS: tuple[Kind, ...] = ("own", "queries", "pooled")
@@ -45,7 +46,7 @@ class Score:
     @property
     def dice(self) -> float:
         """0 to 1."""
-        return 2 * self.both / (self.found + self.held)
+        return dice_of_counts(self.both, self.found, self.held)
 
 
 @dataclass
@@ -67,7 +68,7 @@ class FoldResult:
         """
         if not path.exists():
             return cls(path, about)
-        kept = read_result(path)
+        kept = read_fold_result(path)
         different = [name for name, value in about.items() if kept.about.get(name) != value]
         if different:
             name = different[0]
@@ -91,11 +92,10 @@ class FoldResult:
         means = {kind: organ_means([self], kind) for kind in KINDS}
         rows = [{**asdict(score), "dice": round(score.dice, 6)} for score in self.scores]
         content = {"about": self.about, "dice": means, "scores": rows}
-        with atomic_output(self.path, self.path.suffix) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(self.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_result(path: Path) -> FoldResult:
+def read_fold_result(path: Path) -> FoldResult:
     """One fold's file; raises :class:`InputError` where it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def read_result(path: Path) -> FoldResult:
         ) from error
 
 
-def read_results(folder: Path) -> list[FoldResult]:
+def read_fold_results(folder: Path) -> list[FoldResult]:
     """All that a run's folder holds, by shots and fold.
 
     Raises :class:`InputError` where it holds none.
@@ -117,7 +117,7 @@ def read_results(folder: Path) -> list[FoldResult]:
         raise InputError(
             f"The folder {folder} has no benchmark results; make some with: sdfsmis benchmark run --output {folder}"
         )
-    results = [read_result(path) for path in paths]
+    results = [read_fold_result(path) for path in paths]
     return sorted(results, key=lambda result: (result.about["shots"], result.about["fold"]))
 
 
@@ -139,7 +139,7 @@ def _of_fold(scores: Sequence[Score], kind: Kind) -> Mapping[str, float]:
             counted.setdefault(score.organ, []).append(score)
     if kind == "pooled":
         return {
-            organ: 2 * sum(its.both for its in rows) / sum(its.found + its.held for its in rows)
+            organ: dice_of_counts(*(sum(getattr(its, name) for its in rows) for name in ("both", "found", "held")))
             for organ, rows in counted.items()
         }
     return {organ: mean(its.dice for its in rows) for organ, rows in counted.items()}

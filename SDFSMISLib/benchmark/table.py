@@ -18,7 +18,7 @@ from typing import Literal
 from SDFSMISLib.benchmark.data_sets import DATA_SETS, FOLDS
 from SDFSMISLib.benchmark.scores import KINDS, FoldResult, Kind, organ_means
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.tables import Table
+from SDFSMISLib.evaluation.tables import Table, formatted
 
 FOB = "README of FoB (CVPR 2026)"
 THIRD_PARTY = "notes of third parties on SD-FSMIS (arXiv 2604.03134), not the paper itself"
@@ -174,7 +174,7 @@ class _Experiment:
 def benchmark_tables(runs: Sequence[Sequence[FoldResult]], published: bool = True) -> dict[str, Table]:
     """Tables by their titles, one for each data set, setting and cross-domain training.
 
-    ``runs`` are those of one folder each (see `read_results`). A run has three rows, which count the same tests in
+    ``runs`` are those of one folder each (see `read_fold_results`). A run has three rows, which count the same tests in
     three ways (see `scores`); its tests are mixed by no shots, weights or protocols.
     """
     grouped: dict[_Experiment, list[list[FoldResult]]] = {}
@@ -269,16 +269,13 @@ def _remark(run: Sequence[FoldResult], kind: Kind) -> str:
 
 
 def _line(name: str, remark: str, means: dict[str, float], organs: Sequence[str]) -> list[str]:
-    return [name, remark, *(_percent(100 * means.get(column, math.nan)) for column in (*organs, "mean"))]
+    return [name, remark, *(formatted(100 * means.get(column, math.nan), 2) for column in (*organs, "mean"))]
 
 
 def _published_line(row: Published, organs: Sequence[str]) -> list[str]:
     source = "; ".join(filter(None, [row.source, row.remark]))
-    return [row.method, source, *(_percent(row.organs.get(organ, math.nan)) for organ in organs), _percent(row.mean)]
-
-
-def _percent(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+    figures = [*(row.organs.get(organ, math.nan) for organ in organs), row.mean]
+    return [row.method, source, *(formatted(figure, 2) for figure in figures)]
 
 
 def _latex(table: Table) -> str:

@@ -25,7 +25,7 @@ from SDFSMISLib.benchmark.data_sets import Fold
 from SDFSMISLib.cohort.cases import Case, LabelledScan
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import Method, segmenter_method
-from SDFSMISLib.evaluation.protocols import CHUNKS, Task
+from SDFSMISLib.evaluation.protocols import CHUNKS, Task, chunked_task, slices_with, spread_slices
 from SDFSMISLib.images.postprocess import largest_component
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.support import SupportSet
@@ -33,6 +33,7 @@ from SDFSMISLib.support import SupportSet
 if TYPE_CHECKING:
     import torch
 
+    from SDFSMISLib.images.intensity import IntensityWindow
     from SDFSMISLib.images.volume import SliceOrientation
     from SDFSMISLib.inference import Segmenter
     from SDFSMISLib.model.pipeline import SDFSMISPipeline
@@ -86,14 +87,6 @@ Window = Literal["robust", "minmax"]
 PROTOCOLS: tuple[Protocol, ...] = ("field", "official")
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Slices of the query, and the slices of the support scan that are painted for them."""
-
-    judged: tuple[int, ...]
-    painted: tuple[int, ...]
-
-
 def query_cases(fold: Fold, protocol: Protocol) -> tuple[Case, ...]:
     """The fold's queries: with `field` every scan, the support too; with `official` all but the support."""
     return tuple(case for case in fold.cases if protocol == "field" or case.id != fold.support.id)
@@ -114,16 +107,11 @@ def fold_task(
     1, and where query and support are sliced along different axes.
     """
     query, supporting = load(case), load(fold.support_for(case))
-    reference, shown = query.mask(organ), supporting.mask(organ)
-    if not (reference.any() and shown.any()):
+    holding = slices_with(supporting.mask(organ), supporting.axis)
+    if not (holding and query.mask(organ).any()):
         return None
-    chunks = _chunks(_holding(reference, query.axis), _holding(shown, supporting.axis), shots, protocol)
-    parts = tuple(_task(query, organ, reference, supporting, chunk, window) for chunk in chunks if chunk.judged)
-    whole = _Chunk(
-        tuple(sorted({index for chunk in chunks for index in chunk.judged})),
-        tuple(sorted({index for chunk in chunks for index in chunk.painted})),
-    )
-    return replace(_task(query, organ, reference, supporting, whole, window), parts=parts)
+    task = chunked_task(query, organ, supporting, organ, painted_for_chunks(holding, shots, protocol))
+    return task if window == "robust" else _with_window(task, supporting.scan.window(window))
 
 
 def painted_for_chunks(holding: Sequence[int], shots: int, protocol: Protocol) -> list[tuple[int, ...]]:
@@ -136,53 +124,17 @@ def painted_for_chunks(holding: Sequence[int], shots: int, protocol: Protocol) -
     if shots < 1:
         raise InputError(f"{shots} shots were asked for; at least 1 painted slice is needed.")
     if protocol == "official":
-        spread = _spread(holding, CHUNKS if shots == 1 else shots)
+        spread = spread_slices(holding, CHUNKS if shots == 1 else shots)
         return [tuple(dict.fromkeys(spread))] * CHUNKS
-    spread = _spread(holding, CHUNKS * shots)
+    spread = spread_slices(holding, CHUNKS * shots)
     return [tuple(dict.fromkeys(spread[place * shots : (place + 1) * shots])) for place in range(CHUNKS)]
 
 
-def _chunks(query: Sequence[int], support: Sequence[int], shots: int, protocol: Protocol) -> list[_Chunk]:
-    bounds = np.linspace(0, len(query), CHUNKS + 1).astype(int)
-    painted = painted_for_chunks(support, shots, protocol)
-    return [
-        _Chunk(tuple(query[start:stop]), slices)
-        for start, stop, slices in zip(bounds[:-1], bounds[1:], painted, strict=True)
-    ]
-
-
-def _task(
-    query: LabelledScan, organ: str, reference: np.ndarray, supporting: LabelledScan, chunk: _Chunk, window: Window
-) -> Task:
-    support = supporting.support(organ, chunk.painted)
-    if window != "robust":
-        seen = supporting.scan.window(window)
-        support = SupportSet(
-            tuple(replace(piece, plane=replace(piece.plane, window=seen)) for piece in support.slices), support.names
-        )
-    return Task(
-        case=query.case,
-        target=organ,
-        query=query.scan,
-        axis=query.axis,
-        support=support,
-        label=supporting.case.targets[organ],
-        shown=organ,
-        reference=reference,
-        painted=(),
-        judged=chunk.judged,
-        support_case=supporting.case,
-    )
-
-
-def _holding(mask: np.ndarray, axis: int) -> list[int]:
-    """The slices along ``axis`` that hold something."""
-    return np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis))).tolist()
-
-
-def _spread(holding: Sequence[int], count: int) -> list[int]:
-    """The middles of ``count`` equal parts of the slices in ``holding``; with repeats where it has fewer."""
-    return [holding[(2 * place + 1) * len(holding) // (2 * count)] for place in range(count)]
+def _with_window(task: Task, window: IntensityWindow) -> Task:
+    """The task with another intensity window of all painted slices."""
+    slices = tuple(replace(piece, plane=replace(piece.plane, window=window)) for piece in task.support.slices)
+    parts = tuple(_with_window(part, window) for part in task.parts)
+    return replace(task, support=SupportSet(slices, task.support.names), parts=parts)
 
 
 def protocol_method(segmenter: Segmenter, protocol: Protocol, window: Window) -> Method:
@@ -195,8 +147,8 @@ def protocol_method(segmenter: Segmenter, protocol: Protocol, window: Window) ->
     """
     if protocol == "official":
         return official_method(segmenter.pipeline)
-    region = "full" if window == "minmax" else "auto"
-    return segmenter_method(segmenter, options=RunOptions("independent", region), window=window)
+    options = RunOptions("independent", "full" if window == "minmax" else "auto")
+    return segmenter_method(segmenter, options=options, window=window)
 
 
 def official_method(pipeline: SDFSMISPipeline) -> Method:

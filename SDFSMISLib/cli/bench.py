@@ -25,7 +25,7 @@ import numpy as np
 from SDFSMISLib import __version__
 from SDFSMISLib.cli.bench_schedules import CHUNK, NAIVE, OURS, OURS_HALF, PARTS, SCHEDULES, SIZES, Job
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.files import write_text
 
 THRESHOLD = 0.5
 
@@ -231,5 +231,4 @@ def _processor() -> str:
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
-    with atomic_output(path, path.suffix) as temporary:
-        temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_text(path, json.dumps(report, indent=1))

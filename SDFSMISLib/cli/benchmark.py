@@ -207,10 +207,10 @@ def table(
     published: Annotated[bool, typer.Option(help="With the papers' rows, each with its source.")] = True,
 ) -> None:
     """Make the papers' table of runs: for each data set and setting a row for each method, a column for each organ."""
-    from SDFSMISLib.benchmark import read_results
+    from SDFSMISLib.benchmark import read_fold_results
     from SDFSMISLib.benchmark.table import NOTES, as_text, benchmark_tables
 
-    text = as_text(benchmark_tables([read_results(folder) for folder in results], published), format.value)
+    text = as_text(benchmark_tables([read_fold_results(folder) for folder in results], published), format.value)
     if format is FormatName.markdown:
         text += f"\n{NOTES}\n"
     if output is None:
@@ -418,7 +418,6 @@ def _leads() -> bool:
 
 
 def _write_text(path: Path, text: str) -> None:
-    from SDFSMISLib.images.files import atomic_output
+    from SDFSMISLib.images.files import write_text
 
-    with atomic_output(path, path.suffix) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)

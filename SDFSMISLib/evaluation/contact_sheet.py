@@ -324,7 +324,7 @@ def _crop(shadow: np.ndarray, spacing: tuple[float, float]) -> tuple[slice, slic
         spans.append([(side.start + side.stop) * step / 2, size + 2 * max(CROP_MARGIN * size, CROP_MARGIN_MM)])
     longest = max(span for _, span in spans)
     box = []
-    for (centre, span), side, step in zip(spans, shadow.shape, spacing, strict=True):
+    for (centre, span), length, step in zip(spans, shadow.shape, spacing, strict=True):
         half = max(span, longest / MOST_ELONGATED) / 2
-        box.append(slice(max(int((centre - half) / step), 0), min(int(np.ceil((centre + half) / step)), side)))
+        box.append(slice(max(int((centre - half) / step), 0), min(int(np.ceil((centre + half) / step)), length)))
     return box[0], box[1]

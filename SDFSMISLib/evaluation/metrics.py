@@ -29,8 +29,13 @@ TOLERANCE = 2.0  # mm: surfaces nearer than that count as the same
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
     """2 |A ∩ B| / (|A| + |B|) of two bool masks of one shape, as one set of voxels; both empty is 1, one empty is 0."""
     _check_masks(prediction, reference)
-    total = int(np.count_nonzero(prediction)) + int(np.count_nonzero(reference))
-    return 2 * int(np.count_nonzero(prediction & reference)) / total if total else 1.0
+    both, found, held = (int(np.count_nonzero(mask)) for mask in (prediction & reference, prediction, reference))
+    return dice_of_counts(both, found, held)
+
+
+def dice_of_counts(both: int, found: int, held: int) -> float:
+    """Dice of masks of ``found`` and ``held`` voxels that share ``both`` of them; 1 if neither has any."""
+    return 2 * both / (found + held) if found + held else 1.0
 
 
 def surface_dice(

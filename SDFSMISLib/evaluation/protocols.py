@@ -12,8 +12,9 @@ look at what was painted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,10 +27,13 @@ __all__ = [
     "PROTOCOLS",
     "Task",
     "check_protocol",
+    "chunked_task",
     "cross_volume",
     "field",
     "painted_slices",
     "same_volume",
+    "slices_with",
+    "spread_slices",
 ]
 
 MIN_VOXELS, MIN_SLICES = 50, 3
@@ -86,7 +90,7 @@ def painted_slices(mask: np.ndarray, axis: int, shots: int) -> tuple[int, ...]:
     if shots < 1:
         raise ValueError(f"{shots} shots were asked for; at least 1 is needed.")
     areas = _areas(mask, axis)
-    return (int(np.argmax(areas)),) if shots == 1 else tuple(sorted(set(_spread(np.flatnonzero(areas), shots))))
+    return (int(np.argmax(areas)),) if shots == 1 else tuple(sorted(set(spread_slices(slices_with(mask, axis), shots))))
 
 
 def same_volume(
@@ -136,16 +140,28 @@ def field(
     supporting, shown = _supporting(target, others, load, mispaired)
     if supporting is None or shown is None or not _large_enough(reference, labelled.axis):
         return None
-    slices = _spread(np.flatnonzero(_areas(supporting.mask(shown), supporting.axis)), CHUNKS)
-    holding = np.flatnonzero(_areas(reference, labelled.axis))
-    bounds = np.linspace(0, len(holding), CHUNKS + 1).astype(int)
-    chunks = [tuple(holding[start:stop].tolist()) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-    parts = tuple(
-        _task(labelled, target, reference, supporting, shown, (index,), (), chunk)
-        for index, chunk in zip(slices, chunks, strict=True)
-    )
-    whole = _task(labelled, target, reference, supporting, shown, tuple(slices), (), tuple(holding.tolist()))
-    return replace(whole, parts=parts)
+    holding = slices_with(supporting.mask(shown), supporting.axis)
+    return chunked_task(labelled, target, supporting, shown, [(index,) for index in spread_slices(holding, CHUNKS)])
+
+
+def chunked_task(
+    labelled: LabelledScan, target: str, supporting: LabelledScan, shown: str, painted: Sequence[tuple[int, ...]]
+) -> Task:
+    """The task of a target's slices cut into as many chunks as ``painted`` has entries, each a part with its support.
+
+    The C slices that hold the target are cut at linspace(0, C, chunks + 1); ``painted`` are the slices of
+    ``supporting`` that are painted for each chunk. A chunk without slices makes no part.
+    """
+    reference = labelled.mask(target)
+    holding = slices_with(reference, labelled.axis)
+    bounds = np.linspace(0, len(holding), len(painted) + 1).astype(int)
+
+    def task(slices: Iterable[int], judged: Sequence[int]) -> Task:
+        return _task(labelled, target, reference, supporting, shown, tuple(slices), (), tuple(judged))
+
+    chunks = [holding[start:stop] for start, stop in pairwise(bounds)]
+    parts = tuple(task(slices, chunk) for slices, chunk in zip(painted, chunks, strict=True) if chunk)
+    return replace(task(sorted({index for slices in painted for index in slices}), holding), parts=parts)
 
 
 PROTOCOLS: Mapping[str, Protocol] = {"same-volume": same_volume, "cross-volume": cross_volume, "field": field}
@@ -188,9 +204,18 @@ def _task(
     )
 
 
-def _spread(holding: np.ndarray, count: int) -> list[int]:
-    """The middles of ``count`` equal parts of the slices in ``holding``; with repeats where it has fewer."""
-    return [int(holding[(2 * place + 1) * len(holding) // (2 * count)]) for place in range(count)]
+def slices_with(mask: np.ndarray, axis: int) -> list[int]:
+    """The slices along ``axis`` on which a mask ``(slices, height, width)`` holds something, in rising order."""
+    return np.flatnonzero(_areas(mask, axis)).tolist()
+
+
+def spread_slices(holding: Sequence[int], count: int) -> list[int]:
+    """The middles of ``count`` equal parts of the slices in ``holding``; some repeat if it has fewer.
+
+    >>> spread_slices(range(10, 22), 3)
+    [12, 16, 20]
+    """
+    return [holding[(2 * place + 1) * len(holding) // (2 * count)] for place in range(count)]
 
 
 def _areas(mask: np.ndarray, axis: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from SDFSMISLib.evaluation.contact_sheet import contact_sheet
 from SDFSMISLib.evaluation.diagnostics import diagnose
 from SDFSMISLib.evaluation.results import MEASURES, Prediction, Row, prediction_path, read_mask, read_results, summarise
 from SDFSMISLib.evaluation.tables import TITLES, Table, diagnostics_table, measures_table
-from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.files import atomic_output, write_text
 from SDFSMISLib.images.volume import Volume
 
 if TYPE_CHECKING:
@@ -151,9 +151,7 @@ def write_report(
     bodies = [section.html(pictures.get((section.protocol, section.shots), [])) for section in sections]
     page = _page(command, manifest, {row.group for row in rows}, bodies)
     for name, text in (("report.html", page), ("tables.md", "\n".join(section.markdown() for section in sections))):
-        path = folder / name
-        with atomic_output(path, path.suffix) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return folder / "report.html"
 
 
@@ -207,7 +205,7 @@ class _Section:
             title = f"{group}: {TITLES['dice']}"
             its = [row for row in self.paired() if row.group == group]
             path = self.folder / "pictures" / f"{_file_name(self.protocol, self.shots, group)}.png"
-            parts.append(_figure(box_plot(its, "dice", path, title).read_bytes(), "image/png", title))
+            parts.append(_image_tag(box_plot(its, "dice", path, title).read_bytes(), "image/png", title))
         parts.append(f"<h3>Diagnostics</h3>{self.diagnostics().html()}<p class=note>{escape(DIAGNOSTICS_NOTES)}</p>")
         parts.append(f"<h3>Contact sheets</h3>{''.join(sheets)}")
         return "".join(parts)
@@ -277,11 +275,11 @@ def _sheet_html(sheet: _Sheet, path: Path) -> str:
 
     with Image.open(path) as image, io.BytesIO() as jpeg:
         image.convert("RGB").save(jpeg, "JPEG", quality=SHEET_QUALITY)
-        picture = _figure(jpeg.getvalue(), "image/jpeg", sheet.title)
+        picture = _image_tag(jpeg.getvalue(), "image/jpeg", sheet.title)
     return f"<details><summary>{escape(sheet.title)}</summary>{picture}</details>"
 
 
-def _figure(content: bytes, kind: str, title: str) -> str:
+def _image_tag(content: bytes, kind: str, title: str) -> str:
     data = base64.b64encode(content).decode("ascii")
     return f'<img alt="{escape(title)}" src="data:{kind};base64,{data}">'
 

@@ -25,7 +25,7 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.metrics import METRICS
 from SDFSMISLib.evaluation.protocols import Task
-from SDFSMISLib.images.files import atomic_output
+from SDFSMISLib.images.files import atomic_output, write_text
 
 EXTENSION = ".npz"
 
@@ -228,14 +228,13 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 def write_summary(
     rows: Iterable[Row],
-    path: str | PathLike[str],
+    path: Path,
     diagnostics: Mapping[tuple[str, int, str], Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes the summaries of ``rows`` as JSON, whole or not at all; a mean of nothing is null.
 
     ``diagnostics``, by (protocol, shots, method), go with them.
     """
-    path = Path(path)
     content = [
         {
             "protocol": summary.protocol,
@@ -255,16 +254,14 @@ def write_summary(
         }
         for summary in summarise(rows)
     ]
-    with atomic_output(path, path.suffix) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_results(rows: Iterable[Row], path: str | PathLike[str], prediction: Callable[[Row], Prediction]) -> None:
+def write_results(rows: Iterable[Row], path: Path, prediction: Callable[[Row], Prediction]) -> None:
     """Writes ``results.json``, whole or not at all: each row with its judged slices, a line each; NaN is null.
 
     ``prediction`` says what a row's method found.
     """
-    path = Path(path)
     lines = []
     for row in rows:
         its = prediction(row)
@@ -272,8 +269,7 @@ def write_results(rows: Iterable[Row], path: str | PathLike[str], prediction: Ca
         content |= {name: None if math.isnan(content[name]) else content[name] for name in METRICS}
         names = ("slices", "found", "held", "both")
         lines.append(json.dumps(content | {name: getattr(its, name).tolist() for name in names}, ensure_ascii=False))
-    with atomic_output(path, path.suffix) as temporary:
-        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def mean(values: Iterable[float]) -> float:

@@ -16,7 +16,7 @@ from SDFSMISLib.evaluation.results import MEASURES, Mean, Summary
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["TITLES", "Table", "diagnostics_table", "markdown_table", "measures_table", "rich_table"]
+__all__ = ["TITLES", "Table", "diagnostics_table", "formatted", "markdown_table", "measures_table", "rich_table"]
 
 FIRST = next(iter(METRICS))
 TITLES: Mapping[str, str] = {
@@ -114,9 +114,9 @@ def diagnostics_table(diagnostics: Mapping[str, Diagnostics]) -> Table:
         ["margin over copy (Dice)", *(_with_count(its.margin, its.margin_tasks) for its in methods)],
         [
             "share of slices without the target on which something was found",
-            *(_figure(its.false_slices) for its in methods),
+            *(formatted(its.false_slices) for its in methods),
         ],
-        ["voxels found on them, per task", *(_figure(its.false_voxels, 0) for its in methods)],
+        ["voxels found on them, per task", *(formatted(its.false_voxels, 0) for its in methods)],
     ]
     for name, unit, what in (
         ("by_size", "ml", "Dice, targets of"),
@@ -136,17 +136,18 @@ def _line(group: str, target: str, means: Sequence[Mean | None], measure: str) -
     cells = []
     for mean in means:
         left_out = mean.undefined.get(measure, 0) if mean else 0
-        cell = _figure(mean.values[measure] if mean else math.nan, DIGITS.get(measure, 3))
+        cell = formatted(mean.values[measure] if mean else math.nan, DIGITS.get(measure, 3))
         cells.append(f"{cell} ({left_out})" if left_out else cell)
     return [group, target, "/".join(counts), *cells]
 
 
-def _figure(value: float, digits: int = 3) -> str:
+def formatted(value: float, digits: int = 3) -> str:
+    """A figure with so many digits behind the point; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _with_count(value: float, count: int) -> str:
-    return f"{_figure(value)} ({count})" if count else "–"
+    return f"{formatted(value)} ({count})" if count else "–"
 
 
 def _interval(low: float, high: float) -> str:

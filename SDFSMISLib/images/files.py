@@ -52,6 +52,12 @@ def atomic_output(path: Path, extension: str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; raises :class:`InputError` as `atomic_output` does."""
+    with atomic_output(path, path.suffix) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def atomic_outputs(paths: Sequence[Path]) -> Iterator[dict[Path, Path]]:
     """Temporary files for ``paths``: renamed together at the end of the block; after an error all is as before.

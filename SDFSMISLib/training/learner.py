@@ -13,6 +13,7 @@ think", WACV 2025): cross-entropy and soft Dice.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -204,8 +205,12 @@ def with_folding_autoencoder(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
             f"This autoencoder has {channels} channels for {factor} x {factor} pixels, so that pixels cannot be folded "
             "into them; set decoded to true."
         )
-    settings = {name: pipeline.config[name] for name in ("resolution", "without")}
-    return _FoldingPipeline(**pipeline.components, **settings)
+    return _FoldingPipeline(**pipeline.components, **own_settings(pipeline))
+
+
+def own_settings(pipeline: SDFSMISPipeline) -> dict[str, Any]:
+    """The settings of a pipeline beside its networks, to make another pipeline of the same kind."""
+    return {name: pipeline.config[name] for name in ("resolution", "official_details", "without")}
 
 
 class _FoldingPipeline(SDFSMISPipeline):

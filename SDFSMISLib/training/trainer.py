@@ -32,7 +32,13 @@ from SDFSMISLib.training.checkpoint import Checkpoint, Log, write_episodes
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
-from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, copy_input_weights, with_folding_autoencoder
+from SDFSMISLib.training.learner import (
+    Denoiser,
+    EpisodeLearner,
+    copy_input_weights,
+    own_settings,
+    with_folding_autoencoder,
+)
 from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler, match_scans
 from SDFSMISLib.training.volumes import EpisodeBatch, TrainingVolume, load_training_volumes, synthetic_volumes
 
@@ -373,14 +379,10 @@ def _moving_average(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
     parts = {
         n: copy.deepcopy(network) if _trainable(network) else network for n, network in pipeline.components.items()
     }
-    average = type(pipeline)(**parts, **_own_settings(pipeline))
+    average = type(pipeline)(**parts, **own_settings(pipeline))
     for network in _trained_networks(average, of=pipeline).values():
         network.requires_grad_(False)
     return average
-
-
-def _own_settings(pipeline: SDFSMISPipeline) -> dict[str, Any]:
-    return {name: pipeline.config[name] for name in ("resolution", "official_details", "without")}
 
 
 @torch.no_grad()
