@@ -1,13 +1,11 @@
-"""The three data sets of few-shot medical image segmentation, and their five folds.
+"""The three data sets of few-shot medical image segmentation, their five folds, and what a training may use.
 
-What they are and how they are cut is as in Ouyang et al. (SSL-ALPNet, ECCV 2020), Hansen et al. (ADNet, MedIA 2022) and
-those who followed them. Scans are counted by their place in the order of the numbers in their names.
+Data sets and folds are those of Ouyang et al. (SSL-ALPNet, ECCV 2020), Hansen et al. (ADNet, MedIA 2022) and their
+successors; scans are ordered by the number in their names.
 
-What a fold's training may see: scans of the other folds, and of them no label and no slice that it must not know.
-
-A training is handed a manifest. For self-supervision its cases name one target, the body, so that no organ's label is
-in its files at all; in Setting II slices that show a tested organ are blank in the scan itself, so that neither an
-episode nor a supervoxel nor the intensity window knows them.
+A training gets a manifest of the other folds' scans. For self-supervision its cases have one target, the body, so no
+organ's label is in its files; in Setting II slices that show a tested organ are blank in the scan itself, so neither
+episodes nor supervoxels nor the intensity window can use them.
 """
 
 from __future__ import annotations
@@ -92,11 +90,17 @@ DATA_SETS: Mapping[str, DataSet] = {
 
 @dataclass(frozen=True)
 class Fold:
-    """The scans that one training does not see, and that are tested with its weights.
+    """The scans that one training does not use, and that are tested with its weights.
 
     Attributes:
-        number: 0 to 4. cases: in the order of the data set; the last fold begins with the first scan of all.
-        own: the ids of its scans without the one that it shares with the next fold: so counted, each scan counts once.
+        number: 0 to 4.
+        cases: in the order of the data set; the last fold begins with the first scan of all.
+        own: ids of its scans without the one that it shares with the next fold; counted so, each scan counts once.
+
+    >>> cases = [Case(f"cmr/{n}", "cmr", Path("a.nii.gz"), Path("b.nii.gz"), {}, "test") for n in range(15)]
+    >>> fold = fold_of(cases, 4)
+    >>> [case.id for case in fold.cases], fold.support.id
+    (['cmr/0', 'cmr/12', 'cmr/13', 'cmr/14'], 'cmr/13')
     """
 
     number: int
@@ -105,16 +109,16 @@ class Fold:
 
     @property
     def support(self) -> Case:
-        """The scan whose slices are painted for all others, the third."""
+        """The scan whose slices are painted for all others: the third."""
         return self.cases[SUPPORT_PLACE]
 
     def support_for(self, case: Case) -> Case:
-        """The fold's support; for that scan itself, which papers never test, the one behind it."""
+        """The fold's support; for that scan itself, which papers do not test, the scan after it."""
         return self.cases[SUPPORT_PLACE + 1] if case.id == self.support.id else self.support
 
 
 def fold_of(cases: Sequence[Case], number: int) -> Fold:
-    """Fold ``number`` of the ``cases`` of a data set: a fifth of them and the first of the next fifth, in their order.
+    """Fold ``number`` of a data set: a fifth of its ``cases`` and the first of the next fifth, in their order.
 
     Raises :class:`InputError` for a number that is not 0 to 4.
     """

@@ -1,11 +1,10 @@
-"""Where a data set's scans and labels lie in the folders that people download.
+"""From downloaded folders to the benchmark's form: finds scans and labels, makes grid, intensities, labels and
+manifest.
 
-From what people download to the benchmark's form: grid, intensities, label values and the manifest.
-
-The parameters are those of Ouyang et al.'s public preparation (ECCV 2020), which the later papers use. CT: Hounsfield
-units -125 to 275 become 0 to 255, a sixteenth of the slice is cut off on each side, the rest is resampled to 256 x 256.
-MR: the brightest 0.5 % are clipped, voxels of a given size, 256 x 256 around the centre. Labels are resampled one at a
-time, linearly, and rounded. No bias field correction.
+The parameters are those of the public preparation by Ouyang et al. (ECCV 2020), which later papers use. CT: -125 to 275
+HU become 0 to 255, a sixteenth of the slice is cut off on each side, the rest is resampled to 256 x 256. MR: the
+brightest 0.5 % are clipped, voxels get a fixed size, 256 x 256 around the centre are kept. Labels are resampled one at
+a time, linearly, and rounded. No bias field correction.
 """
 
 from __future__ import annotations

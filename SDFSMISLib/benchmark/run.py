@@ -1,6 +1,6 @@
-"""The benchmark's run: every fold trained by a trainer that is handed in, then tested; all of it can be taken up again.
+"""A benchmark run: every fold is trained by a given trainer, then tested; a stopped run goes on.
 
-A run's folder holds ``training`` (one folder for each training), ``training-set`` (what trainings may see, beside the
+A run's folder holds ``training`` (a folder for each training), ``training-set`` (files that trainings use beside the
 scans themselves) and ``results`` (a JSON file for each fold, training and number of shots).
 """
 
@@ -36,17 +36,25 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on what.
+    """What is trained on which scans, and tested on which.
 
     Attributes:
-        data: the tested data set, and its scans in their order. train_on: another one whose scans, all of them, are
-            trained on in place of the other folds' (cross-domain); None for those.
-        setting: 1, or 2: training sees no slice of a tested organ. exclusion: in Setting II, see `Training`.
+        data, cases: the tested data set, and its scans in their order.
+        output: folder of the run.
+        setting: 1, or 2: training uses no slice that shows a tested organ. exclusion: in Setting II, see `Training`.
         protocol: `field`, or `official`: the official code's training targets, supports, masks and folds.
-        folds: their numbers. shots: painted slices for each chunk; several numbers make several tests.
-        output: the run's folder. shared: of what trainings share, also those of several runs; None: one in `output`.
+        folds: their numbers, 0 to 4.
+        shots: painted slices per chunk; several numbers make several tests.
+        train_on: another data set with the same organs, all of whose scans are trained on (cross-domain); None: the
+            scans of the other folds.
+        shared: folder of files that trainings, also those of several runs, share; None: one in ``output``.
 
-    Raises :class:`InputError` for what does not go together.
+    Raises :class:`InputError` for a setting, protocol and data sets that do not go together.
+
+    >>> from SDFSMISLib.benchmark.data_sets import DATA_SETS
+    >>> plan = Plan(DATA_SETS["chaos_t2"], (), Path("run"), setting=2)
+    >>> [(training.name, training.hidden) for training in plan.trainings]
+    [('upper', ('liver', 'spleen')), ('lower', ('right kidney', 'left kidney'))]
     """
 
     data: DataSet
@@ -94,8 +102,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a trainer is to do: train on these ``cases``, and no others, in the folder ``output``; the files that
-    trainings share lie in ``shared``."""
+    """A training to do: on these ``cases`` and no others, in the folder ``output``; ``shared`` holds files of all
+    trainings.
+    """
 
     data: DataSet
     cases: tuple[Case, ...]

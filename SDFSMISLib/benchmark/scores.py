@@ -1,9 +1,9 @@
-"""What a benchmark run has found: a JSON file for each fold and number of shots, and the means of them.
+"""Results of a benchmark run: a JSON file for each fold and number of shots, and means over them.
 
-Three means. `own`: every scan of the data set once, none left out. `queries`: the tests that papers make, in which a
-scan that two folds share counts twice and the folds' support scans are never tested. `pooled`: the same tests, counted
-as the official code does, all scans of a fold as one set of voxels. Each is over scans first (not `pooled`), then over
-folds for each organ, then over organs.
+Three means. ``own``: every scan of the data set once. ``queries``: the papers' tests, in which a scan that two folds
+share counts twice and the folds' support scans are not tested. ``pooled``: the same tests with all scans of a fold as
+one set of voxels, as the official code counts. Each is taken over scans (not ``pooled``), then over folds for each
+organ, then over organs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS: tuple[Kind, ...] = ("own", "queries", "pooled")
 class Score:
     """One organ of one scan: voxels ``found``, ``held`` by the reference and in ``both``, on the tested slices.
 
-    ``own`` says that the test belongs to this fold alone, ``query`` that papers make it. ``seconds`` are wall-clock.
+    ``own``: the test belongs to this fold alone; ``query``: papers make it too. ``seconds`` are wall-clock.
     """
 
     case: str
@@ -45,7 +45,7 @@ class Score:
 
     @property
     def dice(self) -> float:
-        """0 to 1."""
+        """Dice, 0 to 1."""
         return dice_of_counts(self.both, self.found, self.held)
 
 
@@ -62,9 +62,9 @@ class FoldResult:
 
     @classmethod
     def resumed(cls, path: Path, about: dict[str, Any]) -> FoldResult:
-        """The file's scores where there is one, else none yet.
+        """The file's scores, or none if there is no file yet.
 
-        Raises :class:`InputError` where the file is damaged or of another run.
+        Raises :class:`InputError` if the file is damaged or of another run.
         """
         if not path.exists():
             return cls(path, about)

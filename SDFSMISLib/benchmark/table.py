@@ -1,9 +1,7 @@
-"""Figures that papers report, for the tables: mean Dice in %, one way, one shot.
+"""The papers' tables: a row for each method, a column for each organ; our results beside published ones.
 
-All are their authors' own, on different trainings and often copied from paper to paper; who tested which scans, and how
-scans were averaged, is seldom said. Each row names where it was read.
-
-The papers' tables: a row for each method, a column for each organ; ours and published ones, with their source.
+Published figures are mean Dice in %, one way, one shot, as their authors give them: on different trainings, often
+copied from paper to paper, and seldom with the list of tested scans. Each row names its source.
 """
 
 from __future__ import annotations

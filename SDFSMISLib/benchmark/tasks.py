@@ -1,16 +1,12 @@
-"""The official code's way from decoded maps to masks, an option for comparing with published numbers.
+"""The tests of a fold, and the methods that answer them.
 
-It thresholds at a quarter of the maximum of a whole chunk of slices, so that a chunk without the structure still
-yields some, and one slice's result depends on which others it was run with; then it keeps one component of each slice.
-The default of this package is an absolute threshold for each voxel instead.
+Two protocols. ``field``, the literature's: the query's slices that hold the organ are cut into three chunks, and each
+is segmented from painted slices in the same third of the organ in the support scan. ``official``, the official code of
+SD-FSMIS: all painted slices serve every chunk. Both tell a method where the organ begins and ends.
 
-The tests of one fold: which slices are painted for which slices of which scan.
-
-Two protocols. `field`, the literature's: the query's slices that hold the organ are cut into three chunks, and each is
-done with painted slices from the same third of the organ in the support scan. And `official`, what the official code of
-SD-FSMIS does: all painted slices go to every chunk. Both are told where the organ begins and ends.
-
-How a model answers a test: by the segmenter, or in the official code's way.
+The official code also thresholds at a quarter of the maximum of a whole chunk (so a chunk without the structure still
+gets a mask, and the result on one slice depends on the others) and keeps one component per slice: `official_masks`. The
+default of this package is one absolute threshold for every voxel.
 """
 
 from __future__ import annotations

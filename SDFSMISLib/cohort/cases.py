@@ -33,7 +33,7 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Group:
-    """Cases of one source. ``may_train_shipped_weights`` is False where the manifest does not say."""
+    """Cases of one source. ``may_train_shipped_weights`` is False unless the manifest says true."""
 
     name: str
     region: str = ""
@@ -45,7 +45,14 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One scan with its labelmap; ``targets`` gives the label value of each structure by name."""
+    """One scan with its labelmap.
+
+    ``id`` is ``"group/name"``; ``targets`` maps the name of each structure to its label value (1 or more).
+
+    >>> case = Case("ct/1", "ct", Path("scan.nii.gz"), Path("labels.nii.gz"), {"liver": 1}, split="test")
+    >>> case.targets["liver"]
+    1
+    """
 
     id: str
     group: str
@@ -58,7 +65,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The groups and cases of one manifest, in the order of the file."""
+    """The groups and cases of one manifest, in the order of the file (see :func:`read_manifest`).
+
+    >>> case = Case("ct/1", "ct", Path("scan.nii.gz"), Path("labels.nii.gz"), {"liver": 1}, split="test")
+    >>> manifest = Manifest({"ct": Group("ct")}, (case,))
+    >>> [case.id for case in manifest.select(["ct"], split="test")]
+    ['ct/1']
+    """
 
     groups: Mapping[str, Group]
     cases: tuple[Case, ...]
@@ -66,7 +79,7 @@ class Manifest:
     def select(self, groups: Sequence[str] | None = None, split: Split | None = None) -> tuple[Case, ...]:
         """The cases of these groups and this split; None takes all.
 
-        Raises :class:`InputError` for an unknown group, and where no case is left.
+        Raises :class:`InputError` for an unknown group, and if no case is left.
         """
         for group in groups or ():
             if group not in self.groups:
@@ -118,7 +131,7 @@ def read_manifest(path: str | PathLike[str]) -> Manifest:
 
 @dataclass(frozen=True, eq=False)
 class LabelledScan:
-    """A case that was read: its scan, and its labelmap on the scan's grid."""
+    """A case in memory: its scan, and its labelmap on the scan's grid."""
 
     case: Case
     scan: Volume
@@ -130,13 +143,13 @@ class LabelledScan:
         return self.scan.geometry.default_axis()
 
     def mask(self, target: str) -> np.ndarray:
-        """Bool ``(slices, height, width)``: the target; empty where the case does not list it."""
+        """The target: bool ``(slices, height, width)``; empty if the case does not list it."""
         if target not in self.case.targets:
             return np.zeros(self.labelmap.voxels.shape, dtype=bool)
         return self.labelmap.voxels == self.case.targets[target]
 
     def next_target(self, target: str) -> str | None:
-        """The next target behind this one, going round, that the scan holds; None where there is no other."""
+        """The next target after this one, in a circle, that the scan holds; None if there is no other."""
         names = list(self.case.targets)
         place = names.index(target)
         return next((name for name in names[place + 1 :] + names[:place] if self.mask(name).any()), None)
@@ -149,7 +162,9 @@ class LabelledScan:
 
 
 def load_case(case: Case) -> LabelledScan:
-    """Reads a case; raises :class:`InputError` where a file is bad, or the labels lie elsewhere than the scan."""
+    """Reads scan and labelmap; raises :class:`InputError` for a bad file, and for labels that lie elsewhere than the
+    scan.
+    """
     scan = Volume.read(case.image)
     labelmap, _ = match_labelmap(read_labelmap(case.labels), scan.geometry)
     return LabelledScan(case, scan, labelmap)

@@ -1,16 +1,12 @@
-"""Deformable registration: the baseline that looks at the images, but has learned nothing.
+"""Methods, functions from a :class:`Task` to a bool mask on its query's grid: a segmenter, and three baselines.
 
-Symmetric-forces demons (Vercauteren et al., "Symmetric log-domain diffeomorphic registration", MICCAI 2008), as
-SimpleITK has it, of one slice onto another, from coarse to fine.
+- ``copy``: the support mask on every slice.
+- ``growcut``: 3D Slicer's *Grow from seeds* (Zhu et al., "An effective interactive medical image segmentation method
+  using fast growcut", MICCAI IMIC 2014), the class ``vtkImageGrowCutSegment`` of the package slicer-core.
+- ``registration``: symmetric-forces demons (Vercauteren et al., "Symmetric log-domain diffeomorphic registration",
+  MICCAI 2008) by SimpleITK, slice to slice, from coarse to fine.
 
-Grow from seeds, as 3D Slicer has it: the baseline that a Slicer user has at hand without any model.
-
-The algorithm is Slicer's own, `vtkImageGrowCutSegment` (Zhu et al., "An effective interactive medical image
-segmentation method using fast growcut", MICCAI IMIC 2014), out of the package `slicer-core`; no display is needed.
-
-Methods: from a :class:`Task` to a bool mask on its query's grid; a segmenter, and baselines that need no model.
-
-A method that does not apply to such a task gives None, and the task has no row of it.
+A method that does not apply to a task returns None; the task then has no row of that method.
 """
 
 from __future__ import annotations

@@ -27,7 +27,13 @@ TOLERANCE = 2.0  # mm: surfaces nearer than that count as the same
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray) -> float:
-    """2 |A ∩ B| / (|A| + |B|) of two bool masks of one shape, as one set of voxels; both empty is 1, one empty is 0."""
+    """Dice coefficient, 2 |A ∩ B| / (|A| + |B|), 0 to 1, of two bool masks of one shape as one set of voxels.
+
+    Both masks empty: 1; one empty: 0.
+
+    >>> dice(np.array([True, True, False]), np.array([True, False, False]))
+    0.6666666666666666
+    """
     _check_masks(prediction, reference)
     both, found, held = (int(np.count_nonzero(mask)) for mask in (prediction & reference, prediction, reference))
     return dice_of_counts(both, found, held)
@@ -41,10 +47,10 @@ def dice_of_counts(both: int, found: int, held: int) -> float:
 def surface_dice(
     prediction: np.ndarray, reference: np.ndarray, spacing: Spacing, tolerance: float = TOLERANCE
 ) -> float:
-    """Normalized surface Dice: the share (0 to 1) of both surfaces' area within ``tolerance`` mm of the other.
+    """Normalized surface Dice, 0 to 1: the share of both surfaces' area that lies within ``tolerance`` mm of the other.
 
     Surface elements are weighted by their area in mm² (Nikolov et al., arXiv 1809.04430), so thick slices do not count
-    more than thin ones. NaN where a mask is empty. Raises :class:`InputError` where MONAI is missing.
+    more than thin ones. NaN if a mask is empty. Raises :class:`InputError` if MONAI is missing.
     """
     pair = _around_both(prediction, reference)
     if pair is None:
@@ -55,9 +61,9 @@ def surface_dice(
 
 
 def hausdorff_95(prediction: np.ndarray, reference: np.ndarray, spacing: Spacing) -> float:
-    """95 % Hausdorff distance, mm: of the two directions' 95th percentiles, over border voxels, the larger.
+    """95 % Hausdorff distance in mm: the larger of the two directions' 95th percentiles over border voxels.
 
-    NaN where a mask is empty. Raises :class:`InputError` where MONAI is missing.
+    NaN if a mask is empty. Raises :class:`InputError` if MONAI is missing.
     """
     pair = _around_both(prediction, reference)
     if pair is None:
@@ -83,7 +89,11 @@ def score(
 ) -> dict[str, float]:
     """The named metrics over the slices ``slices`` along ``axis`` as one volume; ``spacing`` is ``(z, y, x)`` in mm.
 
-    Where slices are left out, their neighbours lie beside each other, in both masks alike.
+    If slices are left out, their neighbours lie beside each other, in both masks alike.
+
+    >>> mask = np.ones((4, 2, 2), dtype=bool)
+    >>> score(mask, mask, (5.0, 1.0, 1.0), axis=0, slices=[0, 1, 3], metrics=["dice"])
+    {'dice': 1.0}
     """
     ours, theirs = (np.take(mask, slices, axis=axis) for mask in (prediction, reference))
     return {name: METRICS[name](ours, theirs, spacing) for name in metrics}
@@ -118,7 +128,7 @@ def _around_both(prediction: np.ndarray, reference: np.ndarray) -> list[np.ndarr
 
 
 def _of_monai(name: str, masks: Sequence[np.ndarray], spacing: Spacing, **options: Any) -> float:
-    """What MONAI's function says of two masks."""
+    """The value of a MONAI metric for two masks."""
     import torch
 
     function = getattr(_monai(), name)

@@ -1,13 +1,12 @@
 """Protocols: which slices of which scan are painted, and on which slices the result is judged.
 
-One task is one target in one case. The slice axis is the array axis whose two in-plane spacings are most alike (ties go
-to axis 0). A target of fewer than 50 voxels or on fewer than 3 slices makes no task. Slices without the target are
-judged as well: a false positive there costs. Only `field`, the literature's protocol, leaves them out, and so tells a
-method where the structure begins and ends: it is for comparison with papers only.
+One task is one target in one case. Slices are taken along the axis whose two in-plane spacings are most alike (axis 0
+in a tie). A target of fewer than 50 voxels or on fewer than 3 slices makes no task. Slices without the target are
+judged too: false positives there cost. Only ``field``, the literature's protocol, leaves them out and so tells a method
+where the structure begins and ends; it serves comparison with papers.
 
-Each protocol can also make the *mispaired* task, in which the support shows another structure of the same scan: the
-next one, in the case's order of targets, that the scan holds. A method that finds the target all the same does not
-look at what was painted.
+Each protocol can also make a *mispaired* task: its support shows another structure of the same scan, the next one in
+the case's order of targets that the scan holds. A method that finds the target all the same ignores what was painted.
 """
 
 from __future__ import annotations
@@ -42,13 +41,28 @@ CHUNKS = 3  # of the query's slices in `field`
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a method is given, and what it is judged by.
+    """What a method gets, and what its mask is judged by.
 
-    ``label`` is the label value in ``support``, and so in a segmenter's labelmap, of ``shown``: the structure that the
-    support shows, which is the target unless the task is mispaired. ``reference`` is a bool mask of the target on the
-    grid of ``query``. ``painted`` are the slices of ``query`` along ``axis`` that the support was taken from, none
-    where it comes from another scan, ``support_case``; ``judged`` are the slices that count, and that a method is asked
-    for. A task with ``parts`` is done part by part, each with a support of its own for its own judged slices.
+    Attributes:
+        case, target: the structure to find. query, axis: the scan to segment, and its slice axis (array order).
+        support: the painted slices; ``label`` is their label value, which a segmenter gives back in its labelmap.
+        shown: the structure that the support shows: the target, unless the task is mispaired.
+        reference: the target's mask, bool ``(slices, height, width)`` on the query's grid.
+        painted: the painted slices of the query itself along ``axis``; empty if the support is of another scan.
+        judged: the slices that count, and that a method is asked for.
+        support_case: the case that the support was painted on.
+        parts: tasks to do one by one, each with a support for its own judged slices; empty: the task is done as a
+            whole.
+
+    >>> from pathlib import Path
+    >>> from SDFSMISLib.images.geometry import Geometry
+    >>> voxels = np.zeros((6, 16, 16), dtype=np.uint8)
+    >>> voxels[1:5, 4:8, 4:8] = 1
+    >>> volume = Volume(voxels, Geometry(voxels.shape, (1, 1, 5), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1)))
+    >>> case = Case("ct/1", "ct", Path("scan.nii.gz"), Path("labels.nii.gz"), {"box": 1}, split="test")
+    >>> task = same_volume(case, "box", (), lambda case: LabelledScan(case, volume, volume), shots=1)
+    >>> task.painted, task.judged
+    ((1,), (0, 2, 3, 4, 5))
     """
 
     case: Case
@@ -72,7 +86,7 @@ None where the target is too small or nothing can show it, or another structure.
 
 
 def check_protocol(name: str, shots: int) -> None:
-    """Raises :class:`InputError` for a protocol that there is not, and a number of shots that it does not take."""
+    """Raises :class:`InputError` for an unknown protocol, and for a number of shots that it does not take."""
     if name not in PROTOCOLS:
         raise InputError(f"There is no protocol {name!r}; there are {', '.join(PROTOCOLS)}.")
     if shots < 1:

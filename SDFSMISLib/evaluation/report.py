@@ -1,8 +1,7 @@
-"""Box plots: how a measure spreads over the cases, for each target and method.
+"""The report of a results folder: ``report.html`` with its pictures inside, the pictures, and the tables as Markdown.
 
-The report of a folder of results: a page that stands alone, its pictures, and the tables as Markdown.
-
-Everything in the folder is reported, of all runs that were kept in it; so it is right after a run was taken up again.
+All runs that the folder keeps are reported, so the report is right after a run was stopped and taken up again. Pictures
+are box plots (how a measure spreads over the cases, for each target and method) and contact sheets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a method found in a task, kept in a small file: for pictures and diagnostics, in this run or a later one.
+"""Results of an evaluation: a row for each task and method, what was found in it, and the means of all rows.
 
-Results: one row for each task and method, kept in ``results.csv`` as they come; ``results.json`` tells each slice.
-
-The means over cases, targets and groups are made here too.
+A results folder holds ``results.csv`` (a line per row, appended as tasks finish), ``predictions`` (a compressed file
+per row: the mask and counts for each slice, for pictures and diagnostics), ``results.json`` (rows with their slices)
+and ``summary.json`` (means). A later run reads ``results.csv`` and does only what is missing.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ EXTENSION = ".npz"
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """How what was found compares on each judged slice; the mask itself lies in the same file.
+    """What was found in a task, slice by slice; the mask itself lies in the same file.
 
-    The arrays have an entry for each judged slice: ``slices`` its index (int32), ``distances`` mm to the nearest
-    painted slice of the query (float32, NaN where none is painted), and in pixels (int32) what was ``found``, what the
-    reference ``held``, and what is in ``both``.
+    Arrays with an entry for each judged slice: ``slices`` its index (int32); ``distances`` to the nearest painted slice
+    of the query in mm (float32, NaN if none is painted); and pixels (int32) that were ``found``, that the reference
+    ``held``, and ``both``.
     """
 
     slices: np.ndarray
@@ -99,11 +99,11 @@ COLUMNS = (*KEY_COLUMNS, *MEASURES, "ml", "axis", "painted", "support_case")
 
 @dataclass(frozen=True)
 class Row:
-    """One task done by one method.
+    """One task done by one method: a line of ``results.csv``.
 
-    ``scores`` holds the metrics that were computed; ``painted`` the query's own painted slices; ``shown`` is the
-    structure that the support showed: another than the target where the task was mispaired, a check of methods that is
-    no part of any mean. ``ml`` is the target's whole volume in the reference.
+    ``scores`` holds the metrics that were computed; ``painted`` the painted slices of the query itself; ``shown`` the
+    structure that the support showed. Another ``shown`` than the target (a mispaired task) is a check of the method and
+    not part of any mean. ``ml`` is the target's volume in the reference, ``seconds`` the method's time.
     """
 
     protocol: str
@@ -127,7 +127,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, int, str, str, str, bool]:
-        """What makes two rows the same piece of work."""
+        """What identifies a row: a later run with the same key is not done again."""
         return self.protocol, self.shots, self.case, self.target, self.method, self.mispaired
 
     def measure(self, name: str) -> float:
@@ -182,7 +182,7 @@ def read_results(path: str | PathLike[str]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Mean:
-    """Means of every measure over ``tasks`` tasks; ``undefined`` counts those where a metric has no value."""
+    """Means of every measure over ``tasks`` tasks; ``undefined`` counts the tasks in which a metric has no value."""
 
     tasks: int
     values: dict[str, float]
@@ -191,7 +191,19 @@ class Mean:
 
 @dataclass(frozen=True)
 class Summary:
-    """Means of one method in one protocol: cases make a target, targets a group, groups the overall mean."""
+    """Means of one method in one protocol: over cases for each target, over targets for each group, over groups at
+    last.
+
+    ``targets`` is keyed by (group, target), ``groups`` by group.
+
+    >>> def row(case, target, dice):
+    ...     scores = {"dice": dice}
+    ...     return Row("same-volume", 1, "ct", case, target, "copy", scores, 0.1, 0, (3,), case, target, 20.0)
+    >>> rows = [row("ct/1", "liver", 0.5), row("ct/2", "liver", 0.7), row("ct/1", "aorta", 0.2)]
+    >>> (summary,) = summarise(rows)
+    >>> round(summary.targets["ct", "liver"].values["dice"], 3), round(summary.overall.values["dice"], 3)
+    (0.6, 0.4)
+    """
 
     protocol: str
     shots: int
@@ -202,11 +214,10 @@ class Summary:
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """A summary for each protocol, number of shots and method, all in the order in which they first come up.
+    """A summary for each protocol, number of shots and method, in the order in which they first occur.
 
-    The mean over cases is taken first, then that over a group's targets, then that over groups, so neither a group of
-    many cases nor one of many targets counts more. A NaN is left out of its mean and counted; mispaired rows are not
-    part of it.
+    Neither a group of many cases nor one of many targets counts more (see :class:`Summary`). NaN is left out of its
+    mean and counted; mispaired rows are left out.
     """
     runs: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:

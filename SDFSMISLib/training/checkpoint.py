@@ -1,9 +1,4 @@
-"""Where a training run stands, in one safetensors file: networks, their moving average, optimiser, step.
-
-What a run says of itself while it goes on.
-
-Pictures of episodes, for a person to see what is being learned, and how far it has come.
-"""
+"""What a training run writes while it goes on: the checkpoint it can resume from, its log, and pictures of episodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that a training run depends on, in one JSON file."""
+"""The configuration of a training run, in one JSON file."""
 
 from __future__ import annotations
 
@@ -29,49 +29,53 @@ Ablation = Literal["translator", "prototype", "bank"]
 
 
 class TrainingConfig(BaseModel):
-    """All that a training run depends on.
+    """All parameters of a training run: one JSON file.
+
+    >>> config = TrainingConfig(cases="", output="run", steps=10)
+    >>> config.batch, config.mix["propagate"]
+    (8, 0.6)
 
     Attributes:
-        cases: manifest of training volumes (only its `split: train`), or "" for synthetic ones alone.
-        output: folder of checkpoints, pictures, the finished pipeline, and the log: `log.jsonl`, and for tensorboard
-            where that package is installed (it is no dependency of ours).
-        start: a pipeline folder, a hub's id or "built-in" to start from; "" = random weights. Inputs that networks of
-            our own kind lack there start at zero.
-        network: its size, where `start` is ""; by default that of `built-in`.
+        cases: manifest of training volumes (only its `split: train`), or "": synthetic volumes only.
+        output: folder of checkpoints, pictures, the finished pipeline and the log: `log.jsonl`, and tensorboard's files
+            if that package is installed (it is not a dependency).
+        start: a pipeline folder, a hub id or "built-in" to start from; "": random weights. Inputs that networks of our
+            own kind lack there start at zero.
+        network: size of new networks, if `start` is ""; by default that of `built-in`.
         seed: of weights, episodes and draws.
-        mix: share of each kind of episode: propagate, independent, cross, paper. synthetic_share, label_share, rollout,
-            swapped: see `EpisodeSampler`. late: share of the steps, at the end, in which `swapped` counts.
-            synthetic_count: synthetic volumes that episodes are drawn from. on_device: whether synthetic episodes are
-            made where the networks are, whole batches of them; else by the workers, one by one.
-        across: what episodes of the kind `cross` ask for: `labels`, which both scans have, or `registration`: parts of
-            one scan that registration carries onto the other, which needs no labels, with one painted slice each and
-            none `swapped`; some `propagate` episodes then look at a slice of another scan too; see `UnlabelledSampler`.
-            Synthetic episodes that are made `on_device` know their labels and are as ever.
-        window: `robust`, or `minmax`, the paper's: how the intensities of training scans become [-1, 1].
-        supervoxels: `slic`, or `felzenszwalb`, the literature's; supervoxel_size: least voxels of one of the latter.
-            `labels`: the labels in their place, which is what the official code trains on.
-        shippable: leave out groups whose terms forbid weights that are passed on.
-        held_out: ids of training cases that are not trained on, but measured every `validate_every` steps.
-        autoencoder_steps, autoencoder_rate: of the first stage; with 0 steps the decoder stays as it is in `start`.
-        denoising_steps, denoising_rate: of the second, in which the U-Net learns to take noise off images, without any
-            label; with 0 steps it is left out.
+        mix: share of each kind of episode: propagate, independent, cross, paper.
+        synthetic_share, label_share, rollout, swapped: see `EpisodeSampler`.
+        late: share of the steps, at the end, in which `swapped` applies.
+        synthetic_count: synthetic volumes to draw episodes from.
+        on_device: make synthetic episodes on the device of the networks, in whole batches; else in the workers.
+        across: targets of `cross` episodes: `labels` that both scans have, or `registration`: parts of one scan that
+            are warped onto the other, which needs no labels, with one painted slice each and none `swapped`; some
+            `propagate` episodes then have a painted slice of another scan too; see `UnlabelledSampler`. Synthetic
+            episodes made `on_device` know their labels and stay the same.
+        window: how intensities of training scans become [-1, 1]: `robust`, or `minmax`, the paper's.
+        supervoxels: `slic`; `felzenszwalb`, the literature's; `labels`: labels in their place, as in the official code.
+        supervoxel_size: least voxels of a `felzenszwalb` supervoxel.
+        shippable: leave out groups whose terms forbid passing on weights.
+        held_out: ids of training cases that are measured every `validate_every` steps and not trained on.
+        autoencoder_steps, autoencoder_rate: first stage, the decoder; 0 steps: it stays as in `start`.
+        denoising_steps, denoising_rate: second stage, the U-Net on images without labels; 0 steps: left out.
         steps: optimiser steps of the last stage, on episodes. batch: episodes per pass. accumulate: passes per step.
-        rate: peak learning rate. translator_rate: the translator's, as a multiple. schedule: `cosine` to 3 %, or
-            `polynomial` of power 1 to 0.01 %, the paper's. warmup: steps. decay: of AdamW. clip: of the gradient's
-            norm.
-        average: decay of the exponential moving average that is the result; 0 = none.
+        rate: peak learning rate. translator_rate: factor of it for the translator.
+        schedule: `cosine` to 3 %, or `polynomial` of power 1 to 0.01 %, the paper's.
+        warmup: steps. decay: of AdamW. clip: of the gradient's norm.
+        average: decay of the exponential moving average that is the result; 0: none.
         learned: the parts that learn in the last stage: unet, image_encoder, translator, decoder.
-        without: parts of the method that are left out, for ablations; see `SDFSMISPipeline`.
-        losses: weight of each: `entropy` and `dice`, on the decoded mask; `latent`, mean squared error on the mask
-            latent, the paper's only one; `autoencoder`, absolute error of what the decoder makes of an image's or a
-            mask's own latent, for a decoder that learns along.
-        drawn_latents: draw latents from the autoencoder's posterior, as the paper does, rather than take its mean.
-        decoded: whether training goes through the autoencoder; else pixels are folded into latents and back directly,
-            which is what `fold_encoder` comes close to, in half of the time; the decoder then has to learn in another
-            run, as in `built_in_finish`.
+        without: parts of the method left out, for ablations; see `SDFSMISPipeline`.
+        losses: weight of each: `entropy` and `dice` on the decoded mask; `latent`, mean squared error of the mask
+            latent, the paper's only one; `autoencoder`, absolute error of an image or mask that the decoder makes of
+            its own latent, for a decoder that learns too.
+        drawn_latents: draw latents from the autoencoder's posterior, as the paper does; else take its mean.
+        decoded: train through the autoencoder; else pixels are folded into latents and back directly, which
+            `fold_encoder` comes close to, in half of the time; the decoder then has to learn in another run, as in
+            `built_in_finish`.
         precision: `no` (float32) or `bf16`.
-        checkpointing: keep fewer activations and compute them again for the gradients: less memory, more time.
-        save_every, validate_every, picture_every: steps between checkpoints, validations, pictures; 0 = never.
+        checkpointing: recompute activations for the gradients: less memory, more time.
+        save_every, validate_every, picture_every: steps between checkpoints, validations, pictures; 0: never.
         half: write the finished pipeline in float16.
         workers: processes that make episodes.
     """
@@ -145,13 +149,13 @@ class TrainingConfig(BaseModel):
 
     @classmethod
     def read(cls, path: Path, **changes: str) -> TrainingConfig:
-        """The configuration in a JSON file, with `changes` (`cases`, `start`, `output`) in place of what it says.
+        """The configuration in a JSON file, with `changes` (`cases`, `start`, `output`) in place of its values.
 
         Args:
             path: a file, or the name of one that comes with the package, such as `built_in`, with or without `.json`.
 
         Raises:
-            InputError: for a file that cannot be read, and for keys or values that are unknown or missing.
+            InputError: for a file that cannot be read, and for unknown or missing keys and wrong values.
         """
         if not path.exists() and path.name == str(path):
             path = CONFIGURATIONS.get(path.name.removesuffix(".json"), path)

@@ -1,8 +1,8 @@
-"""Episodes: a few painted slices, a query slice, and its true mask, on the network's grid.
+"""Episodes: a few painted slices, a query slice and its true mask, on the network's grid.
 
-Four kinds (notes on where they come from in each function): `propagate` (the painted slice and the last finished one
-ask for the next), `independent` (painted slices anywhere in the scan), `cross` (the painted slice is of another scan),
-and `paper` (two adjacent slices and a supervoxel, as SD-FSMIS trains).
+Four kinds: `propagate` (from the painted slice and the last finished one to the next), `independent` (painted slices
+anywhere in the scan), `cross` (the painted slice is of another scan), and `paper` (two adjacent slices and a
+supervoxel, as SD-FSMIS trains).
 """
 
 from __future__ import annotations
@@ -44,17 +44,26 @@ CONTRAST_SHARE = 0.9  # share of episodes seen with a region's contrast, as by t
 
 
 class EpisodeSampler:
-    """Draws batches of episodes; seed and number of a batch say what is in it, whatever was drawn before."""
+    """Draws batches of episodes; seed and number of a batch determine it, whatever was drawn before.
+
+    Args:
+        volumes: to draw from; synthetic ones have no image.
+        resolution: R, side of the network's grid in pixels.
+        config: ``seed``; ``mix``, the share of each kind; ``synthetic_share``, of episodes from synthetic volumes;
+            ``label_share``, of those on real volumes whose target is a label rather than a supervoxel; ``rollout``, of
+            `propagate` batches with what comes ``before``; ``swapped``, see `batch`.
+
+    Raises:
+        InputError: if the mix has `paper` episodes and no volume is a scan.
+
+    >>> from SDFSMISLib.training.volumes import synthetic_volumes
+    >>> config = TrainingConfig(cases="", output="run", mix={"independent": 1.0})
+    >>> batch = EpisodeSampler(synthetic_volumes(1, seed=0), 32, config).batch(size=2, number=0)
+    >>> batch.query_images.shape, batch.support_masks.shape[0]
+    (torch.Size([2, 32, 32]), 2)
+    """
 
     def __init__(self, volumes: list[TrainingVolume], resolution: int, config: TrainingConfig) -> None:
-        """
-        Args:
-            volumes: to draw from; synthetic ones have no image.
-            resolution: side of the network's grid.
-            config: gives `seed`; `mix`, the share of each kind; `synthetic_share`, of episodes from synthetic volumes;
-                `label_share`, of those on real volumes that ask for a label rather than supervoxels; `rollout`, of
-                propagate batches that hold what comes `before`; `swapped`, see `batch`.
-        """
         self.resolution, self.config, self.seed = resolution, config, config.seed
         self.synthetic_share, self.label_share = config.synthetic_share, config.label_share
         self.rng = np.random.default_rng(config.seed)
@@ -71,12 +80,15 @@ class EpisodeSampler:
         self._counts: dict[tuple[str, int, int], np.ndarray] = {}
 
     def batch(self, size: int, number: int, late: bool = False) -> EpisodeBatch:
-        """Batch `number`: `size` episodes of one kind, with one number of shots.
+        """Batch ``number``: ``size`` episodes of one kind with one number of shots.
 
         Args:
-            late: near the end of a training, when a share `swapped` of the batches without finished neighbours asks for
-                two targets of the same slices, so that only the painted masks tell which (label-unpaired context, LUC,
-                arXiv 2610.10335).
+            late: near the end of a training, a share ``swapped`` of the batches without finished neighbours has pairs
+                of episodes with two targets on the same slices, so that only the painted masks tell which one is meant
+                (label-unpaired context, LUC, arXiv 2610.10335).
+
+        Raises:
+            InputError: if no or too few episodes show their target well enough.
         """
         self.rng = np.random.default_rng([self.seed, number])
         plan = BatchPlan.drawn(self.rng, self.config, late)
@@ -169,8 +181,9 @@ class EpisodeSampler:
         return None if split is None else (*split, moved, *earlier)
 
     def _other_scan_support(self, target: SliceTarget) -> SliceTarget | None:
-        """Now and then a slice of another scan of the same anatomy that shows a labelled target well: what a lane that
-        begins on a scan without painted slices looks at."""
+        """Sometimes a slice of another scan of the same anatomy that shows the labelled target well: what a track that
+        begins on a scan without painted slices looks at.
+        """
         members = [v for v in self.families.get(target.volume.group, []) if v.name != target.volume.name]
         if target.map_number or not members or self.rng.random() > OTHER_SCAN_SHARE:
             return None

@@ -1,13 +1,11 @@
-"""Denoising pre-training: the U-Net learns what images look like before it learns to segment them.
+"""Losses: of denoising, which teaches the U-Net images before masks, and of a batch of episodes.
 
-What Stable Diffusion's U-Net brings along for the paper, in small: v-prediction (Salimans and Ho, ICLR 2022) of image
-latents with the noise of its schedule, on slices of which no label is used.
+Denoising is v-prediction (Salimans and Ho, ICLR 2022) of image latents, which Stable Diffusion's U-Net has learned
+already; it needs no labels.
 
-The loss of a batch of episodes.
-
-The paper's is the mean squared error on the mask latent. As one step gives the mask, without noise, it can also be
-taken on the decoded mask (Martin Garcia et al., "Fine-tuning image-conditional diffusion models is easier than you
-think", WACV 2025): cross-entropy and soft Dice.
+The paper's episode loss is the mean squared error of the mask latent. One step without noise gives the mask, so the
+loss can also be taken on the decoded mask (Martin Garcia et al., "Fine-tuning image-conditional diffusion models is
+easier than you think", WACV 2025): cross-entropy and soft Dice.
 """
 
 from __future__ import annotations
@@ -59,8 +57,9 @@ class Denoiser(nn.Module):
 
 
 def copy_input_weights(pipeline: SDFSMISPipeline) -> None:
-    """Let the support pass begin with what the input convolution has learned of images, as the method does when it
-    takes over Stable Diffusion's."""
+    """The support pass starts with what the input convolution has learned of images, as the paper starts with Stable
+    Diffusion's.
+    """
     pipeline.unet.conv_in_ref.load_state_dict(pipeline.unet.conv_in.state_dict())
 
 
@@ -72,7 +71,7 @@ DICE_SMOOTHING = 10.0  # pixels; without it an empty answer has no Dice
 
 @dataclass(frozen=True)
 class EpisodeLoss:
-    """What a batch gives: `loss`, its `parts` as numbers for the log, and the predicted mask latents (B, c, h, w)."""
+    """The loss of a batch: ``loss`` (scalar), the ``parts`` for the log, the predicted mask latents (B, c, h, w)."""
 
     loss: torch.Tensor
     parts: dict[str, torch.Tensor]
@@ -80,7 +79,20 @@ class EpisodeLoss:
 
 
 class EpisodeLearner(nn.Module):
-    """The networks of a pipeline as one module whose output is a loss, so that it can be spread over devices."""
+    """The networks of a pipeline as one module whose output is a loss, so that it can be distributed over devices.
+
+    Args:
+        pipeline: its networks are trained in place.
+        config: ``losses``, the weight of each part, and ``drawn_latents``.
+
+    >>> from SDFSMISLib.model.built_in import Size, new_built_in
+    >>> config = TrainingConfig(cases="", output="run", losses={"latent": 1.0})
+    >>> learner = EpisodeLearner(new_built_in(size=Size(resolution=32, channels=(16, 16))), config)
+    >>> image, mask = torch.zeros(1, 32, 32), torch.ones(1, 32, 32)
+    >>> learned = learner(EpisodeBatch(image[None], mask[None], image, mask, painted=1))
+    >>> learned.predicted.shape, sorted(learned.parts)
+    (torch.Size([1, 16, 8, 8]), ['latent', 'loss'])
+    """
 
     def __init__(self, pipeline: SDFSMISPipeline, config: TrainingConfig) -> None:
         super().__init__()
@@ -155,7 +167,7 @@ class EpisodeLearner(nn.Module):
         masks: torch.Tensor,
         displacements: torch.Tensor | None,
     ) -> Hints:
-        """Hints for queries (B, 3, R, R) with finished neighbours (B, R, R), where they have some."""
+        """Hints for queries (B, 3, R, R) with finished neighbours (B, R, R), if they have some."""
         if displacements is None:
             return self.pipeline.hints(queries, bank)
         moved = as_rgb(warp(images, displacements)), warp(masks, displacements)

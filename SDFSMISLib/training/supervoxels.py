@@ -1,9 +1,9 @@
 """Supervoxels: parts of a scan that look alike, the pseudo-labels of self-supervised training.
 
-Two kinds. SLIC (Achanta et al., PAMI 2012), compact and of a wanted number. And the literature's: the graph-based
-method of Felzenszwalb and Huttenlocher (IJCV 2004) in three dimensions with anisotropic spacing, as ADNet (Hansen et
-al., MedIA 2022) and its successors use it: grey levels 0 to 255, `scale` 1 (of 255), no smoothing, at least `min_size`
-voxels. With that scale hardly anything but equal levels is joined by the criterion; the least size does the rest.
+Two kinds: SLIC (Achanta et al., PAMI 2012), compact and of a given number; and the literature's, the graph-based method
+of Felzenszwalb and Huttenlocher (IJCV 2004) in 3D with anisotropic spacing, as ADNet (Hansen et al., MedIA 2022) and
+its successors use it: grey levels 0 to 255, ``scale`` 1 (of 255), no smoothing, at least ``min_size`` voxels. At that
+scale the criterion joins hardly anything but equal grey levels; the minimum size does the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ DARK_SHARE = 10 / 255  # of the range; ADNet's threshold of what belongs to the 
 
 
 class Supervoxels(Protocol):
-    """A way to make supervoxels. `key` names it with all that changes its result."""
+    """A way to make supervoxels; ``key`` names it with all parameters that change its result.
+
+    >>> image = np.full((4, 16, 16), 0.5, dtype=np.float32)
+    >>> image[:, :, 8:] = -0.5
+    >>> parts = Slic(2)(image, (5.0, 1.0, 1.0))
+    >>> parts.shape, parts.dtype, int(parts.min())
+    ((4, 16, 16), dtype('uint16'), 1)
+    """
 
     @property
     def key(self) -> str: ...
@@ -56,7 +63,7 @@ def cached_supervoxels(
 
 @dataclass(frozen=True)
 class Slic:
-    """About `count` supervoxels of what is not background."""
+    """About ``count`` supervoxels of the foreground (intensity above -0.98)."""
 
     count: int
 

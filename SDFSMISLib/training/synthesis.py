@@ -1,12 +1,9 @@
-"""The paper's augmentation of one slice of a pair: affine, elastic and gamma, as ADNet and its successors have it.
+"""Random images and augmentation: synthetic label volumes, random appearance, and the paper's augmentation of a slice.
 
-Its numbers are pixels of a 256 x 256 slice; on another grid they scale along.
-
-Label volumes without any patient, and the random appearance of their slices (domain randomisation).
-
-Shapes: the index of the largest of several smooth random fields, as in SynthMorph's `sm-shapes` (Hoffmann et al., IEEE
-TMI 2022), with ellipsoids and tubes on top, inside a body envelope. Appearance: one grey level per label and view,
-texture, blur, bias field and noise, after SynthSeg (Billot et al., MedIA 2023).
+Shapes of the volumes: the index of the largest of several smooth random fields, as SynthMorph's ``sm-shapes`` (Hoffmann
+et al., IEEE TMI 2022), with ellipsoids and tubes on top, inside a body. Appearance: one grey level per label and view,
+texture and blur, after SynthSeg (Billot et al., MedIA 2023). The augmentation (affine, elastic, gamma) is that of ADNet
+and its successors; its parameters are pixels of a 256 x 256 slice and scale with the grid.
 """
 
 from __future__ import annotations

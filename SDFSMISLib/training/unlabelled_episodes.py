@@ -1,17 +1,13 @@
-"""Which slice of one scan shows the level of a slice of another scan, without any label.
+"""Episodes across scans without labels: slices of two scans are matched by registration, supervoxels are warped along.
 
-A few slices of the one are registered onto slices of the other; levels are then taken to lie on a line, the one along
-which what was registered looks most alike. Scans of other anatomies look alike along no line, and are no partners.
+Matching: some slices of one scan are registered onto slices of the other, and the matching is the line (slice of one ->
+slice of the other) along which registered slices correlate best. Scans of different anatomy correlate along no line and
+are not paired.
 
-Episodes of scans without labels: supervoxels within a scan, and across scans by registration.
-
-Across scans no supervoxel has a counterpart. The query is therefore the scan whose supervoxel it is, with its exact
-mask; the painted slice is the other scan's slice of the same level, onto which that mask was carried by registration.
-What is learned from is exact, and what was painted is as rough as a registration.
-
-Networks that have an input for it also get the mask that registration brings back onto the query, as the segmenter
-hands it over (`inference.warped`), with errors on top: what was brought there and back fits better than any mask that
-was painted.
+An episode's query is the scan that has the supervoxel, with its exact mask; the painted slice is the matching slice of
+the other scan with the mask warped onto it. So the answer is exact, and the painted mask as rough as a registration.
+Networks with an input for it also get the mask warped back onto the query, as the segmenter gives it, with added
+errors: a mask warped forth and back fits better than any painted one.
 """
 
 from __future__ import annotations
@@ -48,11 +44,13 @@ MAX_PARTNERS = 3  # scans that each one is compared with
 
 @dataclass(frozen=True)
 class SliceMatching:
-    """Slice `i` of one scan shows the level of slice `offset + slope * i` of another.
+    """Slice ``i`` of one scan shows the level of slice ``offset + slope * i`` of another, which has ``count`` slices.
 
-    Attributes:
-        likeness: mean correlation of what was compared, -1 to 1.
-        count: slices of the other scan.
+    ``likeness`` is the mean correlation of registered slices along that line, -1 to 1.
+
+    >>> matching = SliceMatching(offset=2.0, slope=0.5, likeness=0.9, count=10)
+    >>> matching.at(4), matching.at(40)
+    (4, None)
     """
 
     offset: float
@@ -61,7 +59,7 @@ class SliceMatching:
     count: int
 
     def at(self, index: int) -> int | None:
-        """The other scan's slice at the level of slice `index`; None where it lies outside."""
+        """The other scan's slice at the level of slice `index`; None if it lies outside."""
         there = round(self.offset + self.slope * index)
         return there if 0 <= there < self.count else None
 

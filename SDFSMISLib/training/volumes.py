@@ -1,8 +1,7 @@
-"""Slices of training volumes, and how they are seen through a frame.
+"""Training volumes, single slices of them as the network sees them, and batches of episodes.
 
-Training volumes: real scans with labels and supervoxels, and synthetic label volumes.
-
-A batch of episodes as the networks take it, and what its episodes have in common.
+A volume is a real scan with labels and supervoxels, or a synthetic label volume that gets a random appearance each time
+it is drawn. A slice with a target is sampled onto the network's R x R grid through a square crop.
 """
 
 from __future__ import annotations
@@ -27,8 +26,13 @@ from SDFSMISLib.training.synthesis import synthetic_labels
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of the slice plane: centre (row, column) and half side in mm, turned by `angle`, mirrored, bent by a
-    field."""
+    """A square of a slice that the network sees: rotated, mirrored and deformed.
+
+    Attributes:
+        centre: (row, column) in mm. half: half of its side in mm.
+        angle: rotation in radians. mirror: whether columns are flipped.
+        bend: (1, n, n, 2) displacements in units of ``half``, interpolated to the grid; None: not deformed.
+    """
 
     centre: tuple[float, float]
     half: float
@@ -39,7 +43,10 @@ class Crop:
 
 @dataclass(frozen=True)
 class SliceTarget:
-    """One slice of one volume, with the target's label values in one of the volume's maps."""
+    """One slice of a volume with a target: the label ``values`` in map ``map_number`` of the volume.
+
+    ``thick`` adjacent slices are averaged to one. Arrays are in the slice's canonical orientation.
+    """
 
     volume: TrainingVolume
     axis: int
@@ -50,18 +57,20 @@ class SliceTarget:
 
     @property
     def spacing(self) -> tuple[float, float]:
+        """(row, column) in mm, canonical."""
         rest = [self.volume.spacing[a] for a in range(3) if a != self.axis]
         return self.volume.orientations[self.axis].apply_spacing((rest[0], rest[1]))
 
     @property
     def is_supervoxel(self) -> bool:
-        """Whether the target is a part that looks alike, rather than a structure that was drawn (or synthesised)."""
+        """Whether the target is a supervoxel rather than a label."""
         return self.volume.image is not None and self.map_number > 0
 
     def at(self, index: int) -> SliceTarget:
         return replace(self, index=index)
 
     def image(self) -> np.ndarray:
+        """(rows, columns): intensities in [-1, 1], or the labels of a synthetic volume."""
         if self.volume.image is None:
             return self._canonical(self.volume.maps[0], self.index)
         if self.thick == 1:
@@ -72,6 +81,7 @@ class SliceTarget:
         return np.mean(parts, axis=0)
 
     def mask(self) -> np.ndarray:
+        """The target: bool (rows, columns)."""
         return np.isin(self._canonical(self.volume.maps[self.map_number], self.index), self.values)
 
     def _canonical(self, array: np.ndarray, index: int) -> np.ndarray:
@@ -81,8 +91,10 @@ class SliceTarget:
 def resampled(
     image: torch.Tensor, spacing: tuple[float, float], crop: Crop, resolution: int, mode: str = "bilinear"
 ) -> torch.Tensor:
-    """An image (H, W) through a frame, (R, R); zero outside; twice as fine and averaged where pixels get lost
-    otherwise."""
+    """An image (H, W) of ``spacing`` mm seen through a crop: (R, R), 0 outside of the image.
+
+    Sampled twice as fine and averaged if the grid is much coarser than the image's pixels.
+    """
     fine = 2 if mode == "bilinear" and 2 * crop.half / resolution > 1.4 * min(spacing) else 1
     size = resolution * fine
     cos, sin = np.cos(crop.angle) * crop.half, np.sin(crop.angle) * crop.half
@@ -110,11 +122,10 @@ MIN_PART_VOXELS = 200  # voxels
 
 @dataclass(frozen=True)
 class ScanAxis:
-    """The axis along which scans are compared.
+    """The axis along which a scan's slices are matched with another scan's.
 
-    Attributes:
-        number: in array order. plane: of its slices, such as `axial`.
-        rising: whether slices run towards left, posterior or superior.
+    ``number`` in array order; ``plane`` of its slices, such as ``axial``; ``rising``: slices run towards left,
+    posterior or superior.
     """
 
     number: int
@@ -129,13 +140,17 @@ class TrainingVolume:
     Attributes:
         image: (slices, height, width) float16 in [-1, 1]; None for a synthetic volume, whose appearance is drawn each
             time.
-        maps: label volumes to take targets from, (slices, height, width) integers, 0 = nothing: the labels first.
-        labelled: whether maps[0] are labels (of people, or of the synthesis) rather than supervoxels.
+        maps: label volumes of targets, integers (slices, height, width), 0 = background; the labels first.
+        labelled: whether ``maps[0]`` holds labels (of a person, or synthetic) rather than supervoxels.
         spacing: mm between voxels, array order.
-        axes: the axes along which slices are taken: all of a nearly isotropic volume, else the thick one.
-        orientations: of slices along each axis.
-        group: volumes of one group show the same anatomy with the same targets under the same label values.
-        main: the axis along which it is compared with others; None for a synthetic volume.
+        axes: along which slices are taken: all three of a nearly isotropic volume, else the one with thick slices.
+        orientations: of the slices along each axis.
+        group: volumes of one group show the same anatomy, with the same targets under the same label values.
+        main: the axis along which the scan is matched with others; None for a synthetic volume.
+
+    >>> volume = synthetic_volumes(1, seed=0)[0]
+    >>> volume.maps[0].shape, volume.spacing, volume.image is None
+    ((80, 80, 80), (1.0, 1.0, 1.0), True)
     """
 
     name: str
@@ -290,7 +305,7 @@ class PreviousSlices:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What all episodes of a batch have in common; see `TrainingConfig`."""
+    """What all episodes of a batch have in common; see `EpisodeSampler`."""
 
     kind: str
     shots: int
@@ -300,6 +315,7 @@ class BatchPlan:
 
     @classmethod
     def drawn(cls, rng: np.random.Generator, config: TrainingConfig, late: bool) -> BatchPlan:
+        """A random plan by the shares of the configuration."""
         kinds: list[str] = list(config.mix)
         weights = np.array(list(config.mix.values()))
         kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
