@@ -439,7 +439,7 @@ def test_told_to_stop_it_ends_and_the_cluster_stays(
     assert len(err.splitlines()) == 1 and "Ctrl+C" in err, err
     assert any(node["Alive"] for node in ray.nodes())
     until(lambda: not ray.util.list_named_actors(all_namespaces=True), SECONDS)
-    monkeypatch.setattr("SDFSMISLib.server.ray_serving.STARTS", 1)  # a second one would fail the same way
+    monkeypatch.setattr("SDFSMISLib.server.ray_serving.MAX_STARTS", 1)  # a second one would fail the same way
     assert main(["serve", "--engine", "ray", "--port", "0", "--model", "no-such-model"]) == 2
     *notice, why = capsys.readouterr().err.splitlines()
     assert why.startswith("Error: The model 'no-such-model' is unknown"), why

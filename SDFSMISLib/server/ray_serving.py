@@ -130,7 +130,7 @@ def plan_replicas(nodes: Sequence[tuple[int, int]], device: str) -> ReplicaPlan:
     if with_gpu and device != "cpu":
         return ReplicaPlan(with_gpu, 1)
     if device == "cuda":
-        raise InputError("The device cuda was asked for, but no node of the Ray cluster has a GPU; use auto or cpu.")
+        raise InputError("The device cuda was requested, but no node of the Ray cluster has a GPU; use auto or cpu.")
     processors = sum(cpus for cpus, _ in nodes)
     if not processors:
         raise InputError("No node of the Ray cluster has processors to work on; start one with ray start.")
@@ -341,8 +341,8 @@ class RayStore:
     Arrays pass through Ray's object store and do not stay there: the actor and the caller have copies. While they
     pass, Ray may write what does not fit into the object store to its spill folder.
 
-    If the actor is lost, for example for want of memory, Ray restarts it, empty: clients are told which slices are
-    missing, and send them again. A call that is under way then is made once more; one that is not answered in time
+    If the actor is lost, for example because memory ran out, Ray restarts it, empty: clients get the list of the
+    missing slices and send them again. A call under way at that time is repeated once; one without an answer in time
     fails with status 503, upon which clients try again.
 
     Other replicas learn from `expire`, which the application calls twice a minute, that a slice was removed; until

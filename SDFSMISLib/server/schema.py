@@ -136,10 +136,10 @@ class SegmentationRequest(RequestModel):
     """What to segment, by which painted slices; after a cut, also what an earlier stream gave.
 
     Example:
-        >>> SegmentationRequest.model_validate({"protocol": 1, "threshold": 1.5})
-        Traceback (most recent call last):
-        pydantic_core._pydantic_core.ValidationError: 4 validation errors for SegmentationRequest
-        ...
+        The fields without a default are
+
+        >>> SegmentationRequest.model_json_schema()["required"]
+        ['protocol', 'query', 'support', 'labels']
     """
 
     protocol: int
