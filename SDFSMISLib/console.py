@@ -1,7 +1,4 @@
-"""What the commands say while they work: sentences of one line, and progress bars; all on standard error.
-
-Standard output is kept for results, so that it can be piped on.
-"""
+"""Status lines and progress bars of the commands, on standard error; standard output is for results only."""
 
 from __future__ import annotations
 
@@ -13,37 +10,45 @@ from typing import Protocol
 
 import typer
 
-__all__ = ["duration", "one_line", "progress", "say", "waiting", "warnings_as_lines"]
+__all__ = ["duration", "one_line", "print_status", "progress", "waiting", "warnings_as_lines"]
 
 PACKAGE = Path(__file__).resolve().parent
 
 
-class Advance(Protocol):
-    """Tells a progress bar how much is done; where they change, also how much there is in all and what comes now."""
+class ProgressCallback(Protocol):
+    """Sets a progress bar: how much is done, and, if they change, the total and the description."""
 
     def __call__(self, done: int, total: int | None = None, text: str | None = None) -> None: ...
 
 
-def say(text: str) -> None:
+def print_status(text: str) -> None:
     """One line on standard error."""
     typer.echo(one_line(text), err=True)
 
 
 def one_line(text: object) -> str:
-    """The text of an error or a warning without its line breaks."""
+    """The text of an error or a warning without line breaks.
+
+    >>> one_line("Cannot read\\n  the file.")
+    'Cannot read the file.'
+    """
     return " ".join(str(text).split())
 
 
 def duration(seconds: float) -> str:
-    """Seconds in few words: ``0.4 s``, ``45 s``, ``3 min``, ``2.5 h``."""
+    """Seconds for a reader.
+
+    >>> duration(0.4), duration(45), duration(170), duration(9000)
+    ('0.4 s', '45 s', '3 min', '2.5 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Advance]:
-    """A progress bar with the time left, where standard error is a terminal; else nothing."""
+def progress(description: str, total: int) -> Iterator[ProgressCallback]:
+    """A progress bar with the time left, if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -60,7 +65,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def waiting(description: str) -> Iterator[None]:
-    """A spinner for work of unknown length, where standard error is a terminal."""
+    """A spinner for work of unknown length, if standard error is a terminal."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -70,11 +75,11 @@ def waiting(description: str) -> Iterator[None]:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Within it a warning of this package is one line; those of others, meant for programmers, are dropped."""
+    """Within it warnings of this package are printed as one line each; those of other packages are dropped."""
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
         if Path(filename).resolve().is_relative_to(PACKAGE) and issubclass(category, UserWarning):
-            say(f"Warning: {message}")
+            print_status(f"Warning: {message}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

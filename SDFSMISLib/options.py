@@ -4,7 +4,7 @@ the server and 3D Slicer. Needs neither numpy nor torch."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from SDFSMISLib.errors import InputError
 
@@ -45,6 +45,11 @@ class RunOptions:
     region: Region = "auto"
     threshold: float = 0.5
     batch_size: int = 8
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Strategy, region and threshold by name: what a result depends on, and what a backend gets."""
+        return {"strategy": self.strategy, "region": self.region, "threshold": self.threshold}
 
     def __post_init__(self) -> None:
         for name, given, accepted in (("strategy", self.strategy, STRATEGIES), ("region", self.region, REGIONS)):

@@ -1,6 +1,6 @@
-"""`sdfsmis`: the command line. Options and their help; the work is done by the rooms below.
+"""`sdfsmis`: the command line. Commands and options with their help; the other rooms do the work.
 
-Exit codes: 0 done; 1 failed; 2 bad usage or input, said in one sentence on standard error; 130 interrupted.
+Exit codes: 0 done; 1 failed; 2 bad usage or input, with one sentence on standard error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import traceback
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from SDFSMISLib import __version__
 from SDFSMISLib.cli.benchmark import benchmark
 from SDFSMISLib.cli.segment import EXAMPLES, Engine, ManyValues, command_line, segment
-from SDFSMISLib.console import one_line, progress, say, waiting, warnings_as_lines
+from SDFSMISLib.console import one_line, print_status, progress, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.memory import keep_freed_memory
 from SDFSMISLib.options import BUILT_IN, RunOptions
@@ -40,15 +40,13 @@ app = typer.Typer(
 )
 
 
-class Protocol(str, Enum):
-    same_volume = "same-volume"
-    cross_volume = "cross-volume"
-    field = "field"
+Protocol = Literal["same-volume", "cross-volume", "field"]
+Split = Literal["test", "train"]
 
 
-class Split(str, Enum):
-    test = "test"
-    train = "train"
+class Size(str, Enum):  # typer knows no lists of literals
+    built_in = BUILT_IN
+    sd15 = "sd15"
 
 
 def _show_version(wanted: bool) -> None:
@@ -88,11 +86,6 @@ def doctor() -> None:
 
     if not run_doctor():
         raise typer.Exit(1)
-
-
-class Size(str, Enum):
-    built_in = "built-in"
-    sd15 = "sd15"
 
 
 @app.command(cls=ManyValues)
@@ -212,7 +205,7 @@ def serve(
         typer.Option(
             metavar="T",
             help="What clients must know. Default: the variable SDFSMIS_TOKEN, where others of this computer do not "
-            "see it; else none on 127.0.0.1, and elsewhere one that is made and told.",
+            "see it; else none on 127.0.0.1, and elsewhere one that is made and printed.",
         ),
     ] = None,
     token_file: Annotated[
@@ -283,13 +276,13 @@ def evaluate(
         typer.Option(
             metavar="NAME ...",
             help="Beside the models. copy: the painted mask on every slice. growcut: Slicer's Grow from seeds. "
-            "registration: the mask carried by deformable registration.",
+            "registration: the mask warped by deformable registration.",
         ),
     ] = None,
     groups: Annotated[
         list[str] | None, typer.Option(metavar="NAME ...", help="Groups of the manifest. Default: all.")
     ] = None,
-    split: Annotated[Split, typer.Option(help="Which cases.")] = Split.test,
+    split: Annotated[Split, typer.Option(help="Which cases.")] = "test",
     diagnostics: Annotated[
         bool,
         typer.Option("--diagnostics", help="Models also with another structure painted: do they look? Twice the time."),
@@ -311,15 +304,15 @@ def evaluate(
     if unknown:
         raise InputError(f"There is no baseline {unknown[0]!r}; there are {', '.join(BASELINES)}.")
     manifest = read_manifest(cases)
-    chosen = manifest.select(_names(groups) or None, split.value)
+    chosen = manifest.select(_names(groups) or None, split)
     models = _models(model or [BUILT_IN], protocol, device)
     methods = models | {name: BASELINES[name] for name in chosen_baselines}
     if not methods:
         raise InputError(f"There is nothing to measure; name a model, or of the baselines {', '.join(BASELINES)}.")
-    with progress(protocol.value, len(chosen)) as advance:
+    with progress(protocol, len(chosen)) as advance:
         rows = run_evaluation(
             manifest,
-            protocol.value,
+            protocol,
             methods,
             chosen,
             shots,
@@ -332,9 +325,9 @@ def evaluate(
     console = Console()
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    console.print(rich_table(summarise(rows), title=f"Dice, {protocol.value}, shots: {shots}"))
+    console.print(rich_table(summarise(rows), title=f"Dice, {protocol}, shots: {shots}"))
     for name in [name for name in methods if name not in {row.method for row in rows}]:
-        typer.echo(f"{name} was left out: no task of the protocol {protocol.value} is one that it can do.")
+        typer.echo(f"{name} was left out: no task of the protocol {protocol} is one that it can do.")
     if output is not None:
         typer.echo(f"Wrote {output / 'report.html'} and, beside it, results.csv, results.json and summary.json")
 
@@ -354,7 +347,7 @@ def _models(names: list[str], protocol: Protocol, device: str) -> dict[str, Any]
     from SDFSMISLib.evaluation import segmenter_method
 
     methods: dict[str, Any] = {}
-    options = RunOptions("independent") if protocol is Protocol.field else RunOptions()  # the papers' way
+    options = RunOptions("independent") if protocol == "field" else RunOptions()  # the papers' way
     with waiting("Loading the models"):
         from SDFSMISLib.inference import Segmenter
         from SDFSMISLib.model.loading import weights_digest
@@ -374,20 +367,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings_as_lines():
             code = command.main(args=args, prog_name="sdfsmis", standalone_mode=False, obj=args)
     except InputError as error:
-        say(f"Error: {error}")
+        print_status(f"Error: {error}")
         return 2
     except (KeyboardInterrupt, typer.Abort, Cancelled):
         code = INTERRUPTED
     except Exception as error:
         if isinstance(error, UsageError):
-            say(f"Error: {_usage(error)}")
+            print_status(f"Error: {_usage(error)}")
             return 2
         from SDFSMISLib.client import BackendError
 
-        say(f"Failed: {error if isinstance(error, BackendError) else _failure(error)}")
+        print_status(f"Failed: {error if isinstance(error, BackendError) else _failure(error)}")
         return 1
     if code == INTERRUPTED:
-        say("Interrupted; nothing half-written was left.")
+        print_status("Interrupted; nothing half-written was left.")
     return code if isinstance(code, int) else 0
 
 

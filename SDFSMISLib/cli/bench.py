@@ -1,10 +1,8 @@
-"""`sdfsmis bench`: seconds and memory per query slice, beside the schedules of the official code, all in one run.
+"""`sdfsmis bench`: seconds and memory per query slice, for our schedule and those of the official code.
 
-One run of the bench: every schedule for every size, and the report.
-
-Every schedule runs in a process of its own, so that its peak memory is its own, and the schedules take turns, so that a
-busy computer disturbs all alike. Weights are random, which changes neither time nor memory, and the same in all
-processes, so that the masks can be compared. The figures are in Resources/Documentation/explanation/measurements.md.
+Each schedule runs in a process of its own, so that its peak memory is its own, and the schedules take turns, so that
+other load affects all alike. Weights are random, which changes neither time nor memory, and the same in all processes,
+so that the masks can be compared. Figures are in Resources/Documentation/explanation/measurements.md.
 """
 
 from __future__ import annotations
@@ -153,15 +151,15 @@ def _check(sizes: Sequence[str], queries: int, resolution: int | None, rounds: i
         raise InputError(f"The size {unknown[0]} was given; accepted are {' and '.join(SIZES)}.")
     for what, number in (("queries", queries), ("rounds", rounds), ("slices per batch", batch_size)):
         if number < 1:
-            raise InputError(f"{number} {what} were asked for; 1 or more are accepted.")
+            raise InputError(f"{number} {what} were given; 1 or more are accepted.")
     if resolution is not None and (resolution < 64 or resolution % 8):
         raise InputError(f"A resolution of {resolution} was given; a multiple of 8, 64 or more, is accepted.")
 
 
 def _in_process(job: Job) -> dict[str, Any]:
     environment = dict(os.environ)
-    here = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "SDFSMISLib.cli.bench_schedules"],
         input=json.dumps(asdict(job)),

@@ -1,8 +1,7 @@
-"""What is measured of a run of the networks: seconds of each part, floating-point operations, memory.
+"""The schedules that `sdfsmis bench` compares, and the program that measures one of them.
 
-The schedules that `sdfsmis bench` compares, and the process that measures one of them.
-
-The process that measures one schedule: reads a job from standard input, prints what was measured, both as JSON.
+The program reads a `Job` from standard input and prints seconds of each part, floating-point operations and memory,
+both as JSON.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
 """`sdfsmis benchmark`: the published benchmark, from downloaded folders to the papers' table.
 
-The options are here, and the trainer, which the benchmark is handed; the work is done in `evaluation.benchmark`.
+The options are here, and the trainer, which is passed to the benchmark; the work is done in `SDFSMISLib.benchmark`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,27 +38,10 @@ benchmark = typer.Typer(
 )
 
 
-class DataName(str, Enum):
-    chaos_t2 = "chaos_t2"
-    sabs = "sabs"
-    cmr = "cmr"
-
-
-class ProtocolName(str, Enum):
-    field = "field"
-    official = "official"
-
-
-class ExclusionName(str, Enum):
-    any = "any"
-    all = "all"
-
-
-class FormatName(str, Enum):
-    markdown = "markdown"
-    latex = "latex"
-    csv = "csv"
-
+DataName = Literal["chaos_t2", "sabs", "cmr"]
+ProtocolName = Literal["field", "official"]
+ExclusionName = Literal["any", "all"]
+FormatName = Literal["markdown", "latex", "csv"]
 
 Data = Annotated[DataName, typer.Option(help="chaos_t2: Abd-MRI. sabs: Abd-CT (BTCV). cmr: MS-CMRSeg 2019, bSSFP.")]
 Cases = Annotated[
@@ -127,7 +109,7 @@ def prepare(
     from SDFSMISLib.benchmark.prepare import prepare as run_prepare
 
     with progress("Preparing", 1) as advance:
-        manifest = run_prepare(DATA_SETS[data.value], source, output, advance)
+        manifest = run_prepare(DATA_SETS[data], source, output, advance)
     typer.echo(f"Wrote {manifest}")
 
 
@@ -147,8 +129,8 @@ def run(
     setting: Setting = 1,
     fold: Folds = None,
     shots: Shots = None,
-    protocol: ProtocolOption = ProtocolName.field,
-    exclusion: ExclusionOption = ExclusionName.any,
+    protocol: ProtocolOption = "field",
+    exclusion: ExclusionOption = "any",
     train_on: TrainOn = None,
     without: Without = None,
     device: Device = "auto",
@@ -176,8 +158,8 @@ def ablate(
     model: Weights = None,
     setting: Setting = 1,
     fold: Folds = None,
-    protocol: ProtocolOption = ProtocolName.field,
-    exclusion: ExclusionOption = ExclusionName.any,
+    protocol: ProtocolOption = "field",
+    exclusion: ExclusionOption = "any",
     device: Device = "auto",
 ) -> None:
     """Run once with all of the method and once without each part and each loss, and print what they are worth."""
@@ -202,7 +184,7 @@ def ablate(
 )
 def table(
     results: Annotated[list[Path], typer.Option(metavar="DIR ...", help="Folders that benchmark run has made.")],
-    format: Annotated[FormatName, typer.Option(help="latex is for the package booktabs.")] = FormatName.markdown,
+    format: Annotated[FormatName, typer.Option(help="latex is for the package booktabs.")] = "markdown",
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there. Default: print it.")] = None,
     published: Annotated[bool, typer.Option(help="With the papers' rows, each with its source.")] = True,
 ) -> None:
@@ -210,8 +192,8 @@ def table(
     from SDFSMISLib.benchmark import read_fold_results
     from SDFSMISLib.benchmark.table import NOTES, as_text, benchmark_tables
 
-    text = as_text(benchmark_tables([read_fold_results(folder) for folder in results], published), format.value)
-    if format is FormatName.markdown:
+    text = as_text(benchmark_tables([read_fold_results(folder) for folder in results], published), format)
+    if format == "markdown":
         text += f"\n{NOTES}\n"
     if output is None:
         typer.echo(text, nl=False)
@@ -237,14 +219,14 @@ def _plan(
 ) -> Plan:
     from SDFSMISLib.benchmark import DATA_SETS, Plan
 
-    other = DATA_SETS[train_on.value] if train_on and train_on is not data else None
+    other = DATA_SETS[train_on] if train_on and train_on != data else None
     return Plan(
-        data=DATA_SETS[data.value],
-        cases=_cases_of(DATA_SETS[data.value], manifests),
+        data=DATA_SETS[data],
+        cases=_cases_of(DATA_SETS[data], manifests),
         output=output,
         setting=setting,
-        exclusion=exclusion.value,
-        protocol=protocol.value,
+        exclusion=exclusion,
+        protocol=protocol,
         folds=_fold_numbers(_names(folds)),
         shots=tuple(dict.fromkeys(shots or [1])),
         train_on=(other, _cases_of(other, manifests)) if other else None,

@@ -1,8 +1,7 @@
-"""`sdfsmis demo`: a real head, one painted slice, and everything that a run gives.
+"""`sdfsmis demo`: a real head, one painted slice, and all files that a run writes.
 
-The scan is the MNI152 template, the T1-weighted mean of 152 healthy heads at 1 mm that nilearn carries; its
-maps of grey and white matter, added, are the reference. That brain tissue is painted on one axial slice and found on
-all the others.
+The scan is the MNI152 template of nilearn, the T1-weighted mean of 152 healthy heads at 1 mm; the sum of its maps of
+grey and white matter is the reference. Brain tissue is painted on one axial slice and segmented on all the others.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import typer
 
-from SDFSMISLib.console import duration, progress, say, waiting
+from SDFSMISLib.console import duration, print_status, progress, waiting
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.volume import Volume
+from SDFSMISLib.options import RunOptions
 from SDFSMISLib.support import SupportSet
 
 __all__ = ["DemoResult", "Head", "read_head", "run_demo"]
@@ -30,7 +30,7 @@ LABEL, NAME = 1, "brain tissue"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """A scan, and a labelmap on its grid that says where its brain tissue is."""
+    """A scan, and a labelmap of its brain tissue on the same grid."""
 
     scan: Volume
     reference: Volume
@@ -38,7 +38,7 @@ class Head:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """How it went: Dice over the slices that were not painted, that of copying the painted mask, and seconds."""
+    """Dice over the slices that were not painted, Dice of copying the painted mask to them, seconds, and files."""
 
     dice: float
     copy_dice: float
@@ -48,12 +48,12 @@ class DemoResult:
 
 
 def read_head() -> Head:
-    """The MNI152 head within nilearn; raises :class:`InputError` where that is not installed."""
+    """The MNI152 head of nilearn; raises :class:`InputError` if that is not installed."""
     found = importlib.util.find_spec("nilearn")  # finds it without the seconds that importing it takes
     folder = Path(found.origin).parent / "datasets" / "data" if found is not None and found.origin else None
     if folder is None or not all((folder / name).is_file() for name in (SCAN, *TISSUES)):
         raise InputError(
-            "The demonstration needs a scan that the package nilearn carries, which is not here: run `pip install "
+            "The demonstration needs a scan of the package nilearn, which is not installed: run `pip install "
             "nilearn`, or `make demo` in a clone of the project."
         )
     scan = Volume.read(folder / SCAN)
@@ -64,10 +64,13 @@ def read_head() -> Head:
 
 
 def run_demo(output: Path, command: str = "") -> DemoResult:
-    """Segments the head's brain tissue by one slice; writes the results into the folder ``output`` and tells of them.
+    """Segment the head's brain tissue by one slice, write the results into the folder ``output`` and print them.
 
-    ``command``, the command line, goes into the result's provenance. Raises :class:`InputError` where the scan or the
-    weights are missing, or the folder cannot be written.
+    Args:
+        command: the command line, for the provenance.
+
+    Raises:
+        InputError: if the scan or the weights are missing, or the folder cannot be written.
     """
     from SDFSMISLib.evaluation.contact_sheet import contact_sheet
     from SDFSMISLib.evaluation.protocols import painted_slices
@@ -89,7 +92,7 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
         segmenter = Segmenter.from_pretrained()
         each = segmenter.seconds_per_slice()
     slices = head.scan.slice_count(axis) - 1
-    say(
+    print_status(
         f"{NAME.capitalize()}, painted on one of {slices + 1} slices: about {duration(slices * each)} to find the rest."
     )
     with progress(NAME, slices) as advance:
@@ -99,7 +102,7 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
         support,
         model=segmenter.name,
         weights=weights_digest(segmenter.pipeline),
-        settings={"strategy": "propagate", "region": "auto", "threshold": 0.5},
+        settings=RunOptions().settings,
         command=command,
     )
     painted.write(painted_file)
@@ -122,11 +125,11 @@ def run_demo(output: Path, command: str = "") -> DemoResult:
         seconds_per_slice=segmentation.seconds / slices,
         files=(labelmap_file, volumes_file, painted_file, sheet_file),
     )
-    _tell(result, head, axis, index, segmenter.pipeline.device)
+    _print_results(result, head, axis, index, segmenter.pipeline.device)
     return result
 
 
-def _tell(result: DemoResult, head: Head, axis: int, index: int, device: object) -> None:
+def _print_results(result: DemoResult, head: Head, axis: int, index: int, device: object) -> None:
     labelmap, volumes, painted, sheet = result.files
     again = ["sdfsmis", "segment", "--support", head.scan.path, "--mask", painted, "--output", "mine.seg.nrrd"]
     plane = head.scan.geometry.plane(axis)
@@ -144,7 +147,7 @@ def _tell(result: DemoResult, head: Head, axis: int, index: int, device: object)
 
 
 def _one_slice(labelmap: Volume, axis: int, index: int) -> Volume:
-    """The labelmap with nothing on it but one slice: what a user would have painted."""
+    """The labelmap with one slice only: what a user would have painted."""
     voxels = np.zeros_like(labelmap.voxels)
     place = (slice(None),) * axis + (index,)
     voxels[place] = labelmap.voxels[place]
@@ -152,7 +155,7 @@ def _one_slice(labelmap: Volume, axis: int, index: int) -> Volume:
 
 
 def _plane(labelmap: Volume, axis: int, index: int) -> np.ndarray:
-    """One slice, kept three-dimensional so that it can be repeated along ``axis``."""
+    """One slice in three dimensions, so that it can be repeated along ``axis``."""
     return np.expand_dims(labelmap.slice(axis, index), axis)
 
 

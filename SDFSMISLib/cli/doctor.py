@@ -1,4 +1,4 @@
-"""`sdfsmis doctor`: is everything here that segmenting needs, and does it work."""
+"""`sdfsmis doctor`: whether everything that segmenting needs is installed and works."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SIDE = 128  # pixels of the self-test's slice
 LEAST_DICE = 0.5  # of a bright disc, painted on the slice before: far below what any sound installation gets
 
 Finding = tuple[str, str, str]
-"""(what, what was found, what to do about it: "" where it is fine)"""
+"""(what was checked, what was found, what the user should do: "" if all is well)"""
 
 
 def run_doctor() -> bool:
-    """Prints a line for each check and a last one with the verdict; returns whether all is good."""
+    """Print a line for each check and the verdict; return whether all is well."""
     problems: list[str] = []
     for check in (_versions, _devices, _memory, _disk, _weights):
         for what, found, problem in _guarded(check):
@@ -43,7 +43,7 @@ def run_doctor() -> bool:
 
 
 def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check's findings; one that fails altogether is a finding, too."""
+    """The findings of a check; an exception becomes one, too."""
     try:
         yield from check()
     except InputError as error:
@@ -78,7 +78,7 @@ def _devices() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         driver = shutil.which("nvidia-smi") is not None
         build = f"torch is built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'the CPU only'}"
-        hint = "; an NVIDIA driver is here: a CUDA build of torch would use it" if driver else ""
+        hint = "; an NVIDIA driver is installed: a CUDA build of torch would use it" if driver else ""
         yield "cuda", f"none found ({build}{hint})", ""
 
 

@@ -1,4 +1,4 @@
-"""The options of `sdfsmis segment`, with their help; what it does is in `segment_run`."""
+"""The options of `sdfsmis segment` with their help; `segment_run` does the work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from SDFSMISLib.options import BUILT_IN, Region, RunOptions, Strategy
 
 __all__ = ["EXAMPLES", "ManyValues", "command_line", "segment"]
 
-SECRET, HIDDEN = "--token", "***"  # an option whose value is not kept anywhere
+SECRET, HIDDEN = "--token", "***"  # the value of this option is stored nowhere
 
 EXAMPLES = """Examples, each on one line:
 
@@ -79,7 +79,7 @@ class ManyValues(TyperCommand):
 
 
 def _is_name(token: str) -> bool:
-    """Whether a word of the command line is an option's name, and not a value such as -1."""
+    """Whether a word of the command line is the name of an option, and not a value such as -1."""
     return token.startswith("-") and len(token) > 1 and not token[1:].replace(".", "", 1).isdigit()
 
 
@@ -118,12 +118,12 @@ def _option(panel: str, text: str, metavar: str | None, name: str | None = None)
 
 SUPPORT = _painted("The scan that was painted on: any file that SimpleITK reads, or a DICOM folder.", "SCAN")
 MASK = _painted("What was painted, 0 is background. Another grid in the same frame is resampled.", "LABELMAP")
-SUPPORT_SET = _painted("Painted slices kept by --save-support-set, in place of --support and --mask.", "FILE")
-SAVE = _painted("Keep the painted slices in one file, to segment other scans with.", "FILE")
+SUPPORT_SET = _painted("Painted examples saved by --save-support-set, in place of --support and --mask.", "FILE")
+SAVE = _painted("Save the painted slices as a support set: examples to segment other scans with.", "FILE")
 LABEL = _painted("Label value in the mask; several may follow. Default: each label.", "N ...")
 SLICE = _painted(
     "Slices of the mask that are the support, counted from 0 in array order. Default: every painted one. A slice that "
-    "is named but lacks a label says that the structure is not there.",
+    "is named but lacks a label shows that the structure is not there.",
     "K ...",
     "--slice",
 )
@@ -147,8 +147,8 @@ PROBABILITIES = _result(
     "scans name a folder.",
     "FILE",
 )
-DRY_RUN = _result("Check everything, say what would be done and how long it takes, write nothing.", name="--dry-run")
-SKIP = _many("Pass over scans whose result is there: a run that was stopped goes on.", name="--skip-existing")
+DRY_RUN = _result("Check everything, print what would be done and how long it takes, write nothing.", name="--dry-run")
+SKIP = _many("Skip scans whose result exists: a run that was stopped goes on.", name="--skip-existing")
 JOBS = _many(
     "How many scans at a time, each in a process that loads the model. Default: 1; with ray one for each GPU of the "
     "cluster, or for each node without GPUs.",
@@ -160,20 +160,20 @@ ENGINE = _many(
 )
 STRATEGY = _run(
     "propagate: outwards from the painted slices, each finished slice helping the next. independent: each slice alone "
-    "against the painted ones, as in the paper; on another scan the painted masks are brought along by registration."
+    "against the painted ones, as in the paper; on another scan registration warps the painted masks onto it first."
 )
 THRESHOLD = _run("Probability above which a voxel belongs to the structure, between 0 and 1.", "T")
 REGION = _run("auto: look at a square around the structure. full: at whole slices, as in the paper.")
 MODEL = _run("Weights: built-in, a pipeline folder (sdfsmis convert makes one), or a model hub's id.", "M")
-DEVICE = _run("auto (the GPU where there is one), cpu, cuda or cuda:N.", "D")
-SERVER = _server("Segment on a backend (sdfsmis serve) instead of here; slices that it needs are sent to it.", "URL")
-TOKEN = _server("What the server asks for. Default: the variable SDFSMIS_TOKEN.", "T")
+DEVICE = _run("auto (the GPU if there is one), cpu, cuda or cuda:N.", "D")
+SERVER = _server("Segment on a backend (sdfsmis serve), not on this computer; it gets the slices that it needs.", "URL")
+TOKEN = _server("Access token of the server. Default: the variable SDFSMIS_TOKEN.", "T")
 CERTIFICATE = _server("Trust this certificate (PEM), such as a server's self-signed one.", "FILE")
 KEEP_LARGEST = _clean(
-    "Keep the largest connected piece of each label: of the volume (what the option means alone), or of each slice."
+    "Keep the largest connected component of each label: of the volume (the default of the option), or of each slice."
 )
 SMOOTH = _clean("Smooth the border: standard deviation of a Gaussian, in mm.", "MM")
-FILL_HOLES = _clean("Fill what the structure encloses within a slice.", name="--fill-holes")
+FILL_HOLES = _clean("Fill holes that the structure encloses within a slice.", name="--fill-holes")
 
 
 def segment(
@@ -207,8 +207,8 @@ def segment(
 ) -> None:
     """Segment a scan, or several, by painted slices.
 
-    Painted slices come out as painted. The result has the mask's label values and names, and tells how it was made.
-    Of several scans one that fails does not stop the others; they are listed at the end, and the exit code is 1.
+    Painted slices stay as painted. The result has the mask's label values and names, and records how it was made.
+    If one of several scans fails, the others go on; failures are listed at the end, and the exit code is 1.
     """
     with waiting("Starting"):
         from SDFSMISLib.cli import segment_run
@@ -244,7 +244,7 @@ def segment(
 
 
 def command_line(ctx: typer.Context) -> str:
-    """The whole command line, as a shell takes it, to be kept with the results; without a token."""
+    """The whole command line in a shell's syntax, for the provenance; without the token."""
     words = ["sdfsmis"]
     for word in ctx.obj:
         if words[-1] == SECRET:

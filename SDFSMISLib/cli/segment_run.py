@@ -18,7 +18,7 @@ from SDFSMISLib.cohort.pool import Finished, run_cohort
 from SDFSMISLib.cohort.result_files import check_outputs, is_folder, plan_results, same_file
 from SDFSMISLib.cohort.scan_list import find_scans, is_cohort
 from SDFSMISLib.cohort.table import CohortTable
-from SDFSMISLib.console import duration, progress, say, waiting
+from SDFSMISLib.console import duration, print_status, progress, waiting
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.images.labelmap import label_values
 from SDFSMISLib.images.volume import Volume, read_labelmap
@@ -92,7 +92,7 @@ class SupportFiles:
         left_out = [] if self.labels else sorted(set(label_values(labelmap.voxels)) - set(support.labels))
         if left_out:
             names = ", ".join(_label(label, labelmap.segment_names.get(label, "")) for label in left_out)
-            say(f"Warning: nothing of {names} is painted on the chosen slices; it is left out.")
+            print_status(f"Warning: nothing of {names} is painted on the chosen slices; it is left out.")
         return support, scan
 
 
@@ -158,7 +158,7 @@ def run_segment(
     labels = painted.labels or support.labels
     others = [path for path in (save_support_set, table.path if table else None) if path is not None]
     check_outputs(jobs, labels, [*painted.paths, *queries], others)
-    say(_described(support, labels))
+    print_status(_described(support, labels))
     early: dict[Path, Volume] = {}
     if scan is not None and same_file(jobs[0].query, painted.scan):
         early[jobs[0].query] = scan
@@ -213,7 +213,7 @@ def _not_done(jobs: list[ScanJob], table: CohortTable | None) -> list[ScanJob]:
     """The jobs that have no result yet; a labelmap appears last and whole, so an existing one is finished."""
     done = [job for job in jobs if job.labelmap.exists()]
     if done:
-        say(f"{len(done)} of {len(jobs)} results exist and are skipped.")
+        print_status(f"{len(done)} of {len(jobs)} results exist and are skipped.")
     if done and table is not None:
         for job in done:
             table.keep(job)
@@ -268,7 +268,7 @@ def _announce(worker: ScanWorker, seconds: float, job: ScanJob, query: Volume) -
         )
         for label in worker.labels
     )
-    say(
+    print_status(
         f"{job.query.name}: {slices} {query.geometry.plane(axis)} slices of axis {axis}, {count} "
         f"label{'s' * (count > 1)}: about {duration(passes * slices * seconds)} on {worker.segmenter.device}."
     )
@@ -294,7 +294,7 @@ def _by_workers(
 ) -> Generator[Finished[ScanResult], None, None]:
     """Segments the scans in worker processes or on Ray, with a progress bar over the scans."""
     where = "on Ray" if engine == "ray" else f"by {workers} processes"
-    say(f"{len(jobs)} scan{'s' * (len(jobs) > 1)} {where}.")
+    print_status(f"{len(jobs)} scan{'s' * (len(jobs) > 1)} {where}.")
     absolute, began = [job.absolute() for job in jobs], time.monotonic()
     if engine == "ray":
         from SDFSMISLib.cohort.ray_pool import run_on_ray
@@ -328,10 +328,10 @@ def _report(
             if isinstance(result, InputError):
                 result = ScanResult.failed(result)
             for warning in result.warnings:
-                say(f"Warning: {warning}")
+                print_status(f"Warning: {warning}")
             if result.error:
                 failures.append((job, result))
-                say(f"Failed: {job.query}: {result.error}")
+                print_status(f"Failed: {job.query}: {result.error}")
             elif not dry_run:
                 _print(job, result, labels)
             if table is not None:
@@ -349,7 +349,7 @@ def _written(table: CohortTable, problem: str) -> str:
         return ""
     except InputError as error:
         if not problem:
-            say(f"Warning: {error}")
+            print_status(f"Warning: {error}")
         return str(error)
 
 
@@ -367,14 +367,14 @@ def _report_failures(failures: list[tuple[ScanJob, ScanResult]], count: int) -> 
     """The list at the end; tracebacks go into a file, for a report."""
     if not failures:
         return
-    say(f"{len(failures)} of {count} scans failed:")
+    print_status(f"{len(failures)} of {count} scans failed:")
     for job, result in failures:
         typer.echo(f"  {job.query}: {result.error}", err=True)
     details = [f"{job.query}\n{result.details}" for job, result in failures if result.details]
     if details:
         with tempfile.NamedTemporaryFile("w", prefix="sdfsmis-", suffix=".log", delete=False, encoding="utf-8") as log:
             log.write("\n".join(details))
-        say(f"Details in {log.name}.")
+        print_status(f"Details in {log.name}.")
 
 
 def _described(support: SupportSet, labels: Sequence[int]) -> str:

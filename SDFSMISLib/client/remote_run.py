@@ -158,9 +158,7 @@ class RemoteRun:
             ],
             "labels": list(self.labels),
             "slices": None if self.slices is None else self._requested,
-            "strategy": self.options.strategy,
-            "region": self.options.region,
-            "threshold": self.options.threshold,
+            **self.options.settings,
         }
 
     def _on_upload(self, done: int, total: int) -> None:

@@ -1,1 +1,1 @@
-"""Cohorts: lists of scans, one job for each, the files of their results, and who works on them: processes or Ray."""
+"""Cohorts: lists of scans, a job for each scan, the files of their results, and workers in processes or on Ray."""

@@ -136,17 +136,17 @@ class ScanResult:
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend to segment on; see `Client`."""
+    """Address and access of a backend, for the `Client` of each worker."""
 
     url: str
     token: str | None = None
     ca_file: str | None = None
 
     def client(self) -> Client:
-        """Its client, which sends nothing yet.
+        """Its client, which has sent nothing yet.
 
         Raises:
-            InputError: for what is no address, no token or no certificate.
+            InputError: for an invalid address, token or certificate.
         """
         return Client(self.url, self.token, ca_file=self.ca_file)
 
@@ -172,9 +172,7 @@ class CohortSettings:
     def provenance(self) -> dict[str, object]:
         """What a result depends on beside model and inputs."""
         return {
-            "strategy": self.options.strategy,
-            "region": self.options.region,
-            "threshold": self.options.threshold,
+            **self.options.settings,
             "smooth": f"{self.postprocessing.smooth_mm:g} mm",
             "keep-largest": self.postprocessing.keep_largest,
             "fill-holes": "on" if self.postprocessing.fill_holes else "off",

@@ -36,15 +36,15 @@ Finished = tuple[int, Result | InputError]
 """A job, by its index in the sequence, with its result, or with the reason if no worker survived it."""
 
 TRIES = 2  # of a job whose process ends
-PATIENCE = 60.0  # seconds that a worker has for stopping; it asks whether to after each batch of slices
-LOOK = 0.5  # seconds between two looks at the workers; Windows does not hear Ctrl+C while it waits
+PATIENCE = 60.0  # seconds that a worker has for stopping; it checks after each batch of slices
+LOOK = 0.5  # seconds between two looks at the workers; on Windows Ctrl+C does not interrupt waiting
 
 
 def answer(call: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
-    """What a call in a worker gives, or raises; of the latter a kind that can be sent to another process.
+    """What a call in a worker returns, or the exception that it raises, as one that can be sent to another process.
 
     Raises:
-        Cancelled: as the call does.
+        Cancelled: if the call does.
     """
     try:
         return call(), None
@@ -108,8 +108,8 @@ def run_cohort(
 def _taken(
     waiting: deque[int], jobs: Sequence[Job], make_work: MakeWork[Job, Result], count: int
 ) -> Generator[tuple[int, Finished[Result] | None], None, None]:
-    """`count` processes take job after job from `waiting`: each one's number, and None where it ended its process. Jobs
-    are left in `waiting` only where no process could start."""
+    """`count` processes take job after job from `waiting`: the number of each, with None if it ended its process. Jobs
+    are left in `waiting` only if no process could start."""
     workers: list[_Worker] = []
     try:
         for place in range(count):
@@ -143,7 +143,7 @@ def _taken(
 
 
 class _Worker:
-    """A process that does one job after the other. It is a pool of its own: where it ends, the others do not notice."""
+    """A process that does one job after the other. It is a pool of its own, so that the others survive its end."""
 
     def __init__(self, make_work: MakeWork[Any, Any], place: int, of: int) -> None:
         context = multiprocessing.get_context("spawn")  # a copy of a process that runs torch's threads would hang
@@ -165,7 +165,7 @@ class _Worker:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """A worker whose line is closed stops, even in the middle of a job."""
+    """Closing the line of a worker stops it, even in the middle of a job."""
     for worker in workers:
         worker.line.close()
     for worker in workers:
@@ -174,8 +174,8 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 @contextmanager
 def _no_interruption() -> Iterator[None]:
-    """A process that starts within it never hears Ctrl+C, which reaches all processes of a terminal: the first one
-    stops the others. On Windows it may hear it until it ignores it."""
+    """A process that starts within it never gets Ctrl+C, which reaches all processes of a terminal: the first one stops
+    the others. On Windows it may get it until it ignores it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -189,8 +189,8 @@ def _no_interruption() -> Iterator[None]:
 # -- in a worker process -----------------------------------------------------------------------------------------------
 
 _work: Work[Any, Any] | None = None
-_told_to_stop = threading.Event()
-_at_a_job = threading.Lock()
+_stop_requested = threading.Event()
+_job_in_hand = threading.Lock()
 
 
 def _begin(line: Connection) -> None:
@@ -199,13 +199,13 @@ def _begin(line: Connection) -> None:
 
 
 def _listen(line: Connection) -> None:
-    """The line is closed to stop this process, and where the one that started it is no more. A job in hand has time to
-    stop; an executor that is there ends the process then, and else it ends by itself."""
+    """The line closes to stop this process, or when the one that started it has ended. A job in hand has time to stop;
+    then an existing executor ends the process, or else it ends by itself."""
     with suppress(OSError):
         line.poll(None)
-    _told_to_stop.set()
+    _stop_requested.set()
     if _work is not None:
-        _at_a_job.acquire(timeout=PATIENCE)
+        _job_in_hand.acquire(timeout=PATIENCE)
         parent = multiprocessing.parent_process()
         assert parent is not None
         parent.join(PATIENCE)
@@ -219,7 +219,7 @@ def _make(make_work: MakeWork[Any, Any], place: int, of: int) -> tuple[None, Exc
 
 
 def _do(job: Any) -> tuple[Any, Exception | None]:
-    with _at_a_job:
+    with _job_in_hand:
         assert _work is not None
         work = _work
-        return answer(lambda: work(job, _told_to_stop.is_set))
+        return answer(lambda: work(job, _stop_requested.is_set))

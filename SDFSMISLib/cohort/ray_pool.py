@@ -1,5 +1,7 @@
-"""Cohort runs on a Ray cluster, whose nodes share a file system and have this package; and the connection to Ray: to a
-cluster that is there, else to a Ray of this program's own."""
+"""The same work on many jobs, by workers on a Ray cluster whose nodes share a file system and have this package.
+
+The connection is to an existing cluster if there is one, else to a Ray that this program starts.
+"""
 
 from __future__ import annotations
 
@@ -34,23 +36,23 @@ Result = TypeVar("Result")
 REACH = 10.0  # seconds within which a cluster answers
 TRIES = 3  # of a job whose worker is lost
 FALSE_STARTS = 3  # workers one after the other that are lost before they can take a job
-NOTICE = 60.0  # seconds without a worker after which the user is told
+NOTICE = 60.0  # seconds without a worker after which the user is warned
 PATIENCE = 60.0  # seconds that a worker has for stopping; it asks whether to after each batch of slices
 
 
 def run_on_ray(
     jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int | None = None, gpus: bool = True
 ) -> Generator[Finished[Result], None, None]:
-    """Work through jobs; each comes out as soon as it is finished. One whose worker is lost, with its node for example,
-    goes to another one; a worker comes in the place of the lost one where the cluster has room.
+    """Work through jobs; each comes out as soon as it is finished. A job whose worker is lost, with its node for
+    example, goes to another worker; the lost worker is replaced if the cluster has room.
 
     Args:
         make_work: see `MakeWork`.
         workers, gpus: see `share`.
 
     Raises:
-        InputError: where Ray is not to be reached, or the workers cannot start.
-        Exception: what `make_work` or a work raises.
+        InputError: if Ray is unreachable, or the workers cannot start.
+        Exception: that `make_work` or a work raises.
     """
     with connected():
         yield from _Workers(jobs, make_work, share(nodes(), workers, gpus)).run()
@@ -58,11 +60,11 @@ def run_on_ray(
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """A connection to the cluster that RAY_ADDRESS names or that runs here, which stays; else to a Ray that ends with
-    the block. A connection that is there already is used.
+    """A connection to the cluster that RAY_ADDRESS names or that runs on this machine, which continues to run; else to
+    a Ray that ends with the block. An existing connection is used.
 
     Raises:
-        InputError: where the cluster cannot be reached.
+        InputError: if the cluster is unreachable.
     """
     if ray.is_initialized():
         yield
@@ -84,7 +86,7 @@ def connected() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raises an OSError where nobody listens at an address; Ray itself would try for minutes."""
+    """Raises an OSError if nothing listens at an address; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
@@ -98,7 +100,7 @@ def nodes() -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Share:
-    """How many workers a run has, and what of a node each of them takes."""
+    """The number of workers of a run, and the processors and GPUs that each of them takes of a node."""
 
     workers: int
     cpus: int
@@ -106,12 +108,15 @@ class Share:
 
 
 def share(nodes: Sequence[tuple[int, int]], workers: int | None, gpus: bool) -> Share:
-    """What suits a cluster.
+    """How workers share a cluster.
 
     Args:
         nodes: processors and GPUs of each.
-        workers: how many are wanted; None = one for each GPU, or for each node without GPUs.
-        gpus: whether a worker is to have a GPU, where there are any.
+        workers: None = one for each GPU, or for each node without GPUs.
+        gpus: whether each worker gets a GPU, if there are any.
+
+    >>> share([(16, 2), (16, 2)], None, gpus=True)
+    Share(workers=4, cpus=8, gpus=1)
     """
     total = sum(gpu for _, gpu in nodes)
     if gpus and total:
@@ -123,7 +128,7 @@ def share(nodes: Sequence[tuple[int, int]], workers: int | None, gpus: bool) -> 
 
 
 class _Actor:
-    """A worker: it does one job after the other, and stops where it is told to meanwhile."""
+    """A worker: it does one job after the other; `stop` interrupts it in the middle of one."""
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
@@ -141,7 +146,7 @@ class _Actor:
 
 
 class _Workers(Generic[Job, Result]):
-    """The workers of a run, and what each is at."""
+    """The workers of a run, and the job of each."""
 
     def __init__(self, jobs: Sequence[Job], make_work: MakeWork[Job, Result], mine: Share) -> None:
         self.jobs = jobs
@@ -150,7 +155,7 @@ class _Workers(Generic[Job, Result]):
         self.new_actor: Any = ray.remote(_Actor).options(
             num_cpus=mine.cpus,
             num_gpus=mine.gpus,
-            max_concurrency=2,  # it is told to stop while it works
+            max_concurrency=2,  # `stop` is called while it works
             scheduling_strategy="SPREAD",
         )
         self.waiting = deque(range(len(jobs)))
@@ -163,7 +168,7 @@ class _Workers(Generic[Job, Result]):
             for _ in range(min(self.share.workers, len(self.jobs))):
                 self._start()
             while self.waiting or any(number is not None for _, number in self.busy.values()):
-                yield from self._heard()
+                yield from self._next_finished()
         finally:
             self._stop()
 
@@ -171,10 +176,10 @@ class _Workers(Generic[Job, Result]):
         actor = self.new_actor.remote()
         self.busy[actor.start.remote(self.make_work)] = actor, None
 
-    def _heard(self) -> Iterator[Finished[Result]]:
+    def _next_finished(self) -> Iterator[Finished[Result]]:
         done, _ = ray.wait(list(self.busy), num_returns=1, timeout=NOTICE)
         if not done:
-            self._notice()
+            self._warn_of_waiting()
             return
         actor, number = self.busy.pop(done[0])
         try:
@@ -182,7 +187,7 @@ class _Workers(Generic[Job, Result]):
         except RayTaskError:
             raise  # a defect
         except RayError as lost:
-            yield from self._lost(actor, number, lost)
+            yield from self._worker_lost(actor, number, lost)
             return
         if error is not None:
             raise error
@@ -195,10 +200,10 @@ class _Workers(Generic[Job, Result]):
         if number is not None:
             yield number, result
 
-    def _lost(self, actor: Any, number: int | None, lost: RayError) -> Iterator[Finished[Result]]:
-        """Another worker in its place; its job is tried again, behind all others, or has failed."""
-        said = " ".join(str(lost).split()).split(". ")
-        why = next((sentence for sentence in said if "because" in sentence), said[0])
+    def _worker_lost(self, actor: Any, number: int | None, lost: RayError) -> Iterator[Finished[Result]]:
+        """Replaces a worker; its job is tried again, behind all others, or has failed."""
+        sentences = " ".join(str(lost).split()).split(". ")
+        why = next((sentence for sentence in sentences if "because" in sentence), sentences[0])
         with suppress(RayError):
             ray.kill(actor)  # one that only cannot be reached
         if number is None:
@@ -217,8 +222,8 @@ class _Workers(Generic[Job, Result]):
         if number is not None and self.tries[number] == TRIES:
             yield number, InputError(f"The Ray worker that worked on it was lost {TRIES} times ({why}).")
 
-    def _notice(self) -> None:
-        """Tells that nobody works, after a while in which nothing came."""
+    def _warn_of_waiting(self) -> None:
+        """Warns that no worker has started after a while."""
         if all(number is None for _, number in self.busy.values()):
             gpus = f" and {self.share.gpus} GPU" if self.share.gpus else ""
             warnings.warn(
@@ -228,7 +233,7 @@ class _Workers(Generic[Job, Result]):
             )
 
     def _stop(self) -> None:
-        """Tells who works to stop, waits for them, and ends all."""
+        """Tells the workers to stop, waits for those with a job, and ends all."""
         with suppress(RayError):
             working = {ref: actor for ref, (actor, number) in self.busy.items() if number is not None}
             for actor in working.values():

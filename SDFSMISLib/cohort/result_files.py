@@ -1,4 +1,4 @@
-"""Where the results of a run go, and whether they can go there."""
+"""The files of a cohort's results, and whether they can be written."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ PROVENANCE_MARK = b'"sdfsmis_version"'  # in each JSON file that comes beside a 
 
 
 def plan_results(scans: Sequence[Path], output: str, probabilities: str | None) -> list[ScanJob]:
-    """Where each scan's results go: ``output`` and ``probabilities`` name a file, or a folder for those of many.
+    """The jobs of the scans, with the files of their results.
+
+    Args:
+        output, probabilities: a file, or a folder for the results of several scans.
 
     Raises:
-        InputError: where a file is named for many scans, or no volume can be written under a name.
+        InputError: for one file for several scans, or an extension that no volume can have.
     """
     into_folder = is_folder(output)
     if len(scans) > 1 and not into_folder:
@@ -47,18 +50,25 @@ def plan_results(scans: Sequence[Path], output: str, probabilities: str | None) 
 
 
 def is_folder(output: str) -> bool:
-    """Whether an output means a folder: one that is there, a slash at the end, or a name without an extension."""
+    """Whether an output means a folder: an existing one, a slash at the end, or a name without an extension.
+
+    >>> is_folder("results/"), is_folder("results"), is_folder("liver.nii.gz")
+    (True, True, False)
+    """
     return output.endswith(("/", os.sep)) or Path(output).is_dir() or not Path(output).suffix
 
 
 def check_outputs(
     jobs: Sequence[ScanJob], labels: Sequence[int], inputs: Sequence[Path], others: Sequence[Path] = ()
 ) -> None:
-    """Refuses results that cannot be written, would replace what is read, or would replace each other.
+    """Check the results before the work.
 
     Args:
-        inputs: what is read beside the scans.
+        inputs: files that are read beside the scans.
         others: files that are written beside the scans' results.
+
+    Raises:
+        InputError: if one cannot be written, or would replace an input, another result or another program's file.
     """
     outputs = list(others)
     for job in jobs:
@@ -81,12 +91,12 @@ def check_outputs(
 
 
 def same_file(one: Path, other: Path | None) -> bool:
-    """Whether both are the same file or folder, which need not be there."""
+    """Whether both are the same file or folder; neither needs to exist."""
     return other is not None and not _marks(one).isdisjoint(_marks(other))
 
 
 def _marks(path: Path) -> set[object]:
-    """What two names of the same file have in common: its place, and where it is there its number on the disk."""
+    """What two names of the same file have in common: its path and, if it exists, its number on the disk."""
     marks: set[object] = {path.resolve()}
     if path.exists():
         status = path.stat()

@@ -1,4 +1,4 @@
-"""Cohorts: the scans that files, folders and lists name, and what their results are called."""
+"""The scans that files, folders and lists name, and the names of their results."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DICOM_MARK, DICOM_MARK_AT = b"DICM", 128
 
 
 def find_scans(named: Iterable[Path], leave_out: Path | None = None) -> list[Path]:
-    """The scans that are meant, each once, in the order in which they are named.
+    """The scans of a cohort, each once, in the order of their names on the command line.
 
     Args:
         named: scans, each a file or a folder with a DICOM series; folders of scans, which come sorted by name; lists
             of both: ``.txt`` with a path on each line (``#`` begins a comment line), or ``.csv`` with a column
             ``scan``, else with paths in the first column. Paths in a list are relative to it.
-        leave_out: a file that is no scan although it lies among them, such as the mask.
+        leave_out: a file among them that is no scan, such as the mask.
 
     Raises:
-        InputError: where one is missing, a folder or list holds none, or a list cannot be read.
+        InputError: if a scan is missing, a folder or list has none, or a list cannot be read.
     """
     scans: list[Path] = []
     for path in named:
@@ -42,16 +42,21 @@ def find_scans(named: Iterable[Path], leave_out: Path | None = None) -> list[Pat
 
 
 def is_cohort(path: Path, scans: Sequence[Path]) -> bool:
-    """Whether what was named is a list or a folder of scans, and not one of the `scans` itself."""
+    """Whether a path is a list or a folder of scans, and not one of the `scans` itself."""
     return _is_list(path) or (path.is_dir() and path not in scans)
 
 
 def result_names(scans: Sequence[Path]) -> list[str]:
-    """For each scan a name of its own, without extension: ``ct``; where several scans have the same name, each with
-    the folders below the one that all have in common: ``patient1/ct``.
+    """A unique name for each scan, without extension. If several scans have the same name, all get the folders below
+    the folder that they have in common.
 
     Raises:
-        InputError: where two have the same name all the same, such as ``ct.nii`` and ``ct.mha`` in one folder.
+        InputError: for two that still have the same name, such as ``ct.nii`` and ``ct.mha`` in one folder.
+
+    >>> result_names([Path("a/liver.nii.gz"), Path("a/head.mha")])
+    ['liver', 'head']
+    >>> result_names([Path("patient1/ct.nii"), Path("patient2/ct.nii")])
+    ['patient1/ct', 'patient2/ct']
     """
     names = [scan_name(scan) for scan in scans]
     if len(set(names)) < len(names):
@@ -100,7 +105,7 @@ def _scans_in(folder: Path, leave_out: Path | None) -> list[Path]:
     entries = [entry for entry in _visible(folder) if leave_out is None or not _same(entry, leave_out)]
     scans = [entry for entry in entries if (_holds_dicom(entry) if entry.is_dir() else _is_volume(entry))]
     if not scans and any(entry.is_file() and not _is_volume(entry) for entry in entries):
-        return [folder]  # DICOM files without their mark, perhaps: who reads them will say
+        return [folder]  # perhaps DICOM files without their mark; reading them will show
     if not scans:
         raise InputError(
             f"The folder {folder} holds no scan; name one that holds NIfTI, NRRD or MHA files, a DICOM series, or a "

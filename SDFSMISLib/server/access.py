@@ -22,7 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib import __version__
-from SDFSMISLib.console import say
+from SDFSMISLib.console import print_status
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.server.schema import ApiError
 from SDFSMISLib.server.settings import ServeSettings
@@ -186,7 +186,7 @@ class ListeningAddress:
         if not settings.is_loopback:
             tokens = tokens or [_new_token()]
             if settings.tls_cert is None:
-                say(
+                print_status(
                     f"Warning: {settings.host} can be reached from other computers, and without --tls-cert and "
                     "--tls-key scans and the token travel in the clear."
                 )
@@ -196,7 +196,9 @@ class ListeningAddress:
 
     def announce(self, model: str, seconds_per_slice: float) -> None:
         """Print that the backend is ready: a sentence on standard error, a line of JSON on standard output."""
-        say(f"SDFSMIS {__version__} at {self.url}, {model}, about {seconds_per_slice:.2g} s a slice. Ctrl+C stops it.")
+        print_status(
+            f"SDFSMIS {__version__} at {self.url}, {model}, about {seconds_per_slice:.2g} s a slice. Ctrl+C stops it."
+        )
         print(json.dumps({"url": self.url, "version": __version__}), flush=True)
 
 
@@ -263,7 +265,7 @@ def _given_tokens(settings: ServeSettings) -> list[str]:
 
 def _new_token() -> str:
     token = secrets.token_urlsafe(24)
-    say(f"Token, shown once: {token}")
+    print_status(f"Token, shown once: {token}")
     return token
 
 

@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from SDFSMISLib.console import one_line, say, waiting
+from SDFSMISLib.console import one_line, print_status, waiting
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.server.access import ListeningAddress, on_stdin_closed
 from SDFSMISLib.server.schema import ApiError
@@ -245,7 +245,7 @@ def _slow_start_message(plan: ReplicaPlan) -> Iterator[None]:
     """Prints what a replica waits for if the block takes longer than `SLOW_START_SECONDS`."""
     gpu = " and a GPU" if plan.gpus else ""
     text = f"No replica has started yet; each needs a processor{gpu} of one node. Still waiting."
-    timer = threading.Timer(SLOW_START_SECONDS, say, [text])
+    timer = threading.Timer(SLOW_START_SECONDS, print_status, [text])
     timer.daemon = True
     timer.start()
     try:
