@@ -31,7 +31,7 @@ class BackendSection:
     def __init__(self, ui: Any, workbench: Workbench, settings: Settings) -> None:
         self._ui, self._workbench, self._settings = ui, workbench, settings
         self._shown: BackendView | None = None
-        self._said: BackendChoice | None = None  # of the controls, when they and the workbench agreed last
+        self._agreed: BackendChoice | None = None  # of the controls, when they and the workbench agreed last
         self._hosts: tuple[str, ...] = ()
         self._dots = {state: dot(color) for state, color in COLORS.items()}
         self._install, self._remove = Control(ui.installButton), Control(ui.removeInstallationButton)
@@ -53,7 +53,7 @@ class BackendSection:
             self._ui.backendCollapsibleButton.collapsed = False  # something is to be seen here
         self._show_hosts(view)
         self._show_choice(view.choice)
-        self._said = view.choice
+        self._agreed = view.choice
         self._show_state(view)
 
     def choice(self) -> BackendChoice:
@@ -73,9 +73,9 @@ class BackendSection:
     def take_over(self) -> None:
         """Choose the backend of the controls: a field signals its text only when the keyboard leaves it."""
         choice = self.choice()
-        if choice in (self._said, self._workbench.backend.view.choice):  # nothing was typed
+        if choice in (self._agreed, self._workbench.backend.view.choice):  # nothing was typed
             return
-        self._said = choice
+        self._agreed = choice
         LOG.info("Backend chosen: %s", _described(choice))
         self._settings.keep_choice(choice)
         self._workbench.backend.choose(choice)
@@ -88,12 +88,12 @@ class BackendSection:
 
     def _connect(self) -> None:
         ui = self._ui
-        ui.localRadioButton.connect("toggled(bool)", self._choose_kind)
-        ui.serverComboBox.connect("activated(int)", self._choose_host)
+        ui.localRadioButton.connect("toggled(bool)", self._on_choice)
+        ui.serverComboBox.connect("activated(int)", self._on_choice)
         ui.serverComboBox.lineEdit().connect("editingFinished()", self.take_over)
         ui.serverComboBox.connect("editTextChanged(QString)", self._on_typed)
         self._pause.connect("timeout()", self.take_over)
-        ui.deviceComboBox.connect("activated(int)", self._choose_host)
+        ui.deviceComboBox.connect("activated(int)", self._on_choice)
         for name in ("token", "certificate", "python", "model", "pipOptions"):
             getattr(ui, f"{name}LineEdit").connect("editingFinished()", self.take_over)
         ui.testBackendButton.connect("clicked()", self._on_test)
@@ -101,10 +101,7 @@ class BackendSection:
         ui.removeInstallationButton.connect("clicked()", self._workbench.backend.remove)
         ui.cancelInstallationButton.connect("clicked()", self._workbench.backend.cancel_installation)
 
-    def _choose_kind(self, _local: bool) -> None:
-        self.take_over()
-
-    def _choose_host(self, _number: int) -> None:
+    def _on_choice(self, _value: object) -> None:
         self.take_over()
 
     def _on_typed(self, _text: str) -> None:
@@ -166,7 +163,7 @@ class BackendSection:
         own = not server and not view.choice.python
         ui.installButton.visible = ui.removeInstallationButton.visible = own
         ui.installButton.text = _("Install again...") if view.can_remove else _("Install...")
-        wait = _("Wait until what goes on has ended.") if view.state == "busy" else ""
+        wait = _("Wait until this has ended.") if view.state == "busy" else ""
         self._install.allow("" if view.can_install else wait or _("Nothing has to be installed."))
         self._remove.allow("" if view.can_remove else wait or _("Nothing was installed."))
         self._test.allow(wait or (_("Type the address of the server first.") if server and not view.choice.url else ""))

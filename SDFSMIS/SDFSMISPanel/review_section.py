@@ -45,8 +45,8 @@ class ReviewSection:
         ui.plotLegendLabel.text = _legend()
         ui.reviewScanComboBox.connect("activated(int)", workbench.review.choose_scan)
         ui.thresholdSlider.connect("valueChanged(double)", self._on_threshold)
-        ui.smoothSpinBox.connect("valueChanged(double)", self._on_smooth)
-        ui.keepLargestCheckBox.connect("toggled(bool)", self._on_keep_largest)
+        ui.smoothSpinBox.connect("valueChanged(double)", self._on_cleaning)
+        ui.keepLargestCheckBox.connect("toggled(bool)", self._on_cleaning)
         ui.leastCertainButton.connect("clicked()", self.go_to_least_certain)
         ui.acceptButton.connect("clicked()", workbench.review.accept)
         ui.discardButton.connect("clicked()", workbench.review.discard)
@@ -115,13 +115,7 @@ class ReviewSection:
             self._parameter.threshold = threshold
         self._workbench.review.set_threshold(threshold)
 
-    def _on_smooth(self, _mm: float) -> None:
-        self._clean()
-
-    def _on_keep_largest(self, _on: bool) -> None:
-        self._clean()
-
-    def _clean(self) -> None:
+    def _on_cleaning(self, _value: object) -> None:
         largest, smooth = bool(self._ui.keepLargestCheckBox.checked), float(self._ui.smoothSpinBox.value)
         if self._parameter is not None:
             self._parameter.keep_largest, self._parameter.smooth_mm = largest, smooth
