@@ -516,7 +516,7 @@ def test_two_threads_that_ask_at_once_get_one_process(real: LocalBackend) -> Non
 
 def test_one_that_has_died_is_started_again(real: LocalBackend) -> None:
     first = real.client().url
-    process = real._own.process
+    process = real._holder.process
     assert process is not None
     process._child.process.kill()
     assert until(lambda: real.state is LocalBackendState.FAILED) and "ended by itself" in real.status
@@ -548,7 +548,7 @@ def test_it_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> N
         "from SDFSMISLib.workbench.local_backend import LocalBackend\n"
         "backend = LocalBackend(sys.executable, os.environ, device='cpu')\n"
         "backend.client()\n"
-        "print(backend._own.process._child.process.pid, flush=True)\n"
+        "print(backend._holder.process._child.process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
@@ -644,7 +644,7 @@ class silent_index:  # noqa: N801 (it reads like a function)
 
 def process_of(backend: LocalBackend) -> subprocess.Popen[str]:
     backend.client()
-    process = backend._own.process
+    process = backend._holder.process
     assert process is not None
     return process._child.process
 
