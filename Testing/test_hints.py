@@ -11,7 +11,7 @@ from SDFSMISLib.inference.network_images import Contrast
 from SDFSMISLib.inference.registration import displacement, warp
 from SDFSMISLib.model.built_in import folded, new_built_in, unfolded
 from SDFSMISLib.model.likeness import likeness, likeness_table
-from SDFSMISLib.model.unet import HANDED_ON, Hints
+from SDFSMISLib.model.unet import NEIGHBOUR_MASK_WEIGHT, Hints
 
 
 def blobs(seed: int = 0, side: int = 96) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_before_it_has_learned_a_network_adds_the_carried_mask_and_nothing_else_
         assert torch.equal(pipe.predict(latents, bank, pipe.hints(query, bank)), plain)
         warped_masks = masks[0].expand(2, -1, -1)
         hinted = pipe.predict(latents, bank, pipe.hints(query, bank, query, warped_masks))
-        torch.testing.assert_close(hinted, plain + HANDED_ON * pipe.encode_masks(warped_masks))
+        torch.testing.assert_close(hinted, plain + NEIGHBOUR_MASK_WEIGHT * pipe.encode_masks(warped_masks))
 
 
 def test_a_network_without_inputs_for_hints_gets_none():

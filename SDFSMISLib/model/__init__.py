@@ -1,4 +1,4 @@
-"""SD-FSMIS as networks and tensors: SQI, VTCT and the pipeline (arXiv 2604.03134)."""
+"""SD-FSMIS (arXiv 2604.03134): SQI, VTCT and the diffusers pipeline; loading, conversion and the built-in size."""
 
 from __future__ import annotations
 

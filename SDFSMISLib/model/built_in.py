@@ -1,4 +1,4 @@
-"""The `built-in` size, and others of its kind: the same classes as Stable Diffusion's, small enough for a CPU."""
+"""The `built-in` size and others of its kind: Stable Diffusion's classes, small enough for a CPU."""
 
 from __future__ import annotations
 
@@ -28,14 +28,20 @@ FOLD_OFFSET = 3.0
 
 @dataclass(frozen=True)
 class Size:
-    """What a network of our own is made of; the defaults are those of `built-in`.
+    """The configuration of a network of this kind; the defaults are those of ``built-in``.
 
     Attributes:
-        resolution: side of the network's grid, pixels.
-        factor: pixels per latent position along each side, 4 or 8; the latent has `factor ** 2` channels.
-        channels: of the U-Net's levels, the finest first.
+        resolution: side of the networks' grid, pixels; a multiple of 8.
+        factor: pixels per latent position along each side, 4 or 8; the latent has ``factor ** 2`` channels.
+        channels: of the U-Net's levels, the finest first; multiples of 8.
         layers: residual blocks per level.
         neighbour, likeness: see `SupportQueryUNet`.
+
+    Raises:
+        InputError: for values that do not fit together.
+
+    >>> Size(resolution=32, channels=(8, 16)).latent_channels
+    16
     """
 
     resolution: int = 96
@@ -60,13 +66,14 @@ class Size:
 
     @property
     def latent_channels(self) -> int:
+        """Channels of the latent: one for each pixel of a latent position."""
         return self.factor**2
 
 
 def new_built_in(seed: int = 0, size: Size | None = None) -> SDFSMISPipeline:
-    """A pipeline of this size with random weights.
+    """A pipeline of a size, with random weights.
 
-    The `built-in` size has 5.2 M parameters in its U-Net, 0.25 M in its autoencoder, 0.2 M in its image encoder.
+    Of the ``built-in`` size, the U-Net has 5.2 M parameters, the autoencoder 0.25 M, the image encoder 0.2 M.
     """
     size = size or Size()
     with torch.random.fork_rng(devices=[]):
@@ -126,13 +133,16 @@ def _unet(size: Size) -> SupportQueryUNet:
 
 @torch.no_grad()
 def fold_encoder(vae: AutoencoderKL) -> None:
-    """Set the encoder so that a latent position holds the grey levels of its pixels, one per channel.
+    """Set the encoder's weights such that a latent position holds the grey levels of its pixels, one per channel.
 
-    As many channels as pixels (16 for 4 x 4, 64 for 8 x 8): nothing of a grey image is lost, and there is nothing to
-    learn; an encoder of this size trained for minutes blurs. Residual branches are set to zero, each strided
-    convolution gathers 2 x 2 pixels. The group normalisation before the last convolution would divide by each image's
-    own contrast; constants in half of its channels keep that divisor nearly fixed, and an offset keeps SiLU where it is
-    nearly straight. What remains is near to linear.
+    With as many channels as pixels (16 for 4 x 4, 64 for 8 x 8) nothing of a grey image is lost and nothing has to be
+    trained; an encoder of this size that was trained for minutes blurs. Residual branches are zero; each strided
+    convolution gathers 2 x 2 pixels. The group normalisation before the last convolution would divide by the contrast
+    of each image: constants in half of its channels keep that divisor nearly fixed. An offset keeps SiLU in its nearly
+    linear range, so the encoder as a whole is almost linear.
+
+    Args:
+        vae: changed in place.
     """
     encoder, latents = vae.encoder, vae.config.latent_channels
     for module in encoder.modules():
@@ -158,7 +168,7 @@ def fold_encoder(vae: AutoencoderKL) -> None:
     for pixel, channel in enumerate(places):
         encoder.conv_out.weight[pixel, channel, 1, 1] = 2
         encoder.conv_out.bias[pixel] = -2 * torch.nn.functional.silu(torch.tensor(FOLD_OFFSET))
-    encoder.conv_out.bias[latents:] = -12  # log variance: next to none
+    encoder.conv_out.bias[latents:] = -12  # log variance: almost none
     vae.quant_conv.weight.zero_()
     vae.quant_conv.bias.zero_()
     for channel in range(2 * latents):
@@ -174,8 +184,18 @@ def _pixel_channels(pixels: int, channels: int) -> list[int]:
 
 
 def unfolded(latents: torch.Tensor) -> torch.Tensor:
-    """The grey levels (N, fh, fw), around [-1, 1], that `fold_encoder` has put into unscaled latents (N, f * f, h, w),
-    f = 4 or 8."""
+    """The grey levels that `fold_encoder` put into latents, the inverse of `folded`.
+
+    Args:
+        latents: (N, f * f, h, w), unscaled, f = 4 or 8.
+
+    Returns:
+        (N, f * h, f * w), around [-1, 1].
+
+    >>> images = torch.rand(2, 8, 12)
+    >>> torch.equal(unfolded(folded(images, factor=4)), images)
+    True
+    """
     number, channels, height, width = latents.shape
     halvings = round(math.log2(channels) / 2)
     # A tap is (row, column) of 2 x 2; the finest halving's comes first.
@@ -186,8 +206,15 @@ def unfolded(latents: torch.Tensor) -> torch.Tensor:
 
 
 def folded(images: torch.Tensor, factor: int = 4) -> torch.Tensor:
-    """The unscaled latents (N, f * f, H/f, W/f) that `fold_encoder` aims at for grey levels (N, H, W) in [-1, 1],
-    f = `factor`, a power of two."""
+    """The latents that `fold_encoder` aims at: the pixels of each f x f square as channels.
+
+    Args:
+        images: (N, H, W) in [-1, 1].
+        factor: f, a power of two that divides H and W.
+
+    Returns:
+        (N, f * f, H / f, W / f), unscaled.
+    """
     number, height, width = images.shape
     halvings = factor.bit_length() - 1
     taps = images.reshape(number, height // factor, *(2,) * halvings, width // factor, *(2,) * halvings)

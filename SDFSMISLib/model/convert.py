@@ -1,4 +1,4 @@
-"""Pipeline folders from other weights: of Stable Diffusion 1.5 and DINOv2, and of a training by the official code."""
+"""Pipeline folders from other weights: from Stable Diffusion 1.5 with DINOv2, or a training by the official code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["convert_official", "convert_stable_diffusion", "image_encoder_for", 
 
 BICUBIC = 3  # PIL's number for it
 FOREIGN_ENTRIES = {"_name_or_path", "in_channels_ref"}
-# Features of other U-Nets that the support-query U-Net has no use for, with the value that means "not there".
+# Features of other U-Nets that the support-query U-Net cannot use, with the value that means their absence.
 ABSENT_FEATURES = {
     "addition_embed_type": None,
     "center_input_sample": False,
@@ -164,11 +164,11 @@ def convert_official(
 
 
 def processor_settings(folder: Path) -> dict[str, Any]:
-    """The translator's settings from the ``preprocessor_config.json`` in ``folder``; without one, those of DINOv2.
+    """The translator's preprocessing settings, from ``preprocessor_config.json`` in `folder`; by default DINOv2's.
 
     Raises:
-        InputError: where it asks for something else than resizing the shortest edge (bicubic), a square crop of its
-            centre and normalisation.
+        InputError: if it asks for anything but a bicubic resize of the shortest edge, a square centre crop and
+            normalisation.
     """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
@@ -192,7 +192,7 @@ def processor_settings(folder: Path) -> dict[str, Any]:
 
 
 def image_encoder_for(folder: Path, crop: int) -> Dinov2Model:
-    """DINOv2 with its position table resized for images of ``crop`` x ``crop`` pixels.
+    """DINOv2 with its position table resized for images of `crop` x `crop` pixels.
 
     Raises:
         InputError: see `SDFSMISLib.model.loading.load_component`.
@@ -211,7 +211,7 @@ def image_encoder_for(folder: Path, crop: int) -> Dinov2Model:
 
 
 def _official_unet(folder: Path) -> SupportQueryUNet:
-    """The official U-Net under our class: only its class name and one entry of its configuration differ."""
+    """The official U-Net in our class; only its class name and one entry of its configuration differ."""
     shapes = {}
     for file in weight_files(SupportQueryUNet, folder):
         with safe_open(file, "pt") as tensors:
@@ -284,7 +284,7 @@ def _save(
 
 @contextmanager
 def _new_folder(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that takes its place when the block ends well, and is removed when not."""
+    """A temporary folder beside `output`: it replaces `output` when the block ends, or is removed if that raises."""
     _check_free(output, overwrite)
     mark = uuid.uuid4().hex[:8]
     temporary, old = (output.with_name(f".{output.name}.{mark}.{kind}") for kind in ("new", "old"))
@@ -360,7 +360,11 @@ def _last_checkpoint(folder: Path) -> Path:
 
 
 def _part(folders: list[Path], names: list[str], what: str, model: str | None = None) -> Path:
-    """The first of the sub-folders ``names`` that is there; ``model``: whose part may be given in its place."""
+    """The first of the sub-folders `names` that exists.
+
+    Args:
+        model: name of the model whose folder the caller can give instead, for the error message.
+    """
     for path in (folder / name for folder in folders for name in names):
         if path.is_dir():
             return path

@@ -1,7 +1,4 @@
-"""Networks on a CPU: weights at aligned addresses.
-
-Upsampling on a CPU: the 3 x 3 convolution of a doubled image as four 2 x 2 convolutions of the image itself.
-"""
+"""Speed and reproducibility on a CPU: alignment of weights, a cheaper upsampling convolution."""
 
 from __future__ import annotations
 
@@ -12,47 +9,49 @@ import torch.nn.functional as F
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-ALIGNMENT = 64  # bytes; torch's own memory begins at multiples of it
+ALIGNMENT = 64  # bytes, of torch's own allocations
 
 
 def align(network: nn.Module) -> None:
-    """Let weights and buffers begin where torch's own memory would, copying those that do not.
+    """Copy weights and buffers whose memory is not aligned as torch's own.
 
-    Weights that are read from a file lie where they lie in the file, and some processors compute by other instructions
-    then: the same weights gave answers that differ in their last bits, by whether they were loaded or made.
+    Weights read from a file keep their alignment in the file. Some processors use other instructions then, and the same
+    weights gave results that differ in the last bits, depending on whether they were loaded or created.
     """
     for tensor in chain(network.parameters(), network.buffers()):
         if not tensor.is_meta and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()
 
 
-LEAST_CHANNELS = 256  # with 256 and 512 channels it takes half the time, with 16 and 32 no less than before
+LEAST_CHANNELS = 256  # halves the time with 256 and 512 channels, and saves nothing with 16 and 32
 
 
 class FoldedUpsample(nn.Module):
-    """What diffusers' `Upsample2D` computes, with 4/9 of its multiplications.
+    """diffusers' `Upsample2D` (nearest neighbour, then a 3 x 3 convolution) with 4/9 of its multiplications.
 
-    Doubling by nearest neighbours makes 2 x 2 equal pixels of each, so that a 3 x 3 kernel meets no more than 2 x 2
-    different ones; which, depends on whether row and column are even. The weights of equal pixels are added; each of
-    the four kinds of output pixel has a 2 x 2 kernel. The weights themselves stay as they are: adding them takes
-    milliseconds, and is done at each call.
+    Nearest-neighbour doubling makes 2 x 2 equal pixels of each, so a 3 x 3 kernel meets at most 2 x 2 different ones;
+    which ones depends on the parity of row and column. The weights of equal pixels are summed, giving a 2 x 2 kernel
+    for each of the four kinds of output pixel. The sums take milliseconds and are made in each call, so the parameters
+    stay those of the convolution and keep their names (``conv.weight``).
+
+    Args:
+        conv: the 3 x 3 convolution of the doubled image, padding 1.
+
+    Example:
+        >>> conv, image = nn.Conv2d(2, 3, 3, padding=1), torch.randn(1, 2, 5, 4)
+        >>> expected = conv(F.interpolate(image, scale_factor=2, mode="nearest"))
+        >>> torch.allclose(FoldedUpsample(conv)(image), expected, atol=1e-5)
+        True
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        """
-        Args:
-            conv: the convolution of the doubled image, 3 x 3, padded by 1; parameters keep their names (`conv.weight`).
-        """
         super().__init__()
         self.conv = conv
 
     def forward(self, hidden: torch.Tensor, output_size: torch.Size | None = None) -> torch.Tensor:
-        """(N, C, h, w) -> (N, C', 2h, 2w), or `output_size`."""
+        """(N, C', 2h, 2w), or `output_size`, of (N, C, h, w)."""
         height, width = hidden.shape[-2:]
-        if output_size is not None and tuple(output_size) != (
-            2 * height,
-            2 * width,
-        ):  # an odd side: not all pixels doubled
+        if output_size is not None and tuple(output_size) != (2 * height, 2 * width):  # an odd side
             return self.conv(F.interpolate(hidden, size=output_size, mode="nearest"))
         channels_last = hidden.is_contiguous(memory_format=torch.channels_last) and not hidden.is_contiguous()
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -72,7 +71,7 @@ class FoldedUpsample(nn.Module):
 
 
 def fold_upsampling(network: nn.Module) -> None:
-    """Put a `FoldedUpsample` in the place of every upsampler of a diffusers network that it can stand for."""
+    """Replace every upsampler of a diffusers network that `FoldedUpsample` can stand for."""
     for module in list(network.modules()):
         if not isinstance(upsamplers := getattr(module, "upsamplers", None), nn.ModuleList):
             continue
@@ -92,6 +91,6 @@ def _is_plain(upsample: Upsample2D) -> bool:
 
 
 def _folded(kernel: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kernels of the even and the odd rows (`dim` 2) or columns (3) of the output: three weights become two."""
+    """Kernels of the even and the odd rows (`dim` 2) or columns (`dim` 3) of the output: three weights become two."""
     first, middle, last = kernel.split(1, dim)
     return torch.cat([first, middle + last], dim), torch.cat([first + middle, last], dim)

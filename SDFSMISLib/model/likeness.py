@@ -1,9 +1,9 @@
-"""How much each pixel of a query looks like the painted structure rather than what lies around it.
+"""How much each pixel of a query looks like the painted structure rather than its surroundings.
 
-A pixel is described by its grey level and by the mean of its neighbourhood; how often such pixels are found inside and
-outside the painted mask is counted in a joint histogram, and the share of the inside, both sides having equal weight,
-is the pixel's likeness. It tells a network that a structure has ended: the tissue under its mask is another one.
-Foreground and background histograms are those of GrabCut's forerunner (Boykov and Jolly, ICCV 2001).
+A pixel is described by its grey level and the mean of its neighbourhood. Joint histograms of both are counted inside
+(f) and outside (b) the painted masks, each with sum 1; the likeness of a pixel in bin i is f_i / (f_i + b_i). It
+tells a network that a structure has ended: the tissue under its mask is another one. Such foreground and background
+histograms are those of Boykov and Jolly (ICCV 2001). Not part of the paper (arXiv 2604.03134).
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ import torch.nn.functional as F
 BINS = 24
 NEIGHBOURHOOD = 9  # pixels of the network's grid
 SMOOTHING = 1.0  # bins
-DOUBT = 0.02  # of the largest frequency: what is found nowhere in the painted slice is not alike
+DOUBT = 0.02  # of the largest frequency, added to the denominator: grey levels never seen are not alike
 
 
 def likeness_table(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """What painted slices say of every joint bin.
+    """The likeness of every joint bin, from painted slices.
 
     Args:
         images: (B, S, R, R) in [-1, 1]: B support sets of S painted slices.
         masks: (B, S, R, R), 0 or 1.
 
     Returns:
-        (B, BINS ** 2) in [0, 1].
+        (B, BINS ** 2), 0 to 1.
+
+    Example:
+        >>> image = torch.full((1, 1, 32, 32), -0.5)
+        >>> image[..., 8:24, 8:24] = 0.5
+        >>> alike = likeness(image[0], likeness_table(image, (image > 0).float()))
+        >>> bool(alike[0, 16, 16] > 0.9), bool(alike[0, 0, 0] < 0.1)
+        (True, True)
     """
     sets = len(images)
     places = _bins(images.flatten(0, 1)).reshape(sets, -1)  # (B, S * R * R)
@@ -36,7 +43,7 @@ def likeness_table(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def likeness(queries: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Likeness (Q, R, R) in [0, 1] of queries (Q, R, R) in [-1, 1], by one table or one for each."""
+    """Likeness (Q, R, R), 0 to 1, of queries (Q, R, R) in [-1, 1], by a `table` (1 or Q, BINS ** 2)."""
     places = _bins(queries)
     return table.expand(len(places), -1).gather(1, places).reshape(queries.shape)
 
@@ -50,7 +57,7 @@ def _bins(images: torch.Tensor) -> torch.Tensor:
 
 
 def _frequencies(places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Smoothed share of each joint bin, (Q, BINS ** 2), of pixels with bins and weights (Q, n)."""
+    """Smoothed share of each joint bin, (N, BINS ** 2), of n pixels with bins `places` and `weights`, (N, n) each."""
     counts = torch.zeros(len(places), BINS * BINS, device=places.device).scatter_add_(1, places, weights)
     offsets = torch.arange(-2, 3, device=places.device, dtype=torch.float32)
     kernel = torch.exp(-(offsets**2) / (2 * SMOOTHING**2))

@@ -1,9 +1,7 @@
-"""The fingerprint of a pipeline's weights, for provenance: the same weights give the same digits.
+"""Pipelines and their components from a folder or a model hub, and the digest of their weights.
 
-Pipelines and their parts from a folder or a hub, each fault of a folder said in one sentence.
-
-Only safetensors weights are read: a pickled file can run code when it is opened. Loading is strict: the libraries below
-fill a weight that a file lacks with random numbers and a warning; here that is an error.
+Only safetensors weights are read: opening a pickled file can run code. Loading is strict: diffusers and transformers
+fill a missing weight with random numbers and warn; here that is an `InputError`, like every other fault of a folder.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from SDFSMISLib.options import BUILT_IN
 
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:
-    """sha256 (hex) of every weight of every network, by name, in the type in which they were loaded."""
+    """sha256 (hex) over every weight of every network: its name, dtype, shape and bytes as loaded."""
     digest = hashlib.sha256()
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     for name, network in sorted(networks.items()):
@@ -60,13 +58,13 @@ def load_pipeline(
     """A pipeline that is ready to run.
 
     Args:
-        name_or_dir: ``"built-in"`` (the weights in this package), a pipeline folder, or an id on a model hub.
-        device: ``"auto"`` (the GPU where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        name_or_dir: ``built-in`` (the weights of this package), a pipeline folder, or an id on a model hub.
+        device: ``auto`` (the GPU if there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         dtype: of weights and computation.
 
     Raises:
-        InputError: unknown model; missing component; weights that are pickled, truncated or of another class or size; a
-            device that is not there or has too little memory.
+        InputError: for an unknown model; a missing component; weights that are pickled, truncated, or of another class
+            or size; a device that does not exist or has too little memory.
     """
     target = resolve_device(device)
     folder = _pipeline_folder(name_or_dir)
@@ -84,42 +82,45 @@ def load_pipeline(
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device that ``device`` means here; see `load_pipeline`.
+    """The torch device that a device name means on this computer; see `load_pipeline`.
 
     Raises:
-        InputError: where it is unknown or absent.
+        InputError: if it is unknown or does not exist.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
     """
     accepted = "auto, cpu, cuda, cuda:N or mps"
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        asked = torch.device(device)
+        requested = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"The device {device!r} is unknown; accepted are {accepted}.") from error
-    if asked.type == "cuda":
+    if requested.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
             raise InputError(f"The device {device} was asked for, but torch finds no CUDA GPU; use auto or cpu.")
-        if (asked.index or 0) >= count:
-            there = "cuda:0 only" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-            raise InputError(f"The device {device} was asked for, but torch finds {there}.")
-    elif asked.type == "mps":
+        if (requested.index or 0) >= count:
+            available = "cuda:0 only" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise InputError(f"The device {device} was asked for, but torch finds {available}.")
+    elif requested.type == "mps":
         if not torch.backends.mps.is_available():
             raise InputError("The device mps was asked for, but torch finds no Apple GPU; use auto or cpu.")
-    elif asked.type != "cpu":
+    elif requested.type != "cpu":
         raise InputError(f"The device {device} is not supported; accepted are {accepted}.")
-    return asked
+    return requested
 
 
 def load_component(
     cls: type[Network], folder: Path, stored_as: tuple[str, ...] | None = None, **overrides: Any
 ) -> Network:
-    """One network of a pipeline, complete or not at all.
+    """One network of a pipeline, with all of its weights.
 
     Args:
         cls: a diffusers or transformers model class.
         folder: with ``config.json`` and safetensors weights (one file, shards, or the ``fp16`` variant).
-        stored_as: class names that the configuration may carry; by default that of ``cls``.
+        stored_as: class names that the configuration may name; by default that of `cls`.
         overrides: of configuration values.
 
     Raises:
@@ -135,7 +136,7 @@ def load_component(
             model, report = loader.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, **variant, **overrides
             )
-    # Whatever a configuration of the wrong shape or kind makes the libraries stumble over.
+    # Whatever the libraries raise for a configuration of the wrong shape or kind.
     except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"The weights in {folder} do not fit {cls.__name__} with its config.json: {reason}") from error
@@ -148,10 +149,10 @@ def load_component(
 
 
 def weight_files(cls: type[Any], folder: Path) -> list[Path]:
-    """The safetensors files of a component, each found whole.
+    """The safetensors files of a component, each checked to be complete.
 
     Raises:
-        InputError: none there, only pickled ones, or one that is truncated or corrupt.
+        InputError: if there is none, only a pickled one, or one that is truncated or corrupt.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is missing; {cls.__name__} with config.json and safetensors weights belongs there.")
@@ -177,7 +178,7 @@ def weight_files(cls: type[Any], folder: Path) -> list[Path]:
 
 
 def refuse_pickles(path: Path) -> None:
-    """Raise `InputError` where ``path`` is, or as a folder holds, a pickled checkpoint."""
+    """Raise `InputError` if `path` is a pickled checkpoint, or a folder with one."""
     found = sorted(file for file in ([path] if path.is_file() else path.glob("*")) if file.suffix in PICKLED)
     if found:
         raise InputError(
@@ -188,7 +189,11 @@ def refuse_pickles(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises `InputError` where it is missing or holds no object."""
+    """The object in a JSON file.
+
+    Raises:
+        InputError: if the file is missing or holds no object.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -201,10 +206,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def hub_folder(pipeline: type[DiffusionPipeline], name: str, **skipped: None) -> Path:
-    """The local copy of a pipeline on a model hub, downloaded where needed; ``skipped`` components are left out.
+    """The local copy of a pipeline on a model hub, downloaded if needed, without `skipped` components.
 
     Raises:
-        InputError: unknown there, no safetensors weights, or no connection and no earlier copy.
+        InputError: if the hub has no such pipeline with safetensors weights, or there is no connection and no copy.
     """
     try:
         return Path(pipeline.download(name, use_safetensors=True, **skipped))
@@ -213,14 +218,14 @@ def hub_folder(pipeline: type[DiffusionPipeline], name: str, **skipped: None) ->
 
 
 def not_on_the_hub(name: str, error: Exception) -> InputError:
-    """What to say when ``name``, which is no folder here, could not be had from a hub either."""
+    """The error for a `name` that is neither a folder nor found on a hub."""
     reason = str(error).strip().partition("\n")[0]
     return InputError(f"{name} is no folder here, and was not found on a model hub either ({reason}).")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it diffusers and transformers show no progress bars and log errors only."""
+    """Context in which diffusers and transformers show no progress bars and log errors only."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:

@@ -1,4 +1,4 @@
-"""SD-FSMIS as a diffusers pipeline: support images and masks in, query masks out, in one step without noise."""
+"""SD-FSMIS (arXiv 2604.03134) as a diffusers pipeline: support images and masks in, query masks out, in one step."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from SDFSMISLib.model.sqi import query_probabilities, query_prototypes, support_
 from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_feature
 from SDFSMISLib.model.unet import Hints, SupportBank, SupportQueryUNet
 
-LARGE_IMAGE = 1 << 22  # values in a feature map: the autoencoder takes such images one by one, as fast, in less memory
+LARGE_IMAGE = (
+    1 << 22
+)  # values in a feature map from which the autoencoder takes images one by one: as fast, less memory
 
 
 @dataclass
 class SDFSMISOutput(BaseOutput):
-    """Attributes:
-    probabilities: (Q, H, W) float32 in [0, 1], the decoded mask averaged over its three channels.
-    maps: (Q, 3, H, W) in [0, 1], before averaging.
+    """Output of `SDFSMISPipeline`.
+
+    Args:
+        probabilities (`torch.Tensor`): float32 (Q, H, W) in [0, 1]: the decoded mask, the mean over its three channels.
+        maps (`torch.Tensor`): (Q, 3, H, W) in [0, 1], before that mean.
     """
 
     probabilities: torch.Tensor
@@ -36,21 +40,44 @@ class SDFSMISOutput(BaseOutput):
 
 
 class SDFSMISPipeline(DiffusionPipeline):
-    """Few-shot segmentation by Stable Diffusion (SD-FSMIS, arXiv 2604.03134).
+    """Few-shot segmentation with Stable Diffusion (SD-FSMIS, arXiv 2604.03134).
 
-    Two ways in: call it with supports and queries; or, to use one support for many queries, `encode_support` once and
-    `segment` as often as wanted. The bank between them is a value; the pipeline keeps no state.
+    Support images x_s and masks m_s, and query images x_q, are encoded to latents z. The U-Net f predicts the mask
+    latent of a query in one step, without noise:
+
+        z_m = -f([z_q, p_q], bank, E),   probability = decode(z_m)
+
+    p_q is the query's prototype spread over space (query enhancement), the bank holds keys and values of
+    f([z_s, z_ms]) (support information injection), E is the condition token of the translator (VTCT).
+
+    Call the pipeline with supports and queries; or, for many queries, `encode_support` once and `segment` as often as
+    needed. The bank in between is a value: the pipeline keeps no state. The model inherits from `DiffusionPipeline`:
+    `from_pretrained`, `save_pretrained`, `to`.
 
     Args:
-        vae: autoencoder of images and masks.
-        unet: the support-query U-Net (SQI).
-        image_encoder: DINOv2, with a position table for the translator's crop.
-        translator: from image features to the condition token (VTCT).
-        resolution: side of the square that the weights were trained for, pixels.
-        official_details: True for weights trained by the official code: see `VisualToTextualTranslator.patch_weights`.
-        without: parts of the method that are left out, for ablations: `translator` (the condition token is empty, all
-            zeros), `prototype` (no query enhancement: zeros in its place), `bank` (queries see no keys and values of
-            the supports).
+        vae (`AutoencoderKL`): autoencoder of images and masks.
+        unet (`SupportQueryUNet`): the U-Net with support pass and bank.
+        image_encoder (`Dinov2Model`): encoder of the support images, with a position table for the translator's crop.
+        translator (`VisualToTextualTranslator`): from image features to the condition token.
+        resolution (`int`, defaults to 256): side, in pixels, of the square images that the weights were trained on.
+        official_details (`bool`, defaults to `False`): `True` for weights that the official code trained, see
+            `VisualToTextualTranslator.patch_weights`.
+        without (`Sequence[str]`, defaults to `()`): parts of the method to leave out, for ablations: ``translator``
+            (the condition token is zero), ``prototype`` (the query's prototype is zero), ``bank`` (queries do not
+            attend to the support).
+
+    Example:
+        >>> from SDFSMISLib.model.built_in import Size, new_built_in
+        >>> pipe = new_built_in(size=Size(resolution=32, channels=(8, 16)))  # random weights
+        >>> support_images, query_images = torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32)
+        >>> support_masks = torch.zeros(1, 32, 32)
+        >>> support_masks[:, 8:24, 8:24] = 1
+        >>> output = pipe(support_images, support_masks, query_images)
+        >>> tuple(output.probabilities.shape), tuple(output.maps.shape)
+        ((2, 32, 32), (2, 3, 32, 32))
+        >>> bank = pipe.encode_support(support_images[None], support_masks[None])
+        >>> tuple(pipe.segment(pipe.encode_images(query_images), bank).shape)
+        (2, 3, 32, 32)
     """
 
     model_cpu_offload_seq = "image_encoder->translator->vae->unet"
@@ -73,7 +100,7 @@ class SDFSMISPipeline(DiffusionPipeline):
 
     @property
     def latent_factor(self) -> int:
-        """Pixels per latent position, along each side."""
+        """Pixels per latent position along each side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
@@ -84,22 +111,22 @@ class SDFSMISPipeline(DiffusionPipeline):
 
     @property
     def takes_neighbours(self) -> bool:
-        """Whether the network has an input for a query's finished neighbour."""
+        """Whether the U-Net has an input for a query's finished neighbour (`SupportQueryUNet`, `neighbour`)."""
         return bool(self.unet.config.neighbour)
 
     @property
     def sees_contrast(self) -> bool:
-        """Whether the network has learned from regions with their contrast spread (see `inference.contrast`): those of
-        our own kind have, the paper's have not."""
+        """Whether the weights were trained on regions with spread contrast (`network_images.Contrast`), as those
+        of the built-in kind were and the paper's were not."""
         return self.takes_neighbours
 
     def for_inference(self) -> SDFSMISPipeline:
-        """This pipeline, set up to run fast on its device, with the same results. Call it after `to`, not to train."""
+        """This pipeline, set up for speed on its device, with the same results. Call it after `to`, never to train."""
         for network in (self.vae, self.unet, self.image_encoder, self.translator):
             network.eval()
         if self.device.type == "cpu":
-            # No channels_last: convolutions round ten times worse then, for 3 % of the autoencoder's time; the U-Net,
-            # whose deep layers are small images with large kernels, takes a seventh longer.
+            # No channels_last: it would save 3 % of the autoencoder's time, for ten times larger rounding errors of its
+            # convolutions; the U-Net, whose deep layers are small images with large kernels, takes a seventh longer.
             fold_upsampling(self.vae.decoder)
             if self.vae.config.block_out_channels[0] * self.config.resolution**2 >= LARGE_IMAGE:
                 self.vae.enable_slicing()
@@ -109,8 +136,11 @@ class SDFSMISPipeline(DiffusionPipeline):
         return self
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As in diffusers; weights may be read by whoever may read the other files, not by their owner alone, and where
-        on this computer they were loaded from goes into no file."""
+        """Save a pipeline folder, as in diffusers.
+
+        Weights get the file permissions of the other files (safetensors makes them readable by the owner only), and the
+        local path that a component was loaded from is not written.
+        """
         super().save_pretrained(save_directory, *args, **kwargs)
         for settings in Path(save_directory).rglob("config.json"):
             content = json.loads(settings.read_text(encoding="utf-8"))
@@ -127,18 +157,21 @@ class SDFSMISPipeline(DiffusionPipeline):
         query_images: torch.Tensor,
         batch_size: int = 8,
     ) -> SDFSMISOutput:
-        """Segment queries by supports.
+        """Segment query images from support images with masks.
 
         Args:
-            support_images: (S, 3, H, W) in [-1, 1].
-            support_masks: (S, H, W), 0 or 1.
-            query_images: (Q, 3, H, W) in [-1, 1].
-            batch_size: queries per pass; bounds the memory, changes nothing else.
+            support_images (`torch.Tensor`): (S, 3, H, W) in [-1, 1], S shots; grey images with three equal channels.
+            support_masks (`torch.Tensor`): (S, H, W), 0 or 1.
+            query_images (`torch.Tensor`): (Q, 3, H, W) in [-1, 1].
+            batch_size (`int`, defaults to 8): query images per pass; bounds the memory.
+
+        Returns:
+            `SDFSMISOutput`: probabilities (Q, H, W) and maps (Q, 3, H, W).
 
         Raises:
-            ValueError: where shapes do not fit each other or the autoencoder's factor.
+            ValueError: if the shapes do not fit each other, or H or W is no multiple of `latent_factor`.
         """
-        self._check(support_images, support_masks, query_images)
+        self.check_inputs(support_images, support_masks, query_images)
         bank = self.encode_support(support_images[None], support_masks[None])
         maps = [
             self.segment(self.encode_images(part), bank, self.hints(part, bank))
@@ -150,11 +183,12 @@ class SDFSMISPipeline(DiffusionPipeline):
     # -- images and masks to latents and back
 
     def encode_images(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Scaled latents (N, c, h, w) of images (N, 3, H, W) in [-1, 1].
+        """Scaled latents (N, c, h, w) of images.
 
         Args:
-            noise: standard normal (N, c, h, w), for a draw from the posterior, which is what the paper trains with;
-                None = its mean, as always in inference.
+            images (`torch.Tensor`): (N, 3, H, W) in [-1, 1].
+            noise (`torch.Tensor`, *optional*): standard normal (N, c, h, w), for a sample of the posterior, as in the
+                paper's training; `None` means its mode, as always in inference.
         """
         images = images.to(self.device, self.vae.dtype)
         posterior = self.vae.encode(images).latent_dist
@@ -162,7 +196,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         return latents * self.vae.config.scaling_factor
 
     def encode_masks(self, masks: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """Scaled latents (N, c, h, w) of masks (N, H, W) in 0 to 1, taken to [-1, 1] and three equal channels."""
+        """Scaled latents (N, c, h, w) of masks (N, H, W), 0 to 1, as images of three equal channels in [-1, 1]."""
         return self.encode_images((2 * masks[:, None].float() - 1).expand(-1, 3, -1, -1), noise)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -170,13 +204,21 @@ class SDFSMISPipeline(DiffusionPipeline):
         return (self.decode_raw(latents).clamp(-1, 1) + 1) / 2
 
     def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
-        """The same before clipping, around [-1, 1], float32: what a loss on the decoded mask needs."""
+        """The decoder's output before clipping, float32 (N, 3, H, W) around [-1, 1], for a loss on the decoded mask."""
         return self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample.float()
 
     # -- supports
 
     def condition_token(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """VTCT: one token (B, 1, D) from supports `images` (B, S, 3, H, W) in [-1, 1] and `masks` (B, S, H, W)."""
+        """The condition token E of each support set (VTCT).
+
+        Args:
+            images (`torch.Tensor`): (B, S, 3, H, W) in [-1, 1].
+            masks (`torch.Tensor`): (B, S, H, W), 0 or 1.
+
+        Returns:
+            (B, 1, D), D the width of the U-Net's cross-attention.
+        """
         tasks, shots = masks.shape[:2]
         if "translator" in self.config.without:
             return torch.zeros(tasks, 1, self.translator.config.output_dim, device=self.device, dtype=self.unet.dtype)
@@ -191,12 +233,13 @@ class SDFSMISPipeline(DiffusionPipeline):
     def encode_support(
         self, images: torch.Tensor, masks: torch.Tensor, conditions: dict[str, torch.Tensor] | None = None
     ) -> SupportBank:
-        """The supports' bank.
+        """The bank of support sets.
 
         Args:
-            images: (B, S, 3, H, W) in [-1, 1]: B support sets of S shots.
-            masks: (B, S, H, W), 0 to 1.
-            conditions: the condition to use (1 or B rows) in place of the one that these supports would give.
+            images (`torch.Tensor`): (B, S, 3, H, W) in [-1, 1]: B support sets of S shots.
+            masks (`torch.Tensor`): (B, S, H, W), 0 to 1.
+            conditions (`dict[str, torch.Tensor]`, *optional*): output of the cross-attentions (1 or B rows), instead of
+                that of these supports' own condition token.
         """
         if conditions is None:
             conditions = self.unet.condition_constants(self.condition_token(images, masks))
@@ -212,7 +255,12 @@ class SDFSMISPipeline(DiffusionPipeline):
         mask_latents: torch.Tensor,
         conditions: dict[str, torch.Tensor],
     ) -> SupportBank:
-        """The bank of supports (see `encode_support`) whose latents (B*S, c, h, w) are there already."""
+        """The bank of support sets whose latents are known.
+
+        Args:
+            images, masks, conditions: see `encode_support`.
+            latents, mask_latents (`torch.Tensor`): (B * S, c, h, w).
+        """
         shots = masks.shape[1]
         masks = masks.to(self.device)
         keys, values, _ = self.unet.encode_support(torch.cat([latents, mask_latents], dim=1), conditions, shots)
@@ -232,13 +280,14 @@ class SDFSMISPipeline(DiffusionPipeline):
         neighbours: torch.Tensor | None = None,
         neighbour_masks: torch.Tensor | None = None,
     ) -> Hints:
-        """What the network, where it has inputs for it, is told of queries.
+        """Optional inputs of the U-Net for queries; empty for networks without such inputs.
 
         Args:
-            images: the queries, (Q, 3, H, W) in [-1, 1].
-            bank: of one row, or of one for each query.
-            neighbours: (Q, 3, H, W), finished neighbouring slices registered onto the queries; None without any.
-            neighbour_masks: (Q, H, W), 0 to 1, their masks carried along.
+            images (`torch.Tensor`): the queries, (Q, 3, H, W) in [-1, 1].
+            bank (`SupportBank`): of one row, or of one for each query.
+            neighbours (`torch.Tensor`, *optional*): (Q, 3, H, W) in [-1, 1], finished neighbouring slices, registered
+                onto the queries.
+            neighbour_masks (`torch.Tensor`, *optional*): (Q, H, W), 0 to 1, their masks, warped likewise.
         """
         neighbour, likely = None, None
         if self.takes_neighbours and neighbours is not None and neighbour_masks is not None:
@@ -249,11 +298,12 @@ class SDFSMISPipeline(DiffusionPipeline):
         return Hints(neighbour, likely)
 
     def predict(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
-        """Scaled mask latents (Q, c, h, w) of query latents (Q, c, h, w).
+        """Scaled mask latents (Q, c, h, w) of query latents.
 
         Args:
-            bank: of one row, or of one for each query.
-            hints: see `hints`; None, as in the paper.
+            latents (`torch.Tensor`): (Q, c, h, w).
+            bank (`SupportBank`): of one row, or of one for each query.
+            hints (`Hints`, *optional*): see `hints`; `None` as in the paper.
         """
         probabilities = query_probabilities(latents, bank.foreground, bank.background)
         foreground, _ = query_prototypes(latents, probabilities)
@@ -263,10 +313,13 @@ class SDFSMISPipeline(DiffusionPipeline):
         return -self.unet.predict(torch.cat([latents, spread], dim=1), bank, hints)
 
     def segment(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
-        """Maps (Q, 3, H, W) in [0, 1] of query latents (Q, c, h, w); see `predict`."""
+        """Maps (Q, 3, H, W) in [0, 1] of query latents; see `predict`."""
         return self.decode(self.predict(latents, bank, hints))
 
-    def _check(self, support_images: torch.Tensor, support_masks: torch.Tensor, query_images: torch.Tensor) -> None:
+    def check_inputs(
+        self, support_images: torch.Tensor, support_masks: torch.Tensor, query_images: torch.Tensor
+    ) -> None:
+        """Raise `ValueError` for shapes that `__call__` does not accept."""
         for name, x in (("support_images", support_images), ("query_images", query_images)):
             if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] == 0:
                 raise ValueError(f"{name} has shape {tuple(x.shape)}; expected (number, 3, height, width)")

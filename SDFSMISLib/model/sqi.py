@@ -1,9 +1,10 @@
-"""Query enhancement (QE, part of SQI): prototypes of the support's latents find the query's own.
+"""Support-Query Interaction (SQI, arXiv 2604.03134): support information injection and query enhancement.
 
-Attention processors of the support-query U-Net (SQI's information injection; paper section on SQI).
+Support information injection (SII): attention processors of the support-query U-Net; query tokens attend to the keys
+and values of the support. They are stateless. What a pass of the U-Net reads and records travels in `PassValues`,
+which the caller passes through diffusers' ``cross_attention_kwargs``, so two runs at once cannot mix.
 
-Both are stateless: what a pass needs or leaves behind travels in `PassValues`, which the caller hands in through
-diffusers' `cross_attention_kwargs`. Two runs at once therefore cannot mix.
+Query enhancement (QE): the support's prototypes find the query's own prototype in its latent.
 """
 
 from __future__ import annotations
@@ -16,32 +17,38 @@ from diffusers.models.attention_processor import Attention
 
 FOREGROUND_CONFIDENCE = 0.7
 BACKGROUND_CONFIDENCE = 0.6
-TOP_K_SHARE = 0.1875  # of the latent width, as the official code has it: 6 of 32
+TOP_K_SHARE = 0.1875  # of the latent width, as in the official code: 6 of 32
 
 
 def support_prototypes(latents: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masked averages of support latents.
+    """Masked averages of support latents z with the resized mask m: ``sum(m z) / sum(m)``, and the same with 1 - m.
 
     Args:
         latents: (N, c, h, w).
-        masks: (N, H, W), 0 to 1; resized to h x w bilinearly with aligned corners, and left soft.
+        masks: (N, H, W), 0 to 1; resized to h x w bilinearly with aligned corners, and not binarised.
 
     Returns:
         foreground and background prototypes, (N, c) each.
+
+    Example:
+        >>> latents = torch.tensor([[[[1.0, 1.0], [3.0, 3.0]]]])
+        >>> foreground, background = support_prototypes(latents, torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]))
+        >>> round(foreground.item(), 3), round(background.item(), 3)
+        (3.0, 1.0)
     """
     soft = F.interpolate(masks[:, None].to(latents), size=latents.shape[-2:], mode="bilinear", align_corners=True)
     return _weighted_mean(latents, soft), _weighted_mean(latents, 1 - soft)
 
 
 def query_probabilities(latents: torch.Tensor, foreground: torch.Tensor, background: torch.Tensor) -> torch.Tensor:
-    """Softmax of the cosine similarities of every query position to both support prototypes, without temperature.
+    """Softmax over the cosine similarities of every query position to the two support prototypes, without temperature.
 
     Args:
         latents: (Q, c, h, w).
-        foreground, background: (1 or Q, S, c), one pair per shot; their means over the shots are used.
+        foreground, background: prototypes (1 or Q, S, c), one pair per shot; their means over the S shots are used.
 
     Returns:
-        (Q, 2, h, w): background, foreground.
+        (Q, 2, h, w), 0 to 1: background, foreground. With two cosines in [-1, 1] none exceeds 0.88.
     """
     means = torch.stack([background.mean(1), foreground.mean(1)], dim=1)  # (1 or Q, 2, c)
     similarity = F.cosine_similarity(latents[:, None].float(), means[..., None, None].float(), dim=2, eps=1e-8)
@@ -49,10 +56,18 @@ def query_probabilities(latents: torch.Tensor, foreground: torch.Tensor, backgro
 
 
 def query_prototypes(latents: torch.Tensor, probabilities: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Foreground and background prototypes of each query, (Q, c) each.
+    """Foreground and background prototypes of each query: the mean latent over its confident positions.
 
-    The mean over the positions that are confident enough, else over the k most probable; k follows the latent *width*
-    (the official code's k is 0 below width 6 and gives NaN; here it is at least 1).
+    Confident are foreground probabilities above `FOREGROUND_CONFIDENCE` and background probabilities above
+    `BACKGROUND_CONFIDENCE`. Without any, the k most probable positions are used, k = max(1, int(`TOP_K_SHARE` * w)).
+    (The official code's k is 0 for w < 6, which gives NaN.)
+
+    Args:
+        latents: (Q, c, h, w).
+        probabilities: (Q, 2, h, w), from `query_probabilities`.
+
+    Returns:
+        foreground and background prototypes, (Q, c) each.
     """
     background = _confident_mean(latents, probabilities[:, 0], BACKGROUND_CONFIDENCE)
     foreground = _confident_mean(latents, probabilities[:, 1], FOREGROUND_CONFIDENCE)
@@ -74,15 +89,15 @@ def _weighted_mean(latents: torch.Tensor, weights: torch.Tensor) -> torch.Tensor
 
 @dataclass
 class PassValues:
-    """What travels with one U-Net pass.
+    """What one pass of the U-Net reads and records. C: width of a layer; N: its tokens per image.
 
     Attributes:
         conditions: output of each cross-attention, by layer name, (1 or B, 1, C). With a single condition token the
-            softmax over tokens is 1, so this output does not depend on the image and is computed once per run.
-        bank_keys, bank_values: support keys and values of each self-attention, by layer name, (1 or B, T, C); T = shots
-            x tokens. Empty in the support pass.
-        own_keys, own_values: filled by the pass where `record` is set: this pass's own keys and values, (B, N, C).
-        record: whether the pass leaves its keys and values behind (the support pass does).
+            softmax over tokens is 1, so the output does not depend on the image.
+        bank_keys, bank_values: support keys and values of each self-attention, by layer name, (1 or B, T, C), T = shots
+            times N. Empty in the support pass.
+        own_keys, own_values: filled by the pass if `record` is set: its own keys and values, (B, N, C).
+        record: whether the pass records its keys and values; the support pass does.
     """
 
     conditions: dict[str, torch.Tensor]
@@ -94,10 +109,25 @@ class PassValues:
 
 
 class SupportQueryAttention:
-    """Self-attention over the query's own tokens and all tokens of all shots.
+    """Self-attention of the query over its own tokens and all tokens of all S shots (SII).
 
-    `softmax(q [k; K_1; ...; K_S]^T / sqrt(d)) [v; V_1; ...; V_S]`: no mask and no positional term, so the order of the
-    concatenation has no effect, and queries may be batched as each sees the whole bank.
+    With the query's q, k, v and the support's keys K_s and values V_s of the same layer,
+
+        softmax(q [k; K_1; ...; K_S]^T / sqrt(d)) [v; V_1; ...; V_S],   d = channels per head.
+
+    There is no mask and no positional term, so the order of the shots has no effect, and queries can be batched since
+    each attends to the whole bank. (The paper writes SII as a cross-attention after the self-attention; its code has
+    this one attention.)
+
+    Args:
+        layer: name of the attention layer, the key in `PassValues`.
+
+    Example:
+        >>> attention = Attention(query_dim=8, heads=2, dim_head=4)
+        >>> bank = {"layer": torch.randn(1, 6, 8)}
+        >>> passing = PassValues(conditions={}, bank_keys=bank, bank_values=bank)
+        >>> tuple(SupportQueryAttention("layer")(attention, torch.randn(3, 4, 8), passing=passing).shape)
+        (3, 4, 8)
     """
 
     def __init__(self, layer: str) -> None:
@@ -111,10 +141,11 @@ class SupportQueryAttention:
         attention_mask: torch.Tensor | None = None,
         passing: PassValues | None = None,
     ) -> torch.Tensor:
+        """(B, N, C) of `hidden_states` (B, N, C); the other arguments are diffusers' and unused but `passing`."""
         batch, tokens, _ = hidden_states.shape
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         if passing is not None and passing.record:
-            passing.own_keys.setdefault(self.layer, key)  # a checkpointed pass comes by again when gradients are made
+            passing.own_keys.setdefault(self.layer, key)  # gradient checkpointing runs a pass twice
             passing.own_values.setdefault(self.layer, value)
         if passing is not None and passing.bank_keys:
             key = torch.cat([key, passing.bank_keys[self.layer].expand(batch, -1, -1)], dim=1)
@@ -126,7 +157,12 @@ class SupportQueryAttention:
 
 
 class ConditionAttention:
-    """Cross-attention to the single condition token: a constant of the run, (1 or B, 1, C), added to every position."""
+    """Cross-attention to the single condition token: the constant of `PassValues.conditions`, (1 or B, 1, C), at every
+    position.
+
+    Args:
+        layer: name of the attention layer.
+    """
 
     def __init__(self, layer: str) -> None:
         self.layer = layer

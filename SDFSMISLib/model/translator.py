@@ -1,4 +1,4 @@
-"""VTCT, the Visual-to-Textual Condition Translator: from the support's image features to one condition token."""
+"""The Visual-to-Textual Condition Translator (VTCT, arXiv 2604.03134): support features as a condition token."""
 
 from __future__ import annotations
 
@@ -15,17 +15,29 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class VisualToTextualTranslator(ModelMixin, ConfigMixin):
-    """The MLP from a mask-pooled image feature to a condition token, with what the image encoder wants as input.
+    """MLP from a mask-pooled image feature to the condition token, with the image encoder's preprocessing.
 
-    Linear, LayerNorm, GELU; then `num_hidden_layers` times the same; then Linear.
+    The image encoder (DINOv2) sees the support images; the mean of its patch tokens under the mask, over all shots, is
+    the feature f; the token E = MLP(f) takes the place of a text embedding in the U-Net's cross-attention. The MLP is
+    ``num_hidden_layers + 1`` times Linear, LayerNorm, GELU, then Linear.
 
     Args:
-        input_dim: width of the image encoder's features.
-        output_dim: width of the U-Net's cross-attention.
-        hidden_dim, num_hidden_layers: of the MLP.
-        resize_edge: the image's shortest edge is resized to this many pixels (bicubic, 8 bit), unless it has it.
-        crop: then its centre of this size is taken.
-        image_mean, image_std: normalisation, per channel, of values in [0, 1].
+        input_dim (`int`, defaults to 768): width of the image encoder's features.
+        output_dim (`int`, defaults to 768): width of the U-Net's cross-attention.
+        hidden_dim (`int`, defaults to 1536): width of the MLP.
+        num_hidden_layers (`int`, defaults to 2): hidden layers of the MLP after the first.
+        resize_edge (`int`, defaults to 256): the image's shortest edge is resized to this many pixels (bicubic, 8 bit).
+        crop (`int`, defaults to 224): side of the centre crop that follows, pixels.
+        image_mean, image_std (`tuple[float, ...]`, default to those of ImageNet): normalisation, per channel, of values
+            in [0, 1].
+
+    Example:
+        >>> translator = VisualToTextualTranslator(input_dim=16, output_dim=8, hidden_dim=32)
+        >>> tuple(translator(torch.zeros(2, 16)).shape)
+        (2, 1, 8)
+        >>> pixels = translator.encoder_pixels(translator.encoder_bytes(torch.zeros(1, 3, 64, 64)))
+        >>> tuple(pixels.shape)
+        (1, 3, 224, 224)
     """
 
     @register_to_config
@@ -49,17 +61,17 @@ class VisualToTextualTranslator(ModelMixin, ConfigMixin):
         self.mlp = nn.Sequential(*layers, nn.Linear(width, output_dim))
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        """Condition token (B, 1, output_dim) of features (B, input_dim)."""
+        """Condition tokens (B, 1, output_dim) of features (B, input_dim)."""
         return self.mlp(feature)[:, None]
 
     def encoder_bytes(self, images: torch.Tensor) -> torch.Tensor:
-        """Images as the image encoder's own processor makes them.
+        """Images as the image encoder's own processor makes them: bytes, resized, cropped at the centre.
 
         Args:
-            images: (N, 3, H, W) in [-1, 1]; made bytes by truncation.
+            images: (N, 3, H, W) in [-1, 1]; converted to bytes by truncation, as in the official code.
 
         Returns:
-            (N, 3, crop, crop) uint8.
+            uint8 (N, 3, crop, crop).
         """
         levels = (255 * ((images.float() + 1) / 2)).clamp(0, 255).to(torch.uint8)
         height, width = levels.shape[-2:]
@@ -72,23 +84,22 @@ class VisualToTextualTranslator(ModelMixin, ConfigMixin):
         return levels[..., top : top + crop, left : left + crop]
 
     def encoder_pixels(self, levels: torch.Tensor) -> torch.Tensor:
-        """Normalised network input (N, 3, h, w), float32, of bytes (N, 3, h, w)."""
+        """Normalised input of the image encoder, float32 (N, 3, h, w), of bytes (N, 3, h, w)."""
         mean, std = (
             torch.tensor(x, device=levels.device).view(3, 1, 1) for x in (self.config.image_mean, self.config.image_std)
         )
         return (levels.float() / 255 - mean) / std
 
     def patch_weights(self, masks: torch.Tensor, grid: int, official_details: bool) -> torch.Tensor:
-        """Which patches belong to the structure.
+        """Weights of the patches, by how much of the structure they show.
 
-        The mask is cropped as the image was, resized to the patch grid and binarised at 0.5. A structure smaller than
-        half a patch would vanish; its share of each patch serves as the weight then. With `official_details` both
-        differ as in the
-        official code: the mask is not cropped, and a small structure gives no weight at all.
+        The mask is cropped as the image is, averaged over the patches and binarised at 0.5. A structure that fills no
+        patch by half would vanish; the shares themselves are its weights then.
 
         Args:
             masks: (N, H, W), 0 or 1.
             grid: patches per side.
+            official_details: as in the official code: the mask is not cropped, and a small structure has no weight.
 
         Returns:
             (N, grid, grid), 0 to 1.
@@ -110,26 +121,28 @@ def pooled_feature(tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted mean of patch tokens.
 
     Args:
-        tokens: (N, 1 + grid*grid, D), the class token first, which is dropped.
+        tokens: (N, 1 + grid * grid, D), the class token first, which is ignored.
         weights: (N, grid, grid).
 
     Returns:
-        (N, D); zero where all weights are.
+        (N, D); zero if all weights are.
     """
     flat = weights.flatten(1)[..., None].to(tokens)
     return (tokens[:, 1:] * flat).sum(1) / (flat.sum(1) + 1e-6)
 
 
 def resized_position_table(table: torch.Tensor, grid: int) -> torch.Tensor:
-    """DINOv2's position table for another patch grid, in the form that the released weights were used with.
+    """DINOv2's position table for another patch grid, as the released weights were trained with.
 
-    Bicubic, by the scale factor `(grid + 0.1) / old` rather than by size: DINOv2's own interpolation, which the
-    official code inherits from its transformers version; newer ones interpolate by size, which differs by a third of
-    the table's norm.
+    Bicubic by the scale factor `(grid + 0.1) / old`, as in DINOv2 and the transformers version of the official code.
+    Newer versions interpolate by size, which differs by a third of the table's norm.
 
     Args:
-        table: (1, 1 + old*old, D), the class token's row first.
-        grid: patches per side wanted.
+        table: (1, 1 + old * old, D), the class token's row first.
+        grid: patches per side of the new table.
+
+    Returns:
+        (1, 1 + grid * grid, D).
     """
     old = round((table.shape[1] - 1) ** 0.5)
     if old == grid:

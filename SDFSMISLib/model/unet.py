@@ -1,4 +1,4 @@
-"""Stable Diffusion's U-Net with a second input convolution for supports and a bank of their keys and values (SQI)."""
+"""The support-query U-Net (SQI, arXiv 2604.03134), and the bank of the support's keys and values."""
 
 from __future__ import annotations
 
@@ -12,21 +12,31 @@ from torch import nn
 
 from SDFSMISLib.model.sqi import ConditionAttention, PassValues, SupportQueryAttention
 
-HANDED_ON = 0.25  # of a registered neighbour's mask latent, to begin with
+NEIGHBOUR_MASK_WEIGHT = 0.25  # initial weight of the neighbour's mask latent in the output
 TIMESTEP = 1  # one step without noise: for segmentation the timestep is fixed
 
 
 @dataclass(frozen=True)
 class SupportBank:
-    """All that the queries need of the supports; a value, handed from call to call.
+    """All that queries need of the supports, as a value that is passed from call to call.
 
-    B is 1 (one support set for all queries) or the number of queries (one support set each); S shots; T = S x tokens.
+    B is 1 (one support set for all queries) or the number of queries (one support set each); S: shots; T = S x tokens;
+    C: width of a layer; c: latent channels.
 
     Attributes:
-        keys, values: by self-attention layer, (B, T, C).
-        conditions: by cross-attention layer, (B, 1, C).
-        foreground, background: prototypes of each shot, (B, S, c), c latent channels.
-        likeness: see `likeness_table`, (B, bins), of the shots that were painted; None where the network does not ask.
+        keys, values: of each self-attention, by layer name, (B, T, C).
+        conditions: output of each cross-attention, by layer name, (B, 1, C).
+        foreground, background: prototypes of each shot, (B, S, c).
+        likeness: see `likeness_table`, (B, bins), of the painted shots; None for networks without a likeness input.
+
+    Example:
+        >>> layer, prototype = {"attn1": torch.zeros(1, 16, 8)}, torch.zeros(1, 1, 4)
+        >>> bank = SupportBank(layer, layer, {"attn2": torch.zeros(1, 1, 8)}, prototype, prototype)
+        >>> two_shots = bank.joined(bank)
+        >>> two_shots.shots, tuple(two_shots.keys["attn1"].shape)
+        (2, (1, 32, 8))
+        >>> tuple(two_shots.rows([0, 0, 0]).keys["attn1"].shape)
+        (3, 32, 8)
     """
 
     keys: dict[str, torch.Tensor]
@@ -38,10 +48,11 @@ class SupportBank:
 
     @property
     def shots(self) -> int:
+        """S, the number of shots."""
         return self.foreground.shape[1]
 
     def joined(self, other: SupportBank) -> SupportBank:
-        """The bank with the shots of both; condition and likeness stay those of `self`."""
+        """The bank with the shots of both; conditions and likeness are those of `self`."""
         return SupportBank(
             keys={name: torch.cat([x, other.keys[name]], dim=1) for name, x in self.keys.items()},
             values={name: torch.cat([x, other.values[name]], dim=1) for name, x in self.values.items()},
@@ -52,7 +63,7 @@ class SupportBank:
         )
 
     def rows(self, index: torch.Tensor | list[int]) -> SupportBank:
-        """The banks of some rows of the batch, in the order of `index`."""
+        """The bank with the rows of `index`, in this order; rows can repeat."""
         return SupportBank(
             keys={name: x[index] for name, x in self.keys.items()},
             values={name: x[index] for name, x in self.values.items()},
@@ -65,11 +76,12 @@ class SupportBank:
 
 @dataclass(frozen=True)
 class Hints:
-    """What else a network may be told of each query; ours, not the paper's. Each may be missing.
+    """Optional inputs of the query pass, for networks that have them; not part of the paper.
 
     Attributes:
-        neighbour: (Q, 2c, h, w), image latent and mask latent of a finished neighbouring slice, registered onto it.
-        likeness: (Q, c, h, w), latent of its likeness to the painted structure.
+        neighbour: (Q, 2c, h, w), image latent and mask latent of a finished neighbouring slice, registered onto the
+            query.
+        likeness: (Q, c, h, w), latent of the query's likeness to the painted structure (`SDFSMISLib.model.likeness`).
     """
 
     neighbour: torch.Tensor | None = None
@@ -77,20 +89,32 @@ class Hints:
 
 
 class SupportQueryUNet(UNet2DConditionModel):
-    """`UNet2DConditionModel` with `conv_in_ref`, the input convolution of the support pass.
+    """`UNet2DConditionModel` with a second input convolution, for the support pass.
 
-    Both input convolutions take twice the latent channels: `conv_in` the query latent and its prototype spread over
-    space, `conv_in_ref` the support's image latent and mask latent. `in_channels` of the configuration is that doubled
-    number.
+    ``conv_in`` takes the query latent and the query prototype spread over space; ``conv_in_ref`` takes the support's
+    image latent and mask latent. Each has 2c input channels, with c latent channels; `in_channels` is 2c.
+    `encode_support` records the support's keys and values, `predict` attends to them (see `SupportQueryAttention`), at
+    the fixed timestep `TIMESTEP`.
 
     Args:
-        neighbour: whether there is a third, `conv_in_neighbour`, for image latent and mask latent of a finished
-            neighbouring slice that lies pixel on pixel with the query; its output is added to that of `conv_in`. Its
-            mask latent also goes to the output, through `conv_out_neighbour`: what the network has to learn is the
-            correction. Ours, not the paper's: attention to the bank finds what looks alike, convolutions see what has
-            moved.
-        likeness: whether there is a fourth, `conv_in_likeness`, for the latent of the query's likeness to the painted
-            structure (see `likeness`), added likewise. Ours too.
+        *args, **kwargs: those of `UNet2DConditionModel`.
+        neighbour (`bool`, defaults to `False`): whether there is a third input convolution, ``conv_in_neighbour`` (2c
+            channels), for image latent and mask latent of a finished neighbouring slice that was registered onto the
+            query; its output is added to that of ``conv_in``. The mask latent also goes to the output, through
+            ``conv_out_neighbour``, so the network only has to learn the correction. Not part of the paper: attention to
+            the bank finds similar tissue, convolutions see its displacement.
+        likeness (`bool`, defaults to `False`): whether there is a fourth input convolution, ``conv_in_likeness`` (c
+            channels), for the latent of the query's likeness to the painted structure. Not part of the paper.
+
+    Example:
+        >>> from SDFSMISLib.model.built_in import Size, new_built_in
+        >>> unet = new_built_in(size=Size(resolution=32, channels=(8, 16))).unet
+        >>> conditions = unet.condition_constants(torch.zeros(1, 1, 64))
+        >>> keys, values, _ = unet.encode_support(torch.randn(2, 32, 8, 8), conditions, shots=2)
+        >>> prototypes = torch.zeros(1, 2, 16)
+        >>> bank = SupportBank(keys, values, conditions, prototypes, prototypes)
+        >>> tuple(unet.predict(torch.randn(3, 32, 8, 8), bank).shape)
+        (3, 16, 8, 8)
     """
 
     def __init__(self, *args: Any, neighbour: bool = False, likeness: bool = False, **kwargs: Any) -> None:
@@ -99,10 +123,10 @@ class SupportQueryUNet(UNet2DConditionModel):
         old = self.conv_in
         self.conv_in_ref = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
         if neighbour:
-            self.conv_in_neighbour = _further_input(old, old.in_channels)
-            self.conv_out_neighbour = _handed_on(self.conv_out.out_channels)
+            self.conv_in_neighbour = _zero_convolution(old, old.in_channels)
+            self.conv_out_neighbour = _scaled_identity(self.conv_out.out_channels)
         if likeness:
-            self.conv_in_likeness = _further_input(old, old.in_channels // 2)
+            self.conv_in_likeness = _zero_convolution(old, old.in_channels // 2)
         self.set_attn_processor(
             {
                 name: _processor_for(name.removesuffix(".processor"))
@@ -112,10 +136,10 @@ class SupportQueryUNet(UNet2DConditionModel):
 
     @classmethod
     def from_stable_diffusion(cls, unet: UNet2DConditionModel) -> SupportQueryUNet:
-        """Adapt a U-Net as the method does: both input convolutions start as `0.5 * [w, w]` with the old bias.
+        """Adapt the U-Net of Stable Diffusion as in the paper: its ``conv_in`` (w, b) makes two, ``(0.5 * [w, w], b)``.
 
         Args:
-            unet: a Stable Diffusion U-Net whose `conv_in` takes the latent channels once.
+            unet: a U-Net whose ``conv_in`` takes the c latent channels.
         """
         config = dict(unet.config)
         config["in_channels"] = 2 * unet.config.in_channels
@@ -128,10 +152,10 @@ class SupportQueryUNet(UNet2DConditionModel):
         return adapted.to(unet.dtype) if adapted.dtype != unet.dtype else adapted
 
     def condition_constants(self, token: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Output of every cross-attention for one condition token.
+        """Output of every cross-attention for a condition token.
 
         Args:
-            token: (B, 1, D).
+            token: (B, 1, D), D the width of the cross-attention.
 
         Returns:
             by layer name, (B, 1, C).
@@ -148,12 +172,14 @@ class SupportQueryUNet(UNet2DConditionModel):
         """The support pass.
 
         Args:
-            sample: (B*S, 2c, h, w), image latent and mask latent of every shot, the shots of one task side by side.
+            sample: (B * S, 2c, h, w), image latent and mask latent of every shot, the shots of one support set side by
+                side.
             conditions: see `condition_constants`, (1 or B, 1, C).
             shots: S.
 
         Returns:
-            keys and values by layer, (B, S*N, C); and the pass's output (B*S, c, h, w), which nothing uses further.
+            keys and values by layer, (B, S * N, C); and the output of the pass, (B * S, c, h, w), which is only used in
+            tests.
         """
         spread = {name: x if x.shape[0] == 1 else x.repeat_interleave(shots, dim=0) for name, x in conditions.items()}
         passing = PassValues(conditions=spread, record=True)
@@ -170,11 +196,11 @@ class SupportQueryUNet(UNet2DConditionModel):
         Args:
             sample: (Q, 2c, h, w), query latent and query prototype spread over space.
             bank: with B = 1 or B = Q.
-            hints: for networks that have inputs for them.
+            hints: optional inputs, for networks that have them.
 
         Returns:
-            (Q, c, h, w), the v-prediction; its negative is the scaled mask latent (the schedule's beta is 1
-            throughout).
+            (Q, c, h, w), the v-prediction. It is the negative scaled mask latent, since beta is 1 throughout the noise
+            schedule.
         """
         passing = PassValues(conditions=bank.conditions, bank_keys=bank.keys, bank_values=bank.values)
         hidden = self.conv_in(sample)
@@ -191,7 +217,7 @@ class SupportQueryUNet(UNet2DConditionModel):
     def denoise(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """What a diffusion model's U-Net does, for pre-training on images: no supports, no prototype.
+        """Plain denoising, for pre-training on images: without supports and prototype.
 
         Args:
             noisy: (N, c, h, w), image latents with noise.
@@ -205,7 +231,7 @@ class SupportQueryUNet(UNet2DConditionModel):
         return self._run(self.conv_in(sample), PassValues(conditions), timesteps)
 
     def _run(self, hidden: torch.Tensor, passing: PassValues, timesteps: torch.Tensor | None = None) -> torch.Tensor:
-        """All of the U-Net behind an input convolution, at the fixed timestep or at those of each row, (N,)."""
+        """The U-Net after an input convolution, at `TIMESTEP` or at those of each row, (N,)."""
         if timesteps is None:
             embedded = self.get_time_embed(hidden[:1], TIMESTEP)  # (1, D): broadcasts over the batch
         else:
@@ -223,7 +249,7 @@ class SupportQueryUNet(UNet2DConditionModel):
         for block in self.up_blocks:
             count = len(block.resnets)
             mine, skips = skips[-count:], skips[:-count]
-            size = skips[-1].shape[-2:] if skips else None  # sizes that halving does not divide come back as they went
+            size = skips[-1].shape[-2:] if skips else None  # odd sizes come back to what they were
             if getattr(block, "has_cross_attention", False):
                 hidden = block(
                     hidden, mine, temb, encoder_hidden_states=None, cross_attention_kwargs=kwargs, upsample_size=size
@@ -233,8 +259,8 @@ class SupportQueryUNet(UNet2DConditionModel):
         return self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
 
 
-def _further_input(like: nn.Conv2d, channels: int) -> nn.Conv2d:
-    """An input convolution that adds nothing before it has learned."""
+def _zero_convolution(like: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """A further input convolution of the shape of `like`, which adds nothing before training."""
     (height, width), padding = like.kernel_size, like.padding
     assert not isinstance(padding, str), "diffusers gives its convolutions numbers"
     made = nn.Conv2d(channels, like.out_channels, (height, width), padding=(padding[0], padding[1]), bias=False)
@@ -242,19 +268,21 @@ def _further_input(like: nn.Conv2d, channels: int) -> nn.Conv2d:
     return made
 
 
-def _handed_on(channels: int) -> nn.Conv2d:
-    """A convolution that hands on what it gets, before it has learned; weakened, so that a loss on the mask is not
-    saturated where the network has to object."""
+def _scaled_identity(channels: int) -> nn.Conv2d:
+    """A 1 x 1 convolution that starts as `NEIGHBOUR_MASK_WEIGHT` times the identity.
+
+    The weight is less than 1, so that a loss on the mask is not saturated where the network has to contradict its
+    input."""
     made = nn.Conv2d(channels, channels, 1, bias=False)
     nn.init.dirac_(made.weight)
     with torch.no_grad():
-        made.weight *= HANDED_ON
+        made.weight *= NEIGHBOUR_MASK_WEIGHT
     return made
 
 
 def _signature_with(*added: str) -> inspect.Signature:
-    """That of `UNet2DConditionModel` and more switches: diffusers reads there which keys of a config.json are its
-    own."""
+    """The signature of `UNet2DConditionModel` with more switches; diffusers reads from it which keys of a config.json
+    it passes on."""
     known = inspect.signature(UNet2DConditionModel.__init__)
     switches = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False) for name in added]
     return known.replace(parameters=[*known.parameters.values(), *switches])
