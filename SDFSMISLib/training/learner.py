@@ -150,7 +150,7 @@ class EpisodeLearner(nn.Module):
 
     def _likeness_table(self, batch: EpisodeBatch, images: torch.Tensor) -> torch.Tensor | None:
         """The likeness of what was painted; finished neighbours, which may be wrong, have no part in it. Across scans
-        that of what was brought, as in `inference.transfer`."""
+        that of the warped mask, as in `inference.cross_scan`."""
         if not self.pipeline.unet.config.likeness:
             return None
         if batch.warped:

@@ -241,7 +241,7 @@ class UnlabelledSampler(EpisodeSampler):
 
     def _warped_episode(self, painted: SliceTarget, query: SliceTarget) -> list[tuple[torch.Tensor, ...]]:
         """The painted slice, the query with the mask that registration brings, and the query; see
-        `inference.transfer`."""
+        `inference.cross_scan`."""
         image = query.image().astype(np.float32)
         region, side = body_region(image, query.spacing), int(self.rng.choice(SIDES))
         shot = Shot(painted.image().astype(np.float32), painted.mask(), painted.spacing)
