@@ -39,7 +39,7 @@ class DataSet:
         labels: label value of every structure by name, as the prepared files have them.
         organs: the structures that are tested, in the order of the tables.
         excluded_together: the organs of each training in Setting II: a slice that shows one of them is left out.
-            Empty where there is no Setting II.
+            Empty: no Setting II.
         official_held_out: the organs whose labels the official code's training leaves out.
         supervoxel_size: least voxels of a supervoxel, as ADNet and its successors have it.
     """
@@ -234,7 +234,7 @@ def write_training_set(
 
 
 def _entry(case: Case, training: Training, folder: Path) -> dict[str, Any] | None:
-    """The case as the manifest has it; None where nothing is left of it."""
+    """The case as the manifest has it; None if training may see nothing of it."""
     about = {"id": case.id, "group": case.group, "modality": case.modality, "split": "train"}
     if training.targets == "labels":
         targets = {name: value for name, value in case.targets.items() if name not in training.held_out}

@@ -234,15 +234,17 @@ def _read_dicom(scan: Path, labels: Path) -> tuple[Volume, np.ndarray]:
         reader = SimpleITK.ImageSeriesReader()
         reader.SetFileNames([str(path) for path in ordered])
         image = reader.Execute()
-        greys = np.stack([np.asarray(Image.open(pictures[path.stem]).convert("L")) for path in ordered])
+        labels_read = np.stack([np.asarray(Image.open(pictures[path.stem]).convert("L")) for path in ordered])
     except (RuntimeError, OSError, ValueError) as error:
         last = str(error).strip().splitlines()[-1:]
         raise InputError(f"The slices in {scan} cannot be read ({' '.join(last)}); fetch them again.") from error
     voxels = SimpleITK.GetArrayFromImage(image)
-    if voxels.shape != greys.shape:
-        raise InputError(f"The slices in {scan} are {voxels.shape}, and their labels {greys.shape}; fetch them again.")
+    if voxels.shape != labels_read.shape:
+        raise InputError(
+            f"The slices in {scan} are {voxels.shape}, and their labels {labels_read.shape}; fetch them again."
+        )
     geometry = Geometry(voxels.shape, image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    return Volume(voxels, geometry), greys
+    return Volume(voxels, geometry), labels_read
 
 
 def _place(path: Path) -> float:

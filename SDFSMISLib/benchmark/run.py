@@ -126,8 +126,8 @@ class Model:
     """The weights that are tested.
 
     Attributes:
-        name: in tables. start: weights as they are, or those that the trainings begin with. about: what else tells
-            these results from others, such as the configuration.
+        name: in tables. start: weights as they are, or those that the trainings begin with. about: what else
+            distinguishes these results from others, such as the configuration.
         window: see `protocol_method`.
         load: from a name or a folder to a segmenter.
     """
@@ -231,7 +231,7 @@ def _score(
     shots: int,
     method: Method,
 ) -> Score | None:
-    """Makes a test; None where query or support lacks the organ."""
+    """Does a test; None if query or support lacks the organ."""
     window: Window = "minmax" if plan.protocol == "official" else model.window
     task = fold_task(fold, case, organ, load, shots, plan.protocol, window)
     if task is None:

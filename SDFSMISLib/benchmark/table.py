@@ -44,7 +44,7 @@ class Published:
 def _both_settings(
     method: str, mri: tuple[float, ...], ct: tuple[float, ...], source: str = FOB, remark: str = ""
 ) -> tuple[Published, ...]:
-    """Rows of Abd-MRI and Abd-CT: Settings I and, where it is there, II."""
+    """Rows of Abd-MRI and Abd-CT: Settings I and, if given, II."""
     return tuple(
         Published(method, data, setting, value, source, remark=remark)
         for data, values in (("chaos_t2", mri), ("sabs", ct))

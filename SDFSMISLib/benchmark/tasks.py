@@ -97,7 +97,7 @@ def fold_task(
     protocol: Protocol,
     window: Window = "robust",
 ) -> Task | None:
-    """The test of one organ of one scan, a part for each chunk; None where query or support lacks the organ.
+    """The test of one organ of one scan, a part for each chunk; None if query or support lacks the organ.
 
     ``window`` says how the painted slices' intensities become [-1, 1]. Raises :class:`InputError` for fewer shots than
     1, and where query and support are sliced along different axes.
@@ -128,15 +128,17 @@ def painted_for_chunks(holding: Sequence[int], shots: int, protocol: Protocol) -
 
 def _with_window(task: Task, window: IntensityWindow) -> Task:
     """The task with another intensity window of all painted slices."""
-    slices = tuple(replace(piece, plane=replace(piece.plane, window=window)) for piece in task.support.slices)
+    slices = tuple(
+        replace(support_slice, plane=replace(support_slice.plane, window=window))
+        for support_slice in task.support.slices
+    )
     parts = tuple(_with_window(part, window) for part in task.parts)
     return replace(task, support=SupportSet(slices, task.support.names), parts=parts)
 
 
 def protocol_method(segmenter: Segmenter, protocol: Protocol, window: Window) -> Method:
-    """The method for a protocol. With `field` the strategy `independent`, threshold 0.5 and nothing behind it: each
-    slice alone, save that painted masks which are brought along for networks of our own kind are agreed upon between
-    neighbouring slices of a chunk.
+    """The method for a protocol. With `field` the strategy `independent`, threshold 0.5 and no post-processing: each
+    slice alone, but masks warped onto a chunk, for networks of our own kind, are averaged over neighbouring slices.
 
     ``window`` is that of the training. `minmax`, the paper's, goes with whole slices as they are; `robust`, ours, with
     the region and contrast that networks of our own kind have learned from.
@@ -159,9 +161,14 @@ def official_method(pipeline: SDFSMISPipeline) -> Method:
         side = pipeline.config.resolution
         orientation = task.query.geometry.slice_orientation(task.axis)
         queries = [_query_image(task, index, orientation, side) for index in task.judged]
-        pieces = task.support.for_label(task.label)
-        images = torch.stack([_nearest(piece.canonical_image(), side) for piece in pieces])
-        masks = torch.stack([_nearest(piece.canonical_mask(task.label).astype(np.float32), side) for piece in pieces])
+        support_slices = task.support.for_label(task.label)
+        images = torch.stack([_nearest(support_slice.canonical_image(), side) for support_slice in support_slices])
+        masks = torch.stack(
+            [
+                _nearest(support_slice.canonical_mask(task.label).astype(np.float32), side)
+                for support_slice in support_slices
+            ]
+        )
         maps = pipeline(as_rgb(images), masks, as_rgb(torch.stack(queries))).maps
         found = official_masks(to_bytes(maps.cpu().numpy())).masks
         return _on_query(task, found, orientation)

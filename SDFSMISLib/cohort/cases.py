@@ -7,8 +7,8 @@
      "cases":  [{"id": "group/name", "group": NAME, "image": PATH, "labels": PATH, "modality": ...,
                  "targets": {"liver": 1, ...}, "split": "train" | "test"}]}
 
-Paths are relative to the manifest's folder. Only what is needed to measure is asked for: a group's fields, a case's
-modality and any further field may be missing.
+Paths are relative to the manifest's folder. Only fields that measuring needs are required: a group's fields and a
+case's modality may be missing.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ OUTSIDE = -1.0  # normalized intensity beside an image
 
 
 def register_outwards(task: Task) -> np.ndarray:
-    """The support mask carried onto the query's slices by registration: bool on the query's grid.
+    """The support mask warped onto the query's slices by registration: bool on the query's grid.
 
     On the painted scan itself the mask goes outwards from slice to slice: the last slice is registered onto the next,
-    its mask moved along, until nothing is left of it; each slice follows the painted one nearest to it, the first of
+    its mask warped along, until it is empty; each slice follows the painted one nearest to it, the first of
     two equally near. On another scan each painted slice, in the anatomical orientation, centre on centre and true to
     size in mm, is registered onto each judged slice by itself, and of several each pixel goes with the majority (half
     is enough). Intensities are those of each scan's robust window.
@@ -54,11 +54,11 @@ def _propagated_masks(task: Task) -> Iterator[tuple[int, np.ndarray]]:
     """(slice, native mask) outwards from each painted slice, as far as it is the nearest."""
     slices = _slices(task, SliceOrientation(False, False, False))
     nearest = [min(task.painted, key=lambda painted: abs(index - painted)) for index in range(len(slices))]
-    for piece in task.support.for_label(task.label):
-        for path in (range(piece.index + 1, len(slices)), range(piece.index - 1, -1, -1)):
-            last, mask = slices[piece.index], piece.mask(task.label)
+    for support_slice in task.support.for_label(task.label):
+        for path in (range(support_slice.index + 1, len(slices)), range(support_slice.index - 1, -1, -1)):
+            last, mask = slices[support_slice.index], support_slice.mask(task.label)
             for index in path:
-                if nearest[index] != piece.index or not mask.any():
+                if nearest[index] != support_slice.index or not mask.any():
                     break
                 mask = _warped_mask(mask, last, slices[index])
                 last = slices[index]
@@ -69,10 +69,11 @@ def _cross_scan_masks(task: Task) -> Iterator[tuple[int, np.ndarray]]:
     """(slice, native mask) of each judged slice, from painted slices of another scan."""
     orientation = task.query.geometry.slice_orientation(task.axis)
     slices = _slices(task, orientation)
-    pieces = task.support.for_label(task.label)
+    support_slices = task.support.for_label(task.label)
     for index in task.judged:
         masks = [
-            _warped_mask(piece.canonical_mask(task.label), _support_image(piece), slices[index]) for piece in pieces
+            _warped_mask(support_slice.canonical_mask(task.label), _support_image(support_slice), slices[index])
+            for support_slice in support_slices
         ]
         yield index, orientation.undo(2 * np.sum(masks, axis=0) >= len(masks))
 
@@ -128,8 +129,8 @@ def _slices(task: Task, orientation: SliceOrientation) -> list[Image]:
     return [_image(window.normalize(orientation.apply(plane)), spacing) for plane in native]
 
 
-def _support_image(piece: SupportSlice) -> Image:
-    return _image(piece.canonical_image(), piece.plane.canonical_spacing)
+def _support_image(support_slice: SupportSlice) -> Image:
+    return _image(support_slice.canonical_image(), support_slice.plane.canonical_spacing)
 
 
 def _image(pixels: np.ndarray, spacing: tuple[float, float]) -> Image:
@@ -143,16 +144,16 @@ def _image(pixels: np.ndarray, spacing: tuple[float, float]) -> Image:
 
 
 FOREGROUND, BACKGROUND = 1, 2
-MARGIN = 2  # pixels around what is painted that are seeds of neither: where the border is, the image says
+MARGIN = 2  # pixels around the painted ones that are no seeds: the image decides where the border is
 FEWEST_VOXELS = 3  # along each axis, below which the algorithm refuses an image
 
 
 def grow_from_seeds(task: Task) -> np.ndarray | None:
-    """What grows from the painted slices: bool on the query's grid; None where no slice of the query is painted.
+    """Grow from seeds on the painted slices: bool on the query's grid; None if no slice of the query is painted.
 
     Foreground seeds are the painted pixels, background seeds all others of the same slices but for a margin of 2
     pixels around the painted ones. Nothing else is given; the whole scan is filled, where Slicer's panel stops a few
-    slices beyond the seeds. Raises :class:`InputError` where slicer-core is missing.
+    slices beyond the seeds. Raises :class:`InputError` if slicer-core is missing.
     """
     if not task.painted or min(task.query.voxels.shape) < FEWEST_VOXELS:
         return None
@@ -170,10 +171,10 @@ def _seeds(task: Task) -> np.ndarray:
 
     seeds = np.zeros(task.query.voxels.shape, dtype=np.uint8)
     along = np.moveaxis(seeds, task.axis, 0)
-    for piece in task.support.for_label(task.label):
-        mask = piece.mask(task.label)
+    for support_slice in task.support.for_label(task.label):
+        mask = support_slice.mask(task.label)
         near = binary_dilation(mask, iterations=MARGIN)
-        along[piece.index] = np.where(mask, FOREGROUND, np.where(near, 0, BACKGROUND))
+        along[support_slice.index] = np.where(mask, FOREGROUND, np.where(near, 0, BACKGROUND))
     return seeds
 
 
@@ -205,7 +206,7 @@ Method = Callable[[Task], "np.ndarray | None"]
 
 
 def run_method(method: Method, task: Task) -> np.ndarray | None:
-    """The method's mask, part by part where the task has parts; None where it does not apply.
+    """The method's mask, part by part if the task has parts; None if the method does not apply.
 
     Raises ValueError for a mask that is not bool on the query's grid.
     """
@@ -227,7 +228,7 @@ def run_method(method: Method, task: Task) -> np.ndarray | None:
 
 
 def segmenter_method(segmenter: Segmenter, **options: Any) -> Method:
-    """The method that asks a segmenter; ``options`` (a `RunOptions`, the window ...) go to its ``segment``."""
+    """The method that runs a segmenter; ``options`` (a `RunOptions`, the window ...) go to its ``segment``."""
 
     def segment(task: Task) -> np.ndarray:
         segmentation = segmenter.segment(task.query, task.support, axis=task.axis, slices=task.judged, **options)
@@ -240,7 +241,7 @@ def copy_support(task: Task) -> np.ndarray:
     """The support mask on every query slice: what a method must beat to have looked at the query at all.
 
     Of several painted slices of the query itself the nearest is copied, the first of two equally near; of several from
-    another scan, where no slice is near, each pixel goes with the majority (half is enough). A mask from another scan
+    another scan each pixel goes with the majority (half is enough). A mask from another scan
     is placed in the anatomical orientation, centre on centre, true to size in mm.
     """
     geometry = task.query.geometry
@@ -249,8 +250,8 @@ def copy_support(task: Task) -> np.ndarray:
     result = np.zeros(task.query.voxels.shape, dtype=bool)
     along = np.moveaxis(result, task.axis, 0)
     shape = orientation.apply(along[0]).shape
-    pieces = task.support.for_label(task.label)
-    copies = [orientation.undo(_on_grid(piece, task.label, shape, spacing)) for piece in pieces]
+    support_slices = task.support.for_label(task.label)
+    copies = [orientation.undo(_on_grid(support_slice, task.label, shape, spacing)) for support_slice in support_slices]
     if not task.painted:
         along[:] = 2 * np.sum(copies, axis=0) >= len(copies)
         return result
@@ -259,10 +260,12 @@ def copy_support(task: Task) -> np.ndarray:
     return result
 
 
-def _on_grid(piece: SupportSlice, label: int, shape: tuple[int, ...], spacing: tuple[float, float]) -> np.ndarray:
+def _on_grid(
+    support_slice: SupportSlice, label: int, shape: tuple[int, ...], spacing: tuple[float, float]
+) -> np.ndarray:
     """A painted mask, canonical, on a slice of another shape and (row, column) spacing in mm, by nearest neighbour."""
-    mask = piece.canonical_mask(label)
-    own_spacing = piece.plane.canonical_spacing
+    mask = support_slice.canonical_mask(label)
+    own_spacing = support_slice.plane.canonical_spacing
     places = []
     for side, own_side, step, own_step in zip(shape, mask.shape, spacing, own_spacing, strict=True):
         millimetres = (np.arange(side) - (side - 1) / 2) * step

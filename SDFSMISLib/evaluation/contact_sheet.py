@@ -60,7 +60,7 @@ def contact_sheet(
     reference where it has none). The slices in ``painted`` are always among those shown, framed and marked, and left
     out of the Dice that is printed beside a label's name. The slices run from the head to the feet, from anterior to
     posterior, or from right to left, and are numbered from 0 as they lie along ``axis``. The file appears whole or not
-    at all. Raises :class:`InputError` where a labelmap has another grid, a painted slice lies outside the scan, the
+    at all. Raises :class:`InputError` if a labelmap has another grid, a painted slice lies outside the scan, the
     name does not end in ``.png``, or the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -168,7 +168,7 @@ def _start(direction: np.ndarray) -> str:
 @dataclass(frozen=True, eq=False)
 class _Drawing:
     scan: Volume
-    labelmaps: list[Volume]  # the segmentation, and the reference where there is one
+    labelmaps: list[Volume]  # the segmentation, and the reference if there is one
     labels: list[int]
     axis: int
     painted: frozenset[int]
@@ -301,7 +301,9 @@ def _shown_labels(segmentation: Volume, reference: Volume | None) -> list[int]:
 
 
 def _extent(labelmaps: Sequence[Volume], labels: Sequence[int], axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """(which slices along ``axis`` hold a label, where any slice does: bool, native rows and columns)."""
+    """(whether each slice along ``axis`` holds a label, the union of labels over the slices: bool, native rows and
+    columns).
+    """
     first = labelmaps[0]
     holding = np.zeros(first.slice_count(axis), dtype=bool)
     shadow = np.zeros(first.geometry.slice_shape(axis), dtype=bool)

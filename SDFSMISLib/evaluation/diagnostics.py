@@ -1,6 +1,6 @@
 """Diagnostics: figures that show a method that scores well without having looked at what was painted.
 
-Means are over tasks, except where something else is said.
+Means are over tasks unless noted otherwise.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What is known of one method in one protocol beside its means; NaN where it was not, or could not be, measured.
+    """Figures of one method in one protocol beside its means; NaN if not measured.
 
-    ``pairing_gap`` is Dice minus the Dice, against the same target, where the support showed another structure of the
+    ``pairing_gap`` is Dice minus the Dice, against the same target, if the support shows another structure of the
     same scan: 0 for a method that does not look at what was painted. ``margin`` is Dice minus that of `copy`. Both are
     differences of overall means, over the ``pairing_tasks`` and ``margin_tasks`` that both did.
 
@@ -71,7 +71,7 @@ class Diagnostics:
 
 
 def diagnose(rows: Sequence[Row], prediction: Callable[[Row], Prediction]) -> dict[Run, Diagnostics]:
-    """The diagnostics of each protocol, number of shots and method; ``prediction`` says what a row's method found."""
+    """The diagnostics of each protocol, number of shots and method; ``prediction`` gives a row's prediction."""
     runs: dict[Run, list[Row]] = {}
     shown_another: dict[Run, list[Row]] = {}
     for row in rows:

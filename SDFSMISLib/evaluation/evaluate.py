@@ -34,7 +34,7 @@ __all__ = ["evaluate", "held_out_dice"]
 CASES_IN_MEMORY = 3  # this one, its support, and the one between them that lacks the target
 
 Progress = Callable[[int, int, str], None]
-"""(tasks done, tasks at most, what is next); a task that is skipped counts as done."""
+"""(tasks done, tasks at most, name of the next); a task that is skipped counts as done."""
 
 
 def evaluate(
@@ -110,7 +110,7 @@ def _row(
     metrics: Sequence[str],
     kept: ResultsFile | None,
 ) -> Row | None:
-    """Does a task and keeps its row, and what was found; None where the method does not apply."""
+    """Does a task, saves its prediction and its row; None if the method does not apply."""
     start = time.perf_counter()
     mask = run_method(method, task)
     seconds = time.perf_counter() - start

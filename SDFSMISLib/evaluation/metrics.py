@@ -118,7 +118,7 @@ def _check_masks(prediction: np.ndarray, reference: np.ndarray) -> None:
 
 def _around_both(prediction: np.ndarray, reference: np.ndarray) -> list[np.ndarray] | None:
     """Both masks in the box around what either holds and one voxel more, so that a large scan costs no more than its
-    structure, and a structure at the scan's edge has a surface there; None where one is empty."""
+    structure, and a structure at the scan's edge has a surface there; None if one is empty."""
     _check_masks(prediction, reference)
     if not (prediction.any() and reference.any()):
         return None

@@ -82,7 +82,7 @@ class Task:
 Loader = Callable[[Case], LabelledScan]
 Protocol = Callable[[Case, str, tuple[Case, ...], Loader, int, bool], "Task | None"]
 """(case, target, the other cases of its group beginning behind it, how to read a case, shots, mispaired) -> the task;
-None where the target is too small or nothing can show it, or another structure."""
+None if the target is too small or no scan can show it, or another structure."""
 
 
 def check_protocol(name: str, shots: int) -> None:
@@ -184,7 +184,7 @@ PROTOCOLS: Mapping[str, Protocol] = {"same-volume": same_volume, "cross-volume":
 def _supporting(
     target: str, others: tuple[Case, ...], load: Loader, mispaired: bool
 ) -> tuple[LabelledScan | None, str | None]:
-    """(the first other case that has the target, the structure that it is to show); None where there is none."""
+    """(the first other case that has the target, the structure that it is to show); None if there is none."""
     for other in others:
         if target in other.targets:
             labelled = load(other)

@@ -58,7 +58,7 @@ class Prediction:
 
     @property
     def dice(self) -> np.ndarray:
-        """Dice of each judged slice; NaN where neither mask holds anything."""
+        """Dice of each judged slice; NaN if both masks are empty."""
         total = self.found + self.held
         return np.divide(2 * self.both, total, out=np.full(len(total), np.nan), where=total > 0)
 
@@ -131,7 +131,7 @@ class Row:
         return self.protocol, self.shots, self.case, self.target, self.method, self.mispaired
 
     def measure(self, name: str) -> float:
-        """A metric, NaN where it was not computed; or ``"seconds"``."""
+        """A metric, NaN if not computed; or ``"seconds"``."""
         return self.seconds if name == "seconds" else self.scores.get(name, math.nan)
 
 
@@ -271,7 +271,7 @@ def write_summary(
 def write_results(rows: Iterable[Row], path: Path, prediction: Callable[[Row], Prediction]) -> None:
     """Writes ``results.json``, whole or not at all: each row with its judged slices, a line each; NaN is null.
 
-    ``prediction`` says what a row's method found.
+    ``prediction`` gives a row's prediction.
     """
     lines = []
     for row in rows:
@@ -284,7 +284,7 @@ def write_results(rows: Iterable[Row], path: Path, prediction: Callable[[Row], P
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of what is not NaN; NaN of nothing."""
+    """The mean of all values but NaN; NaN if there are none."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
 

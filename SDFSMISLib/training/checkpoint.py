@@ -20,19 +20,19 @@ from SDFSMISLib.training.volumes import EpisodeBatch
 
 
 class Checkpoint:
-    """Keeps and restores a run. The file appears whole or not at all, so a run may be killed at any moment.
+    """Saves and restores a run. The file appears whole or not at all, so a run may be killed at any moment.
 
     Args:
         path: of the safetensors file; never a pickle.
-        networks: by a name that goes into the file, such as `network.unet` or `average.unet`.
-        optimizer: of which every tensor of its state is kept.
+        networks: by their names in the file, such as `network.unet` or `average.unet`.
+        optimizer: every tensor of its state is saved.
     """
 
     def __init__(self, path: Path, networks: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> None:
         self.path, self.networks, self.optimizer = path, networks, optimizer
 
     def save(self, step: int, extra: dict[str, float] | None = None) -> None:
-        """Keep the run as it is behind `step` steps; `extra` are numbers that come back from `load`."""
+        """Save the run as it is after `step` steps; `load` gives the `extra` numbers back."""
         tensors: dict[str, torch.Tensor] = {}
         for name, network in self.networks.items():
             tensors |= {f"{name}.{key}": value.contiguous() for key, value in network.state_dict().items()}
@@ -42,10 +42,10 @@ class Checkpoint:
             save_file(tensors, part, metadata={"step": str(step), "extra": json.dumps(extra or {})})
 
     def load(self) -> tuple[int, dict[str, float]]:
-        """(the step to go on with, what was kept as extra); step 0 where there is no checkpoint.
+        """(the step to go on with, the extra numbers); step 0 if there is no checkpoint.
 
         Raises:
-            InputError: where the file is of another configuration, or damaged.
+            InputError: if the file is of another configuration, or damaged.
         """
         if not self.path.exists():
             return 0, {}
@@ -87,7 +87,7 @@ class Log:
         self.board = _tensorboard(output) if writes else None
 
     def add(self, step: int, steps: int, parts: dict[str, float]) -> str:
-        """Take a step's numbers in; returns the last line's loss and overlap in a few words."""
+        """Adds a step's numbers; returns loss and overlap of the last line that was written, in words."""
         self.steps += 1
         for name, value in parts.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

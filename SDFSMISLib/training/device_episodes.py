@@ -27,7 +27,7 @@ from SDFSMISLib.training.volumes import BatchPlan, EpisodeBatch, PreviousSlices,
 PYRAMID_LEVELS = 4
 STEPS = 3  # per level
 WINDOW, SMOOTHING = 5, 5  # pixels of a level
-DAMPING = 5e-3  # of squared grey levels per pixel: flat places take over what is around them
+DAMPING = 5e-3  # of squared grey levels per pixel: flat places follow their surroundings
 LONGEST = 1.0  # pixels per step
 
 
@@ -250,7 +250,7 @@ class View:
 
 
 class DeviceEpisodes:
-    """Draws batches of synthetic episodes; seed and number of a batch, and the kind of device, say what is in it."""
+    """Draws batches of synthetic episodes; seed and number of a batch, and the kind of device, determine it."""
 
     def __init__(
         self, volumes: list[TrainingVolume], resolution: int, config: TrainingConfig, device: torch.device
@@ -364,7 +364,7 @@ class DeviceEpisodes:
         return Planes(volumes, targets, origins, axes, present)
 
     def _other_targets(self, draws: RandomDraws, planes: Planes, view: View) -> torch.Tensor:
-        """(B,): of every second row another part that its first slice and its query both show, where there is one."""
+        """(B,): of every second row another part that its first slice and its query both show, if there is one."""
         batch = len(planes.volumes)
         parts_seen = self._at(self.parts, planes.volumes, self._places(planes, view)).long()
         most = int(self.parts.max()) + 1

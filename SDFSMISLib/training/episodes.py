@@ -29,12 +29,10 @@ from SDFSMISLib.training.volumes import (
     resampled,
 )
 
-LEAST_PIXELS = 24  # a target smaller than this on the painted slice is not asked for
-MIN_NEXT_PIXELS = 6  # on the slices that follow it may be smaller
+LEAST_PIXELS = 24  # of a target on the painted slice, at least
+MIN_NEXT_PIXELS = 6  # on the slices that follow
 BEYOND_END_SHARE = 0.35  # share of propagate episodes whose query lies behind the structure's end
-OTHER_SCAN_SHARE = (
-    0.15  # share of propagate episodes on labels whose painted slices are of another scan, where there is one
-)
+OTHER_SCAN_SHARE = 0.15  # share of propagate episodes on labels whose painted slices are of another scan
 UNION_SHARE = 0.1  # share of targets that are made of two
 LONGEST_GAP = 10.0  # mm from the finished neighbour to the query; thick slices lie so far apart
 FAMILY_POWER = 0.25  # a group of many similar scans is drawn more often than a single one, but not in proportion
@@ -145,10 +143,10 @@ class EpisodeSampler:
                 return None
         back = min(gap, abs(index - first.index))
         previous, query = first.at(index - way * back), first.at(index)
-        lost = (previous.index - end) * way > 0  # a lane that has missed the end: it carries along what was there
+        lost = (previous.index - end) * way > 0  # a track that has missed the end keeps the mask from there
         held = first.at(end) if lost else previous
-        carried_mask = held.mask()
-        if not carried_mask.any():
+        neighbour_mask = held.mask()
+        if not neighbour_mask.any():
             return None
         turn, mirror = self._random_angle(), bool(self.rng.random() < 0.5)
         shown: list[tuple[SliceTarget, Crop]] = []
@@ -158,7 +156,7 @@ class EpisodeSampler:
             target = foreign or target
             crop = self._crop_around(target.mask(), target.spacing, (1.8, 2.3), 0.05)
             shown.append((target, replace(crop, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)))
-        crop = self._crop_around(carried_mask, previous.spacing, (1.7, 2.4), 0.15)
+        crop = self._crop_around(neighbour_mask, previous.spacing, (1.7, 2.4), 0.15)
         crop = replace(crop, angle=turn, mirror=mirror)
         is_first = previous.index == first.index and foreign is None
         before = previous if is_first or lost else self._slice_before(first, previous, gap)
@@ -168,8 +166,9 @@ class EpisodeSampler:
         images = [self._own_contrast(contrast, image) for image in images[:painted]] + [
             contrast(x) for x in images[painted:]
         ]
-        exact = resampled(torch.from_numpy(carried_mask.astype(np.float32)), held.spacing, crop, self.resolution) > 0.5
-        masks[-2] = exact.float() if is_first else self._imperfect(exact.float())
+        soft = resampled(torch.from_numpy(neighbour_mask.astype(np.float32)), held.spacing, crop, self.resolution)
+        exact = (soft > 0.5).float()
+        masks[-2] = exact if is_first else self._imperfect(exact)
         moved = displacement(plain[-2], plain[-1])
         earlier: tuple[torch.Tensor, ...] = ()
         if rolled:
@@ -194,7 +193,7 @@ class EpisodeSampler:
         return other.at(int(self.rng.choice(good))) if len(good) else None
 
     def _gap(self, target: SliceTarget, present: list[int]) -> int:
-        """Slices from one to the next of a lane: one, or as many as are made of thick slices, up to `LONGEST_GAP`."""
+        """Slices from one to the next of a track: one, or as many as a thick slice has, up to `LONGEST_GAP`."""
         thickness = target.volume.spacing[target.axis]
         most = min(LONGEST_GAP / thickness, len(present) / 8)
         if most < 2 or self.rng.random() < 0.2:
@@ -202,7 +201,7 @@ class EpisodeSampler:
         return int(round(self.rng.uniform(1, most)))
 
     def _slice_before(self, first: SliceTarget, previous: SliceTarget, gap: int) -> SliceTarget:
-        """A lane's slice before `previous`: a gap nearer to the painted slice `first`, at most that."""
+        """The track's slice before `previous`: a gap nearer to the painted slice `first`, but not past it."""
         away = previous.index - first.index
         return first.at(previous.index - int(np.sign(away)) * min(gap, abs(away)))
 
@@ -307,9 +306,11 @@ class EpisodeSampler:
 
     def _other_targets(self, target: SliceTarget, query: SliceTarget) -> list[int]:
         """Other targets of the same map that a painted slice and the query both show."""
-        seen, asked = (self._slice_counts(k.volume, k.map_number, k.axis)[k.index] for k in (target, query))
-        width = min(len(seen), len(asked))
-        both = (seen[:width] >= LEAST_PIXELS) & (asked[:width] >= MIN_NEXT_PIXELS)
+        support_counts, query_counts = (
+            self._slice_counts(k.volume, k.map_number, k.axis)[k.index] for k in (target, query)
+        )
+        width = min(len(support_counts), len(query_counts))
+        both = (support_counts[:width] >= LEAST_PIXELS) & (query_counts[:width] >= MIN_NEXT_PIXELS)
         return [int(value) for value in np.flatnonzero(both) if value and value not in target.values]
 
     def _target(self, volume: TrainingVolume | None = None, labels: bool = False) -> SliceTarget:
@@ -396,7 +397,7 @@ class EpisodeSampler:
     def _render(
         self, shown: list[tuple[SliceTarget, Crop]], same_scan: bool
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Images in [-1, 1] and masks, R x R each, with the task's look and a little of each slice's own."""
+        """Images in [-1, 1] and masks, R x R each; intensities change for the task, and a little for each slice."""
         if shown[0][0].volume.image is None:
             labels = [
                 resampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
@@ -451,7 +452,7 @@ class EpisodeSampler:
         return (2 * x - 1).clamp(-1, 1)
 
     def _imperfect(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask as a network would have left it: wavy, eroded, dilated, shifted, leaking; or as it is."""
+        """A mask (R, R) with the errors of a prediction: wavy, eroded, dilated, shifted, leaking; or unchanged."""
         if self.rng.random() < 0.2:
             return mask
         size = mask.shape[-1]

@@ -63,7 +63,7 @@ def copy_input_weights(pipeline: SDFSMISPipeline) -> None:
     pipeline.unet.conv_in_ref.load_state_dict(pipeline.unet.conv_in.state_dict())
 
 
-MIN_FOUND_PIXELS = 6  # pixels; a lane would have ended with fewer
+MIN_FOUND_PIXELS = 6  # a track would have ended with fewer
 LOGIT_SCALE = 4.0  # decoded masks lie around -1 and 1; as logits of the cross-entropy they are stretched by this
 MIN_AREA = 30.0  # pixels
 DICE_SMOOTHING = 10.0  # pixels; without it an empty answer has no Dice
@@ -149,8 +149,8 @@ class EpisodeLearner(nn.Module):
         return tuple(torch.randn(n, config.latent_channels, side, side, device=self.pipeline.device) for n in counts)
 
     def _likeness_table(self, batch: EpisodeBatch, images: torch.Tensor) -> torch.Tensor | None:
-        """The likeness of what was painted; finished neighbours, which may be wrong, have no part in it. Across scans
-        that of the warped mask, as in `inference.cross_scan`."""
+        """Likeness to the painted slices, not to finished neighbours, which may be wrong; across scans to the warped
+        mask, as in `inference.cross_scan`."""
         if not self.pipeline.unet.config.likeness:
             return None
         if batch.warped:
@@ -182,8 +182,8 @@ class EpisodeLearner(nn.Module):
         neighbour_masks: torch.Tensor,
         conditions: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The supports' masks (B, S, R, R), and what is carried along (B, R, R), the last one predicted by the network
-        from the slices `before`: errors that a lane hands on are met in training."""
+        """The supports' masks (B, S, R, R) and the neighbours' soft masks (B, R, R), the last ones predicted by the
+        network from the slices `before`: so training meets the errors that a track hands on."""
         before, pipeline, device = batch.before, self.pipeline, images.device
         assert before is not None
         earlier, earlier_mask = before.images.to(device), before.masks.to(device)
@@ -209,7 +209,7 @@ def with_folding_autoencoder(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
     """The same networks with an ideal autoencoder, which folds pixels into channels: what `fold_encoder` aims at.
 
     Raises:
-        InputError: where latents have not as many channels as pixels.
+        InputError: if the latent has fewer channels than its patch has pixels.
     """
     if not pipeline.has_folding_autoencoder:
         channels, factor = pipeline.vae.config.latent_channels, pipeline.latent_factor
@@ -238,8 +238,8 @@ class _FoldingPipeline(SDFSMISPipeline):
 def _task_losses(logits: torch.Tensor, target: torch.Tensor, areas: torch.Tensor) -> dict[str, torch.Tensor]:
     """Cross-entropy, and one minus the soft Dice of each episode; of logits and targets (B, R, R).
 
-    Where the query lacks the structure soft Dice hardly changes with the size of a wrong answer, and lanes then do not
-    learn to end. There the loss is 2 S / (S + A) instead, S the answer's size and A the structure's area (B,) in
+    If the query lacks the structure, soft Dice hardly changes with the size of a wrong answer, and tracks would not
+    learn to end. The loss is then 2 S / (S + A) instead, S the answer's size and A the structure's area (B,) in
     pixels, the largest that is shown: as much for an answer of that size as for a structure that was missed.
     """
     probability = logits.sigmoid()

@@ -65,15 +65,15 @@ class SliceMatching:
 
 
 ScanPairs = Mapping[tuple[str, str], SliceMatching]
-"""By the names of two scans how their slices belong together."""
+"""(name of one scan, name of another) -> how their slices match."""
 
 
 def match_scans(volumes: Sequence[TrainingVolume], report: Callable[[int], None] = lambda _: None) -> ScanPairs:
-    """Levels of scans and their partners, a few for each, of the same group and plane.
+    """The matchings of scans with a few partners each, of the same group and plane.
 
     Args:
         volumes: scans, no synthetic ones.
-        told: called before each scan with the number of those that are done.
+        report: called before each scan with the number of scans done.
     """
     pairs: dict[tuple[str, str], SliceMatching] = {}
     for number, one in enumerate(volumes):
@@ -92,8 +92,7 @@ def _comparable(one: TrainingVolume, other: TrainingVolume) -> bool:
 
 
 def match_slices(one: TrainingVolume, other: TrainingVolume) -> SliceMatching | None:
-    """How slices of `one` and of `other` along their main axes, which lie in the same plane, belong together; None
-    where they do not."""
+    """How slices of `one` and `other` along their main axes, of the same plane, match; None if they do not."""
     assert one.main is not None and other.main is not None, "synthetic volumes are not compared"
     axis, other_axis = one.main.number, other.main.number
     backwards = one.main.rising != other.main.rising
@@ -159,11 +158,11 @@ def _line_correlation(matching: SliceMatching, mine: np.ndarray, theirs: np.ndar
 OWN_SCAN_SHARE = (
     0.3  # share of episodes across scans in which the painted slice is of the scan itself, bent as if of another
 )
-BEND = 0.08  # of half a side, where it is
+BEND = 0.08  # of half a side
 ANGLE_SPREAD = 0.1  # radians, of both slices together
 FULL_SLICE = (0.85, 1.05)  # of half a slice's longer side
-MAX_MISALIGNMENT = 0.06  # of half a side, at most, by which what is brought is misplaced beyond what registration does
-ERROR_SHARE = 0.5  # share of the masks that are brought with errors of another network's kind
+MAX_MISALIGNMENT = 0.06  # of half a side, by which warped masks are misplaced beyond the errors of registration
+ERROR_SHARE = 0.5  # share of the warped masks that get the errors of a prediction
 SAME_APPEARANCE_SHARE = 0.8  # share of episodes across scans in which both slices look as one scanner shows them
 
 
@@ -193,16 +192,16 @@ class UnlabelledSampler(EpisodeSampler):
         """
         Args:
             volumes: scans with maps of supervoxels, where the first map may be labels; synthetic ones too.
-            pairs: how scans belong together; see `matching`.
-            painted: scans that targets may be carried onto, to be painted there.
-            brings: whether the networks take what registration brings.
+            pairs: how slices of scans match; see `match_scans`.
+            painted: scans that targets may be warped onto as painted masks.
+            brings: whether the networks have an input for warped masks.
         """
         super().__init__(volumes, resolution, config)
         self.takes_warped_masks = takes_warped_masks
-        asked, shown = {volume.name for volume in self.real}, {volume.name: volume for volume in painted}
+        query_names, shown = {volume.name for volume in self.real}, {volume.name: volume for volume in painted}
         self.partners: dict[str, list[tuple[TrainingVolume, SliceMatching]]] = {}
         for (one, other), matching in pairs.items():
-            if one in asked and other in shown:
+            if one in query_names and other in shown:
                 self.partners.setdefault(one, []).append((shown[other], matching))
         self.shared_groups = [volume.group for volume in self.real][:1]
 
@@ -240,7 +239,7 @@ class UnlabelledSampler(EpisodeSampler):
         return self._episodes_of(shown, bool(self.rng.random() < SAME_APPEARANCE_SHARE), False)
 
     def _warped_episode(self, painted: SliceTarget, query: SliceTarget) -> list[tuple[torch.Tensor, ...]]:
-        """The painted slice, the query with the mask that registration brings, and the query; see
+        """The painted slice, the query with the mask warped onto it, and the query; see
         `inference.cross_scan`."""
         image = query.image().astype(np.float32)
         region, side = body_region(image, query.spacing), int(self.rng.choice(SIDES))

@@ -272,10 +272,10 @@ class EpisodeBatch:
         query_images: (B, R, R). query_masks: (B, R, R), 0 or 1.
         painted: how many of the S supports are painted by hand: they give the condition token; the last of the others
             is the query's finished neighbour.
-        displacements: (B, R, R, 2), see `registration.displacement`: from the last support to the query. None where no
+        displacements: (B, R, R, 2), see `registration.displacement`: from the last support to the query. None if no
             support is a finished neighbour.
-        before: what a network needs to make the last support's mask itself; None where it should not.
-        brought: whether the last support is the query itself, with a mask that was brought from another scan.
+        before: slices from which the network predicts the last support's mask; None: it keeps the one it has.
+        warped: whether the last support is the query itself, with a mask warped from another scan.
     """
 
     support_images: torch.Tensor
