@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import golden
-from SDFSMISLib.benchmark.tasks import map_bytes, official_masks
+from SDFSMISLib.benchmark.tasks import official_masks, to_bytes
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model import SDFSMISPipeline, convert
 from SDFSMISLib.model.convert import convert_official, convert_stable_diffusion, processor_settings
@@ -316,7 +316,7 @@ def check_masks(output: Path, names: list[str] | None = None) -> None:
     for name in names or golden.inference_cases()[:1]:
         maps = pipe(*inputs(name)).maps
         golden.check("seg", maps, golden.case(name)["seg"])
-        differ = official_masks(map_bytes(maps.numpy())).masks != golden.case(name)["mask"].numpy().astype(bool)
+        differ = official_masks(to_bytes(maps.numpy())).masks != golden.case(name)["mask"].numpy().astype(bool)
         assert np.mean(differ) <= 1e-3
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import golden
-from SDFSMISLib.benchmark.tasks import map_bytes, official_masks
+from SDFSMISLib.benchmark.tasks import official_masks, to_bytes
 from SDFSMISLib.model import SDFSMISPipeline, SupportQueryUNet
 from SDFSMISLib.model.convert import image_encoder_for, processor_settings
 from SDFSMISLib.model.sqi import query_probabilities, query_prototypes, support_prototypes
@@ -168,7 +168,7 @@ def test_parity_end_to_end_with_any_batch_size(name: str, batch_size: int) -> No
     out = pipe(c["support_images"], c["support_masks"], c["query_images"], batch_size=batch_size)
     golden.check("seg", out.maps, c["seg"])
     golden.check("seg", out.probabilities, c["seg"].mean(1))
-    levels = map_bytes(out.maps.numpy())
+    levels = to_bytes(out.maps.numpy())
     off = np.abs(levels.astype(int) - c["seg_u8"].numpy().astype(int))
     assert off.max() <= 1 and (off > 0).mean() <= 1e-3, f"{(off > 0).sum()} bytes differ, by up to {off.max()}"
     golden.note("seg_u8 (share of bytes)", float((off > 0).mean()), float(off.max()) / 255)

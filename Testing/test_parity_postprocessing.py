@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import golden
-from SDFSMISLib.benchmark.tasks import map_bytes, official_masks
+from SDFSMISLib.benchmark.tasks import official_masks, to_bytes
 
 
 def check_masks(tensors: dict[str, torch.Tensor]) -> None:
@@ -31,11 +31,11 @@ def test_parity_of_masks_from_recorded_maps(name: str) -> None:
     """From the stored bytes the masks are exact; bytes of the stored maps are those that were stored."""
     tensors = golden.case(name)
     check_masks(tensors)
-    np.testing.assert_array_equal(map_bytes(tensors["seg"].numpy()), tensors["seg_u8"].numpy())
+    np.testing.assert_array_equal(to_bytes(tensors["seg"].numpy()), tensors["seg_u8"].numpy())
 
 
 def test_parity_bytes_are_truncated() -> None:
-    np.testing.assert_array_equal(map_bytes(np.array([0, 0.9999 / 255, 0.5, 1], np.float32)), [0, 0, 127, 255])
+    np.testing.assert_array_equal(to_bytes(np.array([0, 0.9999 / 255, 0.5, 1], np.float32)), [0, 0, 127, 255])
 
 
 def test_parity_no_slices_give_no_masks() -> None:

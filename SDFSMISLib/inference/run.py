@@ -124,6 +124,24 @@ class Run:
 
     Raises:
         InputError: if a slice is outside the scan, or nothing is painted.
+
+    Example:
+        >>> import torch
+        >>> from SDFSMISLib import SupportSet, Volume
+        >>> from SDFSMISLib.images.geometry import Geometry
+        >>> from SDFSMISLib.model.built_in import Size, new_built_in
+        >>> geometry = Geometry((3, 16, 16), (1.0, 1.0, 2.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        >>> mask = np.zeros((3, 16, 16), dtype=np.uint8)
+        >>> mask[1, 4:12, 4:12] = 1
+        >>> scan = Volume(100 * mask.astype(np.float32), geometry)
+        >>> support = SupportSet.from_labelmap(scan, Volume(mask, geometry))
+        >>> pipeline = new_built_in(size=Size(resolution=32, channels=(8, 16)))  # random weights
+        >>> run = Run(pipeline, SliceStack.of(scan, 0), {1: support.for_label(1)}, RunOptions("independent"))
+        >>> run.requested, run.painted, run.total
+        ([0, 1, 2], (1,), 2)
+        >>> with torch.no_grad():
+        ...     [(result.index, result.probability.shape) for results in run.steps() for result in results]
+        [(0, (16, 16)), (2, (16, 16))]
     """
 
     def __init__(
