@@ -29,7 +29,6 @@ from SDFSMISLib.evaluation import (
 from SDFSMISLib.evaluation.metrics import dice, score
 from SDFSMISLib.evaluation.protocols import cross_volume, field, painted_slices, same_volume
 from SDFSMISLib.images.volume import Geometry, Volume
-from SDFSMISLib.options import RunOptions
 from small_cases import COLUMN, CONE, THICK, ManifestMaker, boxes
 
 
@@ -276,9 +275,8 @@ def test_a_segmenter_is_asked_for_the_task_s_axis_and_label() -> None:
     class OneTask:
         query, support, axis, label, judged = "scan", "painted", 2, 2, (4, 5)
 
-    options = RunOptions("independent")
-    mask = segmenter_method(Segmenter(), options=options)(OneTask())  # type: ignore[arg-type]
-    assert asked == {"query": "scan", "support": "painted", "axis": 2, "slices": (4, 5), "options": options}
+    mask = segmenter_method(Segmenter(), strategy="independent")(OneTask())  # type: ignore[arg-type]
+    assert asked == {"query": "scan", "support": "painted", "axis": 2, "slices": (4, 5), "strategy": "independent"}
     assert mask is not None and mask.dtype == bool and mask.sum() == 75
 
 

@@ -146,9 +146,9 @@ class Narrow(BrightPipeline):
 def test_a_device_out_of_memory_gets_half_as_much_at_a_time(strategy: str) -> None:
     scan, labelmap = ball_scan((16, 40, 40), (1.0, 1.0, 1.0))
     support = SupportSet.from_labelmap(scan, painted_on(labelmap, 8), 1, axis=0)
-    wide = Segmenter(BrightPipeline()).segment(scan, support, RunOptions(strategy))
+    wide = Segmenter(BrightPipeline()).segment(scan, support, strategy)
     pipeline = Narrow(1)
-    narrow = Segmenter(pipeline).segment(scan, support, RunOptions(strategy))
+    narrow = Segmenter(pipeline).segment(scan, support, strategy)
     np.testing.assert_array_equal(narrow.labelmap.voxels, wide.labelmap.voxels)
     assert max(queries for queries, _ in pipeline.batches) == 1
 

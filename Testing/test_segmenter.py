@@ -20,7 +20,6 @@ from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.model.built_in import new_built_in
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.unet import Hints, SupportBank
-from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult
 from small_scans import BODY, ORGAN, BrightPipeline, ball_scan, painted_on
 from volume_examples import stored_otherwise
@@ -66,7 +65,7 @@ def overlap(segmentation: Segmentation, labelmap: Volume) -> float:
 @pytest.mark.parametrize("region", ["auto", "full"])
 def test_one_painted_slice_gives_the_volume(segmenter: Segmenter, strategy: str, region: str) -> None:
     scan, labelmap = ball_scan()
-    segmentation = segmenter.segment(scan, support_of(scan, labelmap, MIDDLE), RunOptions(strategy, region))
+    segmentation = segmenter.segment(scan, support_of(scan, labelmap, MIDDLE), strategy, region=region)
     assert overlap(segmentation, labelmap) > 0.95
     assert segmentation.labelmap.geometry == scan.geometry
     assert segmentation.labelmap.voxels.dtype == np.uint8
@@ -84,7 +83,7 @@ def test_another_scan_has_every_slice_computed(segmenter: Segmenter, strategy: s
     """The slice where propagation starts is part of the result, too."""
     painted_scan, painted = ball_scan()
     scan, labelmap = ball_scan((14, 44, 36), (0.9, 1.1, 2.0))
-    segmentation = segmenter.segment(scan, support_of(painted_scan, painted, MIDDLE), RunOptions(strategy, region))
+    segmentation = segmenter.segment(scan, support_of(painted_scan, painted, MIDDLE), strategy, region=region)
     assert segmentation.painted == ()
     assert overlap(segmentation, labelmap) > 0.95
     held = labelmap.voxels.any(axis=(1, 2))
@@ -108,7 +107,7 @@ def test_propagation_stops_where_the_structure_ends(segmenter: Segmenter) -> Non
     support = support_of(scan, labelmap, 10)
     stopped = segmenter.segment(scan, support).labelmap.voxels.any(axis=(1, 2))
     assert stopped[9:14].all() and not stopped[:9].any()
-    assert segmenter.segment(scan, support, RunOptions("independent")).labelmap.voxels[6].any()
+    assert segmenter.segment(scan, support, "independent").labelmap.voxels[6].any()
 
 
 def test_propagation_stops_where_the_tissue_under_the_mask_is_another_one() -> None:
@@ -160,7 +159,7 @@ def test_what_joins_the_support_is_a_slice_with_its_own_mask() -> None:
 
     darkest: list[float] = []
     scan, labelmap = ball_scan((20, 40, 40), gap=(8,))
-    Segmenter(Watched()).segment(scan, support_of(scan, labelmap, 6, 12), RunOptions(region="full"))
+    Segmenter(Watched()).segment(scan, support_of(scan, labelmap, 6, 12), region="full")
     assert len(darkest) > 2 and min(darkest) > 0.5
 
 
@@ -178,7 +177,7 @@ def test_a_scan_without_the_structure_comes_out_empty(segmenter: Segmenter) -> N
 def test_any_axis(segmenter: Segmenter, axis: int, strategy: str) -> None:
     scan, labelmap = ball_scan((16, 30, 36))
     index = int(np.argmax(labelmap.voxels.sum(axis=tuple({0, 1, 2} - {axis}))))
-    segmentation = segmenter.segment(scan, support_of(scan, labelmap, index, axis=axis), RunOptions(strategy))
+    segmentation = segmenter.segment(scan, support_of(scan, labelmap, index, axis=axis), strategy)
     assert (segmentation.axis, segmentation.painted) == (axis, (index,))
     assert overlap(segmentation, labelmap) > 0.9
 
@@ -221,7 +220,7 @@ def test_a_slice_that_only_says_not_here_leaves_the_other_scans_slices_in_use(st
     other[1, 2:8, 2:8] = 2
     support = joined(support_of(painted_scan, painted, MIDDLE), support_of(scan, Volume(other, scan.geometry), 1))
     pipeline, told = BrightPipeline(), list[SliceResult]()
-    segmentation = Segmenter(pipeline).segment(scan, support, RunOptions(strategy), labels=[1], on_slice=told.append)
+    segmentation = Segmenter(pipeline).segment(scan, support, strategy, labels=[1], on_slice=told.append)
     assert overlap(segmentation, labelmap) > 0.95
     assert pipeline.painted_pixels and min(pipeline.painted_pixels) > 0
     assert sorted(result.index for result in told) == [0, *range(2, 14)]
@@ -241,7 +240,7 @@ def test_labels_share_the_encoding_of_slices_that_they_see_alike() -> None:
     halves[:, :, 24:] *= 2
     support = support_of(scan, Volume(halves, scan.geometry), MIDDLE)
     pipeline = BrightPipeline()
-    Segmenter(pipeline).segment(scan, support, RunOptions("independent", "full"))
+    Segmenter(pipeline).segment(scan, support, "independent", region="full")
     assert pipeline.encoded == scan.slice_count(0) - 1
     assert sum(queries for queries, _ in pipeline.batches) == 2 * pipeline.encoded
 
@@ -252,8 +251,8 @@ def test_a_low_threshold_holds_for_finding_the_structure_too(strategy: str) -> N
     scan, labelmap = ball_scan((14, 44, 36), (0.9, 1.1, 2.0))
     dim = Segmenter(BrightPipeline(answer=0.4))
     support = support_of(painted_scan, painted, MIDDLE)
-    assert overlap(dim.segment(scan, support, RunOptions(strategy, threshold=0.3)), labelmap) > 0.9
-    assert not dim.segment(scan, support, RunOptions(strategy)).labelmap.voxels.any()
+    assert overlap(dim.segment(scan, support, strategy, threshold=0.3), labelmap) > 0.9
+    assert not dim.segment(scan, support, strategy).labelmap.voxels.any()
 
 
 def test_a_structure_too_fine_for_the_grid_is_still_painted() -> None:
@@ -291,7 +290,7 @@ def test_every_open_slice_is_told_once(segmenter: Segmenter, strategy: str, othe
     scan = ball_scan((9, 40, 40))[0] if other else painted_scan
     told: list[SliceResult] = []
     segmentation = segmenter.segment(
-        scan, support_of(painted_scan, labelmap, MIDDLE), RunOptions(strategy), on_slice=told.append
+        scan, support_of(painted_scan, labelmap, MIDDLE), strategy, on_slice=told.append
     )
     expected = [index for index in range(scan.slice_count(0)) if other or index != MIDDLE]
     assert sorted(result.index for result in told) == expected
@@ -309,7 +308,7 @@ def test_cancelling_stops_within_a_batch(segmenter: Segmenter, strategy: str) ->
         segmenter.segment(
             scan,
             support_of(scan, labelmap, MIDDLE),
-            RunOptions(strategy, batch_size=2),
+            strategy, batch_size=2,
             on_slice=told.append,
             cancel=lambda: len(told) >= 3,
         )
@@ -320,7 +319,7 @@ def test_memory_is_bounded_by_the_batch(segmenter: Segmenter) -> None:
     scan, labelmap = ball_scan((40, 40, 40))
     support = support_of(scan, labelmap, 12, 16, 20, 24, 28)
     for strategy in STRATEGIES:
-        segmenter.segment(scan, support, RunOptions(strategy, batch_size=4))
+        segmenter.segment(scan, support, strategy, batch_size=4)
     pipeline = segmenter.pipeline
     assert max(queries for queries, _ in pipeline.batches) <= 4
     assert max(shots for _, shots in pipeline.batches) <= 5
@@ -331,8 +330,8 @@ def test_the_same_run_gives_the_same_result(small: Segmenter) -> None:
     support = support_of(scan, labelmap, 2)
     first, second = (small.segment(scan, support) for _ in range(2))
     np.testing.assert_array_equal(first.probabilities[1], second.probabilities[1])
-    one_by_one = small.segment(scan, support, RunOptions("independent", batch_size=1)).probabilities[1]
-    together = small.segment(scan, support, RunOptions("independent", batch_size=8)).probabilities[1]
+    one_by_one = small.segment(scan, support, "independent", batch_size=1).probabilities[1]
+    together = small.segment(scan, support, "independent", batch_size=8).probabilities[1]
     assert np.abs(one_by_one.astype(int) - together.astype(int)).max() <= 1
 
 
@@ -404,7 +403,7 @@ def test_any_grid_keeps_its_geometry_and_its_painting(
     labels = (rng.random(shape) < 0.3).astype(np.uint8)
     labels.flat[0] = 1
     support = support_of(scan, Volume(labels, geometry), 0, axis=axis)
-    segmentation = Segmenter(BrightPipeline(16)).segment(scan, support, RunOptions(strategy))
+    segmentation = Segmenter(BrightPipeline(16)).segment(scan, support, strategy)
     assert segmentation.labelmap.geometry == geometry
     np.testing.assert_array_equal(segmentation.labelmap.slice(axis, 0), np.take(labels, 0, axis))
     assert segmentation.painted == (0,)
@@ -430,6 +429,6 @@ def test_the_time_that_is_told_counts_the_passes_that_are_made(
     scan, labelmap = Volume(voxels, grid), Volume(painted, grid)
     query = scan if painted_here else Volume(voxels[:-1].copy(), replace(grid, shape=(39, *voxels.shape[1:])))
     segmenter = Segmenter(Counting(takes_neighbours))
-    segmenter.segment(query, support_of(scan, labelmap, 20), RunOptions(strategy))
+    segmenter.segment(query, support_of(scan, labelmap, 20), strategy)
     counted = sum(rows for rows, _ in segmenter.pipeline.batches)
     assert round(counted / 39) == passes_over_slices(strategy, painted_here, segmenter.searches)

@@ -11,7 +11,6 @@ import torch
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.network_images import Shot
 from SDFSMISLib.inference.registration import PaintedBody, body_region, warped_masks
-from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceStack
 from small_scans import ball_scan, painted_on
 from test_structure_search import dice, shot_of, textured
@@ -90,7 +89,7 @@ def test_the_next_scan_is_segmented_slice_by_slice_with_the_warped_masks(two_sca
     scan, labels, finer, truth = two_scans
     support = SupportSet.from_labelmap(scan, painted_on(labels, 6), label=1, axis=0)
     segmenter = Segmenter.from_pretrained("built-in", "cpu")
-    found = segmenter.segment(finer, support, RunOptions("independent"), slices=[11, 12, 13]).labelmap.voxels == 1
+    found = segmenter.segment(finer, support, "independent", slices=[11, 12, 13]).labelmap.voxels == 1
     assert not np.delete(found, [11, 12, 13], axis=0).any()
     assert dice(found[11:14], truth.voxels[11:14] > 0) > 0.85
 
@@ -100,4 +99,4 @@ def test_in_whole_slices_no_mask_is_warped(two_scans, monkeypatch: pytest.Monkey
     support = SupportSet.from_labelmap(scan, painted_on(labels, 6), label=1, axis=0)
     monkeypatch.setattr("SDFSMISLib.inference.run.run_cross_scan", lambda *_: pytest.fail("a mask was warped"))
     segmenter = Segmenter.from_pretrained("built-in", "cpu")
-    segmenter.segment(finer, support, RunOptions("independent", "full"), slices=[12])
+    segmenter.segment(finer, support, "independent", region="full", slices=[12])

@@ -23,7 +23,6 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.baselines import Method, segmenter_method
 from SDFSMISLib.evaluation.protocols import CHUNKS, Task, chunked_task, slices_with, spread_slices
 from SDFSMISLib.images.postprocess import largest_component
-from SDFSMISLib.options import RunOptions
 from SDFSMISLib.support import SupportSet
 
 if TYPE_CHECKING:
@@ -145,8 +144,8 @@ def protocol_method(segmenter: Segmenter, protocol: Protocol, window: Window) ->
     """
     if protocol == "official":
         return official_method(segmenter.pipeline)
-    options = RunOptions("independent", "full" if window == "minmax" else "auto")
-    return segmenter_method(segmenter, options=options, window=window)
+    region = "full" if window == "minmax" else "auto"
+    return segmenter_method(segmenter, strategy="independent", region=region, window=window)
 
 
 def official_method(pipeline: SDFSMISPipeline) -> Method:

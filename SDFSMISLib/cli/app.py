@@ -21,7 +21,7 @@ from SDFSMISLib.cli.segment import EXAMPLES, Engine, ManyValues, command_line, s
 from SDFSMISLib.console import one_line, print_status, progress, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.memory import keep_freed_memory
-from SDFSMISLib.options import BUILT_IN, RunOptions
+from SDFSMISLib.options import BUILT_IN
 from SDFSMISLib.training import CONFIGURATIONS
 
 __all__ = ["main"]
@@ -347,14 +347,14 @@ def _models(names: list[str], protocol: Protocol, device: str) -> dict[str, Any]
     from SDFSMISLib.evaluation import segmenter_method
 
     methods: dict[str, Any] = {}
-    options = RunOptions("independent") if protocol == "field" else RunOptions()  # the papers' way
+    strategy = "independent" if protocol == "field" else "propagate"  # the papers' way
     with waiting("Loading the models"):
         from SDFSMISLib.inference import Segmenter
         from SDFSMISLib.model.loading import weights_digest
 
         for name in names:
             segmenter = Segmenter.from_pretrained(name, device)
-            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter, options=options)
+            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter, strategy=strategy)
     return methods
 
 

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -244,7 +244,7 @@ class ScanWorker:
         segmentation = self.segmenter.segment(
             query,
             self.support,
-            settings.options,
+            **asdict(settings.options),
             labels=self.labels,
             postprocessing=settings.postprocessing,
             on_slice=on_slice,

@@ -228,7 +228,7 @@ def run_method(method: Method, task: Task) -> np.ndarray | None:
 
 
 def segmenter_method(segmenter: Segmenter, **options: Any) -> Method:
-    """The method that runs a segmenter; ``options`` (a `RunOptions`, the window ...) go to its ``segment``."""
+    """The method that runs a segmenter; ``options`` (strategy, region, window ...) go to its ``segment``."""
 
     def segment(task: Task) -> np.ndarray:
         segmentation = segmenter.segment(task.query, task.support, axis=task.axis, slices=task.judged, **options)

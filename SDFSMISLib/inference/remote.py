@@ -11,7 +11,7 @@ from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder
-from SDFSMISLib.options import RunOptions
+from SDFSMISLib.options import Region, RunOptions, Strategy
 from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
 
@@ -87,11 +87,14 @@ class RemoteSegmenter:
         self,
         query: Volume,
         support: SupportSet,
-        options: RunOptions = RunOptions(),
+        strategy: Strategy = "propagate",
         *,
         axis: int | None = None,
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
+        region: Region = "auto",
+        threshold: float = 0.5,
+        batch_size: int = 8,
         postprocessing: Postprocessing | None = None,
         window: Literal["robust", "minmax"] = "robust",
         on_slice: Callable[[SliceResult], None] | None = None,
@@ -101,6 +104,7 @@ class RemoteSegmenter:
         """Segment `query` from `support`, see `Segmenter.segment`.
 
         Args:
+            batch_size: is left to the backend, which knows its memory.
             on_upload: called with the number of slices that the backend has, and the number that it needs.
             cancel: called between slices while they are sent, then at every record of the backend; returns True to
                 stop the run.
@@ -110,6 +114,7 @@ class RemoteSegmenter:
             BackendError: if the backend refuses, fails, or cannot be reached for longer than `patience`.
             Cancelled: if `cancel` returned True.
         """
+        options = RunOptions(strategy, region, threshold, batch_size)
         content_hash = query.content_hash()
         run_axis = support.axis_on(query, content_hash) if axis is None else axis
         scan = SliceStack.of(query, run_axis, query.window(window), content_hash)

@@ -20,7 +20,8 @@ from SDFSMISLib.inference.run import EarlierResults, Run
 from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder, mismatch_warnings
 from SDFSMISLib.model.loading import load_pipeline, weights_digest
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
-from SDFSMISLib.options import BUILT_IN, RunOptions
+from SDFSMISLib.options import BUILT_IN, RunOptions, Strategy
+from SDFSMISLib.options import Region as RegionChoice
 from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
 
@@ -83,11 +84,14 @@ class Segmenter:
         self,
         query: Volume,
         support: SupportSet,
-        options: RunOptions = RunOptions(),
+        strategy: Strategy = "propagate",
         *,
         axis: int | None = None,
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
+        region: RegionChoice = "auto",
+        threshold: float = 0.5,
+        batch_size: int = 8,
         postprocessing: Postprocessing | None = None,
         window: Literal["robust", "minmax"] = "robust",
         on_slice: Callable[[SliceResult], None] | None = None,
@@ -103,13 +107,14 @@ class Segmenter:
         Args:
             query: the scan to segment.
             support: painted slices, of this scan or of others.
-            options: strategy, region, threshold and batch size. ``independent`` is the paper's strategy (arXiv
-                2604.03134). On another scan the built-in weights then also get the painted masks, which registration
-                warps onto each slice, unless the region is ``full``.
+            strategy: ``propagate`` goes outwards from the painted slices; ``independent`` segments each slice alone,
+                as in the paper (arXiv 2604.03134). On another scan the built-in weights then also get the painted
+                masks, which registration warps onto each slice, unless the region is ``full``.
             axis: array axis along which to slice, 0 to 2; None = that of the painted slices, on another scan the
                 anatomically nearest.
             slices: indices of the slices to segment, from 0; None = all.
             labels: label values to segment; None = all of the support.
+            region, threshold, batch_size: see `RunOptions`, which checks them.
             postprocessing: applied after the threshold; None = none.
             window: intensities that become [-1, 1]: ``robust`` (percentiles of the scan) or ``minmax`` (the paper's).
             on_slice: called after each finished slice of each label.
@@ -122,6 +127,7 @@ class Segmenter:
             InputError: if a slice is outside the scan, or the support lacks a label.
             Cancelled: if `cancel` returned True.
         """
+        options = RunOptions(strategy, region, threshold, batch_size)
         support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         content_hash = query.content_hash()
         run_axis = support.axis_on(query, content_hash) if axis is None else axis

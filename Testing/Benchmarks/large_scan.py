@@ -16,7 +16,6 @@ import psutil
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
-from SDFSMISLib.options import RunOptions
 
 
 def peak_gib() -> float:
@@ -55,7 +54,7 @@ def main() -> None:
     for strategy in ("propagate", "independent"):
         began = time.monotonic()
         found = segmenter.segment(
-            scan, support, RunOptions(strategy), postprocessing=Postprocessing(keep_largest="volume")
+            scan, support, strategy, postprocessing=Postprocessing(keep_largest="volume")
         )
         filled = int((found.labelmap.voxels > 0).any(axis=(1, 2)).sum())
         print(f"{strategy}: {time.monotonic() - began:.0f} s, peak {peak_gib():.2f} GiB, {filled} slices hold the rod")
