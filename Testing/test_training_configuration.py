@@ -1,4 +1,4 @@
-"""Configurations: ours can be read, others are refused in a sentence, and both commands take the same."""
+"""Configurations: ours can be read, others are refused in a sentence, and the command takes both."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from SDFSMISLib.cli.app import main
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.training import CONFIGURATIONS
-from SDFSMISLib.training.__main__ import main
 from SDFSMISLib.training.config import TrainingConfig
 
 PLAIN = {"cases": "", "output": "x"}
@@ -85,20 +85,16 @@ def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object], s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_the_module_takes_what_the_command_takes(
-    tmp_path: Path, named: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_command_changes_what_it_is_given_and_one_process_of_several_says_where_the_weights_are(
+    tmp_path: Path, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from SDFSMISLib.training import trainer
 
     ran: list[TrainingConfig] = []
-    monkeypatch.setattr(trainer, "train", lambda config, validate: ran.append(config) or "folder")
+    monkeypatch.setattr(trainer, "train", lambda config, advance, validate: ran.append(config) or "folder")
+    monkeypatch.setenv("RANK", rank)
     path = str(written(tmp_path, cases="", output="a"))
-    assert main([*(["--config"] if named else []), path, "--output", "b", "--cases", "scans.json"]) == 0
+    assert main(["train", "--config", path, "--output", "b", "--cases", "scans.json"]) == 0
     assert [(config.output, config.cases) for config in ran] == [("b", "scans.json")]
-    assert capsys.readouterr().out == "folder\n"
-
-
-def test_the_module_says_what_is_wrong_and_ends_in_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "none.json")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert capsys.readouterr().out == ("Wrote the pipeline folder folder\n" if rank == "0" else "")

@@ -270,7 +270,7 @@ def test_a_killed_process_is_taken_up_to_the_same_weights_bit_by_bit(tmp_path: P
     """SIGKILL as soon as the first checkpoint of the episodes is there, then the same command again."""
     settings = tiny_settings(tmp_path / "killed", denoising_steps=2, steps=8, save_every=2)
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    command = [sys.executable, "-m", "SDFSMISLib.training", str(tmp_path / "config.json")]
+    command = [sys.executable, "-m", "SDFSMISLib.cli", "train", "--config", str(tmp_path / "config.json")]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
     checkpoint = tmp_path / "killed" / "segmentation.safetensors"
     until = time.monotonic() + 60

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 failed; 2 bad usage or input, with one sentence on standar
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import traceback
@@ -179,7 +180,10 @@ def train(
         str | None, typer.Option(metavar="DIR", help="Folder of checkpoints, log and weights, in place of its own.")
     ] = None,
 ) -> None:
-    """Train weights by a configuration, or go on where a run was stopped."""
+    """Train weights by a configuration, or go on where a run was stopped.
+
+    On several GPUs: accelerate launch -m SDFSMISLib.cli train --config FILE
+    """
     with waiting("Starting"):
         from SDFSMISLib.evaluation.evaluate import held_out_dice
         from SDFSMISLib.training.config import TrainingConfig
@@ -189,7 +193,8 @@ def train(
     settings = TrainingConfig.read(config, **{name: value for name, value in given.items() if value is not None})
     with progress("Training", settings.steps) as advance:
         folder = run_training(settings, advance, validate=held_out_dice)
-    typer.echo(f"Wrote the pipeline folder {folder}")
+    if os.environ.get("RANK", "0") == "0":  # one of the processes that accelerate has launched
+        typer.echo(f"Wrote the pipeline folder {folder}")
 
 
 @app.command(

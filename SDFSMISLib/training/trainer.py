@@ -1,8 +1,8 @@
 """One trainer for every size: where wanted the decoder of the autoencoder and the U-Net on images, then all of it on
 episodes.
 
-It runs on accelerate: `sdfsmis train` on a CPU or one GPU, `accelerate launch -m SDFSMISLib.training CONFIG` on several
-GPUs or machines. A run that was stopped at any moment goes on from its last checkpoint with the very batches and draws
+It runs on accelerate: `sdfsmis train` on a CPU or one GPU, `accelerate launch -m SDFSMISLib.cli train` on several GPUs
+or machines. A run that was stopped at any moment goes on from its last checkpoint with the very batches and draws
 that were to come, so that on a CPU it ends in the same weights, bit by bit.
 """
 
