@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import slicer
 
+import SDFSMISLib
 from recording_workbench import RecordingWorkbench
 from slicer_standin import install
 
@@ -72,7 +73,20 @@ class Shown:
 
 
 @pytest.fixture
-def shown(standin: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
+def same_workbench() -> Iterator[None]:
+    """A reload of the panel reads the workbench anew; other tests go on with the one that they have imported."""
+    import SDFSMISLib.workbench as workbench
+
+    before = {name: module for name, module in sys.modules.items() if name.startswith(workbench.__name__)}
+    yield
+    for name in [name for name in sys.modules if name.startswith(workbench.__name__)]:
+        del sys.modules[name]
+    sys.modules.update(before)
+    SDFSMISLib.workbench = workbench
+
+
+@pytest.fixture
+def shown(standin: Any, same_workbench: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
     workbench = RecordingWorkbench()
     paths = SimpleNamespace(make_workbench=lambda settings: workbench)
     monkeypatch.setitem(sys.modules, "SDFSMISPanel.slicer_paths", paths)

@@ -736,7 +736,7 @@ def test_evaluate_in_field_has_models_take_each_slice_alone(
     segment = Segmenter.segment
     monkeypatch.setattr(Segmenter, "segment", lambda *a, **k: [asked.append(k), segment(*a, **k)][1])
     assert run(*evaluation(manifest, protocol="field")).code == 0
-    assert {named["options"].strategy for named in asked} == {"independent"} and len(asked) == 2 * 3
+    assert {named["strategy"] for named in asked} == {"independent"} and len(asked) == 2 * 3
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_where_another_build_of_torch_fits_better_it_is_said_how_to_get_it() -> 
         ("Windows", (), ""),
         ("Darwin", (), ""),
     ):
-        said = usual_build(cards, system).said
+        said = usual_build(cards, system).advice
         assert hint in said and bool(said) == bool(hint), system
         assert not said or ("pytorch.org/get-started/locally" in said and "--extra-index-url" in said)
 

@@ -436,7 +436,9 @@ def test_told_to_stop_it_ends_and_the_cluster_stays(
     served.process.send_signal(signal.SIGINT)
     out, err = served.process.communicate(timeout=SECONDS)
     assert served.process.returncode == 0 and out == ""
-    assert len(err.splitlines()) == 1 and "Ctrl+C" in err, err
+    *notice, line = err.splitlines()
+    assert "Ctrl+C" in line, err
+    assert all(one.startswith("No replica has started yet") for one in notice), err  # on a slow computer
     assert any(node["Alive"] for node in ray.nodes())
     until(lambda: not ray.util.list_named_actors(all_namespaces=True), SECONDS)
     monkeypatch.setattr("SDFSMISLib.server.ray_serving.MAX_STARTS", 1)  # a second one would fail the same way

@@ -311,7 +311,7 @@ def test_a_labelmap_painted_beside_the_scan_is_refused() -> None:
     [
         ({"origin": (500.0, 0.0, 0.0)}, "The mask lies outside the scan"),
         ({"origin": (-30.5, 10.0, 5.0)}, "The mask lies outside the scan"),
-        ({"origin": (-14.0, 12.0, 8.0), "spacing": (1.5, 2.0, 3.1)}, "lies outside the scan"),
+        ({"origin": (-14.0, 12.0, 8.0), "spacing": (1.5, 2.0, 3.1)}, "lie outside the scan"),
         ({"origin": (-20.0, 10.0, 9.5), "spacing": (1.5, 2.0, 0.1)}, "between the scan's voxels"),
         ({"origin": (0.0, 0.0, 0.0), "spacing": (1.0, 1.0, 1.0)}, "lost its position"),
     ],
