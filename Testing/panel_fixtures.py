@@ -79,10 +79,13 @@ def same_workbench() -> Iterator[None]:
 
     before = {name: module for name, module in sys.modules.items() if name.startswith(workbench.__name__)}
     yield
+    if sys.modules.get(workbench.__name__) is workbench:
+        return
     for name in [name for name in sys.modules if name.startswith(workbench.__name__)]:
         del sys.modules[name]
     sys.modules.update(before)
     SDFSMISLib.workbench = workbench
+    _forget_panel()  # it was read with the other one
 
 
 @pytest.fixture
