@@ -5,8 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import uvicorn
 
+from processes import until
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.client import Client
 from SDFSMISLib.server.app import make_app
@@ -21,7 +21,14 @@ from SDFSMISLib.server.engine import Engine
 from SDFSMISLib.server.settings import ServerLimits
 from SDFSMISLib.server.store import MemoryStore
 from SDFSMISLib.slices import SliceStack
-from SDFSMISLib.wire import content_address, pack_array, query_fields, support_fields, support_image_for_wire
+from SDFSMISLib.wire import (
+    content_address,
+    pack_array,
+    query_fields,
+    read_record,
+    support_fields,
+    support_image_for_wire,
+)
 from small_scans import BrightPipeline, ball_scan, painted_on
 
 
@@ -88,14 +95,6 @@ def running(
         assert not thread.is_alive(), "the backend does not end"
 
 
-def until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for something that happens in another thread or process."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-
-
 @dataclass(frozen=True)
 class Task:
     """A scan, its painted slices and the whole truth."""
@@ -128,3 +127,21 @@ def request_of(backend: Backend, asked: Task, **changes: Any) -> dict[str, Any]:
         support.append(support_fields(piece, [1], address))
     request = {"protocol": 1, "query": query_fields(stack, addresses), "support": support, "labels": [1]}
     return {**request, **changes}
+
+
+def records(answer: bytes) -> list[dict[str, Any]]:
+    return [read_record(line) for line in answer.splitlines(keepends=True)]
+
+
+def segmented(client: Client, asked: Task, **options: Any) -> dict[int, np.ndarray]:
+    with client.segment(asked.stack, asked.support, **options) as run:
+        return {one.index: one.probability for one in run}
+
+
+def is_right(found: dict[int, np.ndarray], asked: Task) -> bool:
+    """Whether the ball was found on all slices but the painted one."""
+    truth = asked.truth.voxels > 0
+    open_slices = set(range(len(truth))) - {piece.index for piece in asked.support.slices}
+    ours = np.stack([found[index] > 127 for index in sorted(open_slices)])
+    theirs = truth[sorted(open_slices)]
+    return set(found) == open_slices and 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()) > 0.95

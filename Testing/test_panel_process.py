@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +20,12 @@ from slicer_standin import install
 install()
 
 from panel_examples import PaintedScene, dice, differ, kept_settings  # noqa: E402
+from processes import until  # noqa: E402
 from SDFSMISLib import Segmenter, SupportSet  # noqa: E402
 from SDFSMISLib.images.volume import Volume  # noqa: E402
 from SDFSMISLib.workbench import Workbench  # noqa: E402
 from SDFSMISLib.workbench.local_backend import InstallationPaths, LocalBackendManager  # noqa: E402
 from SDFSMISLib.workbench.views import BackendChoice, BackendKind  # noqa: E402
-from serving import until  # noqa: E402
 from small_scans import ball_scan  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,27 +77,17 @@ def test_the_panel_gives_the_library_s_own_voxels(computer: LocalBackendManager,
     assert dice(expected[others], truth[others]) > 0.7
 
 
-def test_the_process_ends_with_the_panel() -> None:
-    earlier = _backends()
-    requirements = ROOT / "SDFSMIS" / "Resources" / "requirements-backend.txt"
-    paths = InstallationPaths(
-        ROOT / "nowhere", ROOT / "SDFSMISLib", requirements, sys.executable, {"startup": dict(os.environ)}
-    )
-    workbench = Workbench(kept_settings(), LocalBackendManager(paths))
+def test_the_process_ends_with_the_panel(computer: LocalBackendManager) -> None:
+    workbench = Workbench(kept_settings(), computer)
     workbench.backend.choose(BackendChoice(BackendKind.LOCAL, python=sys.executable, device="cpu"))
     workbench.backend.test()
-    end = time.monotonic() + 90
-    while workbench.backend.view.state == "busy":
-        assert time.monotonic() < end, workbench.backend.view
-        workbench.step()
-        time.sleep(0.01)
+    until(lambda: not workbench.step() and workbench.backend.view.state != "busy", 90)
     assert workbench.backend.view.state == "good" and "built-in" in workbench.backend.view.status, (
         workbench.backend.view
     )
-    started = _backends() - earlier
-    assert started
+    assert _backends()
     workbench.close()
-    until(lambda: not _backends() & started)
+    until(lambda: not _backends())
 
 
 def _backends() -> set[int]:

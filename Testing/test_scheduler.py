@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
+from processes import until
 from SDFSMISLib.server.scheduler import BackendStopping, ClientStalled, QueueFull, ScheduledRun, Scheduler
-from serving import until
 
 
 class Runs:

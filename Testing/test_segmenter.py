@@ -289,9 +289,7 @@ def test_every_open_slice_is_told_once(segmenter: Segmenter, strategy: str, othe
     painted_scan, labelmap = ball_scan()
     scan = ball_scan((9, 40, 40))[0] if other else painted_scan
     told: list[SliceResult] = []
-    segmentation = segmenter.segment(
-        scan, support_of(painted_scan, labelmap, MIDDLE), strategy, on_slice=told.append
-    )
+    segmentation = segmenter.segment(scan, support_of(painted_scan, labelmap, MIDDLE), strategy, on_slice=told.append)
     expected = [index for index in range(scan.slice_count(0)) if other or index != MIDDLE]
     assert sorted(result.index for result in told) == expected
     assert [result.finished for result in told] == list(range(1, len(expected) + 1))
@@ -308,7 +306,8 @@ def test_cancelling_stops_within_a_batch(segmenter: Segmenter, strategy: str) ->
         segmenter.segment(
             scan,
             support_of(scan, labelmap, MIDDLE),
-            strategy, batch_size=2,
+            strategy,
+            batch_size=2,
             on_slice=told.append,
             cancel=lambda: len(told) >= 3,
         )

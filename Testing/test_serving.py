@@ -8,8 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from certificates import self_signed
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.cli.app import main
 from SDFSMISLib.client import Client
-from SDFSMISLib.client.backend_process import start_backend
 from SDFSMISLib.client.errors import CertificateNotTrusted, TokenRefused
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
-from serving import Task, task, until
+from serving import Task, task
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-of-more-than-16-letters"
@@ -84,7 +83,7 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def noisy_task(depth: int = 24) -> Task:
+def noisy_task(depth: int = 14) -> Task:
     """Enough for a stream that can be cut: two labels, two painted slices, so that lanes meet."""
     made = task((depth, 56, 48), painted=(depth // 3, 2 * depth // 3))
     noise = np.random.default_rng(1).normal(0, 12, made.scan.voxels.shape)
@@ -107,72 +106,41 @@ def assert_same(one: Segmentation, other: Segmentation) -> None:
     assert (one.axis, one.painted, one.warnings) == (other.axis, other.painted, other.warnings)
 
 
-def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap(started: Callable[..., Process]) -> None:
-    """And the same as without a backend, to the bit."""
-    asked, port = noisy_task(), free_port()
+def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap_until_it_is_told_to_stop(
+    started: Callable[..., Process], tmp_path: Path
+) -> None:
+    """The same as without a backend, to the bit; and it speaks TLS, to who trusts its certificate."""
+    asked, certificate = noisy_task(), self_signed(tmp_path)
+    options = ("--port", free_port(), "--tls-cert", certificate, "--tls-key", certificate)
     local = Segmenter.from_pretrained("built-in", "cpu").segment(asked.scan, asked.support)
-    first = started("--port", port, **KNOWN)
-    remote = RemoteSegmenter(Client(first.url, TOKEN))
-    whole = remote.segment(asked.scan, asked.support)
-    assert_same(whole, local)
-
+    first = started(*options, **KNOWN)
+    assert first.url.startswith("https://")
+    with pytest.raises(CertificateNotTrusted):
+        Client(first.url, TOKEN).capabilities()
+    client = Client(first.url, TOKEN, ca_file=str(certificate))
     seen: list[int] = []
+    again: list[Future[Process]] = []
+    with ThreadPoolExecutor(1) as pool:
 
-    def on_slice(result: Any) -> None:
-        seen.append(result.finished)
-        if result.finished == 11:
-            first.process.kill()  # SIGKILL: nothing is tidied up
-            threading.Thread(target=started, args=("--port", port), kwargs=KNOWN, daemon=True).start()
+        def on_slice(result: Any) -> None:
+            seen.append(result.finished)
+            if result.finished == 11:
+                first.process.kill()  # SIGKILL: nothing is tidied up
+                again.append(pool.submit(started, *options, **KNOWN))
 
-    resumed = RemoteSegmenter(Client(first.url, TOKEN)).segment(asked.scan, asked.support, on_slice=on_slice)
+        resumed = RemoteSegmenter(client).segment(asked.scan, asked.support, on_slice=on_slice)
+        second = again[0].result()
     assert_same(resumed, local)
     assert seen == list(range(1, len(seen) + 1)), "no slice came twice"
-
-
-def test_a_backend_of_another_program_ends_with_it(tmp_path: Path) -> None:
-    """The program starts one, tells its address, and is killed."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from SDFSMISLib.client.backend_process import start_backend\n"
-        "backend = start_backend()\n"
-        "print(backend.url, backend.token, flush=True)\n"
-        "input()\n"
-    )
-    parent = subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    url, token = parent.stdout.readline().split()
-    assert Client(url, token).capabilities().models[0].name == "built-in"
-    parent.kill()
-    parent.communicate()
-    port = int(url.rpartition(":")[2])
-    until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) != 0)
-
-
-def test_a_started_backend_has_a_token_of_its_own_and_hands_its_log_on() -> None:
-    lines: list[str] = []
-    with start_backend(on_log=lines.append) as backend:
-        assert len(backend.token) >= 16 and backend.client().capabilities().strategies
-        with pytest.raises(TokenRefused):
-            Client(backend.url).capabilities()
-        asked = task((6, 40, 40))
-        with backend.client().segment(asked.stack, asked.support) as run:
-            assert len(list(run)) == 5
-        assert backend.poll() is None
-    assert backend.poll() is not None
-    assert any("run done" in line for line in lines) and not any(backend.token in line for line in lines)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send to another process")
-def test_told_to_stop_it_ends_cleanly_and_the_client_says_so(started: Callable[..., Process]) -> None:
-    asked = noisy_task(60)
-    first = started("--port", 0, **KNOWN)
-    with Client(first.url, TOKEN).segment(asked.stack, asked.support, patience=0.5) as run:
+    if os.name == "nt":
+        return  # it has no signal to send to another process
+    longer = noisy_task(60)
+    with client.segment(longer.stack, longer.support, patience=0.5) as run:
         next(iter(run))
-        first.process.send_signal(signal.SIGINT)
+        second.process.send_signal(signal.SIGINT)
         with pytest.raises(Exception, match="stopped or restarted|lost"):
             list(run)
-    assert first.process.wait(20) == 0
+    assert second.process.wait(20) == 0
 
 
 def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callable[..., Process]) -> None:
@@ -185,15 +153,6 @@ def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callab
     assert process.process.wait(20) == 0
     token = next(line.rpartition(" ")[2] for line in log.splitlines() if line.startswith("Token"))
     assert len(token) >= 24 and log.count(token) == 1 and "in the clear" in log
-
-
-def test_with_a_certificate_it_speaks_tls_to_who_trusts_it(started: Callable[..., Process], tmp_path: Path) -> None:
-    certificate = self_signed(tmp_path)
-    process = started("--port", 0, "--tls-cert", certificate, "--tls-key", certificate, **KNOWN)
-    assert process.url.startswith("https://")
-    assert Client(process.url, TOKEN, ca_file=str(certificate)).capabilities().strategies
-    with pytest.raises(CertificateNotTrusted):
-        Client(process.url, TOKEN).capabilities()
 
 
 @pytest.mark.parametrize(

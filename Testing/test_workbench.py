@@ -22,9 +22,10 @@ from slicer_standin import install
 install()
 
 from panel_examples import PaintedScene, dice, differ  # noqa: E402
+from processes import until  # noqa: E402
 from SDFSMISLib.support import SupportSet  # noqa: E402
 from SDFSMISLib.workbench.views import BackendChoice, BackendKind, QueryMode, RunRequest  # noqa: E402
-from serving import Backend, running, until  # noqa: E402
+from serving import Backend, running  # noqa: E402
 from small_scans import BrightPipeline, ball_scan  # noqa: E402
 
 

@@ -53,9 +53,7 @@ def main() -> None:
     print(f"{options.slices} slices of {options.side} x {options.side}; before the run: peak {peak_gib():.2f} GiB")
     for strategy in ("propagate", "independent"):
         began = time.monotonic()
-        found = segmenter.segment(
-            scan, support, strategy, postprocessing=Postprocessing(keep_largest="volume")
-        )
+        found = segmenter.segment(scan, support, strategy, postprocessing=Postprocessing(keep_largest="volume"))
         filled = int((found.labelmap.voxels > 0).any(axis=(1, 2)).sum())
         print(f"{strategy}: {time.monotonic() - began:.0f} s, peak {peak_gib():.2f} GiB, {filled} slices hold the rod")
 
