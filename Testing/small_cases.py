@@ -52,3 +52,13 @@ class ManifestMaker:
         path = self.folder / "cases.json"
         path.write_text(json.dumps(self.content), encoding="utf-8")
         return path
+
+
+def write_two_groups(folder: Path) -> Path:
+    """The manifest of three cases of group a, the first of them for training, and one of group b."""
+    maker = ManifestMaker(folder)
+    maker.add("a/1", boxes(COLUMN, CONE), {"column": 1, "cone": 2}, split="train")
+    maker.add("a/2", boxes(COLUMN), {"column": 1, "cone": 2})  # names a target that it does not hold
+    maker.add("a/3", boxes(CONE, COLUMN), {"column": 2, "cone": 1})  # other label values for the same targets
+    maker.add("b/1", boxes(COLUMN), {"column": 1})
+    return maker.write()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +15,7 @@ from benchmark_examples import (
     ABDOMEN,
     PLACES,
     dice_of,
+    few_organs,
     ran,
     scans_of,
     spleen_alone,
@@ -34,13 +31,13 @@ from SDFSMISLib.evaluation.baselines import run_method
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.inference import Segmenter
 from SDFSMISLib.inference.network_images import as_rgb
+from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.convert import convert_stable_diffusion
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.training import CONFIGURATIONS
 from small_scans import BrightPipeline
-
-ROOT = Path(__file__).resolve().parent.parent
+from training_examples import kill_before_it_saves_again
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +88,10 @@ def test_results_are_a_file_for_each_fold_and_number_of_shots(manifest: Path, tm
     assert content["dice"]["own"].keys() == {*ABDOMEN.organs, "mean"}
 
 
-def test_the_official_protocol_tests_no_support_scan(manifest: Path, weights: Path, tmp_path: Path) -> None:
+def test_the_official_protocol_tests_no_support_scan(
+    manifest: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spleen_alone(monkeypatch)
     ran(*run_words(manifest, "none", tmp_path, "--model", weights, "--protocol", "official", "--fold", "1"))
     rows = dice_of(tmp_path)
     assert {case.rpartition("_")[2] for _, case, _ in rows} == {"4", "5", "7"}
@@ -139,13 +139,18 @@ def run_words(manifest: Path, config: object, output: Path, *more: object) -> li
 
 
 def test_weights_as_they_are_are_tested_and_the_table_is_printed(
-    manifest: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    manifest: Path,
+    weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    spleen_alone(monkeypatch)
     ran(*run_words(manifest, "none", tmp_path, "--model", weights, "--fold", "2", "--shots", "1", "2"))
     out = capsys.readouterr().out
     assert "## Abd-MRI, Setting I: Dice, %" in out and "fold 2 only; weights as they are" in out
     assert "tiny, 2 shots" in out
-    assert len(dice_of(tmp_path)) == 16
+    assert len(dice_of(tmp_path)) == 4
 
 
 # -- what goes together
@@ -220,10 +225,12 @@ def test_across_data_sets_one_training_on_all_scans_serves_all_folds(tmp_path: P
 def test_a_run_trains_without_labels_and_tests_what_it_trained(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    few_organs(monkeypatch, "left kidney", "spleen")
     monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.MAX_PARTNERS", 1)  # to be fast
+    monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.PROBES", 4)
     config = write_config(tmp_path, mix={"independent": 0.5, "propagate": 0.5, "cross": 0.5})
     ran(*run_words(manifest, config, tmp_path / "out", "--fold", "0", "--setting", "2"))
-    for group, organs in ABDOMEN.excluded_together.items():
+    for group, organs in DATA_SETS["chaos_t2"].excluded_together.items():
         folder = tmp_path / "out" / "training" / f"fold0-{group}"
         seen = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
         assert all(case["targets"] == {"body": 1} for case in seen) and len(seen) == 11
@@ -236,74 +243,86 @@ def test_a_run_trains_without_labels_and_tests_what_it_trained(
         assert content["about"]["trained_on"] == "chaos_t2"
 
 
-def test_a_run_across_data_sets_goes_from_the_command_line(
+def test_a_run_across_data_sets_without_two_parts_goes_from_the_command_line(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spleen_alone(monkeypatch)
     other = write_scans(tmp_path / "ct", DATA_SETS["sabs"])
-    words = run_words(manifest, write_config(tmp_path, steps=1), tmp_path / "out", "--fold", "0")
+    config = write_config(tmp_path, steps=1, average=0.5, decoded=False)
+    words = run_words(manifest, config, tmp_path / "out", "--fold", "0", "--without", "vtct", "support-values")
     ran(*words, "--cases", other, "--train-on", "sabs")
     (path,) = (tmp_path / "out" / "results").iterdir()
     assert json.loads(path.read_text(encoding="utf-8"))["about"]["trained_on"] == "sabs"
+    trained = load_pipeline(tmp_path / "out" / "training" / "all-of-sabs-all" / "pipeline", "cpu")
+    assert list(trained.config.without) == ["translator", "bank"]
+    begun = new_built_in(0, Size(resolution=32, channels=(16, 16)))
+    for key, value in begun.translator.state_dict().items():
+        assert torch.equal(value, trained.translator.state_dict()[key]), key  # nothing taught it
+
+
+@pytest.fixture(scope="module")
+def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """The folder of a run that trained two folds and tested them, and its configuration."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        spleen_alone(patch)
+        config = write_config(folder, steps=2, save_every=1)
+        ran(*run_words(manifest, config, folder / "out", "--fold", "0", "1"))
+        yield folder / "out", config
 
 
 def test_a_folder_of_another_configuration_is_refused(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spleen_alone(monkeypatch)
-    ran(*run_words(manifest, write_config(tmp_path, steps=1), tmp_path / "out", "--fold", "0"))
     with pytest.raises(InputError, match="holds a training by another configuration; name another output folder"):
-        ran(*run_words(manifest, write_config(tmp_path, steps=2), tmp_path / "out", "--fold", "0"))
+        ran(*run_words(manifest, write_config(tmp_path, steps=3), finished[0], "--fold", "0"))
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_and_results(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_was_killed_in_its_second_training_goes_on_to_the_same_weights_and_results(
+    manifest: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL in the training of the second fold, then the same command again."""
     spleen_alone(monkeypatch)
-    config = write_config(tmp_path, steps=6, save_every=1)
-    words = run_words(manifest, config, tmp_path / "killed", "--fold", "0", "1")
-    code = "from SDFSMISLib.cli.benchmark import benchmark; benchmark()"
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=os.environ | threads, cwd=ROOT)
-    checkpoint = tmp_path / "killed" / "training" / "fold1-all" / "segmentation.safetensors"
-    until = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert not (checkpoint.parent / "pipeline").exists()
-    finished = tmp_path / "killed" / "training" / "fold0-all" / "pipeline" / "model_index.json"
-    made = finished.stat().st_mtime_ns
+    whole, config = finished
+    words = [str(word) for word in run_words(manifest, config, tmp_path, "--fold", "0", "1")]
+    first, second = (tmp_path / "training" / fold for fold in ("fold0-all", "fold1-all"))
+    kill_before_it_saves_again(second / "segmentation.safetensors", benchmark_of, words)
+    assert not (second / "pipeline").exists()
+    made = (first / "pipeline" / "model_index.json").stat().st_mtime_ns
     ran(*words)
-    assert finished.stat().st_mtime_ns == made  # what was done is not done again
-    ran(*run_words(manifest, config, tmp_path / "whole", "--fold", "0", "1"))
-    assert dice_of(tmp_path / "killed") == dice_of(tmp_path / "whole")
-    for fold in ("fold0-all", "fold1-all"):
-        one, other = (load_pipeline(tmp_path / run / "training" / fold / "pipeline") for run in ("killed", "whole"))
+    assert (first / "pipeline" / "model_index.json").stat().st_mtime_ns == made  # what was done is not done again
+    assert dice_of(tmp_path) == dice_of(whole)
+    for folder in (first, second):
+        one, other = (load_pipeline(run / "pipeline", "cpu") for run in (folder, whole / "training" / folder.name))
         for name, network in one.components.items():
             for key, value in network.state_dict().items():
-                assert torch.equal(value, getattr(other, name).state_dict()[key]), (fold, name, key)
+                assert torch.equal(value, getattr(other, name).state_dict()[key]), (folder.name, name, key)
 
 
-def two_processes(words: list[str]) -> None:
+def benchmark_of(words: list[str]) -> None:
+    """As `sdfsmis benchmark` in a process of its own."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # what a new process would not have
     ran(*words)
 
 
-def test_two_processes_train_together_and_one_tests(
+def test_two_processes_train_one_set_of_weights_and_one_of_them_tests(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spleen_alone(monkeypatch)
     from accelerate import debug_launcher
 
-    words = [str(word) for word in run_words(manifest, write_config(tmp_path), tmp_path / "out", "--fold", "0")]
-    debug_launcher(two_processes, (words,), num_processes=2)
+    stages = {"autoencoder_steps": 1, "denoising_steps": 1, "steps": 1, "accumulate": 2, "precision": "bf16"}
+    config = write_config(tmp_path, **stages, synthetic_count=1, on_device=True)
+    words = [str(word) for word in run_words(manifest, config, tmp_path / "out", "--fold", "0")]
+    debug_launcher(benchmark_of, (words,), num_processes=2)
     assert len(dice_of(tmp_path / "out")) == 4
-    log = (tmp_path / "out" / "training" / "fold0-all" / "log.jsonl").read_text(encoding="utf-8")
-    assert log.count("\n") == 1  # by one process
+    training = tmp_path / "out" / "training" / "fold0-all"
+    log = (training / "log.jsonl").read_text(encoding="utf-8")
+    assert log.count("\n") == 3  # one for each stage, by one process
+    for network in load_pipeline(training / "pipeline", "cpu").components.values():
+        assert all(torch.isfinite(value).all() for value in network.state_dict().values())
 
 
 # -- the paper's own
@@ -316,7 +335,7 @@ def write_paper(folder: Path) -> tuple[Path, Path]:
     start = convert_stable_diffusion(folder / "sd", folder / "dinov2", folder / "sd-fsmis", resolution=64)
     settings = json.loads(CONFIGURATIONS["paper"].read_text(encoding="utf-8"))
     path = folder / "paper.json"
-    path.write_text(json.dumps(settings | {"steps": 2, "workers": 0}), encoding="utf-8")
+    path.write_text(json.dumps(settings | {"steps": 2, "workers": 0, "checkpointing": True}), encoding="utf-8")
     return path, start
 
 
@@ -325,16 +344,18 @@ def test_the_paper_s_configuration_runs_from_local_weight_folders(
 ) -> None:
     spleen_alone(monkeypatch)
     config, start = write_paper(tmp_path)
-    ran(*run_words(manifest, config, tmp_path / "out", "--model", start, "--fold", "3", "--shots", "1", "5"))
+    ran(*run_words(manifest, config, tmp_path / "out", "--model", start, "--fold", "3", "--shots", "5"))
     before = load_pipeline(start, "cpu").components
     after = load_pipeline(tmp_path / "out" / "training" / "fold3-all" / "pipeline", "cpu").components
     for name, network in before.items():
         same = all(torch.equal(x, after[name].state_dict()[key]) for key, x in network.state_dict().items())
         assert same == (name in ("vae", "image_encoder")), name
-    (one, five) = sorted((tmp_path / "out" / "results").iterdir())
-    about = json.loads(one.read_text(encoding="utf-8"))["about"]
+    assert (tmp_path / "out" / "training" / "fold3-all" / "pictures" / "step_000002.png").exists()
+    (path,) = (tmp_path / "out" / "results").iterdir()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    about = content["about"]
     assert about["model"] == "paper" and about["configuration"]["supervoxels"] == "felzenszwalb"
-    assert len(json.loads(five.read_text(encoding="utf-8"))["scores"]) == 4
+    assert about["shots"] == 5 and len(content["scores"]) == 4
 
 
 # -- the official code's way to masks

@@ -23,6 +23,20 @@ def box(*sides: slice, shape: tuple[int, int, int] = (24, 30, 30)) -> np.ndarray
 CUBE = box(slice(5, 15), slice(5, 15), slice(5, 15))
 
 
+def test_the_dice_of_masks_made_by_hand() -> None:
+    empty, left, right = (np.zeros((2, 3, 4), dtype=bool) for _ in range(3))
+    left[..., :2], right[..., 1:3] = True, True
+    assert dice(empty, empty) == 1.0
+    assert dice(left, empty) == dice(empty, left) == 0.0
+    assert dice(left, left) == 1.0
+    assert dice(left, right) == 0.5  # 2 * 6 / (12 + 12)
+    left[1] = False
+    assert dice(left, right) == pytest.approx(2 * 3 / (6 + 12))  # voxels of all slices are one set, no mean of slices
+    for wrong in (left[:1], left.astype(np.uint8)):
+        with pytest.raises(ValueError, match="bool masks"):
+            dice(wrong, right)
+
+
 @pytest.mark.parametrize(
     ("shift", "spacing", "distance"),
     [
@@ -90,6 +104,15 @@ def test_an_empty_mask_has_no_surface(name: str) -> None:
     for pair in ((empty, empty), (CUBE, empty), (empty, CUBE)):
         assert math.isnan(METRICS[name](*pair, CUBIC))
     assert [dice(*pair) for pair in ((empty, empty), (CUBE, empty))] == [1.0, 0.0]
+
+
+def test_only_the_judged_slices_count() -> None:
+    reference = np.zeros((4, 3, 5), dtype=bool)
+    reference[:, :, :2] = True
+    prediction = reference.copy()
+    prediction[:, :, 4] = True
+    assert score(prediction, reference, (1, 1, 1), 2, [0, 1, 2, 3])["dice"] == 1.0
+    assert score(prediction, reference, (1, 1, 1), 2, [3, 4])["dice"] == 0.0
 
 
 def test_judged_slices_only_and_in_their_own_spacing() -> None:

@@ -1,4 +1,4 @@
-"""Training: episodes are reproducible, and a run that was stopped goes on as if it had not been."""
+"""Training: episodes are reproducible, and scans are read once."""
 
 import json
 from functools import cache
@@ -12,7 +12,7 @@ from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.synthesis import synthetic_labels
 from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
-from training_examples import PLAIN, WEIGHTS, scan_volume, tiny_config, write_manifest
+from training_examples import PLAIN, scan_volume, write_manifest
 
 PLAIN_CONFIG = TrainingConfig(cases="", output="")
 
@@ -127,31 +127,6 @@ def test_supervoxels_are_kept(manifest):
     again = load_training_volumes(manifest, manifest.parent / "cache", PLAIN_CONFIG)[0]
     assert all(np.array_equal(a, b) for a, b in zip(first.maps, again.maps, strict=True))
     assert kept == {path: path.stat().st_mtime_ns for path in (manifest.parent / "cache").iterdir()}
-
-
-@pytest.mark.parametrize("on_device", [False, True])
-def test_a_run_stopped_in_a_step_goes_on_to_the_same_weights(tmp_path, monkeypatch, on_device):
-    from safetensors.torch import load_file
-
-    from SDFSMISLib.training import trainer
-
-    trainer.train(tiny_config(tmp_path / "whole", on_device=on_device))
-    real, calls = trainer.EpisodeLearner.forward, []
-
-    def stopped(*arguments):
-        calls.append(1)
-        if len(calls) == 4:  # behind the checkpoint at step 2
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(trainer.EpisodeLearner, "forward", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(tiny_config(tmp_path / "stopped", on_device=on_device))
-    monkeypatch.setattr(trainer.EpisodeLearner, "forward", real)
-    folder = trainer.train(tiny_config(tmp_path / "stopped", on_device=on_device))
-    for file in WEIGHTS.values():
-        one, other = (load_file(path / "pipeline" / file) for path in (tmp_path / "whole", folder.parent))
-        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,18 @@
-"""The paper's training: its episodes, its augmentation, and its configuration from a converted folder to weights."""
+"""The paper's training: its episodes and its augmentation."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import golden
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.model.convert import convert_stable_diffusion
-from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import MIN_PAPER_SHARE, EpisodeSampler
 from SDFSMISLib.training.synthesis import augment
-from SDFSMISLib.training.trainer import train
 from SDFSMISLib.training.volumes import TrainingVolume
 from test_hints import blobs, disc
-from training_examples import scan_volume, write_manifest
+from training_examples import scan_volume
 
 PAPER = TrainingConfig(cases="", output="", mix={"paper": 1.0})
 
@@ -87,18 +81,3 @@ def test_scans_without_a_large_enough_supervoxel_are_refused_rather_than_searche
     volume.maps[1][volume.maps[1] < 3] = 0
     with pytest.raises(InputError, match="larger targets"):
         EpisodeSampler([volume], 64, PAPER).batch(1, 0)
-
-
-def test_the_papers_configuration_trains_a_converted_folder(tmp_path: Path) -> None:
-    golden.write_stable_diffusion(tmp_path / "sd")
-    golden.write_dinov2(tmp_path / "dinov2", "dinov2_518")
-    start = convert_stable_diffusion(tmp_path / "sd", tmp_path / "dinov2", tmp_path / "sd-fsmis", resolution=64)
-    manifest = write_manifest(tmp_path)
-    paper = TrainingConfig.read(Path("paper"), cases=str(manifest), output=str(tmp_path / "out"))
-    small = {"start": str(start), "steps": 2, "supervoxel_size": 50, "workers": 0, "checkpointing": True}
-    folder = train(paper.model_copy(update=small))
-    before, after = load_pipeline(start, "cpu"), load_pipeline(folder, "cpu")
-    for name, network in before.components.items():
-        same = all(torch.equal(x, getattr(after, name).state_dict()[key]) for key, x in network.state_dict().items())
-        assert same == (name in ("vae", "image_encoder")), name
-    assert (tmp_path / "out" / "pictures" / "step_000002.png").exists()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from SDFSMISLib.cli.app import main
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import held_out_dice
 from SDFSMISLib.model.built_in import Size, new_built_in
@@ -27,7 +24,7 @@ from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, with_folding_autoencoder
 from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
 from SDFSMISLib.training.volumes import EpisodeBatch, synthetic_volumes
-from training_examples import tiny_config, tiny_settings, write_manifest
+from training_examples import kill_before_it_saves_again, tiny_config, tiny_settings, write_manifest
 
 SMALL = Size(resolution=32, channels=(16, 16))
 ONE_STAGE: dict[str, Any] = {"autoencoder_steps": 0, "average": 0.0, "half": False}
@@ -84,7 +81,8 @@ def test_checkpointing_changes_no_gradient_and_keeps_less() -> None:
 
 
 def test_denoising_learns_and_leaves_all_but_the_unet_alone(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, **ONE_STAGE, decoded=False, denoising_steps=40, steps=0, warmup=5)
+    settings = ONE_STAGE | {"mix": {"independent": 1.0}, "decoded": False}
+    config = tiny_config(tmp_path, **settings, denoising_steps=40, steps=0, warmup=5)
     train(config)
     before = new_built_in(config.seed, SMALL)
     after = weights(tmp_path)
@@ -244,41 +242,34 @@ def test_without_tensorboard_the_log_is_written_alone(tmp_path: Path, monkeypatc
     assert (tmp_path / "log.jsonl").read_text(encoding="utf-8").count("\n") == 1
 
 
-# -- processes
+# -- runs that were stopped
 
 
-def trained_by_two(folder: Path) -> None:
-    from accelerate.state import AcceleratorState
+def test_a_run_stopped_in_a_step_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ONE_STAGE | {"on_device": True}
+    train(tiny_config(tmp_path / "whole", **settings))
+    forward, calls = EpisodeLearner.forward, []
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # what a new process would not have
-    train(tiny_config(folder, denoising_steps=2, steps=2, accumulate=2, on_device=True, precision="bf16"))
+    def stopped(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # behind the checkpoint at step 2
+            raise KeyboardInterrupt
+        return forward(*arguments)
 
-
-def test_two_processes_train_one_set_of_weights(tmp_path: Path) -> None:
-    from accelerate import debug_launcher
-
-    debug_launcher(trained_by_two, (tmp_path,), num_processes=2)
-    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
-    lines = (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 3  # one for each stage, by one process
-
-
-# -- kills
+    with monkeypatch.context() as context:
+        context.setattr(EpisodeLearner, "forward", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(tmp_path / "stopped", **settings))
+    train(tiny_config(tmp_path / "stopped", **settings))
+    assert_same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
 
 
 def test_a_killed_process_is_taken_up_to_the_same_weights_bit_by_bit(tmp_path: Path) -> None:
-    """SIGKILL as soon as the first checkpoint of the episodes is there, then the same command again."""
-    settings = tiny_settings(tmp_path / "killed", denoising_steps=2, steps=8, save_every=2)
+    settings = tiny_settings(tmp_path / "killed", denoising_steps=2, half=False)
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
-    command = [sys.executable, "-m", "SDFSMISLib.cli", "train", "--config", str(tmp_path / "config.json")]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
-    checkpoint = tmp_path / "killed" / "segmentation.safetensors"
-    until = time.monotonic() + 60
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    words = ["train", "--config", str(tmp_path / "config.json")]
+    kill_before_it_saves_again(tmp_path / "killed" / "segmentation.safetensors", main, words)
     assert not (tmp_path / "killed" / "pipeline").exists()
-    train(TrainingConfig.read(tmp_path / "config.json"))
-    train(TrainingConfig.read(tmp_path / "config.json", output=str(tmp_path / "whole")))
+    assert main(words) == 0
+    assert main([*words, "--output", str(tmp_path / "whole")]) == 0
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))

@@ -1,22 +1,24 @@
-"""Small scans, manifests and configurations to train with."""
+"""Small scans, manifests and configurations to train with, and a training that is killed."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from SDFSMISLib.images.volume import Geometry, SliceOrientation, Volume
+from SDFSMISLib.training.checkpoint import Checkpoint
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.volumes import TrainingVolume
 
 PLAIN = (SliceOrientation(False, False, False),) * 3
-WEIGHTS = {
-    part: f"{part}/{'' if part == 'image_encoder' else 'diffusion_pytorch_'}model.safetensors"
-    for part in ("unet", "vae", "image_encoder", "translator")
-}
 
 
 def scan_volume(name: str, shift: int) -> TrainingVolume:
@@ -61,3 +63,36 @@ def tiny_settings(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def tiny_config(folder: Path, **changes: Any) -> TrainingConfig:
     return TrainingConfig(**tiny_settings(folder, **changes))
+
+
+def kill_before_it_saves_again(checkpoint: Path, command: Callable[[list[str]], object], words: list[str]) -> None:
+    """Runs a command in a process of its own, which is killed when steps behind this checkpoint are done and not saved.
+
+    On Linux the process is a fork of this one, which need not import torch anew.
+    """
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    reached, reports = context.Pipe(duplex=False)
+    process = context.Process(target=_run_until_it_saves_again, args=(checkpoint, command, words, reports))
+    process.start()
+    reports.close()
+    try:
+        assert reached.poll(300), "it saved no checkpoint twice in five minutes"
+        reached.recv()  # an EOFError if it ended before
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run_until_it_saves_again(
+    checkpoint: Path, command: Callable[[list[str]], object], words: list[str], reports: Connection
+) -> None:
+    save = Checkpoint.save
+
+    def save_once(self: Checkpoint, *arguments: Any) -> None:
+        if self.path == checkpoint and checkpoint.exists():
+            reports.send("reached")
+            threading.Event().wait()
+        save(self, *arguments)
+
+    Checkpoint.save = save_once  # type: ignore[method-assign]
+    command(words)
