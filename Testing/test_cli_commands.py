@@ -69,7 +69,9 @@ def evaluation(manifest: Path, *words: object, protocol: str = "same-volume") ->
 
 
 def test_evaluate_measures_models_beside_baselines(run: Run, manifest: Path) -> None:
-    ran = run(*evaluation(manifest, "--baselines", "copy,growcut", "registration", "--groups", "balls"))
+    ran = run(
+        *evaluation(manifest, "--baselines", "copy,growcut", "registration", "--groups", "balls", "--split", "test")
+    )
     assert ran.code == 0, ran.err
     folder = manifest.parent / "results"
     summary = json.loads((folder / "summary.json").read_text())

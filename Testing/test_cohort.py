@@ -403,7 +403,7 @@ def test_cohorts_that_are_refused(cohort: Callable[..., Ran], files: Path) -> No
         (("--output", results / "r.nii.gz"), "name a folder"),
         (("--output", files / "other"), "of another program"),
         (("--output", results, "--jobs", 0), "--jobs 0 was given; 1 or more"),
-        (("--output", results, "--jobs", 2, "--model", "nowhere"), "'nowhere' is unknown"),
+        (("--output", results, "--model", "nowhere"), "'nowhere' is unknown"),
         (("--output", results, "--engine", "dask"), "'dask' is not one of 'process', 'ray'"),
     ]
     before = sorted(files.rglob("*"))

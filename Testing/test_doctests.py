@@ -24,5 +24,5 @@ def test_the_examples_of_a_module_give_what_they_say(
     monkeypatch.chdir(str(tmp_path))  # examples write files
     module = importlib.import_module(name)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    failed, _ = doctest.testmod(module, optionflags=flags)
+    failed, _ = doctest.testmod(module, optionflags=flags, exclude_empty=True)
     assert failed == 0

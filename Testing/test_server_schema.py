@@ -52,7 +52,7 @@ def test_every_answer_is_one_that_is_described(described: Any, method: str, path
     # A request of the right form may still name slices that were not sent, or make no sense together.
     excluded = [CHECKS.get_one("positive_data_acceptance")]
 
-    @settings(max_examples=30)
+    @settings(max_examples=15)
     @given(operation.as_strategy(generation_mode=mode))
     def answered(case: schemathesis.Case) -> None:
         case.call_and_validate(excluded_checks=excluded, timeout=20)
