@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -185,6 +185,7 @@ class SliceResult:
         probability: uint8 (rows, columns) on the query's own grid, 255 meaning 1.
         certainty: 0 to 1, see `certainty_of`.
         finished, total: slices done so far, this one included, and slices in all (labels counted one by one).
+        stage: ``preview`` if the slice comes once more, fused with what was found along other axes.
     """
 
     label: int
@@ -194,6 +195,7 @@ class SliceResult:
     certainty: float
     finished: int
     total: int
+    stage: Literal["preview", "final"] = "final"
 
 
 def needed_slices(strategy: str, count: int, wanted: Collection[int], painted: Collection[int]) -> list[int]:

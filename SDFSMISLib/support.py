@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -23,6 +23,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.labelmap import integer_labels, label_values
+from SDFSMISLib.images.planes import Plane, painted_planes
 from SDFSMISLib.images.volume import Volume, match_labelmap
 from SDFSMISLib.slices import SlicePlane
 
@@ -95,9 +96,9 @@ def _tensor(entry: Mapping[str, Any], data: memoryview) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="))  # a copy, so that it can be written to
 
 
-FORMAT, VERSION = "sdfsmis-support-set", 1
+FORMAT = "sdfsmis-support-set"
+VERSIONS = ("1", "2")  # the second has slices of which only a part is known
 EXTENSION = ".safetensors"
-THIN = 0.25  # the longest row of painted slices on one axis, as a share of that on the next, that means single slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,8 @@ class SupportSlice:
         index: which slice of the scan, from 0, along the axis of ``plane``.
         plane: axis, spacing, orientation and intensity window, shared by all slices of the scan along that axis.
         complete: True if a label that is absent on this slice is truly absent, not just unpainted.
+        known: bool of the same shape: the pixels of which it is known whether they belong to a label; the others are
+            left to the networks, as around strokes of a correction. None = the whole slice.
 
     >>> from SDFSMISLib.images.volume import Geometry
     >>> grid = Geometry((1, 1, 3), (1, 1, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
@@ -124,6 +127,7 @@ class SupportSlice:
     index: int
     plane: SlicePlane
     complete: bool = False
+    known: np.ndarray | None = None
 
     def mask(self, label: int) -> np.ndarray:
         """Bool (rows, columns), native: the pixels painted with ``label``."""
@@ -140,7 +144,7 @@ class SupportSlice:
     def digest(self) -> str:
         """16 hexadecimal digits that identify this slice in a result's provenance."""
         digest = hashlib.sha256(json.dumps(self.to_fields(), sort_keys=True).encode())
-        for array in (self.image, self.labels):
+        for array in (self.image, self.labels, *(() if self.known is None else (self.known,))):
             digest.update(f"{array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -181,18 +185,28 @@ class SupportSet:
             raise InputError(f"The support has nothing painted with label {label}; it has {_listed(self.labels)}.")
         return tuple(painted for painted in self.slices if painted.complete or painted.mask(label).any())
 
-    def axis_on(self, scan: Volume, content_hash: str) -> int:
-        """The array axis along which to slice a scan: that of the slices painted on it, else the one of the same
+    def axes_on(self, scan: Volume, content_hash: str) -> tuple[int, ...]:
+        """The array axes along which to segment a scan: those of the slices painted on it, else the one of the same
         anatomical plane as the first slice.
 
-        ``content_hash`` is the scan's. Raises :class:`InputError` for a set without slices.
+        The first is the main one, along which results come: the axis with most painted slices; of equal ones that with
+        the finest pixels, then the lowest. ``content_hash`` is the scan's. Raises :class:`InputError` for a set without
+        slices.
         """
-        for painted in self.slices:
-            if painted.plane.scan == content_hash:
-                return painted.plane.axis
         if not self.slices:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
-        return next(axis for axis in range(3) if scan.geometry.plane(axis) == self.slices[0].plane.name)
+        painted = {
+            (one.plane.axis, one.index) for one in self.slices if one.plane.scan == content_hash and one.labels.any()
+        }
+        axes = sorted({axis for axis, _ in painted})
+        if not axes:
+            return (next(axis for axis in range(3) if scan.geometry.plane(axis) == self.slices[0].plane.name),)
+
+        def order(axis: int) -> tuple[int, float, int]:
+            row, column = scan.geometry.in_plane_spacing(axis)
+            return -sum(axis == other for other, _ in painted), row * column, axis
+
+        return tuple(sorted(axes, key=order))
 
     def digest(self) -> tuple[str, ...]:
         """The digests of the slices, in their order."""
@@ -204,7 +218,7 @@ class SupportSet:
         scan: Volume,
         labelmap: Volume,
         label: int | Sequence[int] | None = 1,
-        slices: Sequence[int] | None = None,
+        slices: Sequence[int | tuple[int, int]] | None = None,
         axis: int | Literal["auto"] = "auto",
     ) -> SupportSet:
         """The painted slices of a scan.
@@ -213,50 +227,47 @@ class SupportSet:
             scan: (slices, height, width), any modality.
             labelmap: resampled to the scan's grid if it has another one (see :func:`.volume.match_labelmap`).
             label: one label value, several, or None for all; other labels are left out.
-            slices: indices along ``axis``, from 0; None = all painted slices. If a label is absent on a slice given
-                here, it counts as truly absent (a negative example).
-            axis: 0, 1 or 2 of (slices, height, width). ``"auto"`` takes the axis on which single slices are painted:
-                the one whose longest row of neighbouring painted slices is the shortest, if it is one slice, or at
-                most a quarter of the row on the next axis. Otherwise, as for a structure painted as a whole, it takes
-                the axis whose two in-plane spacings are most alike (see :meth:`.geometry.Geometry.default_axis`).
+            slices: (axis, index) of each slice, from 0, or indices along the one axis that was painted; None = all
+                painted slices. If a label is absent on a slice given here, it counts as truly absent (a negative
+                example).
+            axis: 0, 1 or 2 of (slices, height, width): only slices along it are taken. ``"auto"`` takes those that were
+                painted, along one axis or several (see :func:`.planes.painted_planes`); a structure painted as a whole
+                is read as slices of the axis whose two in-plane spacings are most alike
+                (:meth:`.geometry.Geometry.default_axis`).
 
         Raises:
             InputError: if the labelmap does not match the scan, is empty or lacks the label; if a slice is outside the
-                scan, or nothing is painted on the slices given.
+                scan, or nothing is painted on the slices given; if an index is given without its axis where slices of
+                several axes are painted.
         """
         matched, message = match_labelmap(labelmap, scan.geometry)
         if message:
             warnings.warn(message, stacklevel=2)
         matched = replace(matched, voxels=integer_labels(matched.voxels, "The mask"))
         wanted = _wanted_labels(matched.voxels, label)
-        kept = np.zeros(1 << 16, dtype=np.uint16)  # by label value: itself if it is wanted, else 0
-        kept[wanted] = wanted
-        planes = _painted_planes(matched.voxels, kept > 0)
-        chosen = painted_axis(scan.geometry, planes) if axis == "auto" else axis
-        count = scan.slice_count(chosen)
-        painted = np.flatnonzero(planes[chosen]).tolist()
-        indices = painted if slices is None else sorted({int(index) for index in slices})
-        outside = [index for index in indices if not 0 <= index < count]
-        if outside:
-            raise InputError(f"Slice {outside[0]} was named; axis {chosen} of the scan has slices 0 to {count - 1}.")
-
-        plane = SlicePlane.of(scan, chosen)
+        if slices is None:
+            shown = _detected(matched.voxels, wanted, scan.geometry, axis)
+        else:
+            shown = {plane: wanted for plane in _named(slices, matched.voxels, wanted, scan.geometry, axis)}
+        planes = {axis: SlicePlane.of(scan, axis) for axis in sorted({plane.axis for plane in shown})}
         painted_slices = tuple(
             SupportSlice(
-                image=np.array(scan.slice(chosen, index), dtype=np.float32),
-                labels=kept[matched.slice(chosen, index)],
-                index=index,
-                plane=plane,
+                image=np.array(scan.slice(*plane), dtype=np.float32),
+                labels=_only(matched.slice(*plane), labels),
+                index=plane.index,
+                plane=planes[plane.axis],
                 complete=slices is not None,
             )
-            for index in indices
+            for plane, labels in sorted(shown.items())
         )
         found = {value for one in painted_slices for value in label_values(one.labels)}
         absent = [value for value in wanted if value not in found]
         if absent and not (label is None and found):
+            painted = _detected(
+                matched.voxels, absent, scan.geometry, axis if slices is None else _one_axis(shown, axis)
+            )
             raise InputError(
-                f"Label {_listed(absent)} is not painted on slice {_listed(indices) or '(none was named)'} of axis "
-                f"{chosen}; painted slices there: {_ranges(painted)}."
+                f"Label {_listed(absent)} is not painted on {_described(shown)}; painted slices: {_described(painted)}."
             )
         return cls(painted_slices, {value: matched.segment_names.get(value, "") for value in sorted(found)})
 
@@ -267,9 +278,12 @@ class SupportSet:
         for number, painted in enumerate(self.slices):
             tensors[f"{number}.image"] = painted.image
             tensors[f"{number}.labels"] = painted.labels
+            if painted.known is not None:
+                tensors[f"{number}.known"] = painted.known
         names = {str(label): name for label, name in self.names.items()}
         content = {"names": names, "slices": [painted.to_fields() for painted in self.slices]}
-        metadata = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
+        version = VERSIONS[any(painted.known is not None for painted in self.slices)]
+        metadata = {"format": FORMAT, "version": version, "content": json.dumps(content)}
         with atomic_output(path, path.suffix or EXTENSION) as temporary:
             temporary.write_bytes(write_tensors(tensors, metadata))
         return path
@@ -284,14 +298,14 @@ class SupportSet:
             tensors, metadata = read_tensors(path)
             if metadata.get("format") != FORMAT:
                 raise InputError(f"{path} is not a support set; give a file that was saved as one.")
-            if metadata.get("version") != str(VERSION):
+            if metadata.get("version") not in VERSIONS:
                 raise InputError(
-                    f"{path} is a support set of version {metadata.get('version')}, and this program reads version "
-                    f"{VERSION}; install a program as new as the one that saved it."
+                    f"{path} is a support set of version {metadata.get('version')}, and this program reads versions "
+                    f"{' and '.join(VERSIONS)}; install a program as new as the one that saved it."
                 )
             content = json.loads(metadata["content"])
             slices = tuple(
-                _slice(entry, tensors[f"{number}.image"], tensors[f"{number}.labels"])
+                _slice(entry, tensors[f"{number}.image"], tensors[f"{number}.labels"], tensors.get(f"{number}.known"))
                 for number, entry in enumerate(content["slices"])
             )
             return cls(slices, {int(label): str(name) for label, name in content["names"].items()})
@@ -301,14 +315,17 @@ class SupportSet:
             raise InputError(f"The support set {path} is damaged ({error}); save it again.") from error
 
 
-def _slice(entry: dict[str, Any], image: np.ndarray, labels: np.ndarray) -> SupportSlice:
+def _slice(entry: dict[str, Any], image: np.ndarray, labels: np.ndarray, known: np.ndarray | None) -> SupportSlice:
     """The slice of a file's entry and arrays; ValueError if they do not fit together."""
     if image.ndim != 2 or image.shape != labels.shape or image.dtype != np.float32 or labels.dtype != np.uint16:
         raise ValueError(f"{image.dtype} {image.shape} and {labels.dtype} {labels.shape} are no slice and its labels")
+    if known is not None and (known.shape != labels.shape or known.dtype != bool):
+        raise ValueError(f"{known.dtype} {known.shape} does not tell what is known of {labels.shape} pixels")
     lengths = (*entry["spacing"], entry["thickness"])
     if entry["axis"] not in (0, 1, 2) or entry["index"] < 0 or not all(length > 0 for length in lengths):
         raise ValueError("a slice has an impossible axis, index or spacing")
-    return SupportSlice(image, labels, int(entry["index"]), SlicePlane.from_fields(entry), bool(entry["complete"]))
+    plane, complete = SlicePlane.from_fields(entry), bool(entry["complete"])
+    return SupportSlice(image, labels, int(entry["index"]), plane, complete, known)
 
 
 def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> list[int]:
@@ -325,30 +342,77 @@ def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> lis
     return wanted
 
 
-def _painted_planes(voxels: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, ...]:
-    """For each axis, bool per slice: whether a wanted label is painted on it. ``wanted`` is bool by label value."""
-    planes = tuple(np.zeros(side, dtype=bool) for side in voxels.shape)
-    for index, plane in enumerate(voxels):
-        painted = wanted[plane]
-        planes[0][index] = painted.any()
-        planes[1][:] |= painted.any(axis=1)
-        planes[2][:] |= painted.any(axis=0)
-    return planes
+def _detected(
+    voxels: np.ndarray, wanted: Sequence[int], geometry: Geometry, axis: int | Literal["auto"]
+) -> dict[Plane, list[int]]:
+    """The planes that were painted and their labels; with an axis all of its slices that hold a label."""
+    shown: dict[Plane, list[int]] = {}
+    if axis == "auto" and len(wanted) > 1:  # several structures painted as wholes are slices of one axis
+        axes = {plane.axis for plane in painted_planes(np.isin(voxels, wanted), geometry.default_axis())}
+        axis = axes.pop() if len(axes) == 1 else "auto"
+    for label in wanted:
+        mask = voxels == label
+        if axis == "auto":
+            planes = painted_planes(mask, geometry.default_axis())
+        else:
+            others = tuple(other for other in range(3) if other != axis)
+            planes = [Plane(axis, int(index)) for index in np.flatnonzero(mask.any(axis=others))]
+        for plane in planes:
+            shown.setdefault(plane, []).append(label)
+    return shown
 
 
-def painted_axis(geometry: Geometry, planes: tuple[np.ndarray, ...]) -> int:
-    """The axis on which single slices are painted, else the geometry's default (see ``SupportSet.from_labelmap``)."""
-    runs = [_longest_run(painted) for painted in planes]
-    shortest, following = sorted(runs)[:2]
-    if shortest < following and (shortest == 1 or shortest <= THIN * following):
-        return runs.index(shortest)
-    return geometry.default_axis()
+def _named(
+    slices: Sequence[int | tuple[int, int]],
+    voxels: np.ndarray,
+    wanted: Sequence[int],
+    geometry: Geometry,
+    axis: int | Literal["auto"],
+) -> list[Plane]:
+    """The planes of a ``slices`` argument, sorted and each once."""
+    planes = {Plane(int(one[0]), int(one[1])) for one in slices if not isinstance(one, (int, np.integer))}
+    indices = [int(one) for one in slices if isinstance(one, (int, np.integer))]
+    if indices:
+        if axis == "auto":
+            axes = sorted({plane.axis for plane in _detected(voxels, wanted, geometry, "auto")})
+            if len(axes) > 1:
+                raise InputError(
+                    f"Slice {indices[0]} was named without its axis, but slices of the axes {_listed(axes)} are "
+                    f"painted; name it as {axes[0]}:{indices[0]}, or name the axis."
+                )
+            axis = axes[0]
+        planes |= {Plane(axis, index) for index in indices}
+    for plane in sorted(planes):
+        if plane.axis not in (0, 1, 2):
+            raise InputError(
+                f"The axis {plane.axis} was given; a volume has the axes 0, 1 and 2 (slices, height, width)."
+            )
+        count = geometry.shape[plane.axis]
+        if not 0 <= plane.index < count:
+            raise InputError(
+                f"Slice {plane.index} was named; axis {plane.axis} of the scan has slices 0 to {count - 1}."
+            )
+    return sorted(planes)
 
 
-def _longest_run(painted: np.ndarray) -> int:
-    """Length of the longest row of neighbouring true values."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], painted, [False])).astype(np.int8)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+def _one_axis(planes: Iterable[Plane], axis: int | Literal["auto"]) -> int | Literal["auto"]:
+    """The axis that all planes have in common, else ``axis``."""
+    axes = {plane.axis for plane in planes}
+    return axes.pop() if len(axes) == 1 else axis
+
+
+def _only(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """uint16 of the same shape: the wanted labels, 0 elsewhere."""
+    return np.where(np.isin(labels, wanted), labels, 0).astype(np.uint16)
+
+
+def _described(planes: Iterable[Plane]) -> str:
+    """``"slice 3, 7 to 9 of axis 0"``."""
+    by_axis: dict[int, list[int]] = {}
+    for plane in sorted(planes):
+        by_axis.setdefault(plane.axis, []).append(plane.index)
+    parts = [f"slice {_ranges(indices)} of axis {axis}" for axis, indices in by_axis.items()]
+    return " and ".join(parts) or "any slice (none was named)"
 
 
 def _listed(values: Sequence[int]) -> str:

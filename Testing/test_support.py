@@ -156,7 +156,7 @@ def test_any_whole_numbers_are_labels(dtype: str) -> None:
         ({"slices": [7, 20]}, "Slice 20 was named; axis 0 .* 0 to 19"),
         ({"slices": [-1]}, "Slice -1"),
         ({"slices": []}, "none was named"),
-        ({"slices": [3]}, "Label 1 is not painted on slice 3 of axis 0; painted slices there: 7 to 8, 15"),
+        ({"slices": [3]}, "Label 1 is not painted on slice 3 of axis 0; painted slices: slice 7 to 8, 15 of axis 0"),
         ({"slices": [12], "label": [1, 2]}, "Label 1 is not painted on slice 12"),
         ({"slices": [3], "label": None}, "Label 1, 2 is not painted"),
         ({"axis": 3}, "axis 3"),
@@ -224,7 +224,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, share: float) -> None:
     ("change", "told"),
     [
         ({"format": "weights"}, "not a support set"),
-        ({"version": "2"}, "version 2, and this program reads version 1"),
+        ({"version": "3"}, "version 3, and this program reads versions 1 and 2"),
         ({"content": "{"}, "damaged"),
         ({"content": "[]"}, "damaged"),
         ({"content": json.dumps({"names": {}, "slices": [{}]})}, "damaged"),

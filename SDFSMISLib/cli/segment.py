@@ -20,7 +20,7 @@ SECRET, HIDDEN = "--token", "***"  # the value of this option is stored nowhere
 
 EXAMPLES = """Examples, each on one line:
 
-One painted slice to the whole scan:
+One painted slice, or several in any view, to the whole scan:
 
   sdfsmis segment --support ct.nrrd --mask painted.nrrd --output liver.seg.nrrd
 
@@ -122,14 +122,14 @@ SUPPORT_SET = _painted("Painted examples saved by --save-support-set, in place o
 SAVE = _painted("Save the painted slices as a support set: examples to segment other scans with.", "FILE")
 LABEL = _painted("Label value in the mask; several may follow. Default: each label.", "N ...")
 SLICE = _painted(
-    "Slices of the mask that are the support, counted from 0 in array order. Default: every painted one. A slice that "
-    "is named but lacks a label shows that the structure is not there.",
-    "K ...",
+    "Slices of the mask that are the support, counted from 0 in array order: 40, or with its axis 2:40. Default: every "
+    "painted one. A slice that is named but lacks a label shows that the structure is not there.",
+    "[AXIS:]K ...",
     "--slice",
 )
 AXIS = _painted(
-    "Axis that slices are counted along, in array order (slices, height, width): 0 is the file's third. auto: the one "
-    "on which single slices are painted, else the one whose two in-plane spacings are most alike."
+    "Axis that slices are counted along, in array order (slices, height, width): 0 is the file's third. auto: each "
+    "axis on which slices are painted; for a whole structure the one whose two in-plane spacings are most alike."
 )
 QUERY = _result(
     "Scans to segment: files, DICOM folders, folders of them, and lists: .txt with a path on each line, .csv with a "
@@ -184,7 +184,7 @@ def segment(
     support_set: Annotated[Path | None, SUPPORT_SET] = None,
     save_support_set: Annotated[Path | None, SAVE] = None,
     label: Annotated[list[int] | None, LABEL] = None,
-    slice_: Annotated[list[int] | None, SLICE] = None,
+    slice_: Annotated[list[str] | None, SLICE] = None,
     axis: Annotated[Axis, AXIS] = "auto",
     query: Annotated[list[Path] | None, QUERY] = None,
     output: Annotated[str, OUTPUT],

@@ -36,7 +36,7 @@ class SupportFiles:
 
     Attributes:
         labels: label values to segment; empty = all.
-        slices: slices of the mask along `axis`; empty = all painted ones.
+        slices: slices of the mask, as ``K`` along `axis` or as ``AXIS:K``; empty = all painted ones.
 
     Raises:
         InputError: for options that contradict each other.
@@ -46,7 +46,7 @@ class SupportFiles:
     mask: Path | None
     support_set: Path | None
     labels: tuple[int, ...] = ()
-    slices: tuple[int, ...] = ()
+    slices: tuple[str, ...] = ()
     axis: Literal["auto", "0", "1", "2"] = "auto"
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class SupportFiles:
             scan,
             labelmap,
             label=self.labels or None,
-            slices=self.slices or None,
+            slices=[_named_slice(text) for text in self.slices] or None,
             axis="auto" if self.axis == "auto" else int(self.axis),
         )
         left_out = [] if self.labels else sorted(set(label_values(labelmap.voxels)) - set(support.labels))
@@ -94,6 +94,15 @@ class SupportFiles:
             names = ", ".join(_label(label, labelmap.segment_names.get(label, "")) for label in left_out)
             print_status(f"Warning: nothing of {names} is painted on the chosen slices; it is left out.")
         return support, scan
+
+
+def _named_slice(text: str) -> int | tuple[int, int]:
+    """The slice that a word such as ``40`` or ``2:40`` names: an index, or (axis, index)."""
+    axis, colon, index = text.rpartition(":")
+    try:
+        return (int(axis), int(index)) if colon else int(index)
+    except ValueError:
+        raise InputError(f"--slice {text} was given; a slice is named as 40, or with its axis as 2:40.") from None
 
 
 def backend_of(
@@ -257,9 +266,11 @@ def _announce(worker: ScanWorker, seconds: float, job: ScanJob, query: Volume) -
     """Prints how many slices there are and how long they take; returns their number, of all labels."""
     support, count = worker.support, len(worker.labels)
     scan_hash = query.content_hash()
-    axis = support.axis_on(query, scan_hash)
-    own = [painted for painted in support.slices if (painted.plane.scan, painted.plane.axis) == (scan_hash, axis)]
-    slices = query.slice_count(axis) - len({painted.index for painted in own})
+    axes = support.axes_on(query, scan_hash)
+    own = [painted for painted in support.slices if painted.plane.scan == scan_hash]
+    slices = {
+        axis: query.slice_count(axis) - len({one.index for one in own if one.plane.axis == axis}) for axis in axes
+    }
     passes = sum(
         passes_over_slices(
             worker.settings.options.strategy,
@@ -268,11 +279,14 @@ def _announce(worker: ScanWorker, seconds: float, job: ScanJob, query: Volume) -
         )
         for label in worker.labels
     )
-    print_status(
-        f"{job.query.name}: {slices} {query.geometry.plane(axis)} slices of axis {axis}, {count} "
-        f"label{'s' * (count > 1)}: about {duration(passes * slices * seconds)} on {worker.segmenter.device}."
+    along = " and ".join(
+        f"{number} {query.geometry.plane(axis)} slices of axis {axis}" for axis, number in slices.items()
     )
-    return slices * count
+    print_status(
+        f"{job.query.name}: {along}, {count} label{'s' * (count > 1)}: about "
+        f"{duration(passes * sum(slices.values()) * seconds)} on {worker.segmenter.device}."
+    )
+    return sum(slices.values()) * count
 
 
 def passes_over_slices(strategy: str, painted: bool, searches: bool) -> int:

@@ -77,6 +77,11 @@ class RemoteRun:
         self._lanes: dict[tuple[int, int, int], dict[str, Any]] = {}
         self._found: list[dict[str, Any]] | None = None
 
+    @property
+    def total(self) -> int:
+        """Number of slices that the run gives, labels counted one by one."""
+        return len(self._expected)
+
     def __iter__(self) -> Iterator[SliceResult]:
         return self._results
 

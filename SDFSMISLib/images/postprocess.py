@@ -147,15 +147,17 @@ def resolve_labels(probabilities: Mapping[int, np.ndarray], threshold: float = 0
     return labels
 
 
-def restore_painted(plane: np.ndarray, label: int, painted: np.ndarray) -> None:
+def restore_painted(plane: np.ndarray, label: int, painted: np.ndarray, known: np.ndarray | None = None) -> None:
     """Give a label the pixels that were painted, and no others, in one slice of a labelmap; in place.
 
     Args:
         plane: label values (rows, columns).
         painted: bool (rows, columns).
+        known: bool (rows, columns): where this counts; None = everywhere.
     """
-    plane[(plane == label) & ~painted] = 0
-    plane[painted] = label
+    removed, added = (plane == label) & ~painted, painted
+    plane[removed if known is None else removed & known] = 0
+    plane[added if known is None else added & known] = label
 
 
 def smooth_probabilities(probability: np.ndarray, sigma_mm: float, spacing: tuple[float, float, float]) -> np.ndarray:

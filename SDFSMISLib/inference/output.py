@@ -47,7 +47,9 @@ def provenance(
     Returns:
         by field name (``sdfsmis_...``); empty fields are left out.
     """
-    painted = " ".join(map(str, segmentation.painted)) or "none"
+    axes = sorted({segmentation.axis, *(plane.axis for plane in segmentation.planes)})
+    along = {axis: [plane.index for plane in segmentation.planes if plane.axis == axis] for axis in axes}
+    painted = "; ".join(f"axis {axis}, slices {' '.join(map(str, found)) or 'none'}" for axis, found in along.items())
     fields = {
         "version": __version__,
         "model": model,
@@ -55,7 +57,7 @@ def provenance(
         "command": command,
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
         "support": " ".join(support.digest()),
-        "painted": f"axis {segmentation.axis}, slices {painted}",
+        "painted": painted,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": f"{segmentation.seconds:.1f}",
     }

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from SDFSMISLib.inference.independent import SliceProbability, on_slice_grid, slice_name
+from SDFSMISLib.inference.known import KnownPlanes
 from SDFSMISLib.inference.network_images import Contrast, Region, Shot, as_rgb, encode_shots
 from SDFSMISLib.inference.networks import Networks
 from SDFSMISLib.inference.registration import displacement, warp
@@ -32,6 +33,7 @@ from SDFSMISLib.slices import SliceStack
 NEAREST_PAINTED = 3  # painted slices in the support of a track
 END_PIXELS = 4  # a structure with fewer pixels on the network's grid has ended
 MIN_CONFIRMATION = 0.3  # it has also ended if the confirmation falls below this share of the start slice's
+END_MARGIN_MM = 5.0  # how far a structure may go on behind the last slice on which crossing planes show it
 STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
 LONGEST_STRIDE = 10  # slices
 CALIBRATION_LEVELS = tuple(np.round(np.arange(0.2, 0.81, 0.05), 2).tolist())
@@ -170,6 +172,7 @@ def run_propagate(
     threshold: float,
     full: bool,
     earlier: EarlierProbability = lambda track, index: None,
+    known: KnownPlanes | None = None,
 ) -> Iterator[PropagationStep]:
     """Run all tracks to their ends, one batch at a time; slices behind the end of a track come out empty.
 
@@ -178,8 +181,9 @@ def run_propagate(
         full: whole slices instead of regions that follow the structure.
         earlier: probabilities from an earlier run of the same tracks that was cut off. They are not computed again, and
             the others come out bit by bit as they would have, since every batch keeps its composition.
+        known: what painted planes tell of the slices; they agree with it, and tracks end by it.
     """
-    yield from _Propagation(networks, scan, threshold, full, earlier).run(tracks)
+    yield from _Propagation(networks, scan, threshold, full, earlier, known).run(tracks)
 
 
 class _Blend:
@@ -212,6 +216,7 @@ class _Propagation:
     threshold: float
     full: bool
     earlier: EarlierProbability
+    known: KnownPlanes | None
     banks: dict[Track, SupportBank] = field(default_factory=dict)
     blend: _Blend = field(default_factory=_Blend)
 
@@ -258,7 +263,7 @@ class _Propagation:
             for index in indices:
                 probability, has_ended = self._probability(track, index, predicted.get((track, index)))
                 track.path.pop(0)
-                if has_ended and track.gap is None:
+                if track.gap is None and self._ends(track, index, has_ended):
                     for behind in (index, *track.path):
                         self.blend.add(step, track, behind, np.zeros_like(probability))
                     track.path.clear()
@@ -277,9 +282,28 @@ class _Propagation:
             return earlier, not self._mask(earlier).any()
         shifted = _shifted(prediction.values, track.shift)
         probability = on_slice_grid(prediction.region, shifted, self.scan.shape)
+        lines = self.known.on(track.label, index) if self.known is not None else None
+        if lines is not None:
+            probability = lines.apply(probability)
         is_small = int((shifted > self.threshold).sum()) < END_PIXELS
         is_other_tissue = prediction.confirmation < MIN_CONFIRMATION * track.confirmation
         return probability, is_small or is_other_tissue or not self._mask(probability).any()
+
+    def _ends(self, track: Track, index: int, has_ended: bool) -> bool:
+        """Whether a track ends at a slice: by what the networks see, unless crossing planes know better.
+
+        It goes on if they show the structure there or further ahead, and ends `END_MARGIN_MM` behind the last slice on
+        which they show it, if they show it on the track's first slice too.
+        """
+        shown = self.known.shown_on(track.label) if self.known is not None else []
+        sign = 1 if index > track.first else -1
+        ahead = [sign * (other - index) for other in shown if sign * (other - track.first) >= 0]
+        if not ahead:
+            return has_ended
+        if max(ahead) >= 0:
+            return False
+        is_far = -max(ahead) * self.scan.plane.thickness > END_MARGIN_MM
+        return has_ended or (track.first in shown and is_far)
 
     def _missing(self, track: Track, indices: Sequence[int]) -> list[int]:
         """The next slices of a track that have to be computed: without an earlier probability, and not behind its
@@ -289,7 +313,7 @@ class _Propagation:
             earlier = self.earlier(track, index)
             if earlier is None:
                 missing.append(index)
-            elif track.gap is None and not self._mask(earlier).any():
+            elif track.gap is None and self._ends(track, index, not self._mask(earlier).any()):
                 break
         return missing
 

@@ -15,6 +15,7 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.cross_scan import as_empty_batches, run_cross_scan, search_structure
 from SDFSMISLib.inference.independent import SliceProbability, run_independent
+from SDFSMISLib.inference.known import KnownPlanes
 from SDFSMISLib.inference.network_images import Contrast, Region, Shot
 from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.propagate import (
@@ -165,6 +166,7 @@ class Run:
         self._earlier = earlier or EarlierResults()
         self._images: dict[int, np.ndarray] = {}
         self._labels = {label: self._label_support(label, painted) for label, painted in support.items()}
+        self._known_planes = KnownPlanes(scan, support)
         self._finished = set(self._earlier.slices)
         to_segment = [(label, index) for label in self._labels for index in self._to_segment(label)]
         self.total = len(to_segment)
@@ -174,6 +176,11 @@ class Run:
     def painted(self) -> tuple[int, ...]:
         """Sorted indices of the painted slices of this scan."""
         return tuple(sorted({index for label in self._labels.values() for index in label.painted}))
+
+    @property
+    def earlier_slices(self) -> Mapping[tuple[int, int], np.ndarray]:
+        """Slices that an earlier run gave, by (label, slice); see `EarlierResults`."""
+        return self._earlier.slices
 
     def needed(self) -> list[int]:
         """Sorted indices of the slices whose image the run reads."""
@@ -189,8 +196,9 @@ class Run:
         return self._independent() if self.options.strategy == "independent" else self._propagate()
 
     def _label_support(self, label: int, support: Sequence[SupportSlice]) -> _LabelSupport:
-        own = [one for one in support if one.plane.has_slices_of(self.scan.plane)]
-        used = _evenly_spaced(own if any(one.mask(label).any() for one in own) else support)
+        whole = [one for one in support if one.known is None]
+        own = [one for one in whole if one.plane.has_slices_of(self.scan.plane)]
+        used = _evenly_spaced(own if any(one.mask(label).any() for one in own) else whole)
         self.support_slices += used
         shots = {id(one): Shot.of(one, label, self._image(one)) for one in [*own, *used]}
         return _LabelSupport({one.index: shots[id(one)] for one in own}, [shots[id(one)] for one in used])
@@ -246,7 +254,10 @@ class Run:
 
     def _track_steps(self, tracks: list[Track], *earlier: EarlierProbability) -> Iterator[PropagationStep]:
         options = self.options
-        return run_propagate(self._networks, self.scan, tracks, options.threshold, options.region == "full", *earlier)
+        full = options.region == "full"
+        return run_propagate(
+            self._networks, self.scan, tracks, options.threshold, full, *earlier, known=self._known_planes
+        )
 
     def _earlier_probability(self, track: Track, index: int) -> np.ndarray | None:
         """A track's probability in the earlier run; for a track without a counterpart that of the finished slice."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from SDFSMISLib.images.fusion import PlaneMask, fuse
+from SDFSMISLib.images.labelmap import bounding_box
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing, restore_painted
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSlice
 
 
@@ -23,10 +26,11 @@ class Segmentation:
         labelmap: on the query's grid, with the label values and names of the support.
         probabilities: by label value, uint8 (slices, height, width), 255 meaning 1; before post-processing.
         axis: the array axis along which the scan was sliced.
-        painted: indices of the painted slices of the query; they come out as painted.
+        painted: indices of the painted slices of the query along `axis`; they come out as painted.
         certainty: by label value (see `certainty_of`), float64 (slices along `axis`,), 0 to 1; NaN for slices that were
             not computed.
         seconds: wall-clock time of the run.
+        planes: all painted slices of the query, of any axis.
         warnings: see `mismatch_warnings`.
 
     Example:
@@ -46,6 +50,7 @@ class Segmentation:
     certainty: dict[int, np.ndarray]
     seconds: float
     warnings: list[str] = field(default_factory=list)
+    planes: tuple[Plane, ...] = ()
 
     def voxel_counts(self) -> dict[int, int]:
         """Number of voxels of each label."""
@@ -87,6 +92,130 @@ def presence_of(probability: np.ndarray, threshold: float) -> float:
     return float((inside - threshold).sum()) * certainty_of(probability)
 
 
+@dataclass(eq=False)
+class _Found:
+    """Probabilities of one label along one axis, slice by slice; only their boxes are kept."""
+
+    slices: dict[int, tuple[tuple[slice, ...], np.ndarray]] = field(default_factory=dict)
+
+    def add(self, index: int, probability: np.ndarray) -> None:
+        box = bounding_box(probability)
+        if box is not None:
+            self.slices[index] = box, probability[box].copy()
+
+    def volume(self, axis: int, shape: tuple[int, ...]) -> np.ndarray:
+        """uint8 (slices, height, width)."""
+        volume = np.zeros(shape, dtype=np.uint8)
+        along = np.moveaxis(volume, axis, 0)
+        for index, (box, values) in self.slices.items():
+            along[index][box] = values
+        return volume
+
+
+class AxisFusion:
+    """Collects what is found along each axis of a scan, and fuses it on the slices of the main axis.
+
+    A label is followed along every axis on which a plane of the scan shows it; on a scan on which it was not painted,
+    along the main one. If that is the main axis alone, what is found there is final already.
+
+    Args:
+        scan: the slices along the main axis.
+        axes: all axes that may be followed, the main one first.
+        support: painted slices of each label, of this scan or of others.
+
+    Attributes:
+        axes: the axes of each label, by label.
+        support: the painted slices of each label that are in use.
+        fused: labels whose results on the main axis are not final by themselves.
+
+    >>> from SDFSMISLib import SupportSet
+    >>> from SDFSMISLib.images.geometry import Geometry
+    >>> geometry = Geometry((8, 16, 16), (1.0, 1.0, 1.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> mask = np.zeros((8, 16, 16), dtype=np.uint8)
+    >>> mask[4, 4:12, 4:12] = mask[2:6, 4:12, 8] = 1  # an axial and a sagittal slice
+    >>> scan = Volume(100 * mask.astype(np.float32), geometry)
+    >>> support = SupportSet.from_labelmap(scan, Volume(mask, geometry))
+    >>> fusion = AxisFusion(SliceStack.of(scan, 0), (0, 2), {1: support.for_label(1)})
+    >>> fusion.axes, fusion.fused
+    ({1: (0, 2)}, [1])
+    >>> finished = fusion.add(SliceResult(1, 0, 3, 255 * mask[4], certainty=1.0, finished=1, total=22))
+    >>> finished.stage
+    'preview'
+    >>> [index for index, _ in fusion.final(1, requested=[3, 4, 5])]
+    [3, 5]
+    """
+
+    def __init__(self, scan: SliceStack, axes: Sequence[int], support: Mapping[int, Sequence[SupportSlice]]) -> None:
+        self._scan = scan
+        self.support = {label: self._usable(painted, axes) for label, painted in support.items()}
+        self.axes = {label: self._axes_of(label, axes) for label in support}
+        self.fused = [
+            label
+            for label, along in self.axes.items()
+            if along != (scan.plane.axis,) or any(one.known is not None for one in self._planes(label))
+        ]
+        self._found = {(label, axis): _Found() for label in self.fused for axis in self.axes[label]}
+
+    def labels(self, axis: int) -> dict[int, list[SupportSlice]]:
+        """The labels that are followed along an axis, with their painted slices."""
+        return {label: painted for label, painted in self.support.items() if axis in self.axes[label]}
+
+    def add(self, result: SliceResult) -> SliceResult:
+        """Take a slice of any axis; the same slice, marked as a preview if it will come once more, fused."""
+        if (result.label, result.axis) not in self._found:
+            return result
+        self._found[result.label, result.axis].add(result.index, result.probability)
+        return replace(result, stage="preview")
+
+    def final(self, label: int, requested: Sequence[int]) -> list[tuple[int, np.ndarray]]:
+        """The fused slices of a label, which can be asked for once.
+
+        Args:
+            requested: indices of slices along the main axis; those that were painted as a whole are left out.
+
+        Returns:
+            (index, probability as uint8 (rows, columns), native).
+        """
+        main = self._scan.plane.axis
+        planes = [
+            PlaneMask(Plane(one.plane.axis, one.index), one.mask(label), one.known) for one in self._planes(label)
+        ]
+        found = {axis: self._found.pop((label, axis)) for axis in self.axes[label]}
+        for one in planes:  # no run gives a plane that was painted as a whole
+            if one.plane.axis in found and one.known is None:
+                found[one.plane.axis].add(one.plane.index, 255 * one.mask.astype(np.uint8))
+        volumes = {axis: one.volume(axis, self._shape) for axis, one in found.items()}
+        fused = np.moveaxis(fuse(volumes, planes, self._spacing), main, 0)
+        whole = {one.plane.index for one in planes if one.plane.axis == main and one.known is None}
+        return [(index, np.ascontiguousarray(fused[index])) for index in requested if index not in whole]
+
+    def _usable(self, painted: Sequence[SupportSlice], axes: Sequence[int]) -> list[SupportSlice]:
+        """The support of a label without planes of this scan along axes that are left out, if it has others."""
+        along = [one for one in painted if one.plane.scan != self._scan.plane.scan or one.plane.axis in axes]
+        return along if any(one.plane.scan == self._scan.plane.scan for one in along) else list(painted)
+
+    def _planes(self, label: int) -> list[SupportSlice]:
+        """The planes of this scan that tell of a label."""
+        return [one for one in self.support[label] if one.plane.scan == self._scan.plane.scan]
+
+    def _axes_of(self, label: int, axes: Sequence[int]) -> tuple[int, ...]:
+        own = [one for one in self._planes(label) if one.known is None and one.mask(label).any()]
+        return tuple(axis for axis in axes if any(one.plane.axis == axis for one in own)) or (self._scan.plane.axis,)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        shape = list(self._scan.native_shape)
+        shape.insert(self._scan.plane.axis, self._scan.count)
+        return tuple(shape)
+
+    @property
+    def _spacing(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels along the array axes, in mm."""
+        spacing = list(self._scan.plane.spacing)
+        spacing.insert(self._scan.plane.axis, self._scan.plane.thickness)
+        return spacing[0], spacing[1], spacing[2]
+
+
 MAX_SPACING_RATIO = 3.0  # of the pixel sizes of query and support, without a warning
 MIN_WINDOW_OVERLAP = 0.3  # of their intensity windows, as a share of the wider one, without a warning
 
@@ -112,14 +241,16 @@ class SegmentationBuilder:
         self._axis = scan.plane.axis
         self._names = {label: names.get(label, "") for label in support}
         self._painted = {
-            label: [one for one in support_slices if one.plane.has_slices_of(scan.plane)]
+            label: [one for one in support_slices if one.plane.scan == scan.plane.scan]
             for label, support_slices in support.items()
         }
         self.probabilities = {label: np.zeros(query.geometry.shape, dtype=np.uint8) for label in support}
         self.certainty = {label: np.full(scan.count, np.nan) for label in support}
         for label, support_slices in self._painted.items():
             for painted in support_slices:
-                self._plane(self.probabilities[label], painted.index)[...] = 255 * painted.mask(label)
+                restore_painted(
+                    self._plane(self.probabilities[label], painted), 255, painted.mask(label), painted.known
+                )
 
     def add(self, label: int, index: int, probability: np.ndarray, certainty: float) -> None:
         """Add a finished slice.
@@ -128,7 +259,7 @@ class SegmentationBuilder:
             probability: uint8 (rows, columns), native, 255 meaning 1.
             certainty: 0 to 1.
         """
-        self._plane(self.probabilities[label], index)[...] = probability
+        np.moveaxis(self.probabilities[label], self._axis, 0)[index] = probability
         self.certainty[label][index] = certainty
 
     def segmentation(
@@ -147,19 +278,22 @@ class SegmentationBuilder:
             voxels = voxels.astype(np.uint8)
         for label, support_slices in self._painted.items():
             for painted in support_slices:
-                restore_painted(self._plane(voxels, painted.index), label, painted.mask(label))
+                restore_painted(self._plane(voxels, painted), label, painted.mask(label), painted.known)
+        planes = {Plane(one.plane.axis, one.index) for painted in self._painted.values() for one in painted}
         return Segmentation(
             labelmap=Volume(voxels, self._query.geometry, None, self._names),
             probabilities=self.probabilities,
             axis=self._axis,
-            painted=tuple(sorted({one.index for painted in self._painted.values() for one in painted})),
+            painted=tuple(sorted(plane.index for plane in planes if plane.axis == self._axis)),
             certainty=self.certainty,
             seconds=time.monotonic() - self._began,
             warnings=list(warnings),
+            planes=tuple(sorted(planes)),
         )
 
-    def _plane(self, voxels: np.ndarray, index: int) -> np.ndarray:
-        return voxels[(slice(None),) * self._axis + (index,)]
+    @staticmethod
+    def _plane(voxels: np.ndarray, painted: SupportSlice) -> np.ndarray:
+        return np.moveaxis(voxels, painted.plane.axis, 0)[painted.index]
 
 
 def mismatch_warnings(scan: SliceStack, support_slices: Sequence[SupportSlice]) -> list[str]:

@@ -17,7 +17,8 @@ from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Region, Shot
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import EarlierResults, Run
-from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder, mismatch_warnings
+from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder
+from SDFSMISLib.inference.volume_run import VolumeRun
 from SDFSMISLib.model.loading import load_pipeline, weights_digest
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.options import BUILT_IN, RunOptions, Strategy
@@ -100,9 +101,10 @@ class Segmenter:
         """Segment `query` from `support`.
 
         If support slices of the query itself show the structure, they alone are the support, and ``propagate`` goes
-        outwards from them. On another scan a search over all slices comes first: by registration with the built-in
-        weights, by a pass of the networks with others; propagation starts at the slice that it finds. Propagation does
-        not pass a slice that the support marks as empty.
+        outwards from them, along every axis on which there are some; what is found along several axes is fused
+        (see `SDFSMISLib.images.fusion`). On another scan a search over all slices comes first: by registration with the
+        built-in weights, by a pass of the networks with others; propagation starts at the slice that it finds.
+        Propagation does not pass a slice that the support marks as empty.
 
         Args:
             query: the scan to segment.
@@ -110,14 +112,15 @@ class Segmenter:
             strategy: ``propagate`` goes outwards from the painted slices; ``independent`` segments each slice alone,
                 as in the paper (arXiv 2604.03134). On another scan the built-in weights then also get the painted
                 masks, which registration warps onto each slice, unless the region is ``full``.
-            axis: array axis along which to slice, 0 to 2; None = that of the painted slices, on another scan the
-                anatomically nearest.
-            slices: indices of the slices to segment, from 0; None = all.
+            axis: array axis along which to slice, 0 to 2, and no other; None = those of the painted slices, on another
+                scan the anatomically nearest.
+            slices: indices of the slices to segment along that axis or the main one (`SupportSet.axes_on`), from 0;
+                None = all.
             labels: label values to segment; None = all of the support.
             region, threshold, batch_size: see `RunOptions`, which checks them.
             postprocessing: applied after the threshold; None = none.
             window: intensities that become [-1, 1]: ``robust`` (percentiles of the scan) or ``minmax`` (the paper's).
-            on_slice: called after each finished slice of each label.
+            on_slice: called after each finished slice of each label, previews included (`SliceResult.stage`).
             cancel: called after each slice; returns True to stop the run, within one batch.
 
         Returns:
@@ -130,19 +133,21 @@ class Segmenter:
         options = RunOptions(strategy, region, threshold, batch_size)
         support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         content_hash = query.content_hash()
-        run_axis = support.axis_on(query, content_hash) if axis is None else axis
-        scan = SliceStack.of(query, run_axis, query.window(window), content_hash)
-        run = self.run(scan, support, options, slices=slices, labels=labels)
-        builder = SegmentationBuilder(query, scan, support_slices, support.names)
+        axes = support.axes_on(query, content_hash) if axis is None else (axis,)
+        shared = query.window(window)
+        stacks = {along: SliceStack.of(query, along, shared, content_hash) for along in axes}
+        run = VolumeRun(self.pipeline, stacks, support_slices, options, slices)
+        builder = SegmentationBuilder(query, run.scan, support_slices, support.names)
         for results in run.steps():
             for result in results:
                 if isinstance(result, SliceResult):
-                    builder.add(result.label, result.index, result.probability, result.certainty)
+                    if result.stage == "final":
+                        builder.add(result.label, result.index, result.probability, result.certainty)
                     if on_slice is not None:
                         on_slice(result)
                     _raise_if(cancel)
             _raise_if(cancel)
-        return builder.segmentation(options.threshold, postprocessing, mismatch_warnings(scan, run.support_slices))
+        return builder.segmentation(options.threshold, postprocessing, run.warnings)
 
     def run(
         self,

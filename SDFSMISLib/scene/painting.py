@@ -24,7 +24,7 @@ from SDFSMISLib.scene.segment_tags import (
     slice_digests,
 )
 from SDFSMISLib.scene.segment_voxels import LABELMAP, get_segment, read_clipped, read_segment
-from SDFSMISLib.support import SupportSet, painted_axis
+from SDFSMISLib.support import SupportSet
 
 
 class SegmentItem(NamedTuple):
@@ -49,6 +49,9 @@ def list_segments(segmentation_node: Any) -> list[SegmentItem]:
         is_result = bool(get_tag(segment, SLICES_TAG)) or segment.HasTag(SOURCE_TAG)
         items.append(SegmentItem(segment_id, segment.GetName(), tuple(segment.GetColor()), is_result))
     return items
+
+
+THIN = 0.25  # the longest row of painted slices on one axis, as a share of that on the next, that means single slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,3 +268,22 @@ def _with_masks(labels: VoxelBox, masks: Mapping[int, VoxelBox], axis: int, slic
     for label, mask in masks.items():
         along[inside] = np.where(np.moveaxis(mask.crop_or_pad(start, stop), axis, 0)[inside], label, along[inside])
     return merged
+
+
+def painted_axis(geometry: Geometry, planes: Sequence[np.ndarray]) -> int:
+    """The axis on which single slices are painted, else the geometry's default.
+
+    Args:
+        planes: for each axis, bool per slice: whether it is painted.
+    """
+    runs = [_longest_run(painted) for painted in planes]
+    shortest, following = sorted(runs)[:2]
+    if shortest < following and (shortest == 1 or shortest <= THIN * following):
+        return runs.index(shortest)
+    return geometry.default_axis()
+
+
+def _longest_run(painted: np.ndarray) -> int:
+    """Length of the longest row of neighbouring true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], painted, [False])).astype(np.int8)))
+    return int((edges[1::2] - edges[::2]).max(initial=0))

@@ -218,7 +218,7 @@ class SegmentationJob:
         cancel: Cancel,
     ) -> None:
         content = scan.content_hash()
-        axis = support.axis_on(scan, content)
+        axis = support.axes_on(scan, content)[0]
         run = client.segment(
             SliceStack.of(scan, axis, scan.window(), content),
             support,
