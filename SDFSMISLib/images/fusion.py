@@ -19,7 +19,7 @@ from SDFSMISLib.images.planes import Plane
 __all__ = ["PlaneMask", "correct", "fuse"]
 
 FUSION_MM = 15.0  # distance from a painted plane at which the weight of its axis falls by e
-CORRECTION_MM = 12.0  # the same for what is corrected in the surroundings of a painted plane
+CORRECTION_MM = 6.0  # the same for what is corrected in the surroundings of a painted plane
 CORRECTION_REACH = 4.0  # in shares of `CORRECTION_MM`; farther away nothing is corrected
 SMALLEST_WEIGHT = 1e-12  # of a voxel; sums of weights below it count as this
 BLOCK_VOXELS = 1 << 23  # fused at once: 32 MiB of float32
@@ -63,7 +63,7 @@ def fuse(
     >>> whole = np.ones((3, 3), dtype=bool)
     >>> planes = [PlaneMask(Plane(0, 0), whole), PlaneMask(Plane(2, 2), whole, known=np.zeros((3, 3), dtype=bool))]
     >>> fuse({0: axial, 2: sagittal}, planes, (20.0, 1.0, 1.0))[:, 1, 0].tolist()
-    [255, 82, 23]
+    [255, 63, 19]
     """
     shape = next(iter(probabilities.values())).shape
     distances = {axis: _distances(axis, planes, shape[axis], spacing[axis]) for axis in probabilities}
@@ -96,7 +96,7 @@ def correct(probability: np.ndarray, planes: Sequence[PlaneMask], spacing: tuple
 
     >>> nothing, pixel = np.zeros((3, 1, 1), dtype=np.uint8), np.ones((1, 1), dtype=bool)
     >>> correct(nothing, [PlaneMask(Plane(0, 0), pixel)], (6.0, 1.0, 1.0)).ravel().tolist()
-    [255, 155, 94]
+    [255, 94, 35]
     """
 
     def unchanged(box: Box) -> np.ndarray:

@@ -1,0 +1,94 @@
+"""Fusion in 3D: nearer planes count more, planes come out as painted, and what is wrong on them is mended around."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from SDFSMISLib.images import fusion
+from SDFSMISLib.images.fusion import PlaneMask, correct, fuse
+from SDFSMISLib.images.planes import Plane
+
+SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.5)
+RNG = np.random.default_rng(0)
+FOUND = {axis: RNG.integers(0, 256, SHAPE, dtype=np.uint8) for axis in range(3)}
+
+
+def plane_mask(axis: int, index: int) -> PlaneMask:
+    side = [length for other, length in enumerate(SHAPE) if other != axis]
+    mask = np.zeros(side, dtype=bool)
+    mask[2:7, 3:8] = True
+    return PlaneMask(Plane(axis, index), mask)
+
+
+PLANES = [plane_mask(0, 4), plane_mask(1, 5), plane_mask(2, 6)]
+
+
+def on(volume: np.ndarray, plane: Plane) -> np.ndarray:
+    return np.moveaxis(volume, plane.axis, 0)[plane.index]
+
+
+def test_a_transposed_scan_gives_the_transposed_result() -> None:
+    """Planes first to last, so that the same one counts where they cross."""
+    expected = fuse(FOUND, PLANES, SPACING)
+    for order in itertools.permutations(range(3)):
+        turned = {order.index(axis): np.transpose(one, order) for axis, one in FOUND.items()}
+        planes = []
+        for one in PLANES:
+            inside = [axis for axis in order if axis != one.plane.axis]
+            mask = one.mask if inside == sorted(inside) else one.mask.T
+            planes.append(PlaneMask(Plane(order.index(one.plane.axis), one.plane.index), mask))
+        found = fuse(turned, planes, tuple(SPACING[axis] for axis in order))
+        assert np.abs(np.transpose(expected, order).astype(int) - found).max() <= 1  # rounding
+
+
+def test_planes_come_out_as_painted_and_the_later_of_two_counts() -> None:
+    fused = fuse(FOUND, PLANES, SPACING)
+    last = PLANES[-1]
+    np.testing.assert_array_equal(on(fused, last.plane), 255 * last.mask)
+    assert set(np.unique(on(fused, PLANES[0].plane))) == {0, 255}
+    turned = fuse(FOUND, PLANES[::-1], SPACING)
+    np.testing.assert_array_equal(on(turned, PLANES[0].plane), 255 * PLANES[0].mask)
+
+
+def test_only_what_is_known_of_a_plane_is_held() -> None:
+    known = np.zeros_like(PLANES[0].mask)
+    known[3:5] = True
+    partly = fuse(FOUND, [replace(PLANES[0], known=known), *PLANES[1:]], SPACING)
+    held = np.ones_like(known)
+    held[5], held[:, 6] = False, False  # the lines of the other planes, which come later
+    plane = on(partly, PLANES[0].plane)
+    np.testing.assert_array_equal(plane[known & held], 255 * PLANES[0].mask[known & held])
+    assert len(np.unique(plane[~known])) > 2
+
+
+def test_the_axis_of_the_nearer_plane_counts_more() -> None:
+    ones, zeros = np.full(SHAPE, 255, dtype=np.uint8), np.zeros(SHAPE, dtype=np.uint8)
+    unknown = [replace(one, known=np.zeros_like(one.mask)) for one in PLANES[:2]]
+    fused = fuse({0: ones, 1: zeros}, unknown, (10.0, 10.0, 1.0))
+    assert fused[4, 11, 0] > 200 > fused[0, 5, 0] and fused[0, 5, 0] < 55
+
+
+@pytest.mark.parametrize("block", [1, 500, 1 << 23])
+def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fuse(FOUND, PLANES, SPACING)
+    monkeypatch.setattr(fusion, "BLOCK_VOXELS", block)
+    np.testing.assert_array_equal(fuse(FOUND, PLANES, SPACING), expected)
+
+
+def test_what_is_wrong_on_a_plane_is_mended_around_it_and_less_farther_away() -> None:
+    too_much = np.full(SHAPE, 180, dtype=np.uint8)
+    mended = correct(too_much, [PLANES[0]], SPACING)
+    np.testing.assert_array_equal(mended[4], 255 * PLANES[0].mask)
+    inside, outside = mended[:, 3, 4].astype(int), mended[:, 0, 0].astype(int)
+    assert (np.diff(inside[4:]) <= 0).all() and (np.diff(outside[4:]) >= 0).all()
+    assert inside[5] > 180 > outside[5]
+
+
+def test_a_plane_that_agrees_changes_nothing() -> None:
+    agreeing = FOUND[0].copy()
+    agreeing[4] = 255 * PLANES[0].mask
+    np.testing.assert_array_equal(correct(agreeing, [PLANES[0]], SPACING), agreeing)
