@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.images.intensity import IntensityWindow
+from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.volume import Volume
 
-__all__ = ["SlicePlane", "SliceResult", "SliceStack", "needed_slices"]
+__all__ = ["CroppedSlices", "SlicePlane", "SliceResult", "SliceStack", "needed_slices"]
 
 LONGEST_PIXEL = 100.0  # ratio of a pixel's sides; beyond it a header is wrong, and squares in mm have no bound
 
@@ -196,6 +198,55 @@ class SliceResult:
     finished: int
     total: int
     stage: Literal["preview", "final"] = "final"
+
+
+class CroppedSlices(MutableMapping[int, np.ndarray]):
+    """Slices by index, of which only the boxes around what is not 0 are kept in memory.
+
+    Args:
+        shape: (rows, columns) of a slice.
+        dtype: of the slices.
+
+    >>> slices = CroppedSlices((2, 3))
+    >>> slices[4] = np.array([[0, 0, 0], [0, 7, 0]], dtype=np.uint8)
+    >>> slices[4].tolist(), slices.volume(axis=1, count=5).shape
+    ([[0, 0, 0], [0, 7, 0]], (2, 5, 3))
+    """
+
+    def __init__(self, shape: tuple[int, int], dtype: DTypeLike = np.uint8) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._boxes: dict[int, tuple[tuple[slice, ...], np.ndarray]] = {}
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        box, values = self._boxes[index]
+        whole = np.zeros(self.shape, dtype=self.dtype)
+        whole[box] = values
+        return whole
+
+    def __setitem__(self, index: int, values: np.ndarray) -> None:
+        box = bounding_box(values) or (slice(0, 0), slice(0, 0))
+        self._boxes[index] = box, np.array(values[box], dtype=self.dtype)
+
+    def __delitem__(self, index: int) -> None:
+        del self._boxes[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._boxes)
+
+    def __len__(self) -> int:
+        return len(self._boxes)
+
+    def volume(self, axis: int, count: int) -> np.ndarray:
+        """A volume of ``count`` slices along an array axis; those that are missing are 0."""
+        rows, columns = self.shape
+        shape = [rows, columns]
+        shape.insert(axis, count)
+        volume = np.zeros(shape, dtype=self.dtype)
+        along = np.moveaxis(volume, axis, 0)
+        for index, (box, values) in self._boxes.items():
+            along[index][box] = values
+        return volume
 
 
 def needed_slices(strategy: str, count: int, wanted: Collection[int], painted: Collection[int]) -> list[int]:

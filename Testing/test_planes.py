@@ -1,4 +1,4 @@
-"""Painted planes: a labelmap tells in which views it was painted, whatever the shape, the views and the order of axes."""
+"""Painted planes: a labelmap tells in which views it was painted, whatever the shape and the order of axes."""
 
 from __future__ import annotations
 

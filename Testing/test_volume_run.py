@@ -67,7 +67,12 @@ def assert_same(one: Segmentation, other: Segmentation) -> None:
     for label, probability in one.probabilities.items():
         np.testing.assert_array_equal(probability, other.probabilities[label])
         np.testing.assert_array_equal(one.certainty[label], other.certainty[label])
-    assert (one.axis, one.painted, one.planes, one.warnings) == (other.axis, other.painted, other.planes, other.warnings)
+    assert (one.axis, one.painted, one.planes, one.warnings) == (
+        other.axis,
+        other.painted,
+        other.planes,
+        other.warnings,
+    )
 
 
 @pytest.mark.parametrize("strategy", ["propagate", "independent"])

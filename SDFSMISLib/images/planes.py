@@ -26,7 +26,7 @@ class Plane(NamedTuple):
     """One slice of a volume: its array axis, 0 to 2, and its index, from 0."""
 
     axis: int
-    index: int
+    index: int  # type: ignore[assignment]  # tuples have a method of that name, which planes do without
 
 
 def painted_planes(mask: np.ndarray, default_axis: int) -> list[Plane]:

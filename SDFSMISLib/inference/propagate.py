@@ -227,7 +227,7 @@ class _Propagation:
                 region = Region.around(track.mask, self.scan.spacing)
                 track.contrast = Contrast.of(region.to_grid(self.scan.image(track.start), side, -1.0))
         self.banks = _track_banks(self.networks.pipeline, tracks, self.full, side)
-        stride = min(max(1, round(STRIDE_MM / self.scan.plane.thickness)), LONGEST_STRIDE, size)
+        stride = min(max(1, round(STRIDE_MM / self.scan.plane.thickness)), LONGEST_STRIDE)
         tracks_per_batch = max(1, size // stride)
         for batch in _batches(tracks, tracks_per_batch):
             self._calibrate(batch)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from SDFSMISLib.inference.network_images import Region, Shot
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import CroppedSlices, SliceStack
 
 # Weight of the field's smoothness; OpenCV's default of 20 is for videos, which move less between images.
 SMOOTHNESS = 10.0
@@ -198,8 +198,18 @@ class PaintedBody:
         image, mask, near = warp(torch.stack([self.image, self.mask, self.near]), moves.expand(3, -1, -1, -1))
         if mask.sum() < LEAST_PIXELS:
             return -1.0, mask
-        bending = moves.diff(dim=0).square().sum(-1)[self.near[1:] > 0.5].mean()
-        return _correlation(image, fixed, near) - BENDING * float(bending), mask
+        return _correlation(image, fixed, near) - BENDING * _bending(moves, near), mask
+
+
+def _bending(moves: torch.Tensor, near: torch.Tensor) -> float:
+    """The mean squared gradient of displacements (side, side, 2) along rows and columns, where `near` is above 0.5."""
+    along_rows = moves.diff(dim=0).square().sum(-1)[near[1:] > 0.5]
+    along_columns = moves.diff(dim=1).square().sum(-1)[near[:, 1:] > 0.5]
+    return (
+        (float(along_rows.mean()) + float(along_columns.mean())) / 2
+        if min(map(len, (along_rows, along_columns)))
+        else 0.0
+    )
 
 
 def body_region(image: np.ndarray, spacing: tuple[float, float]) -> Region:
@@ -209,7 +219,7 @@ def body_region(image: np.ndarray, spacing: tuple[float, float]) -> Region:
 
 def warped_masks(
     scan: SliceStack, shots: Sequence[Shot], indices: Sequence[int]
-) -> Generator[None, None, dict[int, np.ndarray]]:
+) -> Generator[None, None, CroppedSlices]:
     """Painted masks of other scans, warped onto slices of a scan and fused.
 
     Yields None between slices, so that a caller can stop or do something else; see `Returns` for the value.
@@ -220,7 +230,7 @@ def warped_masks(
         indices: slices of `scan`.
 
     Returns:
-        By slice its mask, float16 canonical (rows, columns), 0 to 1; an empty dict if nothing is painted.
+        By slice its mask, float16 canonical (rows, columns), 0 to 1; nothing if nothing is painted.
     """
     shown = [shot for shot in shots if shot.mask.any()]
     painted = {side: [PaintedBody.of(shot, side) for shot in shown] for side in SIDES}
@@ -229,7 +239,7 @@ def warped_masks(
         found[index] = _fused_mask(painted, scan.image(index), scan.spacing)
         yield
     yield from _average_with_neighbours(scan, found)
-    masks = {}
+    masks = CroppedSlices(scan.shape, np.float16)
     for index, one in found.items():
         masks[index] = refine_by_histogram(scan.image(index), one.on_slice(scan.shape), scan.spacing).astype(np.float16)
         yield

@@ -252,12 +252,11 @@ class Run:
                     results.append(TrackResult(track.label, track.first, index, self._native(probability)))
             yield results
 
-    def _track_steps(self, tracks: list[Track], *earlier: EarlierProbability) -> Iterator[PropagationStep]:
-        options = self.options
-        full = options.region == "full"
-        return run_propagate(
-            self._networks, self.scan, tracks, options.threshold, full, *earlier, known=self._known_planes
-        )
+    def _track_steps(
+        self, tracks: list[Track], earlier: EarlierProbability = lambda track, index: None
+    ) -> Iterator[PropagationStep]:
+        threshold, full = self.options.threshold, self.options.region == "full"
+        return run_propagate(self._networks, self.scan, tracks, threshold, full, earlier, self._known_planes)
 
     def _earlier_probability(self, track: Track, index: int) -> np.ndarray | None:
         """A track's probability in the earlier run; for a track without a counterpart that of the finished slice."""

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from SDFSMISLib.images.fusion import PlaneMask, fuse
-from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing, restore_painted
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.slices import SliceResult, SliceStack
+from SDFSMISLib.slices import CroppedSlices, SliceResult, SliceStack
 from SDFSMISLib.support import SupportSlice
 
 
@@ -92,26 +91,6 @@ def presence_of(probability: np.ndarray, threshold: float) -> float:
     return float((inside - threshold).sum()) * certainty_of(probability)
 
 
-@dataclass(eq=False)
-class _Found:
-    """Probabilities of one label along one axis, slice by slice; only their boxes are kept."""
-
-    slices: dict[int, tuple[tuple[slice, ...], np.ndarray]] = field(default_factory=dict)
-
-    def add(self, index: int, probability: np.ndarray) -> None:
-        box = bounding_box(probability)
-        if box is not None:
-            self.slices[index] = box, probability[box].copy()
-
-    def volume(self, axis: int, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 (slices, height, width)."""
-        volume = np.zeros(shape, dtype=np.uint8)
-        along = np.moveaxis(volume, axis, 0)
-        for index, (box, values) in self.slices.items():
-            along[index][box] = values
-        return volume
-
-
 class AxisFusion:
     """Collects what is found along each axis of a scan, and fuses it on the slices of the main axis.
 
@@ -154,7 +133,9 @@ class AxisFusion:
             for label, along in self.axes.items()
             if along != (scan.plane.axis,) or any(one.known is not None for one in self._planes(label))
         ]
-        self._found = {(label, axis): _Found() for label in self.fused for axis in self.axes[label]}
+        self._found = {
+            (label, axis): CroppedSlices(self._shape_along(axis)) for label in self.fused for axis in self.axes[label]
+        }
 
     def labels(self, axis: int) -> dict[int, list[SupportSlice]]:
         """The labels that are followed along an axis, with their painted slices."""
@@ -164,7 +145,7 @@ class AxisFusion:
         """Take a slice of any axis; the same slice, marked as a preview if it will come once more, fused."""
         if (result.label, result.axis) not in self._found:
             return result
-        self._found[result.label, result.axis].add(result.index, result.probability)
+        self._found[result.label, result.axis][result.index] = result.probability
         return replace(result, stage="preview")
 
     def final(self, label: int, requested: Sequence[int]) -> list[tuple[int, np.ndarray]]:
@@ -183,8 +164,8 @@ class AxisFusion:
         found = {axis: self._found.pop((label, axis)) for axis in self.axes[label]}
         for one in planes:  # no run gives a plane that was painted as a whole
             if one.plane.axis in found and one.known is None:
-                found[one.plane.axis].add(one.plane.index, 255 * one.mask.astype(np.uint8))
-        volumes = {axis: one.volume(axis, self._shape) for axis, one in found.items()}
+                found[one.plane.axis][one.plane.index] = 255 * one.mask.astype(np.uint8)
+        volumes = {axis: one.volume(axis, self._shape[axis]) for axis, one in found.items()}
         fused = np.moveaxis(fuse(volumes, planes, self._spacing), main, 0)
         whole = {one.plane.index for one in planes if one.plane.axis == main and one.known is None}
         return [(index, np.ascontiguousarray(fused[index])) for index in requested if index not in whole]
@@ -207,6 +188,10 @@ class AxisFusion:
         shape = list(self._scan.native_shape)
         shape.insert(self._scan.plane.axis, self._scan.count)
         return tuple(shape)
+
+    def _shape_along(self, axis: int) -> tuple[int, int]:
+        rows, columns = (side for other, side in enumerate(self._shape) if other != axis)
+        return rows, columns
 
     @property
     def _spacing(self) -> tuple[float, float, float]:

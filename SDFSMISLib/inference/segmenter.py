@@ -68,7 +68,7 @@ class Segmenter:
         Raises:
             InputError: if the model or the device does not exist, or the weights are damaged.
         """
-        return cls(load_pipeline(name_or_dir, device), str(name_or_dir))
+        return cls(load_pipeline(name_or_dir, device).for_inference(), str(name_or_dir))
 
     @cached_property
     def weights(self) -> str:
