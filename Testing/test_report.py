@@ -91,12 +91,13 @@ def test_the_report_is_right_after_a_run_was_taken_up_again(manifest: Manifest, 
             raise KeyboardInterrupt
         return copy_support(task)
 
+    cases, dice = manifest.cases[1:3], ("dice",)
     apart, at_once = tmp_path / "apart", tmp_path / "at_once"
     with pytest.raises(KeyboardInterrupt):
-        evaluate(manifest, "same-volume", {"copy": interrupted}, output=apart, metrics=("dice",))
+        evaluate(manifest, "same-volume", {"copy": interrupted}, cases, output=apart, metrics=dice)
     for methods in ({"copy": copy_support}, {"nothing": nothing}):
-        evaluate(manifest, "same-volume", methods, output=apart, metrics=("dice",))
-    evaluate(manifest, "same-volume", {"copy": copy_support, "nothing": nothing}, output=at_once, metrics=("dice",))
+        evaluate(manifest, "same-volume", methods, cases, output=apart, metrics=dice)
+    evaluate(manifest, "same-volume", {"copy": copy_support, "nothing": nothing}, cases, output=at_once, metrics=dice)
     pages = [Page(write_report(folder, manifest)) for folder in (apart, at_once)]
     assert sorted(pages[0].pictures) == sorted(pages[1].pictures)
     tables = [(folder / "tables.md").read_text(encoding="utf-8").split("### Seconds")[0] for folder in (apart, at_once)]
