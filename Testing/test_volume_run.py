@@ -270,3 +270,13 @@ def test_the_main_axis_has_most_planes_then_the_finest_pixels() -> None:
     assert axes((0, 10), (1, 10), (2, 10)) == (0, 1, 2)
     assert axes((1, 8), (1, 12), (0, 10)) == (1, 0)
     assert axes((2, 10), (1, 9)) == (1, 2)
+
+
+def test_the_batch_size_changes_no_more_than_rounding(built_in: Segmenter) -> None:
+    """In slices thinner than a stride, too."""
+    scan, labelmap = noisy((24, 30, 28))
+    geometry = replace(scan.geometry, spacing=(1.0, 1.0, 0.3))
+    scan, labelmap = replace(scan, geometry=geometry), replace(labelmap, geometry=geometry)
+    support = support_of(scan, labelmap, (0, 12))
+    found = [built_in.segment(scan, support, batch_size=size).probabilities[1].astype(int) for size in (8, 3, 1)]
+    assert max(np.abs(found[0] - other).max() for other in found[1:]) <= 1

@@ -10,7 +10,7 @@ import torch
 
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.network_images import Shot
-from SDFSMISLib.inference.registration import PaintedBody, body_region, warped_masks
+from SDFSMISLib.inference.registration import PaintedBody, bending, body_region, warped_masks
 from SDFSMISLib.slices import SliceStack
 from small_scans import ball_scan, painted_on
 from test_structure_search import dice, shot_of, textured
@@ -100,3 +100,12 @@ def test_in_whole_slices_no_mask_is_warped(two_scans, monkeypatch: pytest.Monkey
     monkeypatch.setattr("SDFSMISLib.inference.run.run_cross_scan", lambda *_: pytest.fail("a mask was warped"))
     segmenter = Segmenter.from_pretrained("built-in", "cpu")
     segmenter.segment(finer, support, "independent", region="full", slices=[12])
+
+
+def test_a_displacement_bends_as_much_on_a_turned_slice() -> None:
+    places = torch.linspace(0, 6, 48)
+    moves = torch.stack([torch.sin(places)[:, None].expand(48, 48), torch.zeros(48, 48)], dim=-1)
+    near = torch.zeros(48, 48)
+    near[8:30, 12:40] = 1
+    bent, turned = bending(moves, near), bending(moves.transpose(0, 1).flip(-1), near.T)
+    assert bent == pytest.approx(turned) and bent > 0

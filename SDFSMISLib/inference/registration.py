@@ -198,10 +198,10 @@ class PaintedBody:
         image, mask, near = warp(torch.stack([self.image, self.mask, self.near]), moves.expand(3, -1, -1, -1))
         if mask.sum() < LEAST_PIXELS:
             return -1.0, mask
-        return _correlation(image, fixed, near) - BENDING * _bending(moves, near), mask
+        return _correlation(image, fixed, near) - BENDING * bending(moves, near), mask
 
 
-def _bending(moves: torch.Tensor, near: torch.Tensor) -> float:
+def bending(moves: torch.Tensor, near: torch.Tensor) -> float:
     """The mean squared gradient of displacements (side, side, 2) along rows and columns, where `near` is above 0.5."""
     along_rows = moves.diff(dim=0).square().sum(-1)[near[1:] > 0.5]
     along_columns = moves.diff(dim=1).square().sum(-1)[near[:, 1:] > 0.5]
