@@ -11,8 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# Tests of one file, or of one group of files, run in one process; a process takes 1.5 GB. None for one process: WORKERS=
-WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadgroup
+# Tests of one file run in one process, which makes what they share once; a process takes 1.5 GB. None for one process: WORKERS=
+WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # Asked whether it runs, not whether it is found: a version manager's shim, or a Python without venv, is no use.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \

@@ -60,6 +60,9 @@ class BrightPipeline:
         self.painted_pixels: list[int] = []
         self.encoded = 0
 
+    def for_inference(self) -> BrightPipeline:
+        return self
+
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         self.encoded += len(images)
         return images

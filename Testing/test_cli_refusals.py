@@ -126,7 +126,7 @@ def test_masks_that_say_nothing(refused: Callable[..., str], files: Path) -> Non
     assert "no label 4; it has 1" in refused(*segment(files, *out, "--label", 4))
     assert "Slice 12 was named" in refused(*segment(files, *out, "--slice", 12))
     assert "Slice -1 was named" in refused(*segment(files, *out, "--slice", -1))
-    assert "painted slices there: 5" in refused(*segment(files, *out, "--slice", 3))
+    assert "painted slices: slice 5 of axis 0" in refused(*segment(files, *out, "--slice", 3))
     image = SimpleITK.ReadImage(str(files / "painted.seg.nrrd"))
     image.SetOrigin((1000.0, 0.0, 0.0))
     SimpleITK.WriteImage(image, str(files / "away.nii.gz"))

@@ -228,7 +228,9 @@ def test_replicas_hear_of_slices_that_another_one_deleted(served: OnRay) -> None
 
 
 def test_where_the_store_is_lost_clients_send_again(served: OnRay, asked: Task, expected: Segmentation) -> None:
-    path = f"/slices/{content_address(asked.scan.slice(0, 0))}"
+    sent = asked.scan.slice(0, 0)
+    path = f"/slices/{content_address(sent)}"
+    assert served.ask("PUT", path, pack_array(sent)).status in (200, 201)
     assert served.ask("HEAD", path).status == 200
     ray.kill(ray.get_actor(*STORE_ACTOR), no_restart=False)
     assert_same(RemoteSegmenter(served.client()).segment(asked.scan, asked.support), expected)

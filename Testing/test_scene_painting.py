@@ -62,9 +62,6 @@ def test_what_is_painted_is_read_voxel_by_voxel(geometry: Geometry, seed: int, s
         for along in range(3):
             planes = np.flatnonzero(np.moveaxis(mask, along, 0).any(axis=(1, 2))).tolist()
             assert list(painting.slices(along, label)) == planes
-    union = Volume(np.sum(masks, axis=0).astype(np.uint8), geometry)
-    scan = Volume(np.zeros(geometry.shape, np.int16), geometry)
-    assert painting.axis == SupportSet.from_labelmap(scan, union, None).slices[0].plane.axis
 
 
 @pytest.mark.parametrize("separate", [False, True])

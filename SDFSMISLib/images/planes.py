@@ -50,7 +50,7 @@ def painted_planes(mask: np.ndarray, default_axis: int) -> list[Plane]:
         return []
     inside = mask[box]
     borders = [(side.start == 0, side.stop == full) for side, full in zip(box, mask.shape, strict=True)]
-    planes = _single_planes(inside)
+    planes = _single_planes(inside, default_axis)
     rest = inside.copy()
     for axis, index in planes:
         np.moveaxis(rest, axis, 0)[index] = False
@@ -61,8 +61,9 @@ def painted_planes(mask: np.ndarray, default_axis: int) -> list[Plane]:
     return sorted({Plane(axis, index + box[axis].start) for axis, index in planes})
 
 
-def _single_planes(mask: np.ndarray) -> list[Plane]:
-    """Planes that have no painted neighbours but for lines of crossing ones, in the order of what they explain."""
+def _single_planes(mask: np.ndarray, default_axis: int) -> list[Plane]:
+    """Planes that have no painted neighbours but for lines of crossing ones, in the order of what they explain; of
+    those that explain as much, one of the default axis comes first."""
     single = [mask & ~_neighbours(mask, axis) for axis in range(3)]
     counts = [_areas(one, axis) for axis, one in enumerate(single)]
     allowed = [counts[axis] >= MIN_SINGLE * np.maximum(_areas(mask, axis), 1) for axis in range(3)]
@@ -72,7 +73,7 @@ def _single_planes(mask: np.ndarray) -> list[Plane]:
     while True:
         best = [int(np.argmax(np.where(allowed[axis], counts[axis], 0))) for axis in range(3)]
         gains = [int(counts[axis][best[axis]]) if allowed[axis][best[axis]] else 0 for axis in range(3)]
-        axis = int(np.argmax(gains))
+        axis = max(range(3), key=lambda one: (gains[one], one == default_axis))
         if not gains[axis]:
             return planes
         planes.append(Plane(axis, best[axis]))
