@@ -1,8 +1,12 @@
-"""What every test runs under: few threads, no network, no display, the same examples each time."""
+"""What every test runs under: few threads, no network, no display, the same examples and loggers each time."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+
+import pytest
 
 # Before anything imports numpy or torch, which read these once.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -16,3 +20,14 @@ settings.register_profile(
     "project", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def backend_logs_as_before() -> Iterator[None]:
+    """`serve` in a test's own process logs to that test's standard error, which is closed afterwards."""
+    loggers = [logging.getLogger(name) for name in ("sdfsmis.server", "uvicorn.error")]
+    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
