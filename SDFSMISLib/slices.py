@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -15,7 +15,9 @@ from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.volume import Volume
 
-__all__ = ["CroppedSlices", "SlicePlane", "SliceResult", "SliceStack", "needed_slices"]
+__all__ = ["CroppedSlices", "SlicePlane", "SliceResult", "SliceStack", "needed_slices", "place_in_slice"]
+
+Number = TypeVar("Number", int, float)
 
 LONGEST_PIXEL = 100.0  # ratio of a pixel's sides; beyond it a header is wrong, and squares in mm have no bound
 
@@ -147,6 +149,62 @@ class SliceStack:
             plane=SlicePlane.of(volume, axis, window, scan),
         )
 
+    @classmethod
+    def along(
+        cls, volume: Volume, axes: Sequence[int], window: IntensityWindow | None = None, scan: str | None = None
+    ) -> dict[int, SliceStack]:
+        """The stack of each of several array axes, by axis in the given order; one window for all, see :meth:`of`."""
+        window, scan = window or volume.window(), scan or volume.content_hash()
+        return {axis: cls.of(volume, axis, window, scan) for axis in axes}
+
+    def cut(
+        self, axis: int, orientation: SliceOrientation, name: str, identity: Callable[[int], str] | None = None
+    ) -> SliceStack:
+        """The slices of the same scan along another array axis, cut from all slices of this stack.
+
+        Args:
+            axis: 0 to 2, not the stack's own.
+            orientation, name: of the slices along it, see :class:`SlicePlane`.
+            identity: as of a stack.
+
+        >>> from SDFSMISLib.images.volume import Geometry
+        >>> grid = Geometry((2, 3, 4), (0.5, 0.7, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+        >>> scan = Volume(np.arange(24, dtype=np.int16).reshape(grid.shape), grid)
+        >>> sagittal = SliceStack.of(scan, axis=2).plane
+        >>> stack = SliceStack.of(scan, axis=0).cut(2, sagittal.orientation, sagittal.name)
+        >>> stack.plane == sagittal, stack.read(1).tolist()
+        (True, [[1, 5, 9], [13, 17, 21]])
+        """
+        own, count = self.plane.axis, self.count
+        shape, spacing = self.scan_shape, self.scan_spacing
+        row, column = (other for other in range(3) if other != axis)
+        across, along = place_in_slice(axis, own), place_in_slice(own, axis)
+
+        def read(index: int) -> np.ndarray:
+            lines = [self.read(number).take(index, axis=across) for number in range(count)]
+            return np.stack(lines, axis=along)
+
+        plane = replace(
+            self.plane,
+            axis=axis,
+            spacing=(spacing[row], spacing[column]),
+            thickness=spacing[axis],
+            orientation=orientation,
+            name=name,
+        )
+        return SliceStack(read, shape[axis], (shape[row], shape[column]), plane, identity)
+
+    @property
+    def scan_shape(self) -> tuple[int, int, int]:
+        """Shape of the whole scan, (slices, height, width)."""
+        rows, columns = self.native_shape
+        return _inserted(rows, columns, self.count, self.plane.axis)
+
+    @property
+    def scan_spacing(self) -> tuple[float, float, float]:
+        """Distance of neighbouring voxels along the array axes of the scan, in mm."""
+        return _inserted(*self.plane.spacing, self.plane.thickness, self.plane.axis)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of a canonical slice."""
@@ -176,6 +234,18 @@ class SliceStack:
             named = f"Slice {outside[0]} was given" if outside else "No slice was given"
             raise InputError(f"{named}; axis {self.plane.axis} of the scan has the slices 0 to {self.count - 1}.")
         return wanted
+
+
+def _inserted(rows: Number, columns: Number, along: Number, axis: int) -> tuple[Number, Number, Number]:
+    """What belongs to the three array axes, from what belongs to the rows, columns and succession of slices."""
+    values = [rows, columns]
+    values.insert(axis, along)
+    return values[0], values[1], values[2]
+
+
+def place_in_slice(axis: int, slice_axis: int) -> int:
+    """The place of an array axis in slices taken along another one: 0 rows, 1 columns."""
+    return [other for other in range(3) if other != slice_axis].index(axis)
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,11 +34,15 @@ __all__ = [
     "content_address",
     "decode_array",
     "decode_labels",
+    "decode_mask",
     "encode_array",
+    "join_slices",
     "pack_array",
     "pack_probability",
     "query_fields",
     "read_record",
+    "same_image",
+    "split_slices",
     "support_fields",
     "support_image_for_wire",
     "unpack_array",
@@ -46,13 +50,14 @@ __all__ = [
     "write_record",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 PROTOCOL_HEADER = "X-SDFSMIS-Protocol"
 ARRAY_TYPE, RECORDS_TYPE = "application/octet-stream", "application/x-ndjson"
 
 MAGIC, VERSION = b"SDFA", 1
 HEADER = struct.Struct("<4sBBBB")  # magic, version, codec, dtype, number of dimensions; then the sides, then a crc32
 CRC = struct.Struct("<I")
+SLICE = struct.Struct("<32sI")  # sha256 of a slice, and the number of bytes of the packed array that follows
 MOST_DIMENSIONS = 32
 DTYPES = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8")
 """By their code on the wire."""
@@ -107,7 +112,7 @@ def pack_array(array: np.ndarray, compress: bool = True) -> bytes:
     return head + CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
-def unpack_array(data: bytes, most_bytes: int) -> np.ndarray:
+def unpack_array(data: bytes | memoryview, most_bytes: int) -> np.ndarray:
     """The array of :func:`pack_array`'s bytes, writable.
 
     Args:
@@ -155,6 +160,34 @@ def content_address(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
     digest.update(_bytes(array).data)
     return digest.hexdigest()
+
+
+def join_slices(packed: Iterable[tuple[str, bytes]]) -> bytes:
+    """Several packed slices, each with its content address, as the body of one upload.
+
+    >>> array = np.eye(2, dtype=np.int16)
+    >>> body = join_slices([(content_address(array), pack_array(array))])
+    >>> [(address == content_address(array), unpack_array(data, 100).tolist()) for address, data in split_slices(body)]
+    [(True, [[1, 0], [0, 1]])]
+    """
+    return b"".join(SLICE.pack(bytes.fromhex(address), len(data)) + data for address, data in packed)
+
+
+def split_slices(body: bytes) -> Iterator[tuple[str, memoryview]]:
+    """Content address and packed array of each slice of :func:`join_slices`' bytes; nothing is unpacked or checked yet.
+
+    Raises:
+        WireError: where the bytes are cut.
+    """
+    rest = memoryview(body)
+    while rest:
+        if len(rest) < SLICE.size:
+            raise WireError(f"{len(rest)} bytes follow the last slice; an upload has nothing but whole slices.")
+        digest, length = SLICE.unpack_from(rest)
+        data, rest = rest[SLICE.size : SLICE.size + length], rest[SLICE.size + length :]
+        if len(data) < length:
+            raise WireError(f"A slice of {length} bytes was announced, and {len(data)} came; send it again.")
+        yield digest.hex(), data
 
 
 def encode_array(array: np.ndarray) -> str:
@@ -346,13 +379,24 @@ class PackedProbabilities(MutableMapping[Key, np.ndarray], Generic[Key]):
 # -- the parts of a request --------------------------------------------------------------------------------------------
 
 
-def query_fields(stack: SliceStack, addresses: Mapping[int, str]) -> dict[str, Any]:
-    """The ``query`` of a request: a stack, and the content addresses of its slices that were sent, by index."""
+def query_fields(stacks: Mapping[int, SliceStack], addresses: Mapping[int, str]) -> dict[str, Any]:
+    """The ``query`` of a request.
+
+    Args:
+        stacks: the slices along each axis of the run, by axis, the main one first. Of the others nothing is sent but
+            how they are turned: they are cut from the main axis' slices, all of which must be sent then.
+        addresses: content addresses of the slices of the main axis that were sent, by index.
+    """
+    main, *others = stacks.values()
     return {
-        **stack.plane.to_fields(),
-        "count": stack.count,
-        "shape": list(stack.native_shape),
+        **main.plane.to_fields(),
+        "count": main.count,
+        "shape": list(main.native_shape),
         "slices": [[index, addresses[index]] for index in sorted(addresses)],
+        "other_axes": [
+            {name: fields[name] for name in ("axis", "orientation", "plane")}
+            for fields in (stack.plane.to_fields() for stack in others)
+        ],
     }
 
 
@@ -367,19 +411,20 @@ def support_image_for_wire(painted: SupportSlice, own: np.ndarray | None = None)
             of a dtype that float32 represents exactly.
     """
     image = np.ascontiguousarray(painted.image, dtype=np.float32)
-    if own is not None and (own.dtype.itemsize <= 2 or own.dtype == np.float32) and _same_bits(own, image):
+    if own is not None and (own.dtype.itemsize <= 2 or own.dtype == np.float32) and same_image(own, image):
         return own
     with np.errstate(invalid="ignore"):  # NaN and values beyond int16: they are not the same then
         whole = image.astype(np.int16)
-    return whole if _same_bits(whole, image) else image
+    return whole if same_image(whole, image) else image
 
 
-def support_fields(painted: SupportSlice, labels: Collection[int], address: str) -> dict[str, Any]:
+def support_fields(painted: SupportSlice, labels: Collection[int], address: str | None) -> dict[str, Any]:
     """One entry of a request's ``support``.
 
     Args:
         labels: the labels whose masks are sent, if the slice has them.
-        address: content address of the image that was sent for it, see :func:`support_image_for_wire`.
+        address: content address of the image that was sent for it, see :func:`support_image_for_wire`; None = it is
+            cut from the slices of the query.
     """
     return {
         "slice": address,
@@ -388,6 +433,7 @@ def support_fields(painted: SupportSlice, labels: Collection[int], address: str)
             for label in label_values(painted.labels)
             if label in labels
         ],
+        "known": None if painted.known is None else encode_array(painted.known),
         "shape": list(painted.labels.shape),
         **painted.to_fields(),
     }
@@ -397,20 +443,30 @@ def decode_labels(masks: Iterable[tuple[int, str]], shape: tuple[int, int]) -> n
     """uint16 (rows, columns), the label value of each pixel, of the label values and encoded masks of an entry.
 
     Raises:
-        WireError: if a mask is damaged or of another shape or type, or if two overlap.
+        WireError: as :func:`decode_mask`, or if two masks overlap.
     """
     labels = np.zeros(shape, dtype=np.uint16)
     for label, data in masks:
-        mask = decode_array(data, math.prod(shape))
-        if mask.dtype != bool or mask.shape != shape:
-            raise WireError(f"A mask of {mask.dtype} {mask.shape} came for a slice of shape {shape}; bool is needed.")
+        mask = decode_mask(data, shape)
         if labels[mask].any():
             raise WireError(f"Label {label} overlaps another label of its slice; a pixel has one label.")
         labels[mask] = label
     return labels
 
 
-def _same_bits(array: np.ndarray, image: np.ndarray) -> bool:
+def decode_mask(data: str, shape: tuple[int, int]) -> np.ndarray:
+    """Bool (rows, columns) of an encoded mask.
+
+    Raises:
+        WireError: if it is damaged, or of another shape or type.
+    """
+    mask = decode_array(data, math.prod(shape))
+    if mask.dtype != bool or mask.shape != shape:
+        raise WireError(f"A mask of {mask.dtype} {mask.shape} came for a slice of shape {shape}; bool is needed.")
+    return mask
+
+
+def same_image(array: np.ndarray, image: np.ndarray) -> bool:
     """Whether an array as float32 equals the image bit by bit, including NaN and the sign of zero."""
     if array.shape != image.shape:
         return False

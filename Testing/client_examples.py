@@ -34,7 +34,7 @@ def painted(scan: Volume, *places: tuple[int, int]) -> SupportSet:
 SCAN = a_scan()
 
 
-STACK = SliceStack.of(SCAN, 0)
+STACKS = SliceStack.along(SCAN, [0])
 
 
 SUPPORT = painted(SCAN, (2, 1))
@@ -55,7 +55,7 @@ def collected(run: RemoteRun) -> dict[tuple[int, int], SliceResult]:
     with run:
         for record in run:
             assert (record.label, record.index) not in found
-            assert np.array_equal(record.probability, answer(run.stack.read(record.index), record.label))
+            assert np.array_equal(record.probability, answer(run.scan.read(record.index), record.label))
             found[record.label, record.index] = record
     return found
 

@@ -22,6 +22,7 @@ from SDFSMISLib.server.settings import ServerLimits
 from SDFSMISLib.server.store import MemoryStore
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.wire import (
+    PROTOCOL,
     content_address,
     pack_array,
     query_fields,
@@ -104,8 +105,8 @@ class Task:
     truth: Volume
 
     @property
-    def stack(self) -> SliceStack:
-        return SliceStack.of(self.scan, 0)
+    def stacks(self) -> dict[int, SliceStack]:
+        return SliceStack.along(self.scan, self.support.axes_on(self.scan, self.scan.content_hash()))
 
 
 def task(shape: tuple[int, int, int] = (12, 40, 40), painted: Sequence[int] | None = None, seed: int = 0) -> Task:
@@ -119,13 +120,13 @@ def task(shape: tuple[int, int, int] = (12, 40, 40), painted: Sequence[int] | No
 
 def request_of(backend: Backend, asked: Task, **changes: Any) -> dict[str, Any]:
     """The request that the task makes, all its slices sent."""
-    stack = asked.stack
-    addresses = {index: backend.put(asked.scan.slice(0, index)) for index in range(stack.count)}
+    addresses = {index: backend.put(asked.scan.slice(0, index)) for index in range(len(asked.scan.voxels))}
     support = []
     for piece in asked.support.slices:
-        address = backend.put(support_image_for_wire(piece, asked.scan.slice(0, piece.index)))
+        own = asked.scan.slice(piece.plane.axis, piece.index)
+        address = backend.put(support_image_for_wire(piece, own))
         support.append(support_fields(piece, [1], address))
-    request = {"protocol": 1, "query": query_fields(stack, addresses), "support": support, "labels": [1]}
+    request = {"protocol": PROTOCOL, "query": query_fields(asked.stacks, addresses), "support": support, "labels": [1]}
     return {**request, **changes}
 
 
@@ -134,7 +135,7 @@ def records(answer: bytes) -> list[dict[str, Any]]:
 
 
 def segmented(client: Client, asked: Task, **options: Any) -> dict[int, np.ndarray]:
-    with client.segment(asked.stack, asked.support, **options) as run:
+    with client.segment(asked.stacks, asked.support, **options) as run:
         return {one.index: one.probability for one in run}
 
 

@@ -26,6 +26,7 @@ from SDFSMISLib.wire import (
     PROTOCOL_HEADER,
     content_address,
     pack_probability,
+    split_slices,
     unpack_array,
     write_record,
 )
@@ -86,6 +87,7 @@ class SmallBackend:
         self.store: dict[str, np.ndarray] = {}
         self.requests: list[tuple[str, str]] = []
         self.sizes: list[int] = []
+        self.uploads: list[list[str]] = []
         self.asked: list[dict[str, Any]] = []
         self.peers: set[int] = set()
         self.faults: deque[Fault] = deque()
@@ -95,7 +97,8 @@ class SmallBackend:
         """a client waits for it now"""
 
     def puts(self) -> list[str]:
-        return [path.rpartition("/")[2] for method, path in self.requests if method == "PUT"]
+        """The addresses of all slices that were sent, in their order."""
+        return [address for addresses in self.uploads for address in addresses]
 
     def serve(self, context: ssl.SSLContext | None = None) -> Any:
         return _serving(self, context)
@@ -154,8 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif (self.command, path) == ("POST", "/slices/missing"):
             missing = [one for one in json.loads(body)["slices"] if one not in backend.store]
             self._answer(200, {"missing": missing})
-        elif self.command == "PUT" and path.startswith("/slices/"):
-            self._put(path.rpartition("/")[2], body)
+        elif (self.command, path) == ("PUT", "/slices"):
+            self._put(dict(split_slices(body)))
         elif (self.command, path) == ("POST", "/segmentations"):
             self._segment(json.loads(body))
         else:
@@ -165,22 +168,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = _respond  # noqa: N815
 
-    def _put(self, address: str, body: bytes) -> None:
-        if self.backend.first_puts is not None and self.first_put:
+    def _put(self, slices: dict[str, memoryview]) -> None:
+        backend = self.backend
+        backend.uploads.append(list(slices))
+        if backend.first_puts is not None and self.first_put:
             self.first_put = False
-            self.backend.first_puts.wait()
-        if self.backend.hold_puts:
+            backend.first_puts.wait()
+        if backend.hold_puts:
             self._wait_until_left()
             return
-        if self.backend.put_status:
-            self._refuse(self.backend.put_status, "too_large")
+        if backend.put_status:
+            self._refuse(backend.put_status, "too_large")
             return
-        array = unpack_array(body, 1 << 20)
-        assert content_address(array) == address
-        self.backend.sizes.append(len(body))
-        status = 200 if address in self.backend.store else 201
-        self.backend.store[address] = array
-        self._answer(status, None)
+        is_new = not slices.keys() <= backend.store.keys()
+        for address, packed in slices.items():
+            array = unpack_array(packed, 1 << 20)
+            assert content_address(array) == address
+            backend.sizes.append(len(packed))
+            backend.store[address] = array
+        self._answer(201 if is_new else 200, None)
 
     def _capabilities(self) -> dict[str, Any]:
         return {
@@ -218,7 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status:
             self._refuse(fault.status, fault.code, {"Retry-After": fault.retry_after} if fault.retry_after else None)
             return
-        addresses = [address for _, address in asked["query"]["slices"]] + [one["slice"] for one in asked["support"]]
+        addresses = [address for _, address in asked["query"]["slices"]]
+        addresses += [one["slice"] for one in asked["support"] if one["slice"] is not None]
         missing = [address for address in addresses if address not in backend.store]
         if missing:
             self._refuse(409, "slices_missing", missing=missing)
@@ -260,16 +267,24 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def records(asked: dict[str, Any], backend: SmallBackend) -> Iterator[dict[str, Any]]:
-    """The records of a run: a lane before each slice, a sign of life behind the first, what was found first of all."""
+    """The records of a run: a lane before each slice, a sign of life behind the first, what was found first of all.
+
+    Each label is followed along all axes; with several, the slices of the main one come once more in the end.
+    """
     sent = dict(asked["query"]["slices"])
-    stack = Query.model_validate(asked["query"]).slice_stack(lambda index: backend.store[sent[index]])
-    pieces = [PaintedSlice.model_validate(one).support_slice(backend.store[one["slice"]]) for one in asked["support"]]
-    wanted = stack.wanted(asked["slices"])
-    here = [piece for piece in pieces if piece.plane.has_slices_of(stack.plane)]
-    painted = {(label, piece.index) for piece in here for label in asked["labels"] if piece.mask(label).any()}
-    places = [(label, index) for label in asked["labels"] for index in wanted if (label, index) not in painted]
-    known = {(one["label"], one["index"]) for one in asked["finished"]}
-    lanes = {(one["label"], one["index"]) for one in asked["lanes"]}
+    stacks = Query.model_validate(asked["query"]).slice_stacks(lambda index: backend.store[sent[index]])
+    main, *others = stacks
+    painted = set()
+    for one in asked["support"]:
+        image = stacks[one["axis"]].read(one["index"]) if one["slice"] is None else backend.store[one["slice"]]
+        piece = PaintedSlice.model_validate(one).support_slice(image)
+        if piece.plane.scan == stacks[main].plane.scan and piece.plane.axis in stacks:
+            painted |= {(label, one["axis"], one["index"]) for label in asked["labels"] if piece.mask(label).any()}
+    wanted = {axis: stack.wanted(asked["slices"] if axis == main else None) for axis, stack in stacks.items()}
+    every = [(label, axis, index) for axis in stacks for label in asked["labels"] for index in wanted[axis]]
+    places = [place for place in every if place not in painted]
+    known = {(one["label"], one["axis"], one["index"]) for one in asked["finished"]}
+    lanes = {(one["label"], one["axis"], one["index"]) for one in asked["lanes"]}
     yield {
         "type": "start",
         "protocol": backend.protocol,
@@ -278,18 +293,33 @@ def records(asked: dict[str, Any], backend: SmallBackend) -> Iterator[dict[str, 
         "weights_sha256": backend.weights,
         "device": "a processor",
         "total": len(places),
+        "labels": [{"label": label, "axes": [*stacks], "fused": bool(others)} for label in asked["labels"]],
         "warnings": ["They are unlike."],
     }
     yield {"type": "alive", "ahead": 2}
     if not painted and asked["found"] is None and asked["strategy"] == "propagate":
-        yield {"type": "found", "starts": [{"label": 1, "index": 0, **pack_probability(answer(stack.read(0), 1))}]}
-    for label, index in places:
-        probability = pack_probability(answer(stack.read(index), label))
-        if (label, index) not in lanes:
-            yield {"type": "lane", "label": label, "start": 0, "index": index, **probability}
-        if (label, index) not in known:
-            counted = {"certainty": 0.5, "finished": 1, "total": len(places)}
-            yield {"type": "slice", "label": label, "index": index, **probability, **counted}
+        first = pack_probability(answer(stacks[main].read(0), 1))
+        yield {"type": "found", "starts": [{"label": 1, "axis": main, "index": 0, **first}]}
+    counted = {"certainty": 0.5, "finished": 1, "total": len(places)}
+    for label, axis, index in places:
+        place = {"label": label, "axis": axis, "index": index}
+        probability = pack_probability(answer(stacks[axis].read(index), label))
+        if (label, axis, index) not in lanes:
+            yield {"type": "lane", **place, "start": 0, **probability}
+        if (label, axis, index) not in known:
+            yield {"type": "slice", **place, "stage": "preview" if others else "final", **probability, **counted}
+    for label, axis, index in places if others else ():
+        if axis == main:
+            probability = pack_probability(answer(stacks[axis].read(index), label))
+            yield {
+                "type": "slice",
+                "label": label,
+                "axis": axis,
+                "index": index,
+                "stage": "final",
+                **probability,
+                **counted,
+            }
     yield {"type": "later version", "what": "is not known"}
     yield {"type": "end", "slices": len(places), "seconds": {"total": 2.0, "waiting": 0.5, "computing": 1.5}}
 

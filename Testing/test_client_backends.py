@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import pytest
 
-from client_examples import STACK, SUPPORT
+from client_examples import STACKS, SUPPORT
 from SDFSMISLib.client import Client
 from SDFSMISLib.client.connection import Address
 from SDFSMISLib.client.errors import (
@@ -78,7 +78,7 @@ def test_making_a_client_and_a_run_sends_nothing() -> None:
     reached = threading.Event()
     with listening(lambda connection: reached.set()) as port:
         client = Client(f"localhost:{port}", "token")
-        with client.segment(STACK, SUPPORT):
+        with client.segment(STACKS, SUPPORT):
             pass
         assert not reached.wait(0.1)
 
@@ -114,10 +114,10 @@ HTML = b"<html>Welcome</html>"
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 20\r\n\r\n" + HTML, "is no SDFSMIS backend"),
         (b"HTTP/1.1 401 No\r\nWWW-Authenticate: Basic\r\nContent-Length: 0\r\n\r\n", "is no SDFSMIS backend"),
         (b"HTTP/1.1 301 Moved\r\nLocation: https://host/\r\nContent-Length: 0\r\n\r\n", "sends on to 'https://host/'"),
-        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 1\r\nContent-Length: 2\r\n\r\n{}", "does not say what a backend"),
-        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 1\r\nContent-Length: 2\r\n\r\n[}", "is no SDFSMIS backend"),
-        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 1\r\nContent-Length: 0\r\n\r\n", "does not say what a backend"),
-        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 1\r\n\r\n" + b"[" * 100_000, "is no SDFSMIS backend"),
+        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 2\r\nContent-Length: 2\r\n\r\n{}", "does not say what a backend"),
+        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 2\r\nContent-Length: 2\r\n\r\n[}", "is no SDFSMIS backend"),
+        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 2\r\nContent-Length: 0\r\n\r\n", "does not say what a backend"),
+        (b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 2\r\n\r\n" + b"[" * 100_000, "is no SDFSMIS backend"),
         (b"HTTP/1.1 200 OK\r\n" + b"X-Long: " + b"x" * 70_000 + b"\r\n\r\n", "is no SDFSMIS backend"),
     ],
 )
@@ -131,7 +131,7 @@ def test_something_else_that_answers_is_no_backend(reply: bytes, words: str) -> 
 
 
 @pytest.mark.parametrize(
-    "reply", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 1\r\nContent-Length: 50\r\n\r\n{"]
+    "reply", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nX-SDFSMIS-Protocol: 2\r\nContent-Length: 50\r\n\r\n{"]
 )
 def test_an_answer_that_is_cut_is_a_lost_connection(reply: bytes) -> None:
     def respond(connection: socket.socket) -> None:
@@ -167,7 +167,7 @@ def test_a_token_is_asked_for_and_a_wrong_one_is_not_accepted(url: str, backend:
     assert Client(url, " right\n").capabilities().version == "9.9"
 
 
-@pytest.mark.parametrize(("protocol", "side"), [(0, "Update the backend"), (2, "Update this program")])
+@pytest.mark.parametrize(("protocol", "side"), [(1, "Update the backend"), (3, "Update this program")])
 def test_another_protocol_says_which_side_is_too_old(url: str, backend: SmallBackend, protocol: int, side: str) -> None:
     backend.protocol = protocol
     with pytest.raises(VersionMismatch, match=side):

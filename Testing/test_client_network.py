@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from certificates import self_signed
-from client_examples import GRID, SCAN, SHAPE, STACK, SUPPORT, collected, painted, wait_for
-from SDFSMISLib.client import Client
+from client_examples import GRID, SCAN, SHAPE, STACKS, SUPPORT, collected, painted, wait_for
+from SDFSMISLib.client import Client, upload
 from SDFSMISLib.client.errors import (
     BackendError,
     BackendNotRunning,
@@ -30,6 +30,7 @@ pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
 
 def test_another_computer_is_asked_through_the_proxy_of_the_environment(backend, monkeypatch) -> None:
     """Slices are compressed then, and go over four connections at once."""
+    monkeypatch.setattr(upload, "UPLOAD_BYTES", 1)  # a slice in each request
     backend.first_puts = threading.Barrier(4, timeout=10)
     scan = Volume(np.broadcast_to(np.arange(7, dtype=np.int16)[:, None, None], SHAPE).copy(), GRID)
     with backend.serve() as url:
@@ -38,7 +39,7 @@ def test_another_computer_is_asked_through_the_proxy_of_the_environment(backend,
             monkeypatch.setenv("http_proxy", f"http://me:p%40ss@localhost:{port}")
             client = Client("backend.example:7861")
             assert not client.is_local
-            assert len(collected(client.segment(SliceStack.of(scan, 0), painted(scan, (2, 1))))) == 6
+            assert len(collected(client.segment(SliceStack.along(scan, [0]), painted(scan, (2, 1))))) == 6
     assert proxy.heads[0].startswith("GET http://backend.example:7861/capabilities HTTP/1.1\r\n")
     assert all("Proxy-Authorization: Basic bWU6cEBzcw==" in head for head in proxy.heads)
     assert all("Host: backend.example:7861" in head for head in proxy.heads)
@@ -115,14 +116,14 @@ def test_a_certificate_is_trusted_by_choice_only(backend: SmallBackend, certific
         with pytest.raises(CertificateNotTrusted, match="is not trusted .*mismatch"):  # made for another name
             Client(url.replace("127.0.0.1", "localhost"), ca_file=str(certificate)).capabilities()
         assert backend.requests == []
-        assert len(collected(Client(url, ca_file=str(certificate)).segment(STACK, SUPPORT))) == 6
+        assert len(collected(Client(url, ca_file=str(certificate)).segment(STACKS, SUPPORT))) == 6
 
 
 def test_a_run_over_tls_is_resumed_and_cancelled(backend: SmallBackend, certificate: Path) -> None:
     with backend.serve(server_context(certificate)) as url:
         client = Client(url, ca_file=str(certificate))
         backend.faults.extend([Fault(after=6), Fault(after=5, silent=True)])
-        run, results = client.segment(STACK, SUPPORT), []
+        run, results = client.segment(STACKS, SUPPORT), []
         watcher = threading.Thread(target=lambda: wait_for(lambda: len(results) == 3) and run.cancel())
         watcher.start()
         with run, pytest.raises(Cancelled):

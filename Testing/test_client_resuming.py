@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import small_backend
-from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, collected, places
+from client_examples import ADDRESSES, OTHER_SCAN, STACKS, SUPPORT, collected, places
 from SDFSMISLib.client import Client
 from SDFSMISLib.client import connection as retries
 from SDFSMISLib.client.errors import (
@@ -44,7 +44,7 @@ def test_a_stream_that_breaks_at_any_record_is_taken_up_there(url, backend, supp
     for after in range(before + 2 * slices + 2):
         backend.asked.clear()
         backend.faults.append(Fault(after=after, instead=instead))
-        found = collected(Client(url).segment(STACK, support))
+        found = collected(Client(url).segment(STACKS, support))
         assert set(found) == places(1, without={(1, 2)} if support is SUPPORT else set())
         assert [one.finished for one in found.values()] == list(range(1, len(found) + 1))
         first, again = backend.asked
@@ -57,13 +57,13 @@ def test_a_stream_that_breaks_at_any_record_is_taken_up_there(url, backend, supp
 
 def test_many_cuts_in_a_row_lose_nothing(url: str, backend: SmallBackend) -> None:
     backend.faults.extend(Fault(after=5) for _ in range(6))
-    assert set(collected(Client(url).segment(STACK, SUPPORT))) == places(1, without={(1, 2)})
+    assert set(collected(Client(url).segment(STACKS, SUPPORT))) == places(1, without={(1, 2)})
 
 
 def test_a_backend_that_breaks_without_anything_new_is_given_up(url: str, backend: SmallBackend) -> None:
     backend.faults.extend(Fault(after=2) for _ in range(20))
     with pytest.raises(ConnectionLost, match="lost and did not come back"):
-        collected(Client(url).segment(STACK, SUPPORT))
+        collected(Client(url).segment(STACKS, SUPPORT))
     assert len(backend.asked) == retries.MOST_WITHOUT_RESULT + 1
 
 
@@ -89,7 +89,7 @@ def test_what_was_not_asked_for_is_not_taken(
 
     monkeypatch.setattr(small_backend, "records", wrong)
     with pytest.raises(BackendFailed, match="not understood"):
-        collected(Client(url).segment(STACK, SUPPORT))
+        collected(Client(url).segment(STACKS, SUPPORT))
 
 
 def test_an_end_before_all_slices_have_come_is_a_failure(
@@ -103,12 +103,12 @@ def test_an_end_before_all_slices_have_come_is_a_failure(
 
     monkeypatch.setattr(small_backend, "records", short)
     with pytest.raises(BackendFailed, match="ended after"):
-        collected(Client(url).segment(STACK, SUPPORT))
+        collected(Client(url).segment(STACKS, SUPPORT))
 
 
 def test_slices_that_the_backend_has_lost_are_sent_again(url: str, backend: SmallBackend) -> None:
     backend.faults.extend([Fault(after=6), Fault(forget=True)])
-    assert set(collected(Client(url).segment(STACK, SUPPORT))) == places(1, without={(1, 2)})
+    assert set(collected(Client(url).segment(STACKS, SUPPORT))) == places(1, without={(1, 2)})
     assert sorted(backend.puts()) == sorted(2 * ADDRESSES)
     assert len(backend.asked[2]["finished"]) == 2
 
@@ -116,28 +116,28 @@ def test_slices_that_the_backend_has_lost_are_sent_again(url: str, backend: Smal
 def test_a_backend_that_keeps_losing_slices_is_given_up(url: str, backend: SmallBackend) -> None:
     backend.faults.extend(Fault(forget=True) for _ in range(20))
     with pytest.raises(SlicesMissing, match="does not keep the slices"):
-        collected(Client(url).segment(STACK, SUPPORT))
+        collected(Client(url).segment(STACKS, SUPPORT))
     assert len(backend.asked) == retries.MOST_WITHOUT_RESULT + 1
 
 
 @pytest.mark.parametrize("code", ["queue_full", "stopping"])
 def test_a_busy_backend_is_asked_again_when_it_said(url: str, backend: SmallBackend, code: str) -> None:
     backend.faults.extend([Fault(status=503, code=code, retry_after=wait) for wait in ("0", "", "soon", "0")])
-    assert len(collected(Client(url).segment(STACK, SUPPORT))) == 6
+    assert len(collected(Client(url).segment(STACKS, SUPPORT))) == 6
     assert len(backend.asked) == 5
 
 
 def test_a_backend_that_stays_busy_is_given_up_after_patience(url: str, backend: SmallBackend) -> None:
     backend.faults.append(Fault(status=503, retry_after="3600"))
     with pytest.raises(BackendBusy, match="busy with other runs"):
-        collected(Client(url).segment(STACK, SUPPORT, patience=5))
+        collected(Client(url).segment(STACKS, SUPPORT, patience=5))
     assert len(backend.asked) == 1
 
 
 @pytest.mark.parametrize("code", ["stopping", "stalled", "slices_missing"])
 def test_a_backend_that_stops_within_a_run_is_asked_again(url: str, backend: SmallBackend, code: str) -> None:
     backend.faults.append(Fault(after=6, error=code))
-    assert len(collected(Client(url).segment(STACK, SUPPORT))) == 6
+    assert len(collected(Client(url).segment(STACKS, SUPPORT))) == 6
     assert len(backend.asked[1]["finished"]) == 2
 
 
@@ -152,7 +152,7 @@ def test_a_backend_that_stops_within_a_run_is_asked_again(url: str, backend: Sma
 )
 def test_what_fails_for_good_is_not_asked_again(url: str, backend, code: str, kind: type, words: str) -> None:
     backend.faults.append(Fault(after=6, error=code))
-    run, count = Client(url).segment(STACK, SUPPORT), 0
+    run, count = Client(url).segment(STACKS, SUPPORT), 0
     with run, pytest.raises(kind, match=words):
         for _ in run:
             count += 1
@@ -173,20 +173,20 @@ def test_what_fails_for_good_is_not_asked_again(url: str, backend, code: str, ki
 def test_a_request_that_is_refused_is_not_asked_again(url: str, backend, status: int, code: str, kind: type) -> None:
     backend.faults.append(Fault(status=status, code=code))
     with pytest.raises(kind, match=f"It is {code}."):
-        collected(Client(url).segment(STACK, SUPPORT))
+        collected(Client(url).segment(STACKS, SUPPORT))
     assert len(backend.asked) == 1
 
 
 def test_a_silent_backend_is_left_and_asked_again(url: str, backend: SmallBackend) -> None:
     backend.faults.append(Fault(after=6, silent=True))
-    assert len(collected(Client(url, timeout=0.5).segment(STACK, SUPPORT))) == 6
+    assert len(collected(Client(url, timeout=0.5).segment(STACKS, SUPPORT))) == 6
     assert backend.left.wait(5)
 
 
 def test_a_backend_that_does_not_come_back_is_lost(backend: SmallBackend) -> None:
     backend.faults.append(Fault(after=6))
     with backend.serve() as url:
-        run = Client(url).segment(STACK, SUPPORT, patience=0.2)
+        run = Client(url).segment(STACKS, SUPPORT, patience=0.2)
         records = iter(run)
         next(records), next(records)
     with run, pytest.raises(ConnectionLost, match="did not come back") as lost:
@@ -196,7 +196,7 @@ def test_a_backend_that_does_not_come_back_is_lost(backend: SmallBackend) -> Non
 
 def test_results_of_two_models_are_not_mixed(url: str, backend: SmallBackend) -> None:
     backend.faults.append(Fault(after=6))
-    with Client(url).segment(STACK, SUPPORT) as run:
+    with Client(url).segment(STACKS, SUPPORT) as run:
         records = iter(run)
         next(records)
         next(records)
@@ -222,4 +222,4 @@ def test_what_is_sent_whole_and_makes_no_sense_is_a_failure(url, backend, change
 
     monkeypatch.setattr(small_backend, "records", changed)
     with pytest.raises(BackendFailed, match="sends what is not understood|ended after 6 of 7|ended after 0 of [06]"):
-        collected(Client(url).segment(STACK, SUPPORT))
+        collected(Client(url).segment(STACKS, SUPPORT))

@@ -6,12 +6,13 @@ import threading
 
 import pytest
 
-from client_examples import ADDRESSES, OTHER_SCAN, STACK, SUPPORT, TWO_LABELS, collected, places, wait_for
+from client_examples import ADDRESSES, OTHER_SCAN, STACKS, SUPPORT, TWO_LABELS, collected, places, wait_for
 from SDFSMISLib.client import Client
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult
 from SDFSMISLib.support import SupportSet
+from SDFSMISLib.wire import PROTOCOL
 from small_backend import Fault, SmallBackend
 
 pytest_plugins = ["client_fixtures"]
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
 def test_a_run_gives_every_open_slice_of_every_label_once(url: str, backend: SmallBackend) -> None:
     sent: list[tuple[int, int]] = []
     run = Client(url).segment(
-        STACK, TWO_LABELS, RunOptions(threshold=0.4), on_upload=lambda *numbers: sent.append(numbers)
+        STACKS, TWO_LABELS, RunOptions(threshold=0.4), on_upload=lambda *numbers: sent.append(numbers)
     )
     assert run.phase == "not begun"
     found = collected(run)
@@ -33,12 +34,12 @@ def test_a_run_gives_every_open_slice_of_every_label_once(url: str, backend: Sma
     assert (run.version, run.model, run.weights_sha256, run.device) == ("9.9", "small", "w1", "a processor")
     (asked,) = backend.asked
     assert (asked["labels"], asked["slices"], asked["threshold"]) == ([1, 2], None, 0.4)
-    assert (asked["strategy"], asked["region"], asked["protocol"]) == ("propagate", "auto", 1)
+    assert (asked["strategy"], asked["region"], asked["protocol"]) == ("propagate", "auto", PROTOCOL)
     assert (asked["finished"], asked["lanes"], asked["found"]) == ([], [], None)
 
 
 def test_labels_slices_and_options_are_asked_for_as_given(url: str, backend: SmallBackend) -> None:
-    run = Client(url).segment(STACK, TWO_LABELS, RunOptions("independent", "full"), labels=[2], slices=[6, 5, 5])
+    run = Client(url).segment(STACKS, TWO_LABELS, RunOptions("independent", "full"), labels=[2], slices=[6, 5, 5])
     assert set(collected(run)) == {(2, 5), (2, 6)}
     (asked,) = backend.asked
     assert (asked["labels"], asked["slices"]) == ([2], [5, 6])
@@ -62,7 +63,7 @@ def test_labels_slices_and_options_are_asked_for_as_given(url: str, backend: Sma
 def test_only_slices_that_a_run_reads_are_sent(
     url: str, backend: SmallBackend, support: SupportSet, slices: list[int] | None, strategy: str, needed: list[int]
 ) -> None:
-    collected(Client(url).segment(STACK, support, RunOptions(strategy), slices=slices))
+    collected(Client(url).segment(STACKS, support, RunOptions(strategy), slices=slices))
     assert {address for address in backend.puts() if address in ADDRESSES} == {ADDRESSES[index] for index in needed}
 
 
@@ -72,7 +73,7 @@ def test_only_slices_that_a_run_reads_are_sent(
 )
 def test_what_cannot_be_asked_is_refused_at_once(arguments: dict) -> None:
     with pytest.raises(InputError):
-        Client("localhost").segment(STACK, SUPPORT, **arguments)
+        Client("localhost").segment(STACKS, SUPPORT, **arguments)
 
 
 @pytest.mark.parametrize(("option", "given"), [("strategy", "propagate"), ("region", "auto")])
@@ -81,13 +82,13 @@ def test_an_option_that_the_backend_does_not_know_is_refused_before_anything_is_
 ) -> None:
     backend.accepted[option] = ["other"]
     with pytest.raises(InputError, match=f"The {option} '{given}' was given; the backend accepts other"):
-        collected(Client(url).segment(STACK, SUPPORT))
+        collected(Client(url).segment(STACKS, SUPPORT))
     assert backend.puts() == []
 
 
 def test_cancelling_from_another_thread_closes_the_connection_at_once(url: str, backend: SmallBackend) -> None:
     backend.faults.append(Fault(after=6, silent=True))
-    run, got, ended = Client(url).segment(STACK, SUPPORT), [], []
+    run, got, ended = Client(url).segment(STACKS, SUPPORT), [], []
 
     def work() -> None:
         try:
@@ -108,7 +109,7 @@ def test_cancelling_from_another_thread_closes_the_connection_at_once(url: str, 
 
 def test_leaving_the_block_closes_the_connection(url: str, backend: SmallBackend) -> None:
     backend.faults.append(Fault(after=6, silent=True))
-    with Client(url).segment(STACK, SUPPORT) as run:
+    with Client(url).segment(STACKS, SUPPORT) as run:
         for _ in run:
             break
     assert backend.left.wait(10)
@@ -118,7 +119,7 @@ def test_leaving_the_block_closes_the_connection(url: str, backend: SmallBackend
 
 def test_the_caller_is_asked_at_every_record(url: str, backend: SmallBackend) -> None:
     got: list[SliceResult] = []
-    with Client(url).segment(STACK, SUPPORT, cancel=lambda: len(got) == 3) as run, pytest.raises(Cancelled):
+    with Client(url).segment(STACKS, SUPPORT, cancel=lambda: len(got) == 3) as run, pytest.raises(Cancelled):
         for record in run:
             got.append(record)
     assert len(got) == 3
@@ -126,7 +127,7 @@ def test_the_caller_is_asked_at_every_record(url: str, backend: SmallBackend) ->
 
 def test_waiting_for_a_backend_can_be_cancelled(url: str, backend: SmallBackend) -> None:
     backend.faults.append(Fault(status=503, retry_after="30"))
-    run = Client(url).segment(STACK, SUPPORT)
+    run = Client(url).segment(STACKS, SUPPORT)
     watcher = threading.Thread(target=lambda: wait_for(lambda: run.phase == "reconnecting") and run.cancel())
     watcher.start()
     with pytest.raises(Cancelled):
@@ -135,7 +136,7 @@ def test_waiting_for_a_backend_can_be_cancelled(url: str, backend: SmallBackend)
 
 
 def test_a_run_that_is_cancelled_before_it_begins_sends_nothing(url: str, backend: SmallBackend) -> None:
-    run = Client(url).segment(STACK, SUPPORT)
+    run = Client(url).segment(STACKS, SUPPORT)
     run.cancel()
     with pytest.raises(Cancelled):
         collected(run)
@@ -144,7 +145,7 @@ def test_a_run_that_is_cancelled_before_it_begins_sends_nothing(url: str, backen
 
 def test_sending_within_a_run_is_cancelled_by_another_thread(url: str, backend: SmallBackend) -> None:
     backend.hold_puts = True
-    run = Client(url).segment(STACK, SUPPORT)
+    run = Client(url).segment(STACKS, SUPPORT)
     watcher = threading.Thread(target=lambda: backend.reached.wait(10) and run.cancel())
     watcher.start()
     with pytest.raises(Cancelled):

@@ -54,7 +54,7 @@ def test_its_token_is_asked_for_and_is_not_in_its_log(real: LocalBackend) -> Non
     assert process is not None and len(process.token) >= 16
     with pytest.raises(TokenRefused):
         Client(client.url).capabilities()
-    with client.segment(small.stack, small.support) as run:
+    with client.segment(small.stacks, small.support) as run:
         assert len(list(run)) == 5
     until(lambda: "run done" in real.log)
     assert process.token not in real.log

@@ -29,10 +29,12 @@ from SDFSMISLib.wire import (
     content_address,
     decode_array,
     encode_array,
+    join_slices,
     pack_array,
     pack_probability,
     query_fields,
     read_record,
+    split_slices,
     support_fields,
     support_image_for_wire,
     unpack_array,
@@ -283,18 +285,48 @@ def test_only_the_masks_of_the_labels_asked_for_are_sent() -> None:
 
 
 @quick
-@given(volumes(), st.integers(0, 2))
-def test_a_stack_comes_back_as_it_was(volume: Volume, axis: int) -> None:
+@given(volumes(), st.permutations(range(3)), st.integers(1, 3))
+def test_slices_along_all_axes_come_back_as_they_were(volume: Volume, order: list[int], count: int) -> None:
+    """Those of the first are sent, those of the others are cut from them."""
     try:
-        stack = SliceStack.of(volume, axis)
+        stacks = SliceStack.along(volume, order[:count])
     except InputError:  # pixels that no scan has
         return
-    addresses = {index: content_address(stack.read(index)) for index in range(stack.count)}
-    fields = through_json(query_fields(stack, addresses))
+    main = stacks[order[0]]
+    addresses = {index: content_address(main.read(index)) for index in range(main.count)}
+    fields = through_json(query_fields(stacks, addresses))
     assert {index: address for index, address in fields["slices"]} == addresses
-    back = Query.model_validate(fields).slice_stack(stack.read, addresses.__getitem__)
-    assert replace(back, identity=None).__dict__ == stack.__dict__
-    assert back.identity is not None and back.identity(0) == addresses[0]
+    back = Query.model_validate(fields).slice_stacks(main.read, lambda axis, index: f"{axis} {index}")
+    assert list(back) == list(stacks)
+    for axis, stack in stacks.items():
+        assert (back[axis].plane, back[axis].count, back[axis].native_shape) == (
+            stack.plane,
+            stack.count,
+            stack.native_shape,
+        )
+        assert back[axis].identity is not None and back[axis].identity(1) == f"{axis} 1"
+        for index in {0, stack.count - 1}:
+            assert back[axis].image(index).tobytes() == stack.image(index).tobytes()
+
+
+def test_what_is_known_of_a_painted_slice_comes_back() -> None:
+    piece = replace(a_piece(), known=np.arange(30).reshape(5, 6) % 4 == 0)
+    fields = through_json(support_fields(piece, [1, 300], ADDRESS))
+    assert PaintedSlice.model_validate(fields).support_slice(piece.image).digest() == piece.digest()
+    for known in ("?", encode_array(np.ones((6, 5), bool)), encode_array(np.ones((5, 6), np.uint8))):
+        with pytest.raises(WireError):
+            PaintedSlice.model_validate(fields | {"known": known}).support_slice(piece.image)
+
+
+def test_an_upload_of_several_slices_cut_anywhere_is_refused() -> None:
+    packed = [(content_address(array), pack_array(array)) for array in (*some_arrays[:2], np.zeros((3, 3), np.uint8))]
+    body = join_slices(packed)
+    assert [(address, bytes(data)) for address, data in split_slices(body)] == packed
+    whole = np.cumsum([0, *(len(join_slices([one])) for one in packed)])
+    for length in range(len(body)):
+        if length not in whole:
+            with pytest.raises(WireError):
+                list(split_slices(body[:length]))
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint8", "uint16", "float32"])
@@ -346,7 +378,19 @@ IMPOSSIBLE = {
     "shape": [[5], [5, 0], [5, -6], [5.5, 6], "56", None],
 }
 EVERYWHERE = encode_array(np.ones((5, 6), bool))
-STACK_ONLY = {"count": [0, -1, 2.5, None]}
+OTHER = {"axis": 2, "orientation": {"transpose": False, "flip_rows": True, "flip_columns": True}, "plane": "sagittal"}
+STACK_ONLY = {
+    "count": [0, -1, 2.5, None],
+    "other_axes": [
+        None,
+        [3],
+        [{}],
+        [OTHER, OTHER],
+        [OTHER | {"axis": 0}],
+        [OTHER | {"axis": 3}],
+        [OTHER | {"scan": "x"}],
+    ],
+}
 PIECE_ONLY = {
     "index": [-1, 1.5, None],
     "complete": [2, "perhaps", None],
@@ -356,11 +400,13 @@ PIECE_ONLY = {
 
 def test_a_stack_with_an_impossible_or_missing_field_is_refused() -> None:
     stack = SliceStack.of(a_volume(), 0)
-    fields = query_fields(stack, {})
+    fields = query_fields(SliceStack.along(a_volume(), [0, 2]), {})
     for name, values in (IMPOSSIBLE | STACK_ONLY).items():
         for value in values:
             with pytest.raises((InputError, ValidationError)):
-                Query.model_validate(fields | {name: value}).slice_stack(stack.read)
+                Query.model_validate(fields | {name: value}).slice_stacks(stack.read)
+        if name == "other_axes":
+            continue  # there need not be any
         with pytest.raises(ValidationError, match="Field required"):
             Query.model_validate({key: value for key, value in fields.items() if key != name})
 
@@ -451,4 +497,4 @@ def test_a_record_nested_without_end_is_refused() -> None:
 
 def test_a_window_is_sent_as_the_two_numbers_that_it_is() -> None:
     stack = SliceStack.of(a_volume(), 0, window=IntensityWindow(-160.25, 1e-300))
-    assert Query.model_validate(through_json(query_fields(stack, {}))).slice_plane().window == stack.plane.window
+    assert Query.model_validate(through_json(query_fields({0: stack}, {}))).slice_plane().window == stack.plane.window

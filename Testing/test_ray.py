@@ -239,10 +239,10 @@ def test_where_the_store_is_lost_clients_send_again(served: OnRay, asked: Task, 
 def test_closing_the_connection_ends_the_run(served: OnRay, long: Task) -> None:
     cancelled, segmented = 'sdfsmis_runs_total{outcome="cancelled"}', "sdfsmis_slices_total"
     before = {name: sum(served.figures(name)) for name in (cancelled, segmented)}
-    with served.client().segment(long.stack, long.support) as run:
+    with served.client().segment(long.stacks, long.support) as run:
         next(iter(run))
     wait_for(lambda: sum(served.figures(cancelled)) == before[cancelled] + 1)
-    assert sum(served.figures(segmented)) - before[segmented] < long.stack.count
+    assert sum(served.figures(segmented)) - before[segmented] < long.stacks.count
     wait_for(lambda: served.node_of_a_run() is None)
 
 

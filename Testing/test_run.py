@@ -66,7 +66,8 @@ def run_of(kind: str, earlier: EarlierResults | None = None, latents: LatentCach
     query = noisy(ball_scan((6, 32, 36), (1.0, 1.1, 3.0))[0]) if "another" in kind else scan
     options = RunOptions("independent" if "independent" in kind else "propagate", batch_size=4)
     slices = [2, 5, 6] if kind == "some slices" else None
-    return trained().run(SliceStack.of(query, 0), support, options, slices=slices, earlier=earlier, latents=latents)
+    labels = {label: support.for_label(label) for label in support.labels}
+    return Run(trained().pipeline, SliceStack.of(query, 0), labels, options, slices, latents, earlier)
 
 
 @cache

@@ -57,7 +57,7 @@ def test_a_painted_slice_becomes_all_others(backend: Backend) -> None:
 def test_the_same_scan_is_sent_once(backend: Backend) -> None:
     asked, sent = task(seed=5), []
     for _ in range(2):
-        with backend.client().segment(asked.stack, asked.support) as run:
+        with backend.client().segment(asked.stacks, asked.support) as run:
             list(run)
         missing = backend.ask("POST", "/slices/missing", {"slices": [content_address(asked.scan.slice(0, 3))]})
         sent.append(json.loads(missing[2]))

@@ -34,8 +34,13 @@ def changed(request: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 
 
 SHA = "0" * 64
+SAGITTAL = {
+    "axis": 2,
+    "orientation": {"transpose": True, "flip_rows": False, "flip_columns": True},
+    "plane": "sagittal",
+}
 BAD_FIELDS = [
-    ("protocol", 2, 426, "protocol_mismatch"),
+    ("protocol", 1, 426, "protocol_mismatch"),
     ("protocol", "one", 422, "invalid_request"),
     ("query.axis", 3, 422, "invalid_request"),
     ("query.count", 0, 422, "invalid_request"),
@@ -54,9 +59,19 @@ BAD_FIELDS = [
     ("query.slices", [[0, "../../etc/passwd"]], 422, "invalid_request"),
     ("query.slices", [], 422, "invalid_input"),
     ("query.more", 1, 422, "invalid_request"),
+    ("query.other_axes", [SAGITTAL, SAGITTAL], 422, "invalid_input"),
+    ("query.other_axes", [SAGITTAL | {"axis": 0}], 422, "invalid_input"),
+    ("query.other_axes", [SAGITTAL | {"axis": 3}], 422, "invalid_request"),
+    ("query.other_axes", [SAGITTAL | {"plane": "oblique"}], 422, "invalid_request"),
+    ("query.other_axes", [SAGITTAL] * 3, 422, "invalid_request"),
     ("support", [], 422, "invalid_request"),
     ("support.0.slice", SHA, 409, "slices_missing"),
     ("support.0.shape", [20, 20], 422, "invalid_input"),
+    ("support.0.axis", 1, 422, "invalid_input"),
+    ("support.0.index", 12, 422, "invalid_input"),
+    ("support.0.known", "%%%", 422, "invalid_input"),
+    ("support.0.known", encode_array(np.ones((40, 41), bool)), 422, "invalid_input"),
+    ("support.0.known", encode_array(np.ones((40, 40), bool)), 422, "invalid_input"),
     ("support.0.masks", [], 422, "invalid_input"),
     ("support.0.masks.0.label", 0, 422, "invalid_request"),
     ("support.0.masks.0.label", 7, 422, "invalid_input"),
@@ -76,12 +91,14 @@ BAD_FIELDS = [
     ("threshold", 1e999, 422, "invalid_request"),
     ("support", [0] * 100_000, 422, "invalid_request"),
     ("finished", [0] * 100_000, 422, "invalid_request"),
-    ("finished", [{"label": 1, "index": 12, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
-    ("finished", [{"label": 2, "index": 0, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
-    ("finished", [{"label": 1, "index": 0, "box": [0, 0, 0, 0], "data": ""}] * 13, 413, "too_large"),
-    ("finished", [{"label": 1, "index": 0, "box": [0, 0, 50, 50], "data": ""}], 422, "invalid_input"),
-    ("finished", [{"label": 1, "index": 0, "box": [0, 0, 2, 2], "data": "AAAA"}], 422, "invalid_input"),
-    ("found", [{"label": 1, "index": 0, "box": [0, 0, 0, 0]}], 422, "invalid_request"),
+    ("finished", [{"label": 1, "axis": 0, "index": 12, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
+    ("finished", [{"label": 2, "axis": 0, "index": 0, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
+    ("finished", [{"label": 1, "axis": 0, "index": 0, "box": [0, 0, 0, 0], "data": ""}] * 13, 413, "too_large"),
+    ("finished", [{"label": 1, "axis": 2, "index": 0, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
+    ("finished", [{"label": 1, "axis": 0, "index": 0, "box": [0, 0, 50, 50], "data": ""}], 422, "invalid_input"),
+    ("finished", [{"label": 1, "axis": 0, "index": 0, "box": [0, 0, 2, 2], "data": "AAAA"}], 422, "invalid_input"),
+    ("found", [{"label": 1, "axis": 0, "index": 0, "box": [0, 0, 0, 0]}], 422, "invalid_request"),
+    ("found", [{"label": 1, "axis": 1, "index": 0, "box": [0, 0, 0, 0], "data": ""}], 422, "invalid_input"),
 ]
 
 

@@ -18,6 +18,7 @@ ROUTES = [
     ("GET", "/capabilities"),
     ("GET", "/metrics"),
     ("POST", "/slices/missing"),
+    ("PUT", "/slices"),
     ("PUT", "/slices/{address}"),
     ("HEAD", "/slices/{address}"),
     ("DELETE", "/slices/{address}"),
@@ -33,7 +34,10 @@ def backend() -> Iterator[Backend]:
 
 @pytest.fixture(scope="module")
 def described(backend: Backend) -> Any:
-    return schemathesis.openapi.from_url(f"{backend.url}/openapi.json")
+    rejections = ["400", "404", "405", "409", "413", "422", "426"]  # the last: another protocol
+    checks = {"checks": {"negative_data_rejection": {"expected-statuses": rejections}}}
+    config = schemathesis.Config.from_dict(checks)
+    return schemathesis.openapi.from_url(f"{backend.url}/openapi.json", config=config)
 
 
 def test_all_routes_are_looked_at(described: Any) -> None:

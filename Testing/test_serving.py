@@ -135,7 +135,7 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap_until
     if os.name == "nt":
         return  # it has no signal to send to another process
     longer = noisy_task(60)
-    with client.segment(longer.stack, longer.support, patience=0.5) as run:
+    with client.segment(longer.stacks, longer.support, patience=0.5) as run:
         next(iter(run))
         second.process.send_signal(signal.SIGINT)
         with pytest.raises(Exception, match="stopped or restarted|lost"):

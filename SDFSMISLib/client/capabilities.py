@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +50,12 @@ class Limits:
     store_bytes: int
     queue: int
 
-    def check(self, stack: SliceStack, shots: int, labels: int) -> None:
-        """Raise `ScanTooLarge` if a run is beyond the limits."""
-        rows, columns = stack.native_shape
+    def check(self, stacks: Collection[SliceStack], shots: int, labels: int) -> None:
+        """Raise `ScanTooLarge` if a run, over the slices along one axis or several, is beyond the limits."""
+        pixels = max(math.prod(stack.native_shape) for stack in stacks)
         for given, most, what, instead in (
-            (rows * columns, self.slice_pixels, "pixels in a slice", "Resample the scan to larger pixels"),
-            (stack.count, self.slices, "slices in a scan", "Crop the scan"),
+            (pixels, self.slice_pixels, "pixels in a slice", "Resample the scan to larger pixels"),
+            (max(stack.count for stack in stacks), self.slices, "slices in a scan", "Crop the scan"),
             (shots, self.shots, "painted slices", "Give fewer of them"),
             (labels, self.labels, "structures at once", "Segment some of them at a time"),
         ):

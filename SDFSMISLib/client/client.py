@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from SDFSMISLib.client.capabilities import Capabilities, fetch_capabilities
 from SDFSMISLib.client.connection import Address, Connection, Endpoint, Interrupt, tls_context
@@ -79,7 +79,7 @@ class Client:
 
     def segment(
         self,
-        stack: SliceStack,
+        stacks: Mapping[int, SliceStack],
         support: SupportSet,
         options: RunOptions = RunOptions(),
         *,
@@ -93,12 +93,15 @@ class Client:
         """A run: iterate over it to get the finished slices, in a ``with`` block so that it ends with the block.
 
         Nothing is sent before the first slice is requested. Slices that the backend lacks are sent first. After a lost
-        connection the run continues by itself with what has not come yet. Slices painted on this stack do not come.
+        connection the run continues by itself with what has not come yet. Painted slices of the scan do not come.
 
         Args:
+            stacks: the slices along each axis of the run, by axis, the main one first (`SupportSet.axes_on`). The
+                slices of the others are not sent: the backend cuts them from those of the main one.
+            support: painted slices, of this scan along any axis, or of others.
             options: strategy, region and threshold; the batch size is the backend's own.
             labels: label values; None = all of the support.
-            slices: indices of the slices to segment, from 0; None = all.
+            slices: indices of the slices to segment along the main axis, from 0; None = all.
             on_upload: called with the number of slices that are on the backend, and the number of all.
             cancel: called at every sign of life of the backend, at least every five seconds; True stops the run.
                 :meth:`RemoteRun.cancel` stops it at once.
@@ -107,7 +110,7 @@ class Client:
                 for one that is busy and says when to come again.
 
         Raises:
-            InputError: here, if a slice is outside the stack or a label is painted nowhere; while iterating, if the
+            InputError: here, if a slice is outside the scan or a label is painted nowhere; while iterating, if the
                 backend does not know the strategy or region.
             BackendError: while iterating, if the backend is unreachable, refuses, fails, or is lost for longer than
                 ``patience``.
@@ -119,7 +122,7 @@ class Client:
         needed = {id(painted) for label in requested for painted in support.for_label(label)}
         return RemoteRun(
             self._endpoint,
-            stack,
+            stacks,
             [painted for painted in support.slices if id(painted) in needed],
             requested,
             slices,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,21 +23,22 @@ __all__ = ["Phase", "RemoteRun"]
 
 Phase = Literal["not begun", "connecting", "sending", "waiting", "computing", "reconnecting", "finished"]
 MOST_WARNINGS = 20
-ANSWER = (
-    "label",
-    "index",
-    "box",
-    "data",
-)  # fields of a probability that the backend wants back after a lost connection
+ANSWER = ("label", "axis", "index", "box", "data")  # fields of a probability that a backend wants back after a cut
+
+Place = tuple[int, int, int]
+"""Label, axis and index of a slice."""
 
 
 @dataclass(eq=False)
 class RemoteRun:
     """A run on a backend, made by ``Client.segment``. Iterating over it starts it and gives each finished slice once.
 
+    Slices of a label that is followed along several axes come as previews, then those of the main axis as final ones.
+
     Leaving its ``with`` block, or calling :meth:`cancel` from any thread, closes the connection, and the backend stops.
 
     Attributes:
+        total: number of slices along all axes, labels counted one by one, fused slices not; 0 before the run has begun.
         phase: what the run is doing, to show to a user; any thread may read it.
         ahead: number of other runs that take turns with this one.
         warnings: mismatches of support and query that a user should know of, one sentence each.
@@ -45,7 +47,7 @@ class RemoteRun:
     """
 
     endpoint: Endpoint
-    stack: SliceStack
+    stacks: Mapping[int, SliceStack]
     support: Sequence[SupportSlice]
     labels: Sequence[int]
     slices: Sequence[int] | None
@@ -54,6 +56,7 @@ class RemoteRun:
     is_cancelled: Callable[[], bool] | None
     on_retry: Callable[[BackendError], None] | None
     patience: float
+    total: int = field(default=0, init=False)
     phase: Phase = field(default="not begun", init=False)
     ahead: int = field(default=0, init=False)
     warnings: list[str] = field(default_factory=list, init=False)
@@ -67,20 +70,25 @@ class RemoteRun:
         self._interrupt = Interrupt()
         self._retries = RetryPolicy(self.patience, self.endpoint.address.name, self._interrupt)
         self._results = self._run()
-        self._requested = self.stack.wanted(self.slices)
-        self._painted = {label: self._painted_indices(label) for label in self.labels}
-        self._expected = {
-            (label, index) for label in self.labels for index in self._requested if index not in self._painted[label]
+        self._requested = self.scan.wanted(self.slices)
+        self._painted = {
+            (label, axis): self._painted_indices(label, axis) for label in self.labels for axis in self.stacks
         }
-        # What has come, by (label, index) and (label, start, index): the backend gets it back after a lost connection.
-        self._finished: dict[tuple[int, int], dict[str, Any]] = {}
-        self._lanes: dict[tuple[int, int, int], dict[str, Any]] = {}
+        self._axes: dict[int, Sequence[int]] = {}  # along which each label is followed
+        self._fused: set[int] = set()  # labels
+        self._expected: set[Place] = set()
+        self._expected_final: set[Place] = set()  # of fused labels
+        # What has come, by place, and for lanes by the slice where they start: the backend gets it back after a lost
+        # connection, but for final slices of fused labels.
+        self._finished: dict[Place, dict[str, Any]] = {}
+        self._lanes: dict[tuple[Place, int], dict[str, Any]] = {}
         self._found: list[dict[str, Any]] | None = None
+        self._final: set[Place] = set()
 
     @property
-    def total(self) -> int:
-        """Number of slices that the run gives, labels counted one by one."""
-        return len(self._expected)
+    def scan(self) -> SliceStack:
+        """The slices along the main axis."""
+        return next(iter(self.stacks.values()))
 
     def __iter__(self) -> Iterator[SliceResult]:
         return self._results
@@ -105,7 +113,7 @@ class RemoteRun:
             capabilities = fetch_capabilities(connection)
             self._check(capabilities)
             self.phase = "sending"
-            upload = plan_upload(self.stack, self._needed(), self.support, self._raise_if_cancelled)
+            upload = plan_upload(self.stacks, self._needed(), self.support, self._raise_if_cancelled)
             request = self._request(upload)
             while True:
                 try:
@@ -135,28 +143,37 @@ class RemoteRun:
         ):
             if given not in accepted:
                 raise InputError(f"The {what} {given!r} was given; the backend accepts {' and '.join(accepted)}.")
-        capabilities.limits.check(self.stack, len(self.support), len(self.labels))
+        capabilities.limits.check(self.stacks.values(), len(self.support), len(self.labels))
 
-    def _painted_indices(self, label: int) -> dict[int, bool]:
-        """Slices of the stack that are not computed: those that show the label (True), or surely do not (False)."""
-        own = (one for one in self.support if one.plane.has_slices_of(self.stack.plane))
+    def _painted_indices(self, label: int, axis: int) -> dict[int, bool]:
+        """Slices along an axis that are not computed: wholly known ones that show the label (True), or surely do not
+        (False)."""
+        plane = self.stacks[axis].plane
+        own = (one for one in self.support if one.known is None and one.plane.has_slices_of(plane))
         shows = ((one.index, bool(one.mask(label).any()), one.complete) for one in own)
         return {index: is_shown for index, is_shown, is_complete in shows if is_shown or is_complete}
 
+    def _to_segment(self, label: int, axis: int) -> list[int]:
+        indices = self._requested if axis == self.scan.plane.axis else range(self.stacks[axis].count)
+        return [index for index in indices if index not in self._painted[label, axis]]
+
     def _needed(self) -> list[int]:
-        """The slices of the stack that the backend will read."""
-        open_labels = {label for label, _ in self._expected}
+        """The slices of the main axis that the backend will read."""
+        if len(self.stacks) > 1:
+            return list(range(self.scan.count))
+        axis = self.scan.plane.axis
+        open_labels = [label for label in self.labels if self._to_segment(label, axis)]
         if not open_labels:
             return []
-        starts = [{index for index, shows in self._painted[label].items() if shows} for label in open_labels]
+        starts = [{index for index, shows in self._painted[label, axis].items() if shows} for label in open_labels]
         painted = set().union(*starts) if all(starts) else set()
-        return needed_slices(self.options.strategy, self.stack.count, self._requested, painted)
+        return needed_slices(self.options.strategy, self.scan.count, self._requested, painted)
 
     def _request(self, upload: SliceUpload) -> dict[str, Any]:
         """The fields of the request, without those of an earlier connection."""
         return {
             "protocol": PROTOCOL,
-            "query": query_fields(self.stack, upload.query),
+            "query": query_fields(self.stacks, upload.query),
             "support": [
                 support_fields(painted, self.labels, address)
                 for painted, address in zip(self.support, upload.support, strict=True)
@@ -181,8 +198,8 @@ class RemoteRun:
         self.phase = "waiting"
         response = connection.request("POST", "/segmentations", body.encode())
         self._retries.connected()
-        rows, columns = self.stack.native_shape
-        longest = (1 << 16) + 2 * rows * columns * len(self.labels)
+        pixels = max(math.prod(stack.native_shape) for stack in self.stacks.values())
+        longest = (1 << 16) + 2 * pixels * len(self.labels)
         while True:
             record = connection.next_record(response, longest)
             self._raise_if_cancelled()
@@ -207,7 +224,7 @@ class RemoteRun:
         elif kind == "alive":
             self.ahead = int(record["ahead"])
             self.phase = "waiting" if self.ahead else "computing"
-        elif kind == "slice" and (record["label"], record["index"]) not in self._finished:
+        elif kind == "slice":
             return self._receive_slice(record)
         elif kind == "lane":
             self._receive_lane(record)
@@ -221,35 +238,39 @@ class RemoteRun:
             raise error_of_answer(self.endpoint.address.name, 0, str(record["code"]), str(record["message"]))
         return None
 
-    def _is_of_run(self, record: Mapping[str, Any]) -> bool:
-        return record["label"] in self.labels and 0 <= record["index"] < self.stack.count
+    def _is_of_run(self, record: Mapping[str, Any], index: str = "index") -> bool:
+        axis = record["axis"]
+        return axis in self._axes.get(record["label"], ()) and 0 <= record[index] < self.stacks[axis].count
 
     def _receive_lane(self, record: Mapping[str, Any]) -> None:
         """Keep an intermediate probability; at most two come to a slice, one from each side."""
-        place = (record["label"], record["start"], record["index"])
-        most = 2 * len(self.labels) * self.stack.count
-        if not self._is_of_run(record) or not 0 <= record["start"] < self.stack.count or len(self._lanes) > most:
+        place = (record["label"], record["axis"], record["index"]), record["start"]
+        most = 2 * len(self.labels) * sum(stack.count for stack in self.stacks.values())
+        if not self._is_of_run(record) or not self._is_of_run(record, "start") or len(self._lanes) > most:
             raise ValueError("a lane that was not asked for")
         if place not in self._lanes:
             self._lanes[place] = _select(record, *ANSWER, "start")
             self._retries.resolved()
 
-    def _receive_slice(self, record: Mapping[str, Any]) -> SliceResult:
-        if (record["label"], record["index"]) not in self._expected:
-            raise ValueError(f"slice {record['index']!s:.20} of label {record['label']!s:.20}, which was not asked for")
-        result = SliceResult(
-            label=int(record["label"]),
-            axis=self.stack.plane.axis,
-            index=int(record["index"]),
-            probability=unpack_probability(record, self.stack.native_shape),
-            certainty=float(record["certainty"]),
-            finished=len(self._finished) + 1,
-            total=len(self._expected),
-        )
-        self._finished[result.label, result.index] = _select(record, *ANSWER)
+    def _receive_slice(self, record: Mapping[str, Any]) -> SliceResult | None:
+        """A slice that is new; None for one that came before the connection was lost."""
+        place = label, axis, index = record["label"], record["axis"], record["index"]
+        stage: Literal["preview", "final"] = "final" if record["stage"] == "final" else "preview"
+        is_fusion = stage == "final" and label in self._fused
+        is_stage_right = stage == "final" or label in self._fused
+        if not is_stage_right or place not in (self._expected_final if is_fusion else self._expected):
+            raise ValueError(f"slice {index!s:.20} of axis {axis!s:.20} and label {label!s:.20}, not asked for")
+        if place in (self._final if is_fusion else self._finished):
+            return None
+        probability = unpack_probability(record, self.stacks[axis].native_shape)
+        certainty = float(record["certainty"])
+        if is_fusion:
+            self._final.add(place)
+        else:
+            self._finished[place] = _select(record, *ANSWER)
         self._retries.resolved()
         self.phase = "computing"
-        return result
+        return SliceResult(label, axis, index, probability, certainty, len(self._finished), self.total, stage)
 
     def _start(self, record: Mapping[str, Any]) -> None:
         weights, total = str(record["weights_sha256"]), int(record["total"])
@@ -261,15 +282,32 @@ class RemoteRun:
         self.version, self.model, self.device = (str(record[name]) for name in ("version", "model", "device"))
         self.warnings = [printable(warning) for warning in record["warnings"][:MOST_WARNINGS]]
         self.weights_sha256 = weights
+        self._axes = {one["label"]: [*one["axes"]] for one in record["labels"]}
+        self._fused = {one["label"] for one in record["labels"] if one["fused"]}
+        along = self._axes.values()
+        if self._axes.keys() != set(self.labels) or not all(axes and set(axes) <= self.stacks.keys() for axes in along):
+            raise ValueError("other labels or axes than those that were asked for")
+        self._expected = {
+            (label, axis, index)
+            for label, axes in self._axes.items()
+            for axis in axes
+            for index in self._to_segment(label, axis)
+        }
+        main = self.scan.plane.axis
+        self._expected_final = {
+            (label, main, index) for label in self._fused for index in self._to_segment(label, main)
+        }
         if total != len(self._expected):
             raise ValueError(f"{total} slices in place of {len(self._expected)}")
+        self.total = total
 
     def _end(self, record: Mapping[str, Any]) -> None:
         self.seconds = {str(name): float(value) for name, value in record["seconds"].items()}
-        if not self.weights_sha256 or self._finished.keys() != self._expected:
+        if not self.weights_sha256 or self._finished.keys() != self._expected or self._final != self._expected_final:
             raise BackendFailed(
-                f"The backend at {self.endpoint.address.name} ended after {len(self._finished)} of "
-                f"{len(self._expected)} slices. Begin the run again; if that does not help, update the backend."
+                f"The backend at {self.endpoint.address.name} ended after {len(self._finished) + len(self._final)} of "
+                f"{len(self._expected) + len(self._expected_final)} slices. Begin the run again; if that does not "
+                "help, update the backend."
             )
 
 

@@ -1,11 +1,11 @@
-"""Sending slices to a backend: each once, and only those that it lacks; one at a time in memory on each connection."""
+"""Sending slices to a backend: each once, and only those that it lacks; a few at a time in one request."""
 
 from __future__ import annotations
 
 import json
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,11 +17,13 @@ from SDFSMISLib.client.errors import NotABackend
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.slices import SliceStack
 from SDFSMISLib.support import SupportSlice
-from SDFSMISLib.wire import ARRAY_TYPE, content_address, pack_array, support_image_for_wire
+from SDFSMISLib.wire import ARRAY_TYPE, content_address, join_slices, pack_array, same_image, support_image_for_wire
 
 __all__ = ["OnProgress", "SliceUpload", "plan_upload", "send_missing"]
 
 CONNECTIONS = 4  # to another computer, to hide its latency; a backend on this computer gets one, uncompressed
+UPLOAD_BYTES = 2 << 20  # of slices in one request, which is lost if its connection breaks
+SLICE_OVERHEAD = 1 << 8  # bytes of a packed slice beside its pixels, at most
 POLL_SECONDS = 0.1  # between two checks for cancellation
 
 OnProgress = Callable[[int, int], None]
@@ -33,42 +35,49 @@ class SliceUpload:
     """The slices that a run needs on the backend.
 
     Attributes:
-        query: content addresses of the scan's slices, by index.
-        support: content addresses of the images of the painted slices, in their order.
+        query: content addresses of the scan's slices along its main axis, by index.
+        support: content addresses of the images of the painted slices, in their order; None = the backend cuts it.
         arrays: reads the array of an address.
-        size: bytes in memory of all arrays, each counted once.
+        sizes: bytes in memory of the array of an address.
     """
 
     query: dict[int, str]
-    support: list[str]
+    support: list[str | None]
     arrays: dict[str, Callable[[], np.ndarray]]
-    size: int
+    sizes: dict[str, int]
 
 
 def plan_upload(
-    stack: SliceStack, indices: Sequence[int], support: Sequence[SupportSlice], raise_if_cancelled: Callable[[], None]
+    stacks: Mapping[int, SliceStack],
+    indices: Sequence[int],
+    support: Sequence[SupportSlice],
+    raise_if_cancelled: Callable[[], None],
 ) -> SliceUpload:
-    """Read the slices ``indices`` of a stack and the images of painted slices one by one, for their addresses.
+    """Read slices and the images of painted slices one by one, for their addresses.
 
     Args:
+        stacks: the slices along each axis of the run, by axis, the main one first.
+        indices: of the slices to send, along the main axis.
         raise_if_cancelled: called before each slice.
     """
+    main = next(iter(stacks.values()))
     arrays: dict[str, Callable[[], np.ndarray]] = {}
-    size = 0
+    sizes: dict[str, int] = {}
 
     def address_of(read: Callable[[], np.ndarray]) -> str:
-        nonlocal size
         raise_if_cancelled()
         array = read()
         address = content_address(array)
-        if address not in arrays:
-            arrays[address] = read
-            size += array.nbytes
+        arrays.setdefault(address, read)
+        sizes[address] = array.nbytes
         return address
 
-    query = {index: address_of(partial(stack.read, index)) for index in indices}
-    support_addresses = [address_of(partial(_support_image, stack, painted)) for painted in support]
-    return SliceUpload(query, support_addresses, arrays, size)
+    query = {index: address_of(partial(main.read, index)) for index in indices}
+    support_addresses = [
+        None if _is_cut(stacks, main, painted) else address_of(partial(_support_image, main, painted))
+        for painted in support
+    ]
+    return SliceUpload(query, support_addresses, arrays, sizes)
 
 
 def send_missing(
@@ -89,7 +98,7 @@ def send_missing(
         BackendError: if the backend is unreachable, refuses or fails.
         Cancelled: if ``is_cancelled`` returned True, or the interrupt was set.
     """
-    limits.check_store(upload.size)
+    limits.check_store(sum(upload.sizes.values()))
     missing = _missing(connection, upload)
     done, total = len(upload.arrays) - len(missing), len(upload.arrays)
     if on_progress is not None:
@@ -126,6 +135,14 @@ def _support_image(stack: SliceStack, painted: SupportSlice) -> np.ndarray:
     return support_image_for_wire(painted, stack.read(painted.index) if is_of_stack else None)
 
 
+def _is_cut(stacks: Mapping[int, SliceStack], main: SliceStack, painted: SupportSlice) -> bool:
+    """Whether the backend can cut a painted slice's image from the slices of the main axis."""
+    stack = stacks.get(painted.plane.axis)
+    if stack is None or stack is main or not painted.plane.has_slices_of(stack.plane) or painted.index >= stack.count:
+        return False
+    return same_image(stack.read(painted.index), painted.image)
+
+
 class _Senders:
     """Threads that send slices, each over its own connection."""
 
@@ -134,13 +151,14 @@ class _Senders:
     ) -> None:
         self._endpoint, self._interrupt, self._limits, self._arrays = endpoint, interrupt, limits, upload.arrays
         self._compress = not endpoint.address.is_local
-        self._open: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._open: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._reading = threading.Lock()
-        for address in missing:
-            self._open.put(address)
-        count = min(CONNECTIONS if self._compress else 1, len(missing))
+        groups = _groups(missing, upload.sizes, min(UPLOAD_BYTES, limits.body_bytes))
+        for addresses in groups:
+            self._open.put(addresses)
+        count = min(CONNECTIONS if self._compress else 1, len(groups))
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
@@ -154,9 +172,9 @@ class _Senders:
         try:
             while True:
                 outcome = self._done.get(timeout=0 if count else seconds)
-                if outcome is not None:
+                if isinstance(outcome, BaseException):
                     raise outcome
-                count += 1
+                count += outcome
         except queue.Empty:
             return count
 
@@ -170,16 +188,34 @@ class _Senders:
         try:
             with Connection(self._endpoint, self._interrupt) as connection:
                 while not self._stop.is_set():
-                    self._send(connection, self._open.get_nowait())
-                    self._done.put(None)
+                    addresses = self._open.get_nowait()
+                    self._send(connection, addresses)
+                    self._done.put(len(addresses))
         except queue.Empty:
             pass
         except BaseException as error:
             self._done.put(error)
 
-    def _send(self, connection: Connection, address: str) -> None:
+    def _send(self, connection: Connection, addresses: Sequence[str]) -> None:
+        body = join_slices((address, self._packed(address)) for address in addresses)
+        self._limits.check_body(len(body))
+        connection.request_json("PUT", "/slices", body, ARRAY_TYPE)
+
+    def _packed(self, address: str) -> bytes:
         with self._reading:  # what reads a scan need not be made for several threads
             array = self._arrays[address]()
-        packed = pack_array(array, self._compress)
-        self._limits.check_body(len(packed))
-        connection.request_json("PUT", f"/slices/{address}", packed, ARRAY_TYPE)
+        return pack_array(array, self._compress)
+
+
+def _groups(addresses: Sequence[str], sizes: Mapping[str, int], most_bytes: int) -> list[list[str]]:
+    """The addresses in groups of slices that are sent together, of ``most_bytes`` at most or of one slice."""
+    groups: list[list[str]] = []
+    left = 0
+    for address in addresses:
+        size = sizes[address] + SLICE_OVERHEAD
+        if size > left or not groups:
+            groups.append([])
+            left = most_bytes
+        groups[-1].append(address)
+        left -= size
+    return groups

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import SliceStack, place_in_slice
 from SDFSMISLib.support import SupportSlice
 
 
@@ -78,10 +78,10 @@ class KnownPlanes:
         known = np.zeros(self._scan.native_shape, dtype=bool)
         inside = np.zeros(self._scan.native_shape, dtype=bool)
         for painted in self._crossing.get(label, ()):
-            across = _position(painted.plane.axis, self._axis)
+            across = place_in_slice(self._axis, painted.plane.axis)
             line = painted.mask(label).take(index, axis=across)
             known_line = np.ones_like(line) if painted.known is None else painted.known.take(index, axis=across)
-            place = (slice(None),) * _position(self._axis, painted.plane.axis) + (painted.index,)
+            place = (slice(None),) * place_in_slice(painted.plane.axis, self._axis) + (painted.index,)
             inside[place] = np.where(known_line, line, inside[place])
             known[place] |= known_line
         for painted in strokes:
@@ -96,11 +96,6 @@ class KnownPlanes:
         if label not in self._shown:
             shown = np.zeros(self._scan.count, dtype=bool)
             for painted in self._crossing.get(label, ()):
-                shown |= painted.mask(label).any(axis=1 - _position(painted.plane.axis, self._axis))
+                shown |= painted.mask(label).any(axis=1 - place_in_slice(self._axis, painted.plane.axis))
             self._shown[label] = np.flatnonzero(shown).tolist()
         return self._shown[label]
-
-
-def _position(plane_axis: int, axis: int) -> int:
-    """The place of array axis `axis` in a slice taken along `plane_axis`: 0 rows, 1 columns."""
-    return [other for other in range(3) if other != plane_axis].index(axis)

@@ -66,9 +66,9 @@ class LatentCache:
                 self.bytes -= self._latents.popitem(last=False)[1].nbytes
 
     def forget(self, identity: str) -> None:
-        """Drop all latents of a slice."""
+        """Drop all latents of a slice, or of all slices whose identity begins so."""
         with self._lock:
-            for key in [key for key in self._latents if key[0] == identity]:
+            for key in [key for key in self._latents if key[0].startswith(identity)]:
                 self.bytes -= self._latents.pop(key).nbytes
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from typing import Literal
 
 from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.client.capabilities import Capabilities
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.inference.segmentation import AxisFusion, Segmentation, SegmentationBuilder, certainty_of
+from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder
 from SDFSMISLib.options import Region, RunOptions, Strategy
 from SDFSMISLib.slices import SliceResult, SliceStack
 from SDFSMISLib.support import SupportSet
@@ -118,43 +116,25 @@ class RemoteSegmenter:
         """
         options = RunOptions(strategy, region, threshold, batch_size)
         content_hash = query.content_hash()
-        support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         axes = support.axes_on(query, content_hash) if axis is None else (axis,)
-        shared = query.window(window)
-        stacks = {along: SliceStack.of(query, along, shared, content_hash) for along in axes}
-        scan = stacks[axes[0]]
-        fusion = AxisFusion(scan, axes, support_slices)
-        builder = SegmentationBuilder(query, scan, support_slices, support.names)
-        runs = [
-            self.client.segment(
-                stack,
-                SupportSet(tuple(dict.fromkeys(chain.from_iterable(followed.values()))), support.names),
-                options,
-                labels=tuple(followed),
-                slices=slices if along == axes[0] else None,
-                on_upload=on_upload,
-                cancel=cancel,
-                on_retry=self.on_retry,
-                patience=self.patience,
-            )
-            for along, stack in stacks.items()
-            if (followed := fusion.labels(along))
-        ]
-        done, total = 0, sum(run.total for run in runs)
-
-        def finish(result: SliceResult) -> None:
-            if result.stage == "final":
-                builder.add(result.label, result.index, result.probability, result.certainty)
-            if on_slice is not None:
-                on_slice(result)
-
-        for run in runs:
-            with run:
-                for result in run:
-                    finish(replace(fusion.add(result), finished=done + result.finished, total=total))
-            done += run.total
-        for label in fusion.fused:
-            for index, probability in fusion.final(label, scan.wanted(slices)):
-                finish(SliceResult(label, axes[0], index, probability, certainty_of(probability), done, total))
-        warnings = dict.fromkeys(chain.from_iterable(run.warnings for run in runs))
-        return builder.segmentation(options.threshold, postprocessing, list(warnings))
+        stacks = SliceStack.along(query, axes, query.window(window), content_hash)
+        run = self.client.segment(
+            stacks,
+            support,
+            options,
+            labels=labels,
+            slices=slices,
+            on_upload=on_upload,
+            cancel=cancel,
+            on_retry=self.on_retry,
+            patience=self.patience,
+        )
+        support_slices = {label: support.for_label(label) for label in run.labels}
+        builder = SegmentationBuilder(query, run.scan, support_slices, support.names)
+        with run:
+            for result in run:
+                if result.stage == "final":
+                    builder.add(result.label, result.index, result.probability, result.certainty)
+                if on_slice is not None:
+                    on_slice(result)
+        return builder.segmentation(options.threshold, postprocessing, run.warnings)

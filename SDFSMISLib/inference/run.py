@@ -43,12 +43,14 @@ class TrackResult:
 
     Attributes:
         label: label value.
+        axis: array axis of the slices.
         start: the painted slice that the track left.
         index: the slice.
         probability: uint8 (rows, columns), native, 255 meaning 1.
     """
 
     label: int
+    axis: int
     start: int
     index: int
     probability: np.ndarray
@@ -59,9 +61,11 @@ class MatchResult:
     """The slices from which propagation starts on a scan without painted slices: lets a later run resume.
 
     Attributes:
+        axis: array axis of the slices.
         starts: by label (slice, probability as uint8 (rows, columns), native); labels that were not found are absent.
     """
 
+    axis: int
     starts: Mapping[int, tuple[int, np.ndarray]]
 
 
@@ -197,6 +201,11 @@ class Run:
 
     def _label_support(self, label: int, support: Sequence[SupportSlice]) -> _LabelSupport:
         whole = [one for one in support if one.known is None]
+        if not any(one.mask(label).any() for one in whole):
+            raise InputError(
+                f"No painted slice with label {label} is known as a whole, only in part; say of one that all of it is "
+                "right."
+            )
         own = [one for one in whole if one.plane.has_slices_of(self.scan.plane)]
         used = _evenly_spaced(own if any(one.mask(label).any() for one in own) else whole)
         self.support_slices += used
@@ -249,7 +258,8 @@ class Run:
             for track, index, probability in step.probabilities:
                 is_slice_result = track.gap is None and index in self._requested_set
                 if not is_slice_result and (track.label, track.first, index) not in self._earlier.tracks:
-                    results.append(TrackResult(track.label, track.first, index, self._native(probability)))
+                    native = self._native(probability)
+                    results.append(TrackResult(track.label, self.scan.plane.axis, track.first, index, native))
             yield results
 
     def _track_steps(
@@ -293,7 +303,8 @@ class Run:
             by_registration = self._networks.pipeline.takes_neighbours
             search = self._search_by_registration if by_registration else self._search_by_networks
             found = yield from search(slices)
-            yield [MatchResult({label: (index, self._native(values)) for label, (index, values) in found.items()})]
+            starts = {label: (index, self._native(values)) for label, (index, values) in found.items()}
+            yield [MatchResult(self.scan.plane.axis, starts)]
         else:
             found = {
                 label: (earlier[label][0], orientation.apply(earlier[label][1])) for label in labels if label in earlier

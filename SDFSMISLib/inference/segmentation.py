@@ -134,8 +134,14 @@ class AxisFusion:
             if along != (scan.plane.axis,) or any(one.known is not None for one in self._planes(label))
         ]
         self._found = {
-            (label, axis): CroppedSlices(self._shape_along(axis)) for label in self.fused for axis in self.axes[label]
+            (label, axis): CroppedSlices(self._slice_shape(axis)) for label in self.fused for axis in self.axes[label]
         }
+
+    @property
+    def bytes(self) -> int:
+        """The most memory that it takes: each fused label along each of its axes, and one label while it is fused."""
+        axes = [len(self.axes[label]) for label in self.fused]
+        return math.prod(self._scan.scan_shape) * (sum(axes) + max(axes) + 2) if axes else 0
 
     def labels(self, axis: int) -> dict[int, list[SupportSlice]]:
         """The labels that are followed along an axis, with their painted slices."""
@@ -165,15 +171,16 @@ class AxisFusion:
         for one in planes:  # no run gives a plane that was painted as a whole
             if one.plane.axis in found and one.known is None:
                 found[one.plane.axis][one.plane.index] = 255 * one.mask.astype(np.uint8)
-        volumes = {axis: one.volume(axis, self._shape[axis]) for axis, one in found.items()}
-        fused = np.moveaxis(fuse(volumes, planes, self._spacing), main, 0)
+        volumes = {axis: one.volume(axis, self._scan.scan_shape[axis]) for axis, one in found.items()}
+        fused = np.moveaxis(fuse(volumes, planes, self._scan.scan_spacing), main, 0)
         whole = {one.plane.index for one in planes if one.plane.axis == main and one.known is None}
         return [(index, np.ascontiguousarray(fused[index])) for index in requested if index not in whole]
 
     def _usable(self, painted: Sequence[SupportSlice], axes: Sequence[int]) -> list[SupportSlice]:
         """The support of a label without planes of this scan along axes that are left out, if it has others."""
         along = [one for one in painted if one.plane.scan != self._scan.plane.scan or one.plane.axis in axes]
-        return along if any(one.plane.scan == self._scan.plane.scan for one in along) else list(painted)
+        is_enough = any(one.plane.scan == self._scan.plane.scan and one.known is None for one in along)
+        return along if is_enough else list(painted)
 
     def _planes(self, label: int) -> list[SupportSlice]:
         """The planes of this scan that tell of a label."""
@@ -183,22 +190,9 @@ class AxisFusion:
         own = [one for one in self._planes(label) if one.known is None and one.mask(label).any()]
         return tuple(axis for axis in axes if any(one.plane.axis == axis for one in own)) or (self._scan.plane.axis,)
 
-    @property
-    def _shape(self) -> tuple[int, ...]:
-        shape = list(self._scan.native_shape)
-        shape.insert(self._scan.plane.axis, self._scan.count)
-        return tuple(shape)
-
-    def _shape_along(self, axis: int) -> tuple[int, int]:
-        rows, columns = (side for other, side in enumerate(self._shape) if other != axis)
+    def _slice_shape(self, axis: int) -> tuple[int, int]:
+        rows, columns = (side for other, side in enumerate(self._scan.scan_shape) if other != axis)
         return rows, columns
-
-    @property
-    def _spacing(self) -> tuple[float, float, float]:
-        """Distance of neighbouring voxels along the array axes, in mm."""
-        spacing = list(self._scan.plane.spacing)
-        spacing.insert(self._scan.plane.axis, self._scan.plane.thickness)
-        return spacing[0], spacing[1], spacing[2]
 
 
 MAX_SPACING_RATIO = 3.0  # of the pixel sizes of query and support, without a warning

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Region, Shot
 from SDFSMISLib.inference.networks import LatentCache
-from SDFSMISLib.inference.run import EarlierResults, Run
+from SDFSMISLib.inference.run import EarlierResults
 from SDFSMISLib.inference.segmentation import Segmentation, SegmentationBuilder
 from SDFSMISLib.inference.volume_run import VolumeRun
 from SDFSMISLib.model.loading import load_pipeline, weights_digest
@@ -130,14 +130,12 @@ class Segmenter:
             InputError: if a slice is outside the scan, or the support lacks a label.
             Cancelled: if `cancel` returned True.
         """
-        options = RunOptions(strategy, region, threshold, batch_size)
-        support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         content_hash = query.content_hash()
         axes = support.axes_on(query, content_hash) if axis is None else (axis,)
-        shared = query.window(window)
-        stacks = {along: SliceStack.of(query, along, shared, content_hash) for along in axes}
-        run = VolumeRun(self.pipeline, stacks, support_slices, options, slices)
-        builder = SegmentationBuilder(query, run.scan, support_slices, support.names)
+        stacks = SliceStack.along(query, axes, query.window(window), content_hash)
+        options = RunOptions(strategy, region, threshold, batch_size)
+        run = self.run(stacks, support, options, slices=slices, labels=labels)
+        builder = SegmentationBuilder(query, run.scan, run.support, support.names)
         for results in run.steps():
             for result in results:
                 if isinstance(result, SliceResult):
@@ -151,26 +149,26 @@ class Segmenter:
 
     def run(
         self,
-        scan: SliceStack,
+        stacks: Mapping[int, SliceStack],
         support: SupportSet,
         options: RunOptions,
         *,
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
         latents: LatentCache | None = None,
-        earlier: EarlierResults | None = None,
-    ) -> Run:
-        """A run over a stack of slices that the caller drives batch by batch, by `Run.steps` under ``torch.no_grad()``.
+        earlier: Mapping[int, EarlierResults] | None = None,
+    ) -> VolumeRun:
+        """A run that the caller drives batch by batch, by `VolumeRun.steps` under ``torch.no_grad()``.
 
         Args:
-            scan, support, options, slices, labels: as in `segment`.
-            latents, earlier: see `Run`.
+            support, options, slices, labels: as in `segment`.
+            stacks, latents, earlier: see `VolumeRun`.
 
         Raises:
             InputError: if a slice is outside the scan, or the support lacks a label.
         """
         support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
-        return Run(self.pipeline, scan, support_slices, options, slices, latents, earlier)
+        return VolumeRun(self.pipeline, stacks, support_slices, options, slices, latents, earlier)
 
     @property
     def searches(self) -> bool:

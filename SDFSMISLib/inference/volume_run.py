@@ -33,9 +33,10 @@ class VolumeRun:
 
     Attributes:
         scan: the slices along the main axis.
-        requested: sorted indices of the slices to segment along it.
+        support: as given.
+        requested: sorted indices of the slices to segment along the main axis.
         runs: the run of each axis, by axis.
-        done, total: numbers of finished and of all slices of all axes; labels are counted one by one.
+        done, total: numbers of finished and of all slices of all axes; labels are counted one by one, fused slices not.
 
     Raises:
         InputError: if a slice is outside the scan, or nothing is painted.
@@ -74,6 +75,7 @@ class VolumeRun:
         if not support:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
         self.scan = next(iter(stacks.values()))
+        self.support = support
         self.options = options
         self.requested = self.scan.wanted(slices)
         self._fusion = AxisFusion(self.scan, list(stacks), support)
@@ -89,6 +91,26 @@ class VolumeRun:
     def axis(self) -> int:
         """The main axis, along which the final results come."""
         return self.scan.plane.axis
+
+    @property
+    def axes(self) -> Mapping[int, tuple[int, ...]]:
+        """The axes along which each label is followed, by label."""
+        return self._fusion.axes
+
+    @property
+    def fused(self) -> Sequence[int]:
+        """The labels whose slices come as previews, and then fused; those of other labels are final at once."""
+        return self._fusion.fused
+
+    @property
+    def fusion_bytes(self) -> int:
+        """The most memory that fusing takes."""
+        return self._fusion.bytes
+
+    def needed(self) -> list[int]:
+        """Sorted indices of the slices along the main axis whose image the run reads, or cuts other slices from."""
+        main = self.runs.get(self.axis)
+        return main.needed() if main is not None and len(self.runs) == 1 else list(range(self.scan.count))
 
     @property
     def total(self) -> int:
@@ -113,10 +135,12 @@ class VolumeRun:
             for results in run.steps():
                 yield [self._counted(result, before) for result in results]
         for label in self._fusion.fused:
-            yield [
-                SliceResult(label, self.axis, index, probability, certainty_of(probability), self.done, self.total)
-                for index, probability in self._fusion.final(label, self.requested)
-            ]
+            final = self._fusion.final(label, self.requested)
+            for start in range(0, len(final), self.options.batch_size):
+                yield [
+                    SliceResult(label, self.axis, index, probability, certainty_of(probability), self.done, self.total)
+                    for index, probability in final[start : start + self.options.batch_size]
+                ]
 
     def _counted(self, result: Result, before: int) -> Result:
         """A result of one axis as one of the whole run, in which `before` slices were done along the other axes."""

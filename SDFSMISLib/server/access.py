@@ -49,8 +49,8 @@ class AccessControl:
     Args:
         app: the application behind.
         tokens: accepted bearer tokens; if empty, none is needed.
-        max_body_bytes: body of a request other than PUT.
-        max_slice_bytes: body of a PUT request, which uploads a slice.
+        max_body_bytes: body of a request.
+        max_slice_bytes: body of one that uploads a single slice, ``PUT /slices/{address}``.
 
     Example:
         >>> import asyncio
@@ -81,7 +81,8 @@ class AccessControl:
             await send(message)
 
         headers = Headers(scope=scope)
-        max_bytes = self._max_slice_bytes if scope["method"] == "PUT" else self._max_body_bytes
+        is_slice = scope["method"] == "PUT" and scope["path"].startswith("/slices/")
+        max_bytes = self._max_slice_bytes if is_slice else self._max_body_bytes
         try:
             self._check_origin(scope, headers)
             is_open = scope["path"] in OPEN_PATHS

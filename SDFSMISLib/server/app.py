@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Annotated, Any
@@ -45,7 +45,16 @@ from SDFSMISLib.server.schema import (
 from SDFSMISLib.server.segmentations import ResultResponse, ResultStream, build_run
 from SDFSMISLib.server.settings import LOGGER, ServerLimits
 from SDFSMISLib.server.store import Store
-from SDFSMISLib.wire import ARRAY_TYPE, PROTOCOL, RECORDS_TYPE, ArrayTooLarge, WireError, content_address, unpack_array
+from SDFSMISLib.wire import (
+    ARRAY_TYPE,
+    PROTOCOL,
+    RECORDS_TYPE,
+    ArrayTooLarge,
+    WireError,
+    content_address,
+    split_slices,
+    unpack_array,
+)
 
 EXPIRE_SECONDS = 30.0  # between two calls of `Store.expire`
 HEADER_BYTES = 1 << 10  # of a packed array, at most
@@ -55,7 +64,7 @@ MAX_PROBLEMS = 3  # of an invalid request that its answer names
 
 DESCRIPTION = """Paint one structure on one slice of a scan, get it on the others.
 
-1. `POST /slices/missing`: which slices are not here yet? 2. `PUT /slices/{sha256}`: send those.
+1. `POST /slices/missing`: which slices are not here yet? 2. `PUT /slices`: send those, several at once.
 3. `POST /segmentations`: a stream of finished slices. Slices stay in memory for a while, so that a correction sends
 nothing again. SDFSMISLib/client does all this with numpy and the standard library. Not a medical device."""
 
@@ -159,6 +168,19 @@ def _add_slice_routes(app: FastAPI, limits: ServerLimits, store: Store, metrics:
         return MissingSlicesResponse(missing=missing)
 
     @app.put(
+        "/slices",
+        status_code=201,
+        response_class=Response,
+        responses={200: {"description": "All were here already."}, **error_responses(400, 422)},
+        openapi_extra={"requestBody": {"required": True, "content": {ARRAY_TYPE: {"schema": {"type": "string"}}}}},
+        summary="Send several, each as sha256 (32 bytes), length (4, little-endian) of its packed array, and that",
+    )
+    async def put_several(request: Request) -> Response:
+        body = await request.body()
+        is_new = await run_in_threadpool(_put_slices, split_slices(body), request.state.namespace, limits, store)
+        return Response(status_code=201 if is_new else 200)
+
+    @app.put(
         "/slices/{address}",
         status_code=201,
         response_class=Response,
@@ -168,8 +190,8 @@ def _add_slice_routes(app: FastAPI, limits: ServerLimits, store: Store, metrics:
     )
     async def put(address: SliceAddress, request: Request) -> Response:
         body = await request.body()
-        array = await run_in_threadpool(_unpack_slice, body, address, limits)
-        is_new = await run_in_threadpool(store.put, request.state.namespace, address, array)
+        slices = [(address, memoryview(body))]
+        is_new = await run_in_threadpool(_put_slices, slices, request.state.namespace, limits, store)
         return Response(status_code=201 if is_new else 200)
 
     @app.head("/slices/{address}", response_class=Response, responses={404: {}, 422: {}}, summary="Is it here?")
@@ -188,14 +210,28 @@ def _add_slice_routes(app: FastAPI, limits: ServerLimits, store: Store, metrics:
         return Response(status_code=204)
 
 
-def _unpack_slice(body: bytes, address: str, limits: ServerLimits) -> np.ndarray:
-    """The slice (rows, columns) in a request's body; raises `ApiError` if it is damaged, too large, or another one."""
+def _put_slices(slices: Iterable[tuple[str, memoryview]], namespace: str, limits: ServerLimits, store: Store) -> bool:
+    """Store the slices of a request's body, each given as its address and packed array; whether one of them is new.
+
+    Raises:
+        ApiError: if one is damaged, too large, or another one than its address says; those before it are stored.
+    """
+    is_new, left = False, max(limits.body_bytes, limits.slice_bytes)  # bytes in memory that may still come
     try:
-        array = unpack_array(body, min(limits.slice_bytes, limits.store_bytes))
+        for address, data in slices:
+            array = _unpack_slice(data, address, left, limits)
+            left -= array.nbytes
+            is_new |= store.put(namespace, address, array)
     except ArrayTooLarge as error:
         raise ApiError(413, "too_large", str(error)) from error
     except WireError as error:
         raise ApiError(400, "bad_request", str(error)) from error
+    return is_new
+
+
+def _unpack_slice(data: memoryview, address: str, most_bytes: int, limits: ServerLimits) -> np.ndarray:
+    """A slice (rows, columns); raises as `_put_slices`, or a `WireError`."""
+    array = unpack_array(data, min(most_bytes, limits.slice_bytes, limits.store_bytes))
     if array.ndim != 2 or not array.size:
         raise ApiError(400, "bad_request", f"An array of shape {array.shape} came; a slice has (rows, columns).")
     if math.prod(array.shape) > limits.slice_pixels:

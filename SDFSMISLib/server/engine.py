@@ -16,8 +16,10 @@ CUDA error the process cannot use its device any more: the engine stops, and the
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -28,6 +30,8 @@ from SDFSMISLib.inference.segmenter import Segmenter
 from SDFSMISLib.server.scheduler import QueueFull, Scheduler
 from SDFSMISLib.server.settings import ServerLimits
 from SDFSMISLib.server.store import Store
+
+MAX_SCANS = 64  # with slices of other axes in the cache; a scan more, and the oldest one's are forgotten
 
 
 class Engine:
@@ -62,6 +66,7 @@ class Engine:
         self.device_error: str | None = None
         self.on_device_error: Callable[[], None] = lambda: None
         self._reserved_bytes = 0
+        self._scans: OrderedDict[str, tuple[str, frozenset[str]]] = OrderedDict()  # namespace and addresses by identity
         self._lock = threading.Lock()
         self.scheduler: Scheduler[Result] = Scheduler(
             limits.queue, limits.unsent_bytes, limits.stall_seconds, torch.no_grad
@@ -74,8 +79,24 @@ class Engine:
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
     def forget_slice(self, namespace: str, address: str) -> None:
-        """Drop what was computed from a slice that left the store."""
-        self.latents.forget(slice_identity(namespace, address))
+        """Drop what was computed from a slice that left the store, or from slices that were cut from it and others."""
+        with self._lock:
+            scans = [scan for scan, slices in self._scans.items() if namespace == slices[0] and address in slices[1]]
+            for scan in scans:
+                del self._scans[scan]
+        for identity in (slice_identity(namespace, address), *scans):
+            self.latents.forget(identity)
+
+    def scan_identity(self, namespace: str, addresses: Sequence[str]) -> str:
+        """What the names of slices in `latents` begin with that are cut from all slices of a scan."""
+        identity = slice_identity(namespace, hashlib.sha256(" ".join(addresses).encode()).hexdigest())
+        with self._lock:
+            self._scans[identity] = namespace, frozenset(addresses)
+            self._scans.move_to_end(identity)
+            oldest = self._scans.popitem(last=False)[0] if len(self._scans) > MAX_SCANS else None
+        if oldest is not None:
+            self.latents.forget(oldest)
+        return identity
 
     def reserve(self, size: int, retry_after: int) -> None:
         """Reserve memory for the slices of a run, until `release`.

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.options import THRESHOLD_RANGE, Region, Strategy
 from SDFSMISLib.slices import SlicePlane, SliceStack
 from SDFSMISLib.support import SupportSlice
-from SDFSMISLib.wire import WireError, decode_labels
+from SDFSMISLib.wire import PROTOCOL, WireError, decode_labels, decode_mask
 
 Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
@@ -69,22 +72,45 @@ class SlicePlaneFields(RequestModel):
         return SlicePlane.from_fields(self.model_dump(include=set(SlicePlaneFields.model_fields)))
 
 
+class OtherAxis(RequestModel):
+    """A further axis of a run, and how its slices are turned; they are cut from the slices of the query."""
+
+    axis: Axis
+    orientation: Orientation
+    plane: Plane
+
+
 class Query(SlicePlaneFields):
-    """The slices to segment: parallel slices of one scan, and the addresses of those that were sent."""
+    """The slices to segment: parallel slices of one scan, and the addresses of those that were sent: all of them if
+    slices of other axes are cut from them."""
 
     count: Annotated[int, Field(ge=1, le=1 << 20, description="slices of the scan along the axis")]
     shape: Shape
     slices: Annotated[list[tuple[Index, Address]], Field(max_length=MAX_SLICES), FailFast()]
+    other_axes: Annotated[list[OtherAxis], Field(max_length=2, description="the scan was painted along them too")] = []
 
-    def slice_stack(
-        self, read: Callable[[int], np.ndarray], identity: Callable[[int], str] | None = None
-    ) -> SliceStack:
-        """The stack, with functions that give the slice of an index and its identity.
+    def slice_stacks(
+        self, read: Callable[[int], np.ndarray], identity: Callable[[int, int], str] | None = None
+    ) -> dict[int, SliceStack]:
+        """The slices along each axis of the run, by axis, the query's own first.
+
+        Args:
+            read: gives the slice of an index along the query's own axis.
+            identity: gives the identity of the slice with an axis and an index.
 
         Raises:
-            InputError: if a pixel's sides are so unlike that the scan's header must be wrong.
+            InputError: if an axis is given twice, or a pixel's sides are too unlike for any scan.
         """
-        return SliceStack(read, self.count, self.shape, self.slice_plane(), identity)
+        main = SliceStack(read, self.count, self.shape, self.slice_plane(), identity and partial(identity, self.axis))
+        stacks = {self.axis: main}
+        for other in self.other_axes:
+            if other.axis in stacks:
+                raise InputError(f"Axis {other.axis} was given twice; give each axis of a run once.")
+            orientation = SliceOrientation(**other.orientation.model_dump())
+            stacks[other.axis] = main.cut(
+                other.axis, orientation, other.plane, identity and partial(identity, other.axis)
+            )
+        return stacks
 
 
 class LabelMask(RequestModel):
@@ -95,16 +121,19 @@ class LabelMask(RequestModel):
 
 
 class PaintedSlice(SlicePlaneFields):
-    """A painted slice, of the query's scan (same `scan` and `axis`) or of another."""
+    """A painted slice, of the query's scan (same `scan`; any `axis`) or of another."""
 
-    slice: Address
+    slice: Annotated[Address | None, Field(description="null: cut from the slices of the query, whose axes it is of")]
     masks: Annotated[list[LabelMask], Field(max_length=MAX_MASKS), FailFast()]
+    known: Annotated[
+        Packed | None, Field(description="bool (rows, columns): where the masks count; null = everywhere")
+    ] = None
     shape: Shape
     index: Index
     complete: Annotated[bool, Field(description="a label that is absent here is truly absent")]
 
     def support_slice(self, image: np.ndarray) -> SupportSlice:
-        """The painted slice, with the image (rows, columns) that was sent under its address.
+        """The painted slice, with its image (rows, columns).
 
         Raises:
             WireError: if the image has another shape, or a mask is damaged, of another shape, or overlaps another.
@@ -114,13 +143,16 @@ class PaintedSlice(SlicePlaneFields):
                 f"A painted slice is said to be of shape {self.shape}; the image sent for it has {image.shape}."
             )
         labels = decode_labels([(mask.label, mask.data) for mask in self.masks], self.shape)
-        return SupportSlice(image.astype(np.float32), labels, self.index, self.slice_plane(), self.complete)
+        known = None if self.known is None else decode_mask(self.known, self.shape)
+        image = image.astype(np.float32)
+        return SupportSlice(image, labels, self.index, self.slice_plane(), self.complete, known)
 
 
 class SliceProbability(RequestModel):
     """The probability of a label on a slice, uint8 with 255 meaning 1, as an earlier stream gave it."""
 
     label: LabelValue
+    axis: Axis
     index: Index
     box: Annotated[tuple[int, int, int, int], Field(description="(top, left, height, width); all else is 0")]
     data: Packed
@@ -142,20 +174,37 @@ class SegmentationRequest(RequestModel):
         ['protocol', 'query', 'support', 'labels']
     """
 
-    protocol: int
+    protocol: Annotated[int, Field(json_schema_extra={"const": PROTOCOL})]
     query: Query
     support: Annotated[list[PaintedSlice], Field(min_length=1, max_length=MAX_MASKS), FailFast()]
     labels: Annotated[list[LabelValue], Field(min_length=1, max_length=MAX_MASKS), FailFast()]
     slices: Annotated[
         list[Index] | None,
-        Field(max_length=MAX_SLICES, description="slices that are wanted; null = all of the scan"),
+        Field(max_length=MAX_SLICES, description="slices of the query's own axis that are wanted; null = all"),
     ] = None
     strategy: Strategy = "propagate"
     region: Region = "auto"
     threshold: Annotated[float, Field(gt=THRESHOLD_RANGE[0], lt=THRESHOLD_RANGE[1], allow_inf_nan=False)] = 0.5
-    finished: Annotated[list[SliceProbability], Field(max_length=MAX_PROBABILITIES), FailFast()] = []
+    finished: Annotated[
+        list[SliceProbability],
+        Field(max_length=MAX_PROBABILITIES, description="previews, and final slices of labels that are not fused"),
+        FailFast(),
+    ] = []
     lanes: Annotated[list[TrackProbability], Field(max_length=MAX_PROBABILITIES), FailFast()] = []
     found: Annotated[list[SliceProbability] | None, Field(max_length=MAX_MASKS)] = None
+
+    @field_validator("protocol")
+    @classmethod
+    def _check_protocol(cls, protocol: int) -> int:
+        """Runs before other fields are looked at, which another protocol may have others of."""
+        if protocol != PROTOCOL:
+            older = "the program that sent the request" if protocol < PROTOCOL else "the backend"
+            raise ApiError(
+                426,
+                "protocol_mismatch",
+                f"This backend speaks protocol {PROTOCOL}, and the request is of protocol {protocol}; update {older}.",
+            )
+        return protocol
 
 
 class SliceAddresses(BaseModel):
@@ -222,13 +271,16 @@ class ErrorResponse(BaseModel):
 
 STREAM = """One JSON object per line, each closed by `crc32`, that of the line's bytes before `,"crc32":`.
 
-- `start`: model, device, warnings, and the number of slices that will come
-- `slice`: a finished slice of a label; `box` and `data` hold its probability, zero outside
+- `start`: model, device, warnings; the axes along which each label is followed, and whether it is `fused` at the end;
+  `total`, the number of slices that will come along all of them
+- `slice`: a finished slice of a label; `box` and `data` hold its probability, zero outside. Its `stage` is `final`, or
+  `preview` if the label is fused: then its slices of the query's own axis come once more in the end, beyond `total`
 - `lane`, `found`: to be kept and handed back in `lanes` and `found` if the stream is cut
 - `alive`: nothing new for some seconds; `ahead` is the number of other runs that take turns
 - `end`: all is done. `error`: it is not, and why
 
-A stream without `end` or `error` was cut: send what is missing, ask again with what has come. Closing it cancels.
+A stream without `end` or `error` was cut: send what is missing, ask again with what has come, but for the final slices
+of fused labels. Closing it cancels.
 """
 
 

@@ -1,9 +1,9 @@
 """From a segmentation request to the stream of its results.
 
-`build_run` makes a request into a `Run`; `ResultStream` puts the run into the engine's scheduler and turns its results
-into records. The run's callbacks are called in the device's thread and only hand over to the event loop; what takes
-time (packing results) is done in the thread pool. A client that disconnects cancels its run; a client that reads too
-slowly gets the device less often, since only what it has read is reported to the scheduler.
+`build_run` makes a request into a `VolumeRun`; `ResultStream` puts the run into the engine's scheduler and turns its
+results into records. The run's callbacks are called in the device's thread and only hand over to the event loop; what
+takes time (packing results) is done in the thread pool. A client that disconnects cancels its run; a client that reads
+too slowly gets the device less often, since only what it has read is reported to the scheduler.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +23,16 @@ from starlette.types import Receive, Scope, Send
 from SDFSMISLib import __version__
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.networks import is_out_of_memory
-from SDFSMISLib.inference.run import EarlierResults, MatchResult, Result, Run, TrackResult
-from SDFSMISLib.inference.segmentation import mismatch_warnings
+from SDFSMISLib.inference.run import EarlierResults, MatchResult, Result, TrackResult
+from SDFSMISLib.inference.volume_run import VolumeRun
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.server.engine import Engine, Metrics, is_fatal_device_error, slice_identity
 from SDFSMISLib.server.scheduler import BackendStopping, ClientStalled, QueueFull, ScheduledRun
-from SDFSMISLib.server.schema import ApiError, SegmentationRequest
-from SDFSMISLib.server.settings import LOGGER, ServerLimits, log_event
+from SDFSMISLib.server.schema import ApiError, PaintedSlice, SegmentationRequest
+from SDFSMISLib.server.settings import LOGGER, MIB, ServerLimits, log_event
 from SDFSMISLib.server.store import MissingSlices, Store
-from SDFSMISLib.slices import SliceResult
-from SDFSMISLib.support import SupportSet
+from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.wire import (
     PROTOCOL,
     RECORDS_TYPE,
@@ -46,24 +46,16 @@ ALIVE_SECONDS = 5.0  # without results, after which an `alive` record is sent
 MAX_RETRY_SECONDS = 60
 
 
-def build_run(request: SegmentationRequest, namespace: str, store: Store, engine: Engine) -> tuple[Run, int]:
+def build_run(request: SegmentationRequest, namespace: str, store: Store, engine: Engine) -> tuple[VolumeRun, int]:
     """The run of a request, and the bytes of memory that it holds until it ends, for `Engine.reserve`.
 
     Raises:
-        ApiError: if slices are not stored, the request is too large, or it is of another protocol.
+        ApiError: if slices are not stored, or the request is too large.
         InputError: if the fields of the request do not fit together.
     """
-    if request.protocol != PROTOCOL:
-        raise ApiError(
-            426,
-            "protocol_mismatch",
-            f"This backend speaks protocol {PROTOCOL}, the request is of protocol {request.protocol}; install the same "
-            "version of SDFSMIS on both sides.",
-        )
     _check_size(request, engine.limits)
-    query = request.query
-    sent = dict(query.slices)
-    addresses = [*sent.values(), *(painted.slice for painted in request.support)]
+    sent = dict(request.query.slices)
+    addresses = [*sent.values(), *(painted.slice for painted in request.support if painted.slice is not None)]
     try:
         arrays = store.get(namespace, dict.fromkeys(addresses))
     except MissingSlices as error:
@@ -73,55 +65,58 @@ def build_run(request: SegmentationRequest, namespace: str, store: Store, engine
             f"{len(error.addresses)} slices are not stored, or no longer; send them, and try again.",
             {"missing": error.addresses},
         ) from error
-    scan = query.slice_stack(lambda index: arrays[sent[index]], lambda index: slice_identity(namespace, sent[index]))
-    _check_slices(sent, arrays, scan.count, scan.native_shape)
-    support = tuple(painted.support_slice(arrays[painted.slice]) for painted in request.support)
-    for painted_slice in support:
-        if painted_slice.plane.has_slices_of(scan.plane) and painted_slice.labels.shape != scan.native_shape:
-            raise InputError(
-                f"A slice painted on the scan has shape {painted_slice.labels.shape}; "
-                f"the scan's have {scan.native_shape}."
-            )
+    _check_slices(request, sent, arrays)
+    stacks = _stacks(request, namespace, engine, sent, arrays)
     labels = list(dict.fromkeys(request.labels))
+    support = [_support_slice(painted, stacks, sent, arrays) for painted in request.support]
     run = engine.segmenter.run(
-        scan,
-        SupportSet(support),
+        stacks,
+        SupportSet(tuple(support)),
         RunOptions(request.strategy, request.region, request.threshold),
         slices=request.slices,
         labels=labels,
         latents=engine.latents,
-        earlier=_earlier_results(request, scan.native_shape),
+        earlier=_earlier_results(request, stacks),
     )
-    not_sent = [index for index in run.needed() if index not in sent]
-    if not_sent:
-        raise InputError(
-            f"Slice {not_sent[0]} is needed for the requested slices, but query.slices does not list it; send it."
+    _check_sent(run.needed(), sent)
+    size = sum(array.nbytes for array in arrays.values()) + run.fusion_bytes
+    size += sum(painted.labels.size * (1 + len(labels)) for painted in support)
+    if size > engine.limits.reserved_bytes:
+        raise ApiError(
+            413,
+            "too_large",
+            f"The run would take {size / MIB:.0f} MiB; {engine.limits.reserved_bytes / MIB:.0f} MiB are accepted. "
+            "Segment fewer structures at once, or crop the scan.",
         )
-    support_bytes = sum(painted_slice.labels.size * (1 + len(labels)) for painted_slice in support)
-    return run, sum(array.nbytes for array in arrays.values()) + support_bytes
+    return run, size
 
 
 def _check_size(request: SegmentationRequest, limits: ServerLimits) -> None:
     query = request.query
+    sides = [*query.shape]
+    sides.insert(query.axis, query.count)
+    axes = {query.axis, *(other.axis for other in query.other_axes)}
     # On a complete slice every requested label is looked at, also the absent ones.
     masked_pixels = sum(
-        math.prod(painted.shape) * (1 + max(len(painted.masks), len(request.labels) if painted.complete else 0))
+        math.prod(painted.shape)
+        * (1 + (painted.known is not None) + max(len(painted.masks), len(request.labels) if painted.complete else 0))
         for painted in request.support
     )
     earlier = max(len(request.finished), len(request.lanes) // 2)  # propagation reaches a slice from either side
     for name, given, accepted in (
-        ("pixels of a slice", math.prod(query.shape), limits.slice_pixels),
-        ("slices", max(query.count, len(query.slices)), limits.slices),
+        ("pixels of a slice", max(math.prod(sides) // sides[axis] for axis in axes), limits.slice_pixels),
+        ("slices", max(len(query.slices), *(sides[axis] for axis in axes)), limits.slices),
         ("painted slices", len(request.support), limits.shots),
         ("labels", len(request.labels), limits.labels),
         ("pixels of all painted slices and their masks", masked_pixels, limits.masked_pixels),
-        ("slices of an earlier stream", earlier, len(request.labels) * query.count),
+        ("slices of an earlier stream", earlier, len(request.labels) * sum(sides[axis] for axis in axes)),
     ):
         if given > accepted:
             raise ApiError(413, "too_large", f"{given} {name} were given; {accepted} are accepted.")
 
 
-def _check_slices(sent: dict[int, str], arrays: dict[str, np.ndarray], count: int, shape: tuple[int, int]) -> None:
+def _check_slices(request: SegmentationRequest, sent: dict[int, str], arrays: dict[str, np.ndarray]) -> None:
+    count, shape = request.query.count, request.query.shape
     for index, address in sent.items():
         if index >= count:
             raise InputError(f"Slice {index} was named; the scan has the slices 0 to {count - 1}.")
@@ -129,20 +124,80 @@ def _check_slices(sent: dict[int, str], arrays: dict[str, np.ndarray], count: in
             raise InputError(f"Slice {index} was sent with shape {arrays[address].shape}; the scan's have {shape}.")
 
 
-def _earlier_results(request: SegmentationRequest, shape: tuple[int, int]) -> EarlierResults:
-    """What an earlier stream of the same request gave before it was cut."""
-    found = request.found
-    for known in (*request.finished, *request.lanes, *(found or ())):
-        if known.index >= request.query.count or known.label not in request.labels:
+def _check_sent(needed: Sequence[int], sent: Mapping[int, str]) -> None:
+    not_sent = [index for index in needed if index not in sent]
+    if not_sent:
+        raise InputError(
+            f"Slice {not_sent[0]} is needed for the requested slices, but query.slices does not list it; send it."
+        )
+
+
+def _stacks(
+    request: SegmentationRequest, namespace: str, engine: Engine, sent: dict[int, str], arrays: dict[str, np.ndarray]
+) -> dict[int, SliceStack]:
+    """The slices along each axis of the run, the query's own first; those along others are cut from them."""
+    query = request.query
+    scan = ""
+    if query.other_axes:
+        _check_sent(range(query.count), sent)
+        scan = engine.scan_identity(namespace, [sent[index] for index in range(query.count)])
+
+    def identity(axis: int, index: int) -> str:
+        return slice_identity(namespace, sent[index]) if axis == query.axis else f"{scan} {query.axis} {axis} {index}"
+
+    return query.slice_stacks(lambda index: arrays[sent[index]], identity)
+
+
+def _support_slice(
+    painted: PaintedSlice, stacks: Mapping[int, SliceStack], sent: Mapping[int, str], arrays: Mapping[str, np.ndarray]
+) -> SupportSlice:
+    """A painted slice, its image sent or cut from the scan."""
+    scan, axis, index = next(iter(stacks.values())), painted.axis, painted.index
+    if painted.scan == scan.plane.scan:
+        shape = tuple(side for other, side in enumerate(scan.scan_shape) if other != axis)
+        if painted.shape != shape:
             raise InputError(
-                f"Slice {known.index} of label {known.label} is given as an earlier result, but is not requested."
+                f"A slice painted on axis {axis} of the scan has shape {painted.shape}; the scan's have {shape}."
             )
-    slices = {(known.label, known.index): known.model_dump() for known in request.finished}
-    tracks = {(known.label, known.start, known.index): known.model_dump() for known in request.lanes}
-    starts = {known.label: (known.index, unpack_probability(known.model_dump(), shape)) for known in found or ()}
-    return EarlierResults(
-        PackedProbabilities(shape, slices), PackedProbabilities(shape, tracks), None if found is None else starts
-    )
+        if index >= scan.scan_shape[axis]:
+            raise InputError(
+                f"Slice {index} of axis {axis} is painted; the scan has the slices 0 to {scan.scan_shape[axis] - 1}."
+            )
+    if painted.slice is not None:
+        return painted.support_slice(arrays[painted.slice])
+    if painted.scan != scan.plane.scan or axis not in stacks or (axis == scan.plane.axis and index not in sent):
+        raise InputError(
+            f"Painted slice {index} of axis {axis} has no address, and is none of the query's slices; send its image."
+        )
+    return painted.support_slice(stacks[axis].read(index))
+
+
+def _earlier_results(request: SegmentationRequest, stacks: Mapping[int, SliceStack]) -> dict[int, EarlierResults]:
+    """What an earlier stream of the same request gave before it was cut, by axis."""
+    for known in (*request.finished, *request.lanes, *(request.found or ())):
+        if known.axis not in stacks or known.index >= stacks[known.axis].count or known.label not in request.labels:
+            raise InputError(
+                f"Slice {known.index} of axis {known.axis} and label {known.label} is given as an earlier result, but "
+                "is not requested."
+            )
+    earlier = {}
+    for axis, stack in stacks.items():
+        shape = stack.native_shape
+        finished = {(known.label, known.index): known.model_dump() for known in request.finished if known.axis == axis}
+        lanes = {
+            (known.label, known.start, known.index): known.model_dump() for known in request.lanes if known.axis == axis
+        }
+        found = {
+            known.label: (known.index, unpack_probability(known.model_dump(), shape))
+            for known in request.found or ()
+            if known.axis == axis
+        }
+        earlier[axis] = EarlierResults(
+            PackedProbabilities(shape, finished),
+            PackedProbabilities(shape, lanes),
+            None if request.found is None else found,
+        )
+    return earlier
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +229,7 @@ class ResultStream:
                 stream.close()
     """
 
-    def __init__(self, engine: Engine, run: Run, size: int, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, run: VolumeRun, size: int, metrics: Metrics) -> None:
         self._engine = engine
         self._run = run
         self._size = size
@@ -255,7 +310,11 @@ class ResultStream:
                 "weights_sha256": self._engine.segmenter.weights,
                 "device": self._engine.device_name,
                 "total": self._run.total,
-                "warnings": mismatch_warnings(self._run.scan, self._run.support_slices),
+                "labels": [
+                    {"label": label, "axes": list(axes), "fused": label in self._run.fused}
+                    for label, axes in self._run.axes.items()
+                ],
+                "warnings": self._run.warnings,
             }
         )
 
@@ -305,24 +364,24 @@ def _pack_results(results: Sequence[Result]) -> bytes:
 
 
 def _record(result: Result) -> dict[str, object]:
-    if isinstance(result, SliceResult):
-        return {
-            "type": "slice",
-            "label": result.label,
-            "index": result.index,
-            **pack_probability(result.probability),
-            "certainty": result.certainty,
-            "finished": result.finished,
-            "total": result.total,
-        }
+    if isinstance(result, MatchResult):
+        starts = [
+            {"label": label, "axis": result.axis, "index": index, **pack_probability(probability)}
+            for label, (index, probability) in result.starts.items()
+        ]
+        return {"type": "found", "starts": starts}
+    place = {"label": result.label, "axis": result.axis, "index": result.index}
     if isinstance(result, TrackResult):
-        place = {"label": result.label, "start": result.start, "index": result.index}
-        return {"type": "lane", **place, **pack_probability(result.probability)}
-    starts = [
-        {"label": label, "index": index, **pack_probability(probability)}
-        for label, (index, probability) in result.starts.items()
-    ]
-    return {"type": "found", "starts": starts}
+        return {"type": "lane", **place, "start": result.start, **pack_probability(result.probability)}
+    return {
+        "type": "slice",
+        **place,
+        "stage": result.stage,
+        **pack_probability(result.probability),
+        "certainty": result.certainty,
+        "finished": result.finished,
+        "total": result.total,
+    }
 
 
 def _size(results: Sequence[Result]) -> int:

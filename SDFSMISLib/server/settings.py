@@ -29,11 +29,11 @@ class ServerLimits:
         shots: painted slices of one request.
         labels: labels of one request.
         masked_pixels: pixels of all painted slices of one request plus those of their masks, label by label.
-        body_bytes: body of any request other than the upload of a slice.
+        body_bytes: body of any request other than the upload of a single slice.
         store_bytes: memory of the stored slices of all clients; the least recently used are dropped first.
         store_seconds: time after which a slice that was not used is dropped.
-        reserved_bytes: memory of the slices of all active runs, which they hold whatever the store drops; a run that
-            would exceed it is refused with a time to try again.
+        reserved_bytes: memory of the slices of all active runs, which they hold whatever the store drops, and of what
+            they fuse; a run that would exceed it is refused, with a time to try again if it would not do so alone.
         latent_bytes: memory of the encoded slices that are kept for the next run.
         queue: active runs; one more is refused with a time to try again.
         unsent_bytes: results of a run that its client has not read; a run with more is not given the device.

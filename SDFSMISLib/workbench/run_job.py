@@ -220,7 +220,7 @@ class SegmentationJob:
         content = scan.content_hash()
         axis = support.axes_on(scan, content)[0]
         run = client.segment(
-            SliceStack.of(scan, axis, scan.window(), content),
+            SliceStack.along(scan, [axis], scan.window(), content),
             support,
             self.options,
             labels=sorted(self.support.templates),
