@@ -93,7 +93,7 @@ def test_runs_do_not_hold_more_memory_than_is_accepted() -> None:
         assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
         larger = request_of(backend, task((14, 40, 40)))
         status, _, answer = backend.ask("POST", "/segmentations", larger)
-        assert (status, json.loads(answer)["error"]["code"]) == (503, "queue_full")
+        assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large")
 
 
 def test_a_small_request_is_not_stuck_behind_a_large_one(gated: tuple[Backend, Gated]) -> None:
