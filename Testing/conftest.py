@@ -1,4 +1,4 @@
-"""What every test runs under: few threads, no network, no display, the same examples and loggers each time."""
+"""What every test runs under: few threads, rare garbage collection, no network, the same examples and loggers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+from SDFSMISLib.model.memory import collect_rarely  # noqa: E402
+
+collect_rarely()  # as the commands do
 
 settings.register_profile(
     "project", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True

@@ -21,7 +21,7 @@ from SDFSMISLib.cli.benchmark import benchmark
 from SDFSMISLib.cli.segment import EXAMPLES, Engine, ManyValues, command_line, segment
 from SDFSMISLib.console import one_line, print_status, progress, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.model.memory import keep_freed_memory
+from SDFSMISLib.model.memory import collect_rarely, keep_freed_memory
 from SDFSMISLib.options import BUILT_IN
 from SDFSMISLib.training import CONFIGURATIONS
 
@@ -368,6 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     command = typer.main.get_command(app)
     keep_freed_memory()
+    collect_rarely()
     try:
         with warnings_as_lines():
             code = command.main(args=args, prog_name="sdfsmis", standalone_mode=False, obj=args)

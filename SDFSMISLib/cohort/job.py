@@ -273,12 +273,13 @@ def start_worker(
     """
     warnings.simplefilter("ignore")  # those of a scan are in its result
     if settings.backend is None:
+        from SDFSMISLib.model.memory import collect_rarely, keep_freed_memory
+
+        keep_freed_memory()
+        collect_rarely()
         import cv2
         import torch
 
-        from SDFSMISLib.model.memory import keep_freed_memory
-
-        keep_freed_memory()
         threads = max(1, _processors() // of)
         torch.set_num_threads(min(threads, torch.get_num_threads()))
         cv2.setNumThreads(min(threads, cv2.getNumThreads()))

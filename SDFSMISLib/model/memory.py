@@ -1,8 +1,11 @@
-"""Memory that a layer of a network frees is kept for the next one. Needs no torch: a program can begin with it."""
+"""Memory of a process that runs networks: kept for the next layer, looked through less often. Needs no torch: a program
+can begin with it."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of malloc.h
@@ -22,3 +25,17 @@ def keep_freed_memory() -> bool:
     library = ctypes.CDLL(None)
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEPT), (M_ARENA_MAX, 1))
     return all(library.mallopt(what, value) for what, value in settings)
+
+
+COLLECTION = (50_000, 5, 5)  # thresholds of the garbage collector's three generations; (700, 10, 10) by default
+
+
+def collect_rarely() -> None:
+    """Let Python's garbage collector work less often, and not at the end of the process.
+
+    torch, diffusers and transformers make half a million objects that stay. Looking through them again and again took
+    one second of ten while they are imported, and freeing each at the end two more. It concerns the whole process, like
+    `keep_freed_memory`.
+    """
+    gc.set_threshold(*COLLECTION)
+    atexit.register(gc.freeze)

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from SDFSMISLib.console import one_line, print_status, waiting
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.model.memory import collect_rarely
 from SDFSMISLib.server.access import ListeningAddress, on_stdin_closed
 from SDFSMISLib.server.schema import ApiError
 from SDFSMISLib.server.settings import ServerLimits, ServeSettings, log_event
@@ -146,6 +147,7 @@ class BackendReplica:
     """
 
     def __init__(self, settings: ServeSettings, tokens: Sequence[str]) -> None:
+        collect_rarely()
         import torch
 
         from SDFSMISLib.inference.segmenter import Segmenter
