@@ -15,6 +15,7 @@ from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.run import EarlierResults, Result
 from SDFSMISLib.inference.volume_run import VolumeRun
+from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack
 from serving import running
@@ -38,6 +39,13 @@ def segmenter() -> Segmenter:
 def built_in() -> Segmenter:
     torch.set_num_threads(1)
     return Segmenter.from_pretrained("built-in", "cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Segmenter:
+    """Real networks of the built-in kind, small and with random weights: for what is equal whatever they find."""
+    torch.set_num_threads(1)
+    return Segmenter(new_built_in(0, Size(resolution=32, channels=(16, 16))), "tiny")
 
 
 def views(labelmap: Volume, *planes: tuple[int, int]) -> Volume:
@@ -92,28 +100,27 @@ def test_planes_of_three_views_come_out_as_painted_in_one_result(segmenter: Segm
     assert sorted(one.index for one in seen if one.stage == "final") == [k for k in range(12) if k != 6]
 
 
-@pytest.mark.parametrize("planes", [PLANES[:2], PLANES[1:], [(0, 4), (0, 8), (2, 22)]])
+@pytest.mark.parametrize("planes", [[(1, 12), (2, 16)], [(0, 3), (0, 7), (2, 16)]])
 def test_more_views_are_as_good_as_one(built_in: Segmenter, planes: list[tuple[int, int]]) -> None:
-    scan, labelmap = noisy()
-    one = built_in.segment(scan, support_of(scan, labelmap, PLANES[0]))
-    more = built_in.segment(scan, support_of(scan, labelmap, *planes))
-    alone, together = (dice(found.labelmap.voxels == 1, labelmap.voxels == 1) for found in (one, more))
-    assert together > alone - 0.02
+    """Of which one alone finds the ball to the voxel."""
+    scan, labelmap = noisy((10, 28, 24))
+    found = built_in.segment(scan, support_of(scan, labelmap, *planes))
+    assert dice(found.labelmap.voxels == 1, labelmap.voxels == 1) > 0.98
 
 
-def test_a_scan_stored_otherwise_gives_the_same_result(built_in: Segmenter) -> None:
+def test_a_scan_stored_otherwise_gives_the_same_result(tiny: Segmenter) -> None:
     """Axes in another order and flipped: the same planes of the patient, painted there."""
     scan, labelmap = noisy((16, 20, 24))
     planes = [(0, 8), (1, 8), (2, 14)]
     scan, labelmap = (replace(one, geometry=replace(one.geometry, spacing=(1.0, 1.1, 1.2))) for one in (scan, labelmap))
-    expected = built_in.segment(scan, support_of(scan, labelmap, *planes))
+    expected = tiny.segment(scan, support_of(scan, labelmap, *planes))
     order, flips = (2, 0, 1), (True, False, True)
     turned = {name: stored_otherwise(one, order, flips) for name, one in (("scan", scan), ("labels", labelmap))}
     there = [
         (order.index(axis), scan.geometry.shape[axis] - 1 - index if flips[order.index(axis)] else index)
         for axis, index in planes
     ]
-    found = built_in.segment(turned["scan"], support_of(turned["scan"], turned["labels"], *there))
+    found = tiny.segment(turned["scan"], support_of(turned["scan"], turned["labels"], *there))
     same = stored_otherwise(expected.labelmap, order, flips).voxels == found.labelmap.voxels
     assert same.mean() > 0.999, "but for rounding"
 
@@ -136,26 +143,26 @@ def test_a_second_label_may_lie_in_another_view(segmenter: Segmenter) -> None:
     np.testing.assert_array_equal(found.labelmap.voxels[:, 16] == 2, halves[:, 16] == 2)
 
 
-def test_one_axis_is_not_changed_by_planes_of_others(built_in: Segmenter) -> None:
+def test_one_axis_is_not_changed_by_planes_of_others(tiny: Segmenter) -> None:
     scan, labelmap = noisy()
-    alone = built_in.segment(scan, support_of(scan, labelmap, PLANES[0]))
-    named = built_in.segment(scan, support_of(scan, labelmap, *PLANES), axis=0)
+    alone = tiny.segment(scan, support_of(scan, labelmap, PLANES[0]))
+    named = tiny.segment(scan, support_of(scan, labelmap, *PLANES), axis=0)
     np.testing.assert_array_equal(alone.probabilities[1][:6], named.probabilities[1][:6])
     assert named.axis == 0 and named.painted == (6,)
 
 
 def test_a_structure_that_a_crossing_plane_shows_goes_on_and_ends_where_it_ends_there(built_in: Segmenter) -> None:
     """On the slices of one axis alone it is lost behind a gap of slices without contrast."""
-    scan, labelmap = ball_scan((24, 36, 36), spacing=(1.0, 1.0, 1.0))
+    scan, labelmap = ball_scan((20, 26, 26), spacing=(1.0, 1.0, 1.0))
     voxels = scan.voxels.copy()
-    voxels[14:16][labelmap.voxels[14:16] > 0] = 100  # as its surroundings
+    voxels[12:14][labelmap.voxels[12:14] > 0] = 100  # as its surroundings
     scan = replace(scan, voxels=voxels)
-    alone = built_in.segment(scan, support_of(scan, labelmap, (0, 11)))
-    crossed = built_in.segment(scan, support_of(scan, labelmap, (0, 11), (1, 14)))
-    one, both = (found.labelmap.voxels[14:17] > 0 for found in (alone, crossed))
-    truth = labelmap.voxels[14:17] > 0
+    alone = built_in.segment(scan, support_of(scan, labelmap, (0, 9)))
+    crossed = built_in.segment(scan, support_of(scan, labelmap, (0, 9), (1, 10)))
+    one, both = (found.labelmap.voxels[12:15] > 0 for found in (alone, crossed))
+    truth = labelmap.voxels[12:15] > 0
     assert dice(both, truth) > dice(one, truth)
-    assert not crossed.labelmap.voxels[:, 14][labelmap.voxels[:, 14] == 0].any()
+    assert not crossed.labelmap.voxels[:, 10][labelmap.voxels[:, 10] == 0].any()
 
 
 def test_strokes_hold_what_is_known_and_leave_the_rest_to_the_networks(segmenter: Segmenter) -> None:
@@ -185,24 +192,24 @@ def test_a_support_set_with_strokes_is_kept(tmp_path) -> None:
     assert loaded.digest()[1] == partly.digest() != loaded.digest()[0]
 
 
-def test_a_backend_gives_the_same(built_in: Segmenter) -> None:
+def test_a_backend_gives_the_same(tiny: Segmenter) -> None:
     scan, labelmap = noisy((10, 30, 28))
     support = support_of(scan, labelmap, (0, 5), (2, 15))
-    local = built_in.segment(scan, support)
+    local = tiny.segment(scan, support)
     seen: list[SliceResult] = []
-    with running(segmenter=built_in) as backend:
+    with running(segmenter=tiny) as backend:
         remote = RemoteSegmenter(backend.client()).segment(scan, support, on_slice=seen.append)
     assert_same(remote, local)
     assert [one.finished for one in seen if one.stage == "preview"] == list(range(1, seen[-1].total + 1))
 
 
-def test_a_run_that_was_cut_goes_on_to_the_same_bytes(built_in: Segmenter) -> None:
+def test_a_run_that_was_cut_goes_on_to_the_same_bytes(tiny: Segmenter) -> None:
     scan, labelmap = noisy((10, 30, 28))
     support = support_of(scan, labelmap, (0, 5), (2, 15))
     stacks = {axis: SliceStack.of(scan, axis) for axis in support.axes_on(scan, scan.content_hash())}
 
     def run(earlier: dict[int, EarlierResults] | None = None) -> VolumeRun:
-        return VolumeRun(built_in.pipeline, stacks, {1: support.for_label(1)}, RunOptions(), earlier=earlier)
+        return VolumeRun(tiny.pipeline, stacks, {1: support.for_label(1)}, RunOptions(), earlier=earlier)
 
     def finals(results: list[Result]) -> dict[int, bytes]:
         return {
@@ -271,11 +278,11 @@ def test_the_main_axis_has_most_planes_then_the_finest_pixels() -> None:
     assert axes((2, 10), (1, 9)) == (1, 2)
 
 
-def test_the_batch_size_changes_no_more_than_rounding(built_in: Segmenter) -> None:
+def test_the_batch_size_changes_no_more_than_rounding(tiny: Segmenter) -> None:
     """In slices thinner than a stride, too."""
     scan, labelmap = noisy((24, 30, 28))
     geometry = replace(scan.geometry, spacing=(1.0, 1.0, 0.3))
     scan, labelmap = replace(scan, geometry=geometry), replace(labelmap, geometry=geometry)
     support = support_of(scan, labelmap, (0, 12))
-    found = [built_in.segment(scan, support, batch_size=size).probabilities[1].astype(int) for size in (8, 3, 1)]
+    found = [tiny.segment(scan, support, batch_size=size).probabilities[1].astype(int) for size in (8, 1)]
     assert max(np.abs(found[0] - other).max() for other in found[1:]) <= 1
