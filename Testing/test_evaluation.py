@@ -21,7 +21,7 @@ from SDFSMISLib.evaluation import (
     read_manifest,
     read_results,
     rich_table,
-    segmenter_method,
+    SegmenterMethod,
     summarise,
 )
 from SDFSMISLib.images.volume import Geometry, Volume
@@ -203,6 +203,6 @@ def test_a_segmenter_is_asked_for_the_task_s_axis_and_label() -> None:
     class OneTask:
         query, support, axis, label, judged = "scan", "painted", 2, 2, (4, 5)
 
-    mask = segmenter_method(Segmenter(), strategy="independent")(OneTask())  # type: ignore[arg-type]
+    mask = SegmenterMethod(Segmenter(), strategy="independent")(OneTask())  # type: ignore[arg-type]
     assert asked == {"query": "scan", "support": "painted", "axis": 2, "slices": (4, 5), "strategy": "independent"}
     assert mask is not None and mask.dtype == bool and mask.sum() == 75

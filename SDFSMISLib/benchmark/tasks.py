@@ -20,7 +20,7 @@ import numpy as np
 from SDFSMISLib.benchmark.data_sets import Fold
 from SDFSMISLib.cohort.cases import Case, LabelledScan
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation.baselines import Method, segmenter_method
+from SDFSMISLib.evaluation.baselines import Method, SegmenterMethod
 from SDFSMISLib.evaluation.protocols import CHUNKS, Task, chunked_task, slices_with, spread_slices
 from SDFSMISLib.images.postprocess import largest_component
 from SDFSMISLib.support import SupportSet
@@ -145,7 +145,7 @@ def protocol_method(segmenter: Segmenter, protocol: Protocol, window: Window) ->
     if protocol == "official":
         return official_method(segmenter.pipeline)
     region = "full" if window == "minmax" else "auto"
-    return segmenter_method(segmenter, strategy="independent", region=region, window=window)
+    return SegmenterMethod(segmenter, strategy="independent", region=region, window=window)
 
 
 def official_method(pipeline: SDFSMISPipeline) -> Method:

@@ -349,7 +349,7 @@ def _models(names: list[str], protocol: Protocol, device: str) -> dict[str, Any]
         return {}
     if "none" in names:
         raise InputError("--model takes none, or models, and not both.")
-    from SDFSMISLib.evaluation import segmenter_method
+    from SDFSMISLib.evaluation import SegmenterMethod
 
     methods: dict[str, Any] = {}
     strategy = "independent" if protocol == "field" else "propagate"  # the papers' way
@@ -359,7 +359,7 @@ def _models(names: list[str], protocol: Protocol, device: str) -> dict[str, Any]
 
         for name in names:
             segmenter = Segmenter.from_pretrained(name, device)
-            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = segmenter_method(segmenter, strategy=strategy)
+            methods[f"{name} {weights_digest(segmenter.pipeline)[:8]}"] = SegmenterMethod(segmenter, strategy=strategy)
     return methods
 
 

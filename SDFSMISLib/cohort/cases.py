@@ -154,8 +154,8 @@ class LabelledScan:
         place = names.index(target)
         return next((name for name in names[place + 1 :] + names[:place] if self.mask(name).any()), None)
 
-    def support(self, target: str, slices: tuple[int, ...]) -> SupportSet:
-        """These slices with the target painted on them."""
+    def support(self, target: str, slices: Sequence[int | tuple[int, int]]) -> SupportSet:
+        """These slices, numbers along the slice axis or (axis, number), with the target painted on them."""
         label = self.case.targets[target]
         named = replace(self.labelmap, segment_names={label: target})
         return SupportSet.from_labelmap(self.scan, named, label=label, slices=slices, axis=self.axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from SDFSMISLib.cohort.cases import Case, Manifest, read_manifest
-from SDFSMISLib.evaluation.baselines import BASELINES, copy_support, segmenter_method
+from SDFSMISLib.evaluation.baselines import BASELINES, copy_support, SegmenterMethod
 from SDFSMISLib.evaluation.contact_sheet import contact_sheet
 from SDFSMISLib.evaluation.diagnostics import Diagnostics, diagnose
 from SDFSMISLib.evaluation.evaluate import evaluate, held_out_dice
@@ -33,7 +33,7 @@ __all__ = [
     "read_manifest",
     "read_results",
     "rich_table",
-    "segmenter_method",
+    "SegmenterMethod",
     "summarise",
     "write_report",
 ]

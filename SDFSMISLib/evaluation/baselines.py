@@ -1,16 +1,19 @@
-"""Methods, functions from a :class:`Task` to a bool mask on its query's grid: a segmenter, and three baselines.
+"""Methods, functions from a :class:`Task` to a bool mask on its query's grid: a segmenter, and four baselines.
 
 - ``copy``: the support mask on every slice.
 - ``growcut``: 3D Slicer's *Grow from seeds* (Zhu et al., "An effective interactive medical image segmentation method
   using fast growcut", MICCAI IMIC 2014), the class ``vtkImageGrowCutSegment`` of the package slicer-core.
 - ``registration``: symmetric-forces demons (Vercauteren et al., "Symmetric log-domain diffeomorphic registration",
   MICCAI 2008) by SimpleITK, slice to slice, from coarse to fine.
+- ``fill-between``: 3D Slicer's *Fill between slices* (Zukić et al., "ND morphological contour interpolation", Insight
+  Journal 2016), the class ``vtkITKMorphologicalContourInterpolator`` of the package slicer-core.
 
 A method that does not apply to a task returns None; the task then has no row of that method.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from SimpleITK import Image
     from vtkmodules.vtkCommonDataModel import vtkImageData
 
-    from SDFSMISLib.inference import Segmenter
+    from SDFSMISLib.inference import Segmentation, Segmenter
 
 
 LEVELS = ((8, 40), (4, 40), (2, 30), (1, 15))  # (pixels that become one, iterations)
@@ -158,7 +161,7 @@ def grow_from_seeds(task: Task) -> np.ndarray | None:
     if not task.painted or min(task.query.voxels.shape) < FEWEST_VOXELS:
         return None
     spacing = task.query.geometry.spacing
-    grow, to_numpy = _grow_cut_filter()
+    grow, to_numpy = _slicer_filter("vtkImageGrowCutSegment", "growcut")
     grow.SetIntensityVolume(_vtk_image(task.query.voxels.astype(np.float32), spacing))
     grow.SetSeedLabelVolume(_vtk_image(_seeds(task), spacing))
     grow.Update()
@@ -170,11 +173,11 @@ def _seeds(task: Task) -> np.ndarray:
     from scipy.ndimage import binary_dilation
 
     seeds = np.zeros(task.query.voxels.shape, dtype=np.uint8)
-    along = np.moveaxis(seeds, task.axis, 0)
     for support_slice in task.support.for_label(task.label):
         mask = support_slice.mask(task.label)
-        near = binary_dilation(mask, iterations=MARGIN)
-        along[support_slice.index] = np.where(mask, FOREGROUND, np.where(near, 0, BACKGROUND))
+        plane = np.moveaxis(seeds, support_slice.plane.axis, 0)[support_slice.index]
+        plane[mask] = FOREGROUND
+        plane[~binary_dilation(mask, iterations=MARGIN)] = BACKGROUND
     return seeds
 
 
@@ -190,16 +193,35 @@ def _vtk_image(voxels: np.ndarray, spacing: tuple[float, float, float]) -> vtkIm
     return image
 
 
-def _grow_cut_filter() -> tuple[Any, Any]:
-    """(the filter, VTK array -> numpy array)."""
+def _slicer_filter(name: str, baseline: str) -> tuple[Any, Any]:
+    """(a filter of the package slicer-core, VTK array -> numpy array)."""
     try:
-        from slicer_core import vtkImageGrowCutSegment
+        import slicer_core
         from vtkmodules.util.numpy_support import vtk_to_numpy
     except ImportError as error:
         raise InputError(
-            'The baseline growcut needs slicer-core; install it with: pip install "sdfsmis[evaluate]"'
+            f'The baseline {baseline} needs slicer-core; install it with: pip install "sdfsmis[evaluate]"'
         ) from error
-    return vtkImageGrowCutSegment(), vtk_to_numpy
+    return getattr(slicer_core, name)(), vtk_to_numpy
+
+
+def fill_between_slices(task: Task) -> np.ndarray | None:
+    """Fill between slices: bool on the query's grid; None if fewer than two slices of the query are painted.
+
+    The painted masks are interpolated along their axis. Nothing is found before the first and behind the last of them:
+    this is what it costs a user to paint all by hand, and the image is not looked at. Raises :class:`InputError` if
+    slicer-core is missing.
+    """
+    if len(task.painted) < 2:
+        return None
+    # The default, threads of TBB, crashes the process at its end. ITK reads this once, before it does anything.
+    os.environ.setdefault("ITK_GLOBAL_DEFAULT_THREADER", "Pool")
+    painted = task.as_painted(np.zeros(task.reference.shape, dtype=bool))
+    fill, to_numpy = _slicer_filter("vtkITKMorphologicalContourInterpolator", "fill-between")
+    fill.SetInputData(_vtk_image(painted.astype(np.uint8), task.query.geometry.spacing))
+    fill.SetAxis(2 - task.axis)  # 0 is x
+    fill.Update()
+    return to_numpy(fill.GetOutput().GetPointData().GetScalars()).reshape(painted.shape) > 0
 
 
 Method = Callable[[Task], "np.ndarray | None"]
@@ -227,14 +249,25 @@ def run_method(method: Method, task: Task) -> np.ndarray | None:
     return result
 
 
-def segmenter_method(segmenter: Segmenter, **options: Any) -> Method:
-    """The method that runs a segmenter; ``options`` (strategy, region, window ...) go to its ``segment``."""
+class SegmenterMethod:
+    """The method that runs a segmenter.
 
-    def segment(task: Task) -> np.ndarray:
-        segmentation = segmenter.segment(task.query, task.support, axis=task.axis, slices=task.judged, **options)
-        return segmentation.labelmap.voxels == task.label
+    Args:
+        segmenter: what is measured.
+        options: strategy, region, window, ... of its ``segment``.
+    """
 
-    return segment
+    def __init__(self, segmenter: Segmenter, **options: Any) -> None:
+        self.segmenter = segmenter
+        self.options = options
+
+    def __call__(self, task: Task) -> np.ndarray:
+        return self.segmentation(task).labelmap.voxels == task.label
+
+    def segmentation(self, task: Task) -> Segmentation:
+        """All that a user gets, along the axes of all painted slices."""
+        chosen = {"axis": task.axis, "slices": task.judged} if task.has_one_direction else {}
+        return self.segmenter.segment(task.query, task.support, **chosen, **self.options)
 
 
 def copy_support(task: Task) -> np.ndarray:
@@ -275,5 +308,19 @@ def _on_grid(
     return mask[np.ix_(rows, columns)] & np.outer(*inside)
 
 
-BASELINES: Mapping[str, Method] = {"copy": copy_support, "growcut": grow_from_seeds, "registration": register_outwards}
+BASELINES: Mapping[str, Method] = {
+    "copy": copy_support,
+    "growcut": grow_from_seeds,
+    "registration": register_outwards,
+    "fill-between": fill_between_slices,
+}
 """Methods that need no model, by the name that the command line and the tables have for them."""
+ONE_DIRECTION = frozenset({copy_support, register_outwards, fill_between_slices})
+"""Methods that take slices of one direction only."""
+
+
+def check_directions(methods: Mapping[str, Method]) -> None:
+    """Raises :class:`InputError` if one of these methods cannot take slices of several directions."""
+    for name, method in methods.items():
+        if method in ONE_DIRECTION:
+            raise InputError(f"{name} takes painted slices of one direction only; leave it out, or name one direction.")

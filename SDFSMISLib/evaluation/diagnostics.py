@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from SDFSMISLib.evaluation.protocols import Setting
 from SDFSMISLib.evaluation.results import Prediction, Row, mean, summarise
 
 __all__ = ["Bin", "Diagnostics", "diagnose"]
@@ -20,8 +21,8 @@ __all__ = ["Bin", "Diagnostics", "diagnose"]
 SIZES = (0, 1, 3, 10, 30, 100, 300, 1000, math.inf)  # ml
 DISTANCES = (0, 5, 10, 20, 40, 80, math.inf)  # mm
 
-Run = tuple[str, int, str]
-"""(protocol, shots, method)."""
+Run = tuple[Setting, str]
+"""(setting, method)."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Figures of one method in one protocol beside its means; NaN if not measured.
+    """Figures of one method in one setting beside its means; NaN if not measured.
 
     ``pairing_gap`` is Dice minus the Dice, against the same target, if the support shows another structure of the
     same scan: 0 for a method that does not look at what was painted. ``margin`` is Dice minus that of `copy`. Both are
@@ -71,14 +72,14 @@ class Diagnostics:
 
 
 def diagnose(rows: Sequence[Row], prediction: Callable[[Row], Prediction]) -> dict[Run, Diagnostics]:
-    """The diagnostics of each protocol, number of shots and method; ``prediction`` gives a row's prediction."""
+    """The diagnostics of each setting and method; ``prediction`` gives a row's prediction."""
     runs: dict[Run, list[Row]] = {}
     shown_another: dict[Run, list[Row]] = {}
     for row in rows:
-        (shown_another if row.mispaired else runs).setdefault((row.protocol, row.shots, row.method), []).append(row)
+        (shown_another if row.mispaired else runs).setdefault((row.setting, row.method), []).append(row)
     return {
         run: _diagnostics(
-            members, shown_another.get(run, []), runs.get((*run[:2], "copy"), []), [prediction(row) for row in members]
+            members, shown_another.get(run, []), runs.get((run[0], "copy"), []), [prediction(row) for row in members]
         )
         for run, members in runs.items()
     }

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from SDFSMISLib.cohort.cases import Case, Manifest, load_case, read_manifest
-from SDFSMISLib.evaluation.baselines import Method, run_method, segmenter_method
+from SDFSMISLib.evaluation.baselines import Method, SegmenterMethod, check_directions, run_method
 from SDFSMISLib.evaluation.diagnostics import diagnose
-from SDFSMISLib.evaluation.metrics import METRICS, check_metrics, score
-from SDFSMISLib.evaluation.protocols import PROTOCOLS, Task, check_protocol
+from SDFSMISLib.evaluation.metrics import METRICS, check_metrics, dice, score
+from SDFSMISLib.evaluation.protocols import PROTOCOLS, Setting, Task, check_protocol, same_volume
 from SDFSMISLib.evaluation.results import (
     Prediction,
     ResultsFile,
     Row,
     prediction_path,
+    row_key,
     summarise,
     write_results,
     write_summary,
@@ -29,7 +30,7 @@ from SDFSMISLib.evaluation.results import (
 if TYPE_CHECKING:
     from SDFSMISLib.model.pipeline import SDFSMISPipeline
 
-__all__ = ["evaluate", "held_out_dice"]
+__all__ = ["evaluate", "held_out_dice", "keep", "scored", "write_means"]
 
 CASES_IN_MEMORY = 3  # this one, its support, and the one between them that lacks the target
 
@@ -47,21 +48,28 @@ def evaluate(
     progress: Progress | None = None,
     metrics: Sequence[str] = tuple(METRICS),
     mispaired: Collection[str] = (),
+    directions: int = 1,
 ) -> list[Row]:
     """Runs ``methods`` (by the name they have in the table) on the tasks that ``protocol`` makes of ``cases``.
 
     ``cases`` None takes all of the manifest; a support from another case may come from any case of its group, as the
-    protocol says. Of ``metrics`` those beside ``dice`` need MONAI. The methods named in ``mispaired`` also do each task
+    protocol says. With several ``directions`` one slice is painted along each. Of ``metrics`` those beside ``dice`` need
+    MONAI. The methods named in ``mispaired`` also do each task
     with a support that shows another structure, which tells whether they look at it at all.
 
     With ``output``, a folder, rows go into its ``results.csv`` one by one and what was found into ``predictions``; at
     the end all slices into ``results.json`` and the means of all rows, with diagnostics, into ``summary.json``. What is
     there already is not done again, so a method must be renamed when it changes. Returns the rows of this protocol,
-    these shots, cases and methods. Raises :class:`InputError` for an unknown protocol or metric, fewer shots than 1,
-    a package that is missing, and bad files; ValueError for a method's mask that is not bool on the query's grid.
+    these shots, cases and methods. Raises :class:`InputError` for an unknown protocol or metric, shots and directions
+    that the protocol does not take, methods that know one direction only, a package that is missing, and bad files;
+    ValueError for a method's mask that is not bool on the query's grid.
     """
-    check_protocol(protocol, shots)
+    check_protocol(protocol, shots, directions)
     check_metrics(metrics)
+    if directions > 1:
+        check_directions(methods)
+    setting = Setting(protocol, shots, directions)
+    make_task = PROTOCOLS[protocol] if directions == 1 else partial(same_volume, directions=directions)
     chosen = manifest.cases if cases is None else tuple(cases)
     load = lru_cache(maxsize=CASES_IN_MEMORY)(load_case)
     kept = ResultsFile(Path(output) / "results.csv") if output is not None else None
@@ -72,20 +80,20 @@ def evaluate(
     total = len(pairs) * len(jobs)
     done = 0
     for case, target in pairs:
-        task = cache(partial(PROTOCOLS[protocol], case, target, manifest.following(case), load, shots))
+        task = cache(partial(make_task, case, target, manifest.following(case), load, shots))
         for name, mispaired_now in jobs:
             if progress:
                 progress(done, total, f"{case.id}, {target}, {name}")
             done += 1
-            row = known.get((protocol, shots, case.id, target, name, mispaired_now))
+            row = known.get(row_key(setting, case.id, target, name, mispaired_now))
             if row is None and (todo := task(mispaired_now)) is not None:
-                row = _row(todo, name, methods[name], protocol, shots, metrics, kept)
+                row = _row(todo, name, methods[name], setting, metrics, kept)
             if row is not None:
                 rows.append(row)
     if progress:
         progress(total, total, "")
     if kept:
-        _write_means(kept)
+        write_means(kept)
     return rows
 
 
@@ -96,7 +104,7 @@ def held_out_dice(pipeline: SDFSMISPipeline, manifest: Path, cases: Sequence[str
     content = read_manifest(manifest)
     chosen = [case for case in content.cases if case.id in cases]
     rows = evaluate(
-        content, "same-volume", {"held out": segmenter_method(Segmenter(pipeline))}, chosen, metrics=("dice",)
+        content, "same-volume", {"held out": SegmenterMethod(Segmenter(pipeline))}, chosen, metrics=("dice",)
     )
     return {group: mean.values["dice"] for its in summarise(rows) for group, mean in its.groups.items()}
 
@@ -105,8 +113,7 @@ def _row(
     task: Task,
     name: str,
     method: Method,
-    protocol: str,
-    shots: int,
+    setting: Setting,
     metrics: Sequence[str],
     kept: ResultsFile | None,
 ) -> Row | None:
@@ -116,29 +123,45 @@ def _row(
     seconds = time.perf_counter() - start
     if mask is None:
         return None
-    x, y, z = task.query.geometry.spacing
-    row = Row(
-        protocol=protocol,
-        shots=shots,
-        group=task.case.group,
-        case=task.case.id,
-        target=task.target,
-        method=name,
-        scores=score(mask, task.reference, (z, y, x), task.axis, task.judged, metrics),
-        seconds=seconds,
-        axis=task.axis,
-        painted=task.painted,
-        support_case=task.support_case.id,
-        shown=task.shown,
-        ml=int(np.count_nonzero(task.reference)) * x * y * z / 1000,
-    )
+    row = scored(task, mask, setting, name, seconds, metrics)
     if kept:
-        Prediction.of(task, mask).save(prediction_path(kept.path.parent, row.key), mask)
-        kept.add(row)
+        keep(kept, row, Prediction.of(task, mask), mask)
     return row
 
 
-def _write_means(kept: ResultsFile) -> None:
+def scored(task: Task, mask: np.ndarray, setting: Setting, method: str, seconds: float, metrics: Sequence[str]) -> Row:
+    """The row of a mask, bool on the query's grid, that a method gave for a task."""
+    x, y, z = task.query.geometry.spacing
+    scores = score(mask, task.reference, (z, y, x), task.counted(), metrics)
+    if task.planes:
+        scores["dice_whole"] = dice(task.as_painted(mask), task.reference)
+    return Row(
+        protocol=setting.protocol,
+        shots=setting.shots,
+        group=task.case.group,
+        case=task.case.id,
+        target=task.target,
+        method=method,
+        scores=scores,
+        seconds=seconds,
+        axis=task.axis,
+        planes=task.planes,
+        support_case=task.support_case.id,
+        shown=task.shown,
+        ml=int(np.count_nonzero(task.reference)) * x * y * z / 1000,
+        directions=setting.directions,
+        painting=setting.painting,
+    )
+
+
+def keep(kept: ResultsFile, row: Row, prediction: Prediction, mask: np.ndarray) -> None:
+    """Writes a prediction, and then its row: a row is never without."""
+    prediction.save(prediction_path(kept.path.parent, row.key), mask)
+    kept.add(row)
+
+
+def write_means(kept: ResultsFile) -> None:
+    """Writes ``results.json`` and ``summary.json`` of all rows beside ``results.csv``."""
     folder = kept.path.parent
 
     def prediction(row: Row) -> Prediction:

@@ -83,19 +83,18 @@ def score(
     prediction: np.ndarray,
     reference: np.ndarray,
     spacing: Spacing,
-    axis: int,
-    slices: Sequence[int],
+    indices: Sequence[Sequence[int] | np.ndarray],
     metrics: Iterable[str] = METRICS,
 ) -> dict[str, float]:
-    """The named metrics over the slices ``slices`` along ``axis`` as one volume; ``spacing`` is ``(z, y, x)`` in mm.
+    """The named metrics over the voxels with these ``indices`` on the three axes; ``spacing`` is ``(z, y, x)`` in mm.
 
     If slices are left out, their neighbours lie beside each other, in both masks alike.
 
     >>> mask = np.ones((4, 2, 2), dtype=bool)
-    >>> score(mask, mask, (5.0, 1.0, 1.0), axis=0, slices=[0, 1, 3], metrics=["dice"])
+    >>> score(mask, mask, (5.0, 1.0, 1.0), [[0, 1, 3], [0, 1], [0, 1]], metrics=["dice"])
     {'dice': 1.0}
     """
-    ours, theirs = (np.take(mask, slices, axis=axis) for mask in (prediction, reference))
+    ours, theirs = (mask[np.ix_(*indices)] for mask in (prediction, reference))
     return {name: METRICS[name](ours, theirs, spacing) for name in metrics}
 
 

@@ -1,7 +1,7 @@
 """Protocols: which slices of which scan are painted, and on which slices the result is judged.
 
 One task is one target in one case. Slices are taken along the axis whose two in-plane spacings are most alike (axis 0
-in a tie). A target of fewer than 50 voxels or on fewer than 3 slices makes no task. Slices without the target are
+in a tie); `same-volume` can paint a slice of each other axis too. A target of fewer than 50 voxels or on fewer than 3 slices makes no task. Slices without the target are
 judged too: false positives there cost. Only ``field``, the literature's protocol, leaves them out and so tells a method
 where the structure begins and ends; it serves comparison with papers.
 
@@ -14,22 +14,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from SDFSMISLib.cohort.cases import Case, LabelledScan
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.support import SupportSet
 
 __all__ = [
     "PROTOCOLS",
+    "Setting",
     "Task",
     "check_protocol",
     "chunked_task",
     "cross_volume",
     "field",
     "painted_slices",
+    "painted_task",
     "same_volume",
     "slices_with",
     "spread_slices",
@@ -37,6 +41,33 @@ __all__ = [
 
 MIN_VOXELS, MIN_SLICES = 50, 3
 CHUNKS = 3  # of the query's slices in `field`
+AXES = 3
+
+
+class Setting(NamedTuple):
+    """How the tasks of one table are made.
+
+    ``protocol`` is a name in :data:`PROTOCOLS`, or ``interactive``; ``shots`` the number of painted slices on each of
+    the ``directions`` axes, in ``interactive`` on all of them together; ``painting`` says who chose the slices there
+    (a name in :data:`.interactive.PAINTINGS`), and is empty in other protocols.
+
+    >>> Setting("same-volume", 3).title, Setting("same-volume", 1, 2).title
+    ('same-volume, 3 painted slices', 'same-volume, 2 directions')
+    """
+
+    protocol: str
+    shots: int
+    directions: int = 1
+    painting: str = ""
+
+    @property
+    def title(self) -> str:
+        if self.protocol == "field":
+            return self.protocol
+        if self.directions > 1:
+            return f"{self.protocol}, {self.directions} directions"
+        slices = f"{self.shots} painted {'slice' if self.shots == 1 else 'slices'}"
+        return ", ".join(part for part in (self.protocol, slices, self.painting) if part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +79,9 @@ class Task:
         support: the painted slices; ``label`` is their label value, which a segmenter gives back in its labelmap.
         shown: the structure that the support shows: the target, unless the task is mispaired.
         reference: the target's mask, bool ``(slices, height, width)`` on the query's grid.
-        painted: the painted slices of the query itself along ``axis``; empty if the support is of another scan.
-        judged: the slices that count, and that a method is asked for.
+        planes: the painted slices of the query itself, of any axis; empty if the support is of another scan.
+        judged: the slices along ``axis`` that count, and that a method is asked for; painted slices of other axes do
+            not count on them.
         support_case: the case that the support was painted on.
         parts: tasks to do one by one, each with a support for its own judged slices; empty: the task is done as a
             whole.
@@ -73,10 +105,35 @@ class Task:
     label: int
     shown: str
     reference: np.ndarray
-    painted: tuple[int, ...]
+    planes: tuple[Plane, ...]
     judged: tuple[int, ...]
     support_case: Case
     parts: tuple[Task, ...] = ()
+
+    @property
+    def painted(self) -> tuple[int, ...]:
+        """The painted slices of the query along ``axis``."""
+        return tuple(plane.index for plane in self.planes if plane.axis == self.axis)
+
+    @property
+    def has_one_direction(self) -> bool:
+        """Whether all painted slices of the query lie along ``axis``."""
+        return len(self.painted) == len(self.planes)
+
+    def counted(self) -> list[np.ndarray]:
+        """The indices, on each array axis, of the voxels that count: ``mask[np.ix_(*task.counted())]``."""
+        indices = [np.arange(side) for side in self.reference.shape]
+        indices[self.axis] = np.array(self.judged, dtype=np.intp)
+        for axis, index in self.planes:
+            indices[axis] = indices[axis][indices[axis] != index]
+        return indices
+
+    def as_painted(self, mask: np.ndarray) -> np.ndarray:
+        """A copy of a mask on the query's grid in which the painted slices are as painted: what a user ends with."""
+        result = mask.copy()
+        for one in self.support.for_label(self.label) if self.planes else ():
+            np.moveaxis(result, one.plane.axis, 0)[one.index] = one.mask(self.label)
+        return result
 
 
 Loader = Callable[[Case], LabelledScan]
@@ -85,14 +142,23 @@ Protocol = Callable[[Case, str, tuple[Case, ...], Loader, int, bool], "Task | No
 None if the target is too small or no scan can show it, or another structure."""
 
 
-def check_protocol(name: str, shots: int) -> None:
-    """Raises :class:`InputError` for an unknown protocol, and for a number of shots that it does not take."""
+def check_protocol(name: str, shots: int, directions: int = 1) -> None:
+    """Raises :class:`InputError` for an unknown protocol, and numbers of shots or directions that it does not take."""
     if name not in PROTOCOLS:
         raise InputError(f"There is no protocol {name!r}; there are {', '.join(PROTOCOLS)}.")
     if shots < 1:
         raise InputError(f"{shots} shots were asked for; at least 1 painted slice is needed.")
     if name == "field" and shots > 1:
         raise InputError(f"{shots} shots were asked for; the protocol field takes 1: a slice of one scan per chunk.")
+    if not 1 <= directions <= AXES:
+        raise InputError(f"{directions} directions were asked for; 1 to {AXES} are accepted.")
+    if directions > 1 and name != "same-volume":
+        raise InputError(f"{directions} directions were asked for; the protocol {name} takes 1, same-volume up to {AXES}.")
+    if directions > 1 and shots > 1:
+        raise InputError(
+            f"{shots} shots and {directions} directions were asked for; with several directions one slice is painted "
+            "in each: leave one of the two out."
+        )
 
 
 def painted_slices(mask: np.ndarray, axis: int, shots: int) -> tuple[int, ...]:
@@ -108,9 +174,19 @@ def painted_slices(mask: np.ndarray, axis: int, shots: int) -> tuple[int, ...]:
 
 
 def same_volume(
-    case: Case, target: str, others: tuple[Case, ...], load: Loader, shots: int, mispaired: bool = False
+    case: Case,
+    target: str,
+    others: tuple[Case, ...],
+    load: Loader,
+    shots: int,
+    mispaired: bool = False,
+    directions: int = 1,
 ) -> Task | None:
-    """Painted slices of the scan itself; all its other slices are judged. What a Slicer user does first."""
+    """Painted slices of the scan itself; all that is on none of them is judged. What a Slicer user does first.
+
+    With several ``directions`` the slice of largest area is painted on each of so many axes: the slice axis, then those
+    of lowest index.
+    """
     labelled = load(case)
     reference = labelled.mask(target)
     if not _large_enough(reference, labelled.axis):
@@ -118,11 +194,30 @@ def same_volume(
     shown = labelled.next_target(target) if mispaired else target
     if shown is None:
         return None
-    painted = painted_slices(labelled.mask(shown), labelled.axis, shots)
-    judged = tuple(index for index in range(labelled.scan.slice_count(labelled.axis)) if index not in painted)
-    if not judged:  # a scan that was cropped to its structure, painted throughout
-        return None
-    return _task(labelled, target, reference, labelled, shown, painted, painted, judged)
+    axes = [labelled.axis, *(axis for axis in range(AXES) if axis != labelled.axis)][:directions]
+    mask = labelled.mask(shown)
+    planes = [Plane(axis, index) for axis in axes for index in painted_slices(mask, axis, shots)]
+    return painted_task(labelled, target, shown, planes)
+
+
+def painted_task(
+    labelled: LabelledScan, target: str, shown: str, planes: Sequence[Plane], axis: int | None = None
+) -> Task | None:
+    """The task of a scan with these slices painted on it as ``shown`` is in the reference, judged on the others.
+
+    ``axis`` is that of the judged slices, None the scan's slice axis. None if nothing is left to judge, as in a scan
+    that was cropped to its structure and painted throughout.
+    """
+    axis = labelled.axis if axis is None else axis
+    painted = {index for along, index in planes if along == axis}
+    judged = tuple(index for index in range(labelled.scan.slice_count(axis)) if index not in painted)
+    support = labelled.support(shown, planes)
+    task = replace(
+        _task(labelled, target, labelled.mask(target), labelled, shown, support, judged),
+        axis=axis,
+        planes=tuple(Plane(one.plane.axis, one.index) for one in support.slices),
+    )
+    return task if all(map(len, task.counted())) else None
 
 
 def cross_volume(
@@ -136,7 +231,7 @@ def cross_volume(
         return None
     slices = painted_slices(supporting.mask(shown), supporting.axis, shots)
     judged = tuple(range(labelled.scan.slice_count(labelled.axis)))
-    return _task(labelled, target, reference, supporting, shown, slices, (), judged)
+    return _task(labelled, target, reference, supporting, shown, supporting.support(shown, slices), judged)
 
 
 def field(
@@ -171,7 +266,8 @@ def chunked_task(
     bounds = np.linspace(0, len(holding), len(painted) + 1).astype(int)
 
     def task(slices: Iterable[int], judged: Sequence[int]) -> Task:
-        return _task(labelled, target, reference, supporting, shown, tuple(slices), (), tuple(judged))
+        support = supporting.support(shown, tuple(slices))
+        return _task(labelled, target, reference, supporting, shown, support, tuple(judged))
 
     chunks = [holding[start:stop] for start, stop in pairwise(bounds)]
     parts = tuple(task(slices, chunk) for slices, chunk in zip(painted, chunks, strict=True) if chunk)
@@ -199,8 +295,7 @@ def _task(
     reference: np.ndarray,
     supporting: LabelledScan,
     shown: str,
-    slices: tuple[int, ...],
-    painted: tuple[int, ...],
+    support: SupportSet,
     judged: tuple[int, ...],
 ) -> Task:
     return Task(
@@ -208,11 +303,11 @@ def _task(
         target=target,
         query=labelled.scan,
         axis=labelled.axis,
-        support=supporting.support(shown, slices),
+        support=support,
         label=supporting.case.targets[shown],
         shown=shown,
         reference=reference,
-        painted=painted,
+        planes=(),
         judged=judged,
         support_case=supporting.case,
     )

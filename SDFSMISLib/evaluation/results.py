@@ -14,8 +14,8 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.metrics import METRICS
-from SDFSMISLib.evaluation.protocols import Task
+from SDFSMISLib.evaluation.protocols import Setting, Task
 from SDFSMISLib.images.files import atomic_output, write_text
+from SDFSMISLib.images.planes import Plane
 
 EXTENSION = ".npz"
 
@@ -35,8 +36,9 @@ class Prediction:
     """What was found in a task, slice by slice; the mask itself lies in the same file.
 
     Arrays with an entry for each judged slice: ``slices`` its index (int32); ``distances`` to the nearest painted slice
-    of the query in mm (float32, NaN if none is painted); and pixels (int32) that were ``found``, that the reference
-    ``held``, and ``both``.
+    of the query along the same axis in mm (float32, NaN if none is painted); and pixels (int32) that were ``found``,
+    that the reference ``held``, and ``both``, but for those on painted slices of other axes. ``certainty`` (float32, 0
+    to 1) is the method's own of each slice; empty if it has none.
     """
 
     slices: np.ndarray
@@ -44,17 +46,23 @@ class Prediction:
     found: np.ndarray
     held: np.ndarray
     both: np.ndarray
+    certainty: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
 
     @classmethod
-    def of(cls, task: Task, mask: np.ndarray) -> Prediction:
-        """The comparison of a mask, bool on the query's grid, with the task's reference."""
+    def of(cls, task: Task, mask: np.ndarray, certainty: np.ndarray | None = None) -> Prediction:
+        """The comparison of a mask, bool on the query's grid, with the task's reference.
+
+        ``certainty`` has an entry for each slice of the query along the task's axis.
+        """
         slices = np.array(task.judged, dtype=np.int32)
         apart = np.full(len(slices), np.nan)
         if task.painted:
             apart = np.abs(slices[:, None] - np.array(task.painted)).min(axis=1)
-        found, held = (np.moveaxis(array, task.axis, 0)[slices] for array in (mask, task.reference))
+        counted = np.ix_(*task.counted())
+        found, held = (np.moveaxis(array[counted], task.axis, 0) for array in (mask, task.reference))
         counts = [np.count_nonzero(array, axis=(1, 2)).astype(np.int32) for array in (found, held, found & held)]
-        return cls(slices, (apart * task.query.geometry.axis_spacing(task.axis)).astype(np.float32), *counts)
+        result = cls(slices, (apart * task.query.geometry.axis_spacing(task.axis)).astype(np.float32), *counts)
+        return result if certainty is None else replace(result, certainty=certainty[slices].astype(np.float32))
 
     @property
     def dice(self) -> np.ndarray:
@@ -70,7 +78,8 @@ class Prediction:
     @classmethod
     def load(cls, path: Path) -> Prediction:
         """Reads what :meth:`save` wrote, but for the mask; raises :class:`InputError` for a missing or damaged file."""
-        return cls(**_arrays(path, [field.name for field in fields(cls)]))
+        names = [one.name for one in fields(cls)]
+        return cls(**_arrays(path, names, optional=("certainty",)))  # version 0.1.0 wrote none
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -79,10 +88,10 @@ def read_mask(path: Path) -> np.ndarray:
     return np.unpackbits(arrays["bits"], count=int(np.prod(arrays["shape"]))).astype(bool).reshape(arrays["shape"])
 
 
-def _arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def _arrays(path: Path, names: Iterable[str], optional: Collection[str] = ()) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in names}
+            return {name: file[name] for name in names if name in file or name not in optional}
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"Cannot read {path} ({error}); name another folder for the results.") from error
 
@@ -92,18 +101,22 @@ def prediction_path(folder: Path, key: Hashable) -> Path:
     return folder / "predictions" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}{EXTENSION}"
 
 
-MEASURES = (*METRICS, "seconds")
-KEY_COLUMNS = ("protocol", "shots", "group", "case", "target", "shown", "method")
+SCORES = (*METRICS, "dice_whole")
+MEASURES = (*SCORES, "seconds")
+KEY_COLUMNS = ("protocol", "shots", "directions", "painting", "group", "case", "target", "shown", "method")
 COLUMNS = (*KEY_COLUMNS, *MEASURES, "ml", "axis", "painted", "support_case")
+NEW_COLUMNS = {"directions": "1", "painting": "", "dice_whole": ""}  # that files of version 0.1.0 lack: their values
 
 
 @dataclass(frozen=True)
 class Row:
     """One task done by one method: a line of ``results.csv``.
 
-    ``scores`` holds the metrics that were computed; ``painted`` the painted slices of the query itself; ``shown`` the
-    structure that the support showed. Another ``shown`` than the target (a mispaired task) is a check of the method and
-    not part of any mean. ``ml`` is the target's volume in the reference, ``seconds`` the method's time.
+    ``scores`` holds the metrics that were computed, and, if slices of the query itself were painted, ``dice_whole``:
+    Dice over the whole volume, painted slices as painted. ``planes`` are these slices, ``axis`` that of the judged
+    ones; ``shown`` is the structure that the support showed. Another ``shown`` than the target (a mispaired task) is a
+    check of the method and not part of any mean. ``ml`` is the target's volume in the reference, ``seconds`` the
+    method's time. Protocol, shots, directions and painting are explained in :class:`.protocols.Setting`.
     """
 
     protocol: str
@@ -115,10 +128,21 @@ class Row:
     scores: dict[str, float]
     seconds: float
     axis: int
-    painted: tuple[int, ...]
+    planes: tuple[Plane, ...]
     support_case: str
     shown: str
     ml: float
+    directions: int = 1
+    painting: str = ""
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.protocol, self.shots, self.directions, self.painting)
+
+    @property
+    def painted(self) -> tuple[int, ...]:
+        """The painted slices of the query along ``axis``."""
+        return tuple(plane.index for plane in self.planes if plane.axis == self.axis)
 
     @property
     def mispaired(self) -> bool:
@@ -126,13 +150,19 @@ class Row:
         return self.shown != self.target
 
     @property
-    def key(self) -> tuple[str, int, str, str, str, bool]:
+    def key(self) -> tuple[Hashable, ...]:
         """What identifies a row: a later run with the same key is not done again."""
-        return self.protocol, self.shots, self.case, self.target, self.method, self.mispaired
+        return row_key(self.setting, self.case, self.target, self.method, self.mispaired)
 
     def measure(self, name: str) -> float:
-        """A metric, NaN if not computed; or ``"seconds"``."""
+        """A score, NaN if not computed; or ``"seconds"``."""
         return self.seconds if name == "seconds" else self.scores.get(name, math.nan)
+
+
+def row_key(setting: Setting, case: str, target: str, method: str, mispaired: bool = False) -> tuple[Hashable, ...]:
+    """What identifies a row; predictions are kept under it, so those of version 0.1.0 must stay the same."""
+    key = (setting.protocol, setting.shots, case, target, method, mispaired)
+    return key if setting[2:] == (1, "") else (*key, *setting[2:])
 
 
 class ResultsFile:
@@ -172,10 +202,11 @@ def read_results(path: str | PathLike[str]) -> list[Row]:
     lines = list(csv.reader(io.StringIO(complete)))
     if not lines:
         return []
-    if tuple(lines[0]) != COLUMNS:
+    header = lines[0]
+    if not set(COLUMNS) - NEW_COLUMNS.keys() <= set(header) <= set(COLUMNS) or len(set(header)) < len(header):
         raise InputError(f"{path} has other columns than {', '.join(COLUMNS)}; name another folder.")
     try:
-        return [_row(dict(zip(COLUMNS, line, strict=True))) for line in lines[1:]]
+        return [_row(NEW_COLUMNS | dict(zip(header, line, strict=True))) for line in lines[1:]]
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}; remove it, or name another folder.") from error
 
@@ -191,22 +222,22 @@ class Mean:
 
 @dataclass(frozen=True)
 class Summary:
-    """Means of one method in one protocol: over cases for each target, over targets for each group, over groups at
+    """Means of one method in one setting: over cases for each target, over targets for each group, over groups at
     last.
 
     ``targets`` is keyed by (group, target), ``groups`` by group.
 
     >>> def row(case, target, dice):
     ...     scores = {"dice": dice}
-    ...     return Row("same-volume", 1, "ct", case, target, "copy", scores, 0.1, 0, (3,), case, target, 20.0)
+    ...     planes = (Plane(0, 3),)
+    ...     return Row("same-volume", 1, "ct", case, target, "copy", scores, 0.1, 0, planes, case, target, 20.0)
     >>> rows = [row("ct/1", "liver", 0.5), row("ct/2", "liver", 0.7), row("ct/1", "aorta", 0.2)]
     >>> (summary,) = summarise(rows)
     >>> round(summary.targets["ct", "liver"].values["dice"], 3), round(summary.overall.values["dice"], 3)
     (0.6, 0.4)
     """
 
-    protocol: str
-    shots: int
+    setting: Setting
     method: str
     targets: dict[tuple[str, str], Mean]
     groups: dict[str, Mean]
@@ -214,17 +245,17 @@ class Summary:
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """A summary for each protocol, number of shots and method, in the order in which they first occur.
+    """A summary for each setting and method, in the order in which they first occur.
 
     Neither a group of many cases nor one of many targets counts more (see :class:`Summary`). NaN is left out of its
     mean and counted; mispaired rows are left out.
     """
-    runs: dict[tuple[str, int, str], list[Row]] = {}
+    runs: dict[tuple[Setting, str], list[Row]] = {}
     for row in rows:
         if not row.mispaired:
-            runs.setdefault((row.protocol, row.shots, row.method), []).append(row)
+            runs.setdefault((row.setting, row.method), []).append(row)
     summaries = []
-    for (protocol, shots, method), members in runs.items():
+    for (setting, method), members in runs.items():
         by_target: dict[tuple[str, str], list[Row]] = {}
         for row in members:
             by_target.setdefault((row.group, row.target), []).append(row)
@@ -233,26 +264,25 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
         for (group, _), its_mean in targets.items():
             by_group.setdefault(group, []).append(its_mean)
         groups = {group: _mean_of_means(its) for group, its in by_group.items()}
-        summaries.append(Summary(protocol, shots, method, targets, groups, _mean_of_means(list(groups.values()))))
+        summaries.append(Summary(setting, method, targets, groups, _mean_of_means(list(groups.values()))))
     return summaries
 
 
 def write_summary(
     rows: Iterable[Row],
     path: Path,
-    diagnostics: Mapping[tuple[str, int, str], Mapping[str, Any]] | None = None,
+    diagnostics: Mapping[tuple[Setting, str], Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes the summaries of ``rows`` as JSON, whole or not at all; a mean of nothing is null.
 
-    ``diagnostics``, by (protocol, shots, method), go with them.
+    ``diagnostics``, by (setting, method), go with them.
     """
     content = [
         {
-            "protocol": summary.protocol,
-            "shots": summary.shots,
+            **summary.setting._asdict(),
             "method": summary.method,
             **_plain(summary.overall),
-            "diagnostics": dict((diagnostics or {}).get((summary.protocol, summary.shots, summary.method), {})),
+            "diagnostics": dict((diagnostics or {}).get((summary.setting, summary.method), {})),
             "groups": {
                 group: {
                     **_plain(its_mean),
@@ -276,8 +306,8 @@ def write_results(rows: Iterable[Row], path: Path, prediction: Callable[[Row], P
     lines = []
     for row in rows:
         its = prediction(row)
-        content = {**dict(zip(COLUMNS, _values(row), strict=True)), "painted": list(row.painted)}
-        content |= {name: None if math.isnan(content[name]) else content[name] for name in METRICS}
+        content = {**dict(zip(COLUMNS, _values(row), strict=True)), "painted": _painted(row)}
+        content |= {name: None if math.isnan(content[name]) else content[name] for name in SCORES}
         names = ("slices", "found", "held", "both")
         lines.append(json.dumps(content | {name: getattr(its, name).tolist() for name in names}, ensure_ascii=False))
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
@@ -291,13 +321,13 @@ def mean(values: Iterable[float]) -> float:
 
 def _mean_of_rows(rows: Sequence[Row]) -> Mean:
     values = {name: [row.measure(name) for row in rows] for name in MEASURES}
-    undefined = {name: sum(name in row.scores and math.isnan(row.scores[name]) for row in rows) for name in METRICS}
+    undefined = {name: sum(name in row.scores and math.isnan(row.scores[name]) for row in rows) for name in SCORES}
     return Mean(len(rows), {name: mean(values[name]) for name in MEASURES}, undefined)
 
 
 def _mean_of_means(means: Sequence[Mean]) -> Mean:
     values = {name: mean(its.values[name] for its in means) for name in MEASURES}
-    undefined = {name: sum(its.undefined[name] for its in means) for name in METRICS}
+    undefined = {name: sum(its.undefined[name] for its in means) for name in SCORES}
     return Mean(sum(its.tasks for its in means), values, undefined)
 
 
@@ -309,16 +339,22 @@ def _plain(its: Mean) -> dict[str, Any]:
 def _values(row: Row) -> list[Any]:
     """The columns of a row, figures rounded to six digits."""
     figures = {name: float(f"{row.measure(name):.6g}") for name in MEASURES} | {"ml": float(f"{row.ml:.6g}")}
-    values = {**vars(row), **figures, "painted": " ".join(map(str, row.painted))}
+    values = {**vars(row), **figures, "painted": " ".join(map(str, _painted(row)))}
     return [values[column] for column in COLUMNS]
+
+
+def _painted(row: Row) -> list[int | str]:
+    """The painted slices: numbers along the axis of the row, ``AXIS:NUMBER`` along others."""
+    return [index if axis == row.axis else f"{axis}:{index}" for axis, index in row.planes]
 
 
 def _fields(row: Row) -> list[str]:
     texts = dict(zip(COLUMNS, map(str, _values(row)), strict=True))
-    return ["" if column in METRICS and column not in row.scores else text for column, text in texts.items()]
+    return ["" if column in SCORES and column not in row.scores else text for column, text in texts.items()]
 
 
-def _row(texts: dict[str, str]) -> Row:
+def _row(texts: Mapping[str, str]) -> Row:
+    planes = [text.rpartition(":")[::2] for text in texts["painted"].split()]
     return Row(
         protocol=texts["protocol"],
         shots=int(texts["shots"]),
@@ -326,11 +362,13 @@ def _row(texts: dict[str, str]) -> Row:
         case=texts["case"],
         target=texts["target"],
         method=texts["method"],
-        scores={name: float(texts[name]) for name in METRICS if texts[name]},
+        scores={name: float(texts[name]) for name in SCORES if texts[name]},
         seconds=float(texts["seconds"]),
         axis=int(texts["axis"]),
-        painted=tuple(map(int, texts["painted"].split())),
+        planes=tuple(Plane(int(axis or texts["axis"]), int(index)) for axis, index in planes),
         support_case=texts["support_case"],
         shown=texts["shown"],
         ml=float(texts["ml"]),
+        directions=int(texts["directions"]),
+        painting=texts["painting"],
     )

@@ -21,6 +21,7 @@ __all__ = ["TITLES", "Table", "diagnostics_table", "formatted", "markdown_table"
 FIRST = next(iter(METRICS))
 TITLES: Mapping[str, str] = {
     "dice": "Dice",
+    "dice_whole": "Dice over the whole volume, painted slices as painted",
     "nsd": "Normalized surface Dice at 2 mm",
     "hd95": "95 % Hausdorff distance, mm",
     "seconds": "Seconds per volume",
@@ -45,6 +46,19 @@ class Table:
             lines.append([f"**{cell}**" if place in self.strong and cell else cell for cell in row])
         return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
+    def rich(self, title: str | None = None) -> RichTable:
+        """For a terminal."""
+        from rich.markup import escape as escape_markup
+        from rich.table import Table as RichTable
+
+        rich = RichTable(title=title)
+        for place, name in enumerate(self.header):
+            rich.add_column(escape_markup(name), justify="left" if place < self.names else "right")
+        for place, row in enumerate(self.rows):
+            strong = place in self.strong
+            rich.add_row(*map(escape_markup, row), style="bold" if strong else None, end_section=strong)
+        return rich
+
     def html(self) -> str:
         """As a `table` element."""
 
@@ -67,10 +81,10 @@ def measures_table(summaries: Sequence[Summary], measure: str = FIRST) -> Table:
     """
     if measure not in MEASURES:
         raise InputError(f"There is no measure {measure!r}; there are {', '.join(MEASURES)}.")
-    runs = {(summary.protocol, summary.shots) for summary in summaries}
+    settings = {summary.setting for summary in summaries}
     header = ["group", "target", "tasks"]
     for summary in summaries:
-        header.append(summary.method + (f" ({summary.protocol}, {summary.shots})" if len(runs) > 1 else ""))
+        header.append(summary.method + (f" ({summary.setting.title})" if len(settings) > 1 else ""))
     rows: list[list[str]] = []
     strong: set[int] = set()
     groups = list(dict.fromkeys(group for summary in summaries for group in summary.groups))
@@ -93,17 +107,7 @@ def markdown_table(summaries: Sequence[Summary], measure: str = FIRST) -> str:
 
 def rich_table(summaries: Sequence[Summary], measure: str = FIRST, title: str | None = None) -> RichTable:
     """One measure for a terminal (see :func:`measures_table`)."""
-    from rich.markup import escape as escape_markup
-    from rich.table import Table as RichTable
-
-    table = measures_table(summaries, measure)
-    rich = RichTable(title=title)
-    for place, name in enumerate(table.header):
-        rich.add_column(escape_markup(name), justify="left" if place < table.names else "right")
-    for place, row in enumerate(table.rows):
-        strong = place in table.strong
-        rich.add_row(*map(escape_markup, row), style="bold" if strong else None, end_section=strong)
-    return rich
+    return measures_table(summaries, measure).rich(title)
 
 
 def diagnostics_table(diagnostics: Mapping[str, Diagnostics]) -> Table:
