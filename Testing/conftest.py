@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-# Before anything imports numpy or torch, which read these once.
+# Before anything imports numpy, torch or ITK, which read these once.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_THREADER", "Pool")  # TBB's, slicer-core's own, crash at the process's end
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from hypothesis import HealthCheck, settings  # noqa: E402

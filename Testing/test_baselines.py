@@ -12,7 +12,7 @@ import pytest
 from SDFSMISLib.cohort.cases import Case, LabelledScan, load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import BASELINES, Task, read_manifest
-from SDFSMISLib.evaluation.baselines import _seeds, grow_from_seeds, register_outwards
+from SDFSMISLib.evaluation.baselines import _seeds, fill_between_slices, grow_from_seeds, register_outwards
 from SDFSMISLib.evaluation.metrics import dice
 from SDFSMISLib.evaluation.protocols import cross_volume, same_volume
 from SDFSMISLib.images.volume import Geometry, Volume
@@ -79,6 +79,36 @@ def test_growcut_takes_seeds_from_the_painted_slices_only(axis: int, tmp_path: P
     assert np.flatnonzero(seeds.any(axis=(1, 2))).tolist() == list(task.painted) == [3, 5, 7]
     assert (seeds == 1).sum() == 3 * 16
     assert (seeds[3, 2:10, 2:10] != 2).sum() == (seeds[3] != 2).sum() > 16  # a margin of 2 pixels is open
+
+
+def test_growcut_takes_seeds_of_several_directions() -> None:
+    labelled = tilted_tube()
+    task = same_volume(labelled.case, "tube", (), lambda case: labelled, 1, directions=3)
+    assert task is not None
+    seeds = _seeds(task)
+    for axis, index in task.planes:
+        plane, truth = (np.moveaxis(array, axis, 0)[index] for array in (seeds, task.reference))
+        assert np.array_equal(plane == 1, truth) and (plane == 2).any() and (plane == 0).any()
+    found = grow_from_seeds(task)
+    assert found is not None and dice(found[np.ix_(*task.counted())], task.reference[np.ix_(*task.counted())]) > 0.95
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_fill_between_is_exact_for_a_slanted_block_and_empty_beyond(axis: int) -> None:
+    labelled = tilted_tube()
+    turned = [np.ascontiguousarray(np.moveaxis(one.voxels, 0, axis)) for one in (labelled.scan, labelled.labelmap)]
+    spacing = [1.0, 1.0, 1.0]
+    spacing[2 - axis] = 2.0
+    geometry = Geometry(turned[0].shape, (spacing[0], spacing[1], spacing[2]), (0.0, 0.0, 0.0), IDENTITY)
+    scan, labels = (Volume(voxels, geometry) for voxels in turned)
+    task = on_itself(LabelledScan(labelled.case, scan, labels), shots=3)
+    assert (task.axis, task.painted) == (axis, (3, 6, 8))
+    found = fill_between_slices(task)
+    assert found is not None
+    along, truth = (np.moveaxis(mask, axis, 0) for mask in (found, task.reference))
+    assert np.flatnonzero(along.any(axis=(1, 2))).tolist() == list(range(3, 9))
+    assert np.array_equal(along[[3, 6, 8]], truth[[3, 6, 8]]) and dice(along[3:9], truth[3:9]) > 0.97
+    assert fill_between_slices(on_itself(labelled)) is None  # one slice has nothing to fill
 
 
 def test_growcut_does_not_apply_to_another_scan() -> None:

@@ -94,6 +94,21 @@ def test_evaluate_with_diagnostics_also_paints_another_structure(run: Run, manif
     assert ours["pairing_tasks"] == 2 and ours["pairing_gap"] > 0 and copied["pairing_gap"] is None
 
 
+def test_evaluate_paints_along_several_axes_or_round_by_round(run: Run, manifest: Path) -> None:
+    ran = run(*evaluation(manifest, "--directions", 3, "--model", "none", "--baselines", "growcut"))
+    assert ran.code == 0 and "same-volume, 3 directions" in ran.out and "over the whole volume" in ran.out, ran.err
+    ran = run(*evaluation(manifest, "--rounds", 2, "--painting", "suggested,worst", protocol="interactive"))
+    assert ran.code == 0 and "of the gain of worst" in ran.out, ran.err
+    with (manifest.parent / "results" / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["protocol"] == "interactive"]
+    assert [(row["painting"], row["target"], len(row["painted"].split())) for row in rows] == [
+        *(("suggested", "ball", 1), ("suggested", "ball", 2), ("worst", "ball", 1), ("worst", "ball", 2)),
+        *(("suggested", "cube", 1), ("suggested", "cube", 2), ("worst", "cube", 1)),
+        ("worst", "cube", 1),  # it is right after one slice, so that there is nothing left to paint
+    ]
+    assert all(float(row["dice_whole"]) > 0.9 for row in rows)
+
+
 def test_evaluate_runs_baselines_alone_and_says_what_it_left_out(run: Run, manifest: Path) -> None:
     words = ("--model", "none", "--baselines", "growcut", "copy", "--split", "test")
     ran = run(*evaluation(manifest, *words, protocol="cross-volume"))
@@ -114,7 +129,7 @@ def test_evaluate_in_field_has_models_take_each_slice_alone(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--baselines", "copy,snake"), "no baseline 'snake'; there are copy, growcut, registration"),
+        (("--baselines", "copy,snake"), "no baseline 'snake'; there are copy, growcut, registration, fill-between"),
         (("--model", "none"), "nothing to measure"),
         (("--model", "none", "built-in"), "none, or models"),
         (("--model", "nowhere"), "nowhere"),
@@ -122,6 +137,11 @@ def test_evaluate_in_field_has_models_take_each_slice_alone(
         (("--shots", 0), "--shots"),
         (("--shots", 3, "--protocol", "field", "--model", "none", "--baselines", "copy"), "3 shots.* field takes 1"),
         (("--protocol", "nested"), "nested"),
+        (("--directions", 2, "--shots", 3), "3 shots and 2 directions"),
+        (("--directions", 2, "--model", "none", "--baselines", "copy"), "copy takes painted slices of one direction"),
+        (("--rounds", 3), "belong to --protocol interactive; same-volume takes neither"),
+        (("--protocol", "interactive", "--shots", 3), "interactive takes none of --shots"),
+        (("--protocol", "interactive", "--painting", "best"), "'best'; there are suggested, worst, even"),
         (("--cases", "none.json"), "none.json"),
     ],
 )

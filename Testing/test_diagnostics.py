@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.evaluation import Diagnostics, Manifest, Row, Task, copy_support, diagnose, evaluate, read_manifest
+from SDFSMISLib.evaluation import Diagnostics, Manifest, Task, copy_support, diagnose, evaluate, read_manifest
 from SDFSMISLib.evaluation.diagnostics import Bin
-from SDFSMISLib.evaluation.results import Prediction, prediction_path, read_mask
+from SDFSMISLib.evaluation.results import Prediction, predictions_in, read_mask
 from SDFSMISLib.evaluation.tables import diagnostics_table
 from small_cases import COLUMN, CONE, ManifestMaker, boxes
 
@@ -43,14 +42,7 @@ def looks_at_the_support(task: Task) -> np.ndarray:
 def diagnosed(manifest: Manifest, folder: Path, protocol: str = "same-volume") -> dict[str, Diagnostics]:
     methods = {"cheat": knows_the_answer, "honest": looks_at_the_support, "copy": copy_support}
     rows = evaluate(manifest, protocol, methods, output=folder, metrics=("dice",), mispaired=("cheat", "honest"))
-    return {method: its for (_, _, method), its in diagnose(rows, predictions_in(folder)).items()}
-
-
-def predictions_in(folder: Path) -> Callable[[Row], Prediction]:
-    def prediction(row: Row) -> Prediction:
-        return Prediction.load(prediction_path(folder, row.key))
-
-    return prediction
+    return {method: its for (_, method), its in diagnose(rows, predictions_in(folder)).items()}
 
 
 @pytest.mark.parametrize("protocol", ["same-volume", "cross-volume", "field"])

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from SDFSMISLib.cohort.cases import load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import (
+    BASELINES,
     Row,
+    SegmenterMethod,
     Task,
     copy_support,
     evaluate,
@@ -21,9 +24,11 @@ from SDFSMISLib.evaluation import (
     read_manifest,
     read_results,
     rich_table,
-    SegmenterMethod,
     summarise,
 )
+from SDFSMISLib.evaluation.protocols import same_volume
+from SDFSMISLib.evaluation.results import Prediction, prediction_path
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Geometry, Volume
 from small_cases import COLUMN, CONE, THICK, boxes, write_two_groups
 
@@ -34,7 +39,8 @@ def two_groups(tmp_path: Path) -> Path:
 
 
 def result(group: str, case: str, target: str, value: float, method: str = "m") -> Row:
-    return Row("same-volume", 1, group, case, target, method, {"dice": value}, 2.0, 0, (3,), case, target, 5.0)
+    planes = (Plane(0, 3),)
+    return Row("same-volume", 1, group, case, target, method, {"dice": value}, 2.0, 0, planes, case, target, 5.0)
 
 
 ROWS = [
@@ -60,7 +66,7 @@ def test_an_undefined_measure_is_left_out_and_counted() -> None:
     assert summary.groups["a"].undefined["dice"] == 1
     assert summary.overall.values["dice"] == pytest.approx(0.6) and summary.overall.undefined["dice"] == 2
     assert "| a | liver | 4 | 0.400 (1) |" in markdown_table([summary])
-    with pytest.raises(InputError, match="'iou'; there are dice, nsd, hd95, seconds"):
+    with pytest.raises(InputError, match="'iou'; there are dice, nsd, hd95, dice_whole, seconds"):
         markdown_table([summary], "iou")
 
 
@@ -96,7 +102,7 @@ def test_a_run_scores_every_method_and_keeps_what_it_did(two_groups: Path, tmp_p
 
     kept = read_results(tmp_path / "out" / "results.csv")
     assert [row.key for row in kept] == [row.key for row in rows]
-    assert kept[0].painted == (2,) and kept[0].support_case == kept[0].case == "a/1" and kept[0].shown == "column"
+    assert kept[0].planes == (Plane(0, 2),) and kept[0].support_case == "a/1" and kept[0].shown == "column"
     assert kept[0].ml == pytest.approx(96 * 5 / 1000)
     undefined = [row for row in kept if row.method == "nothing"]
     assert all(math.isnan(row.scores["hd95"]) and math.isnan(row.scores["nsd"]) for row in undefined)
@@ -116,6 +122,30 @@ def test_a_run_scores_every_method_and_keeps_what_it_did(two_groups: Path, tmp_p
     )
 
 
+def test_slices_of_several_directions_are_judged_beside_them_and_as_a_whole(two_groups: Path, tmp_path: Path) -> None:
+    """The column has 6 x 4 x 4 voxels in 10 x 16 x 16: painted are slices 2, 4 and 4 of the three axes."""
+    manifest = read_manifest(two_groups)
+    methods = {"nothing": lambda task: np.zeros(task.reference.shape, dtype=bool), "all": lambda task: task.reference}
+    cases = manifest.cases[3:]
+    for directions, painted, judged in ((2, "2 1:4", 5 * 3 * 4), (3, "2 1:4 2:4", 5 * 3 * 3)):
+        nothing, everything = evaluate(
+            manifest, "same-volume", methods, cases, output=tmp_path, metrics=("dice",), directions=directions
+        )
+        assert everything.scores == {"dice": 1.0, "dice_whole": 1.0} and nothing.scores["dice"] == 0
+        kept = 96 - judged  # voxels on painted slices
+        assert nothing.scores["dice_whole"] == pytest.approx(2 * kept / (kept + 96))
+        assert nothing.planes == tuple(Plane(axis, index) for axis, index in enumerate((2, 4, 4)[:directions]))
+        its = Prediction.load(prediction_path(tmp_path, everything.key))
+        assert its.held.sum() == its.both.sum() == judged and its.slices.tolist() == [0, 1, *range(3, 10)]
+        row = read_results(tmp_path / "results.csv")[-1]
+        assert (row.directions, row.planes) == (directions, everything.planes)
+        assert f",{painted}," in (tmp_path / "results.csv").read_text().splitlines()[-1]
+    assert [entry["directions"] for entry in json.loads((tmp_path / "summary.json").read_text())] == [2, 2, 3, 3]
+    for name in ("copy", "registration", "fill-between"):
+        with pytest.raises(InputError, match=f"{name} takes painted slices of one direction only"):
+            evaluate(manifest, "same-volume", {name: BASELINES[name]}, cases, directions=2)
+
+
 def test_in_field_each_chunk_is_done_by_itself(two_groups: Path) -> None:
     asked: list[tuple[int, ...]] = []
 
@@ -128,7 +158,9 @@ def test_in_field_each_chunk_is_done_by_itself(two_groups: Path) -> None:
     manifest = read_manifest(two_groups)
     (row, *_) = evaluate(manifest, "field", {"m": everywhere_but_there}, manifest.cases[2:3], metrics=("dice",))
     assert asked[-3:] == [(3,), (4,), (5,)]  # of the cone, the other target
-    assert row.scores == {"dice": 1.0}  # what a chunk has outside its slices is dropped, the rest is not judged
+    assert row.scores == {
+        "dice": 1.0
+    }  # what a chunk has outside its slices is dropped, the rest is not judged
 
 
 def test_a_run_is_taken_up_where_it_was_left(two_groups: Path, tmp_path: Path) -> None:
@@ -165,9 +197,9 @@ def test_a_method_that_does_not_apply_has_no_row(two_groups: Path, tmp_path: Pat
 def test_dice_alone_needs_no_surfaces(two_groups: Path, tmp_path: Path) -> None:
     manifest = read_manifest(two_groups)
     rows = evaluate(manifest, "same-volume", {"copy": copy_support}, output=tmp_path, metrics=("dice",))
-    assert {tuple(row.scores) for row in rows} == {("dice",)}
+    assert {tuple(row.scores) for row in rows} == {("dice", "dice_whole")}
     assert [row.scores for row in read_results(tmp_path / "results.csv")] == [
-        {"dice": pytest.approx(row.scores["dice"], rel=1e-5)} for row in rows
+        {name: pytest.approx(value, rel=1e-5) for name, value in row.scores.items()} for row in rows
     ]
     (summary,) = json.loads((tmp_path / "summary.json").read_text())
     assert summary["hd95"] is None and summary["undefined"]["hd95"] == 0
@@ -189,7 +221,7 @@ def test_bad_runs_are_refused(two_groups: Path, tmp_path: Path) -> None:
     assert (tmp_path / "results.csv").read_text() == "case,dice\na/1,0.5\n"  # a foreign file is left alone
 
 
-def test_a_segmenter_is_asked_for_the_task_s_axis_and_label() -> None:
+def test_a_segmenter_is_asked_for_the_task_s_axis_and_label(two_groups: Path) -> None:
     asked: dict[str, Any] = {}
 
     class Segmentation:
@@ -197,12 +229,17 @@ def test_a_segmenter_is_asked_for_the_task_s_axis_and_label() -> None:
 
     class Segmenter:
         def segment(self, query: Volume, support: object, **options: Any) -> Segmentation:
+            asked.clear()
             asked.update(options, query=query, support=support)
             return Segmentation()
 
-    class OneTask:
-        query, support, axis, label, judged = "scan", "painted", 2, 2, (4, 5)
-
-    mask = SegmenterMethod(Segmenter(), strategy="independent")(OneTask())  # type: ignore[arg-type]
-    assert asked == {"query": "scan", "support": "painted", "axis": 2, "slices": (4, 5), "strategy": "independent"}
-    assert mask is not None and mask.dtype == bool and mask.sum() == 75
+    method = SegmenterMethod(Segmenter(), strategy="independent")  # type: ignore[arg-type]
+    case = read_manifest(two_groups).cases[0]
+    task, crossed = (same_volume(case, "cone", (), load_case, 1, directions=directions) for directions in (1, 2))
+    assert task is not None and crossed is not None
+    mask = method(task)
+    given = {"query": task.query, "support": task.support, "strategy": "independent"}
+    assert asked == {**given, "axis": 0, "slices": (0, 1, 2, *range(4, 10))}
+    assert mask.dtype == bool and mask.sum() == 75
+    method(crossed)  # along all axes that were painted, as users get it
+    assert asked == {**given, "query": crossed.query, "support": crossed.support}

@@ -111,16 +111,19 @@ def test_only_the_judged_slices_count() -> None:
     reference[:, :, :2] = True
     prediction = reference.copy()
     prediction[:, :, 4] = True
-    assert score(prediction, reference, (1, 1, 1), 2, [0, 1, 2, 3])["dice"] == 1.0
-    assert score(prediction, reference, (1, 1, 1), 2, [3, 4])["dice"] == 0.0
+    everywhere = [range(4), range(3)]
+    assert score(prediction, reference, (1, 1, 1), [*everywhere, [0, 1, 2, 3]])["dice"] == 1.0
+    assert score(prediction, reference, (1, 1, 1), [*everywhere, [3, 4]])["dice"] == 0.0
+    assert score(prediction, reference, (1, 1, 1), [[0, 3], [1], [0, 4]])["dice"] == pytest.approx(2 * 2 / (4 + 2))
 
 
 def test_judged_slices_only_and_in_their_own_spacing() -> None:
     wrong = np.roll(CUBE, 2, 0)
-    assert score(wrong, CUBE, THICK, 0, range(7, 15)) == {"dice": 1.0, "nsd": 1.0, "hd95": 0.0}
-    scores = score(wrong, CUBE, THICK, 0, range(24))
+    whole = [range(side) for side in CUBE.shape]
+    assert score(wrong, CUBE, THICK, [range(7, 15), *whole[1:]]) == {"dice": 1.0, "nsd": 1.0, "hd95": 0.0}
+    scores = score(wrong, CUBE, THICK, whole)
     assert scores["dice"] == pytest.approx(0.8) and scores["hd95"] == 10.0
-    assert score(wrong, CUBE, THICK, 0, range(24), ("dice",)).keys() == {"dice"}
+    assert score(wrong, CUBE, THICK, whole, ("dice",)).keys() == {"dice"}
 
 
 def test_without_monai_dice_works_and_the_others_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import pytest
 from SDFSMISLib.cohort.cases import load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import Task, read_manifest
-from SDFSMISLib.evaluation.protocols import cross_volume, field, painted_slices, same_volume
+from SDFSMISLib.evaluation.protocols import check_protocol, cross_volume, field, painted_slices, same_volume
+from SDFSMISLib.images.planes import Plane
 from small_cases import COLUMN, ManifestMaker, boxes, write_two_groups
 
 
@@ -149,6 +150,36 @@ def test_field_cuts_the_target_s_slices_into_chunks_with_a_support_each(two_grou
     assert {part.support_case.id for part in task.parts} == {"a/1"} and {part.label for part in task.parts} == {1}
     with pytest.raises(InputError, match="3 shots were asked for; the protocol field takes 1"):
         field(case, "column", manifest.following(case), load_case, 3)
+
+
+def test_a_slice_is_painted_along_each_of_several_axes(two_groups: Path) -> None:
+    case = read_manifest(two_groups).cases[0]
+    task = same_volume(case, "cone", (), load_case, 1, directions=3)
+    assert task is not None and task.planes == (Plane(0, 3), Plane(1, 10), Plane(2, 9))  # of equal areas the first
+    assert task.painted == (3,) and task.judged == (0, 1, 2, *range(4, 10)) and not task.has_one_direction
+    assert [painted.complete for painted in task.support.slices] == [True] * 3
+    counted = np.zeros(task.reference.shape, dtype=bool)
+    counted[np.ix_(*task.counted())] = True
+    assert counted.sum() == 9 * 15 * 15 and not (counted[3].any() or counted[:, 10].any() or counted[:, :, 9].any())
+    whole = task.as_painted(np.zeros_like(counted))
+    assert np.array_equal(whole, task.reference & ~counted) and whole.sum() == 75 - 2 * 4 * 4
+    for protocol, shots, directions, sentence in (
+        ("same-volume", 3, 2, "3 shots and 2 directions were asked for; .* leave one of the two out"),
+        ("cross-volume", 1, 2, "the protocol cross-volume takes 1, same-volume up to 3"),
+        ("same-volume", 1, 4, "4 directions were asked for; 1 to 3 are accepted"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            check_protocol(protocol, shots, directions)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_slice_axis_comes_first_and_then_the_lowest(maker: ManifestMaker, axis: int) -> None:
+    spacing = [1.0, 1.0, 1.0]
+    spacing[2 - axis] = 5.0
+    maker.add("a/1", boxes(COLUMN), {"column": 1}, spacing=(spacing[0], spacing[1], spacing[2]))
+    (case,) = read_manifest(maker.write()).cases
+    task = same_volume(case, "column", (), load_case, 1, directions=2)
+    assert task is not None and {plane.axis for plane in task.planes} == {axis, 1 if axis == 0 else 0}
 
 
 def test_a_mispaired_task_shows_the_next_structure_of_the_scan(two_groups: Path) -> None:

@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 
-Protocol = Literal["same-volume", "cross-volume", "field"]
+Protocol = Literal["same-volume", "cross-volume", "field", "interactive"]
 Split = Literal["test", "train"]
 
 
@@ -269,10 +269,28 @@ def evaluate(
         Protocol,
         typer.Option(
             help="same-volume: painted slices of the scan itself. cross-volume: of the next case of its group. field: "
-            "the literature's, for comparison with papers only; models take each slice alone."
+            "the literature's, for comparison with papers only; models take each slice alone. interactive: a simulated "
+            "user paints one slice after the other on the scan itself."
         ),
     ],
     shots: Annotated[int, typer.Option(metavar="K", min=1, help="Painted slices; in field, scans: 1.")] = 1,
+    directions: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, max=3, help="same-volume: the largest slice along each of N axes, in place of --shots."
+        ),
+    ] = 1,
+    rounds: Annotated[
+        int | None, typer.Option(metavar="R", min=1, help="interactive: slices that are painted. Default: 6.")
+    ] = None,
+    painting: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME ...",
+            help="interactive: who chooses the next slice. suggested: the product. worst: where most voxels are wrong. "
+            "even: evenly spaced ones of one view. Default: each of them.",
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None, typer.Option(metavar="M ...", help="Weights as in segment, or none. Default: built-in.")
     ] = None,
@@ -281,7 +299,8 @@ def evaluate(
         typer.Option(
             metavar="NAME ...",
             help="Beside the models. copy: the painted mask on every slice. growcut: Slicer's Grow from seeds. "
-            "registration: the mask warped by deformable registration.",
+            "registration: the mask warped by deformable registration. fill-between: Slicer's Fill between slices, for "
+            "two shots or more.",
         ),
     ] = None,
     groups: Annotated[
@@ -303,7 +322,16 @@ def evaluate(
 
     from SDFSMISLib.evaluation import BASELINES, read_manifest, rich_table, summarise, write_report
     from SDFSMISLib.evaluation import evaluate as run_evaluation
+    from SDFSMISLib.evaluation.interactive import PAINTINGS, ROUNDS, curves, curves_table, evaluate_interactive
+    from SDFSMISLib.evaluation.protocols import Setting
+    from SDFSMISLib.evaluation.results import predictions_in
+    from SDFSMISLib.evaluation.tables import TITLES
 
+    interactive = protocol == "interactive"
+    if not interactive and (rounds or painting):
+        raise InputError(f"--rounds and --painting belong to --protocol interactive; {protocol} takes neither.")
+    if interactive and (shots > 1 or directions > 1 or diagnostics):
+        raise InputError("--protocol interactive takes none of --shots, --directions, --diagnostics; give --rounds.")
     chosen_baselines = _names(baselines)
     unknown = [name for name in chosen_baselines if name not in BASELINES]
     if unknown:
@@ -315,22 +343,34 @@ def evaluate(
     if not methods:
         raise InputError(f"There is nothing to measure; name a model, or of the baselines {', '.join(BASELINES)}.")
     with progress(protocol, len(chosen)) as advance:
-        rows = run_evaluation(
-            manifest,
-            protocol,
-            methods,
-            chosen,
-            shots,
-            output,
-            advance,
-            mispaired=models if diagnostics else (),
-        )
+        if interactive:
+            paintings = _names(painting) or tuple(PAINTINGS)
+            rows = evaluate_interactive(manifest, methods, chosen, rounds or ROUNDS, paintings, output, advance)
+        else:
+            rows = run_evaluation(
+                manifest,
+                protocol,
+                methods,
+                chosen,
+                shots,
+                output,
+                advance,
+                mispaired=models if diagnostics else (),
+                directions=directions,
+            )
         if output is not None:
             write_report(output, manifest, command_line(ctx), advance)
     console = Console()
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    console.print(rich_table(summarise(rows), title=f"Dice, {protocol}, shots: {shots}"))
+    if interactive:
+        found = curves(rows, None if output is None else predictions_in(output))
+        console.print(curves_table(found).rich(f"{TITLES['dice_whole']}, after so many slices"))
+    else:
+        summaries = summarise(rows)
+        for measure in ("dice", "dice_whole") if protocol == "same-volume" else ("dice",):
+            title = f"{TITLES[measure]}, {Setting(protocol, shots, directions).title}"
+            console.print(rich_table(summaries, measure, title))
     for name in [name for name in methods if name not in {row.method for row in rows}]:
         typer.echo(f"{name} was left out: no task of the protocol {protocol} is one that it can do.")
     if output is not None:

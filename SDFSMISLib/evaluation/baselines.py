@@ -266,7 +266,7 @@ class SegmenterMethod:
 
     def segmentation(self, task: Task) -> Segmentation:
         """All that a user gets, along the axes of all painted slices."""
-        chosen = {"axis": task.axis, "slices": task.judged} if task.has_one_direction else {}
+        chosen: dict[str, Any] = {"axis": task.axis, "slices": task.judged} if task.has_one_direction else {}
         return self.segmenter.segment(task.query, task.support, **chosen, **self.options)
 
 

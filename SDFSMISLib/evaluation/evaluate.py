@@ -21,6 +21,7 @@ from SDFSMISLib.evaluation.results import (
     ResultsFile,
     Row,
     prediction_path,
+    predictions_in,
     row_key,
     summarise,
     write_results,
@@ -53,9 +54,9 @@ def evaluate(
     """Runs ``methods`` (by the name they have in the table) on the tasks that ``protocol`` makes of ``cases``.
 
     ``cases`` None takes all of the manifest; a support from another case may come from any case of its group, as the
-    protocol says. With several ``directions`` one slice is painted along each. Of ``metrics`` those beside ``dice`` need
-    MONAI. The methods named in ``mispaired`` also do each task
-    with a support that shows another structure, which tells whether they look at it at all.
+    protocol says. With several ``directions`` one slice is painted along each. Of ``metrics`` those beside ``dice``
+    need MONAI. The methods named in ``mispaired`` also do each task with a support that shows another structure, which
+    tells whether they look at it at all.
 
     With ``output``, a folder, rows go into its ``results.csv`` one by one and what was found into ``predictions``; at
     the end all slices into ``results.json`` and the means of all rows, with diagnostics, into ``summary.json``. What is
@@ -163,10 +164,7 @@ def keep(kept: ResultsFile, row: Row, prediction: Prediction, mask: np.ndarray) 
 def write_means(kept: ResultsFile) -> None:
     """Writes ``results.json`` and ``summary.json`` of all rows beside ``results.csv``."""
     folder = kept.path.parent
-
-    def prediction(row: Row) -> Prediction:
-        return Prediction.load(prediction_path(folder, row.key))
-
+    prediction = predictions_in(folder)
     write_results(kept.rows, folder / "results.json", prediction)
     diagnostics = {run: its.plain() for run, its in diagnose(kept.rows, prediction).items()}
     write_summary(kept.rows, folder / "summary.json", diagnostics)

@@ -1,9 +1,10 @@
 """Protocols: which slices of which scan are painted, and on which slices the result is judged.
 
 One task is one target in one case. Slices are taken along the axis whose two in-plane spacings are most alike (axis 0
-in a tie); `same-volume` can paint a slice of each other axis too. A target of fewer than 50 voxels or on fewer than 3 slices makes no task. Slices without the target are
-judged too: false positives there cost. Only ``field``, the literature's protocol, leaves them out and so tells a method
-where the structure begins and ends; it serves comparison with papers.
+in a tie); ``same-volume`` can paint one along each other axis too. A target of fewer than 50 voxels or on fewer than 3
+slices makes no task. Slices without the target are judged too: false positives there cost. Only ``field``, the
+literature's protocol, leaves them out and so tells a method where the structure begins and ends; it serves comparison
+with papers.
 
 Each protocol can also make a *mispaired* task: its support shows another structure of the same scan, the next one in
 the case's order of targets that the scan holds. A method that finds the target all the same ignores what was painted.
@@ -153,7 +154,9 @@ def check_protocol(name: str, shots: int, directions: int = 1) -> None:
     if not 1 <= directions <= AXES:
         raise InputError(f"{directions} directions were asked for; 1 to {AXES} are accepted.")
     if directions > 1 and name != "same-volume":
-        raise InputError(f"{directions} directions were asked for; the protocol {name} takes 1, same-volume up to {AXES}.")
+        raise InputError(
+            f"{directions} directions were asked for; the protocol {name} takes 1, same-volume up to {AXES}."
+        )
     if directions > 1 and shots > 1:
         raise InputError(
             f"{shots} shots and {directions} directions were asked for; with several directions one slice is painted "

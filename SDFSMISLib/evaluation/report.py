@@ -26,7 +26,17 @@ from SDFSMISLib import __version__
 from SDFSMISLib.cohort.cases import Manifest, load_case
 from SDFSMISLib.evaluation.contact_sheet import contact_sheet
 from SDFSMISLib.evaluation.diagnostics import diagnose
-from SDFSMISLib.evaluation.results import MEASURES, Prediction, Row, prediction_path, read_mask, read_results, summarise
+from SDFSMISLib.evaluation.interactive import ENOUGH, LOSS, PAINTINGS, PROTOCOL, curve_plot, curves, curves_table
+from SDFSMISLib.evaluation.protocols import Setting
+from SDFSMISLib.evaluation.results import (
+    MEASURES,
+    Row,
+    prediction_path,
+    predictions_in,
+    read_mask,
+    read_results,
+    summarise,
+)
 from SDFSMISLib.evaluation.tables import TITLES, Table, diagnostics_table, measures_table
 from SDFSMISLib.images.files import atomic_output, write_text
 from SDFSMISLib.images.volume import Volume
@@ -101,7 +111,7 @@ def _literal(name: str) -> str:
 
 
 PROTOCOL_TEXTS = {
-    "same-volume": "Slices painted on the scan itself; all its other slices are judged.",
+    "same-volume": "Slices painted on the scan itself; all that is on none of them is judged.",
     "cross-volume": "Slices painted on the next case of the group; every slice of the case is judged.",
     "field": "The literature's protocol, for comparison with papers only: three painted slices of the next case of the "
     "group, each for a third of the slices that hold the target; slices without the target are not judged.",
@@ -113,6 +123,13 @@ NOTES = (
 DIAGNOSTICS_NOTES = (
     "Pairing gap: Dice minus the Dice, against the same target, where the support showed another structure of the same "
     "scan; about 0 for a method that does not look at what was painted. In brackets: tasks, or slices."
+)
+INTERACTIVE_NOTES = (
+    "A simulated user paints one slice after the other and looks at the result after each; the first is that of "
+    f"largest area. Painted are {'; '.join(f'{name}: {how}' for name, how in PAINTINGS.items())}. Dice is over the "
+    "whole volume, painted slices as painted. Of the gain of worst: from the first slice to the last. Slices for "
+    f"{ENOUGH:.2f}: so many half of the tasks need. Slices that cost: after which Dice was lower by more than {LOSS}. "
+    "Certainty against Dice: rank correlation over slices that are not painted."
 )
 SLICES_SHOWN, SHEET_QUALITY = 12, 80
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}
@@ -137,17 +154,17 @@ def write_report(
     """
     folder = Path(folder)
     rows = read_results(folder / "results.csv")
-    sections = [_Section(folder, *run, its) for run, its in _by_run(rows).items()]
+    sections = _sections(folder, rows)
     shown = [(section, sheet) for section in sections for sheet in section.sheets({case.id for case in manifest.cases})]
-    pictures: dict[tuple[str, int], list[str]] = {}
+    pictures: dict[str, list[str]] = {}
     for number, (section, sheet) in enumerate(shown):
         if progress:
             progress(number, len(shown), f"{sheet.row.case}, {sheet.row.target}, {sheet.row.method}")
         path = sheet.draw(manifest)
-        pictures.setdefault((section.protocol, section.shots), []).append(_sheet_html(sheet, path))
+        pictures.setdefault(section.title, []).append(_sheet_html(sheet, path))
     if progress:
         progress(len(shown), len(shown), "")
-    bodies = [section.html(pictures.get((section.protocol, section.shots), [])) for section in sections]
+    bodies = [section.html(pictures.get(section.title, [])) for section in sections]
     page = _page(command, manifest, {row.group for row in rows}, bodies)
     for name, text in (("report.html", page), ("tables.md", "\n".join(section.markdown() for section in sections))):
         write_text(folder / name, text)
@@ -156,31 +173,21 @@ def write_report(
 
 @dataclass(frozen=True)
 class _Section:
-    """All rows of one protocol and number of shots."""
+    """All rows of one setting."""
 
     folder: Path
-    protocol: str
-    shots: int
+    title: str
     rows: Sequence[Row]
-
-    @property
-    def title(self) -> str:
-        if self.protocol == "field":
-            return self.protocol
-        return f"{self.protocol}, {self.shots} painted {'slice' if self.shots == 1 else 'slices'}"
-
-    def prediction(self, row: Row) -> Prediction:
-        return Prediction.load(prediction_path(self.folder, row.key))
 
     def paired(self) -> list[Row]:
         return [row for row in self.rows if not row.mispaired]
 
     def sheets(self, cases: set[str]) -> Iterator[_Sheet]:
         """Best, median and worst task of each group and method, each task once, among these cases."""
-        members: dict[tuple[str, str], list[Row]] = {}
+        members: dict[tuple[str, str, str], list[Row]] = {}
         for row in self.paired():
             if row.case in cases:
-                members.setdefault((row.group, row.method), []).append(row)
+                members.setdefault((row.group, row.method, row.painting), []).append(row)
         for its in members.values():
             ranked = sorted(its, key=lambda row: -row.scores["dice"])
             ranks: dict[int, str] = {}
@@ -189,21 +196,25 @@ class _Section:
             for place, rank in sorted(ranks.items()):
                 yield _Sheet(self.folder, rank, ranked[place])
 
+    def measures(self) -> list[str]:
+        """Those that were computed in any task."""
+        return [name for name in MEASURES if name == "seconds" or any(name in row.scores for row in self.rows)]
+
     def diagnostics(self) -> Table:
-        its = diagnose(self.rows, self.prediction)
-        return diagnostics_table({method: figures for (_, _, method), figures in its.items()})
+        its = diagnose(self.rows, predictions_in(self.folder))
+        return diagnostics_table({method: figures for (_, method), figures in its.items()})
 
     def html(self, sheets: Sequence[str]) -> str:
         """The section; ``sheets`` are its contact sheets."""
         summaries = summarise(self.rows)
-        parts = [f"<h2>{escape(self.title)}</h2><p>{escape(PROTOCOL_TEXTS[self.protocol])}</p>"]
-        for measure in MEASURES:
+        parts = [f"<h2>{escape(self.title)}</h2><p>{escape(PROTOCOL_TEXTS[self.rows[0].protocol])}</p>"]
+        for measure in self.measures():
             parts.append(f"<h3>{escape(TITLES[measure])}</h3>{measures_table(summaries, measure).html()}")
         parts.append(f"<p class=note>{escape(NOTES)}</p><h3>Spread over the cases</h3>")
         for group in dict.fromkeys(row.group for row in self.paired()):
             title = f"{group}: {TITLES['dice']}"
             its = [row for row in self.paired() if row.group == group]
-            path = self.folder / "pictures" / f"{_file_name(self.protocol, self.shots, group)}.png"
+            path = self.folder / "pictures" / f"{_file_name(self.title, group)}.png"
             parts.append(_image_tag(box_plot(its, "dice", path, title).read_bytes(), "image/png", title))
         parts.append(f"<h3>Diagnostics</h3>{self.diagnostics().html()}<p class=note>{escape(DIAGNOSTICS_NOTES)}</p>")
         parts.append(f"<h3>Contact sheets</h3>{''.join(sheets)}")
@@ -212,9 +223,29 @@ class _Section:
     def markdown(self) -> str:
         """The section's tables."""
         summaries = summarise(self.rows)
-        tables = {TITLES[measure]: measures_table(summaries, measure) for measure in MEASURES}
+        tables = {TITLES[measure]: measures_table(summaries, measure) for measure in self.measures()}
         tables["Diagnostics"] = self.diagnostics()
         return f"## {self.title}\n\n" + "\n".join(f"### {name}\n\n{its.markdown()}" for name, its in tables.items())
+
+
+class _InteractiveSection(_Section):
+    """All rows of the protocol `interactive`, of all numbers of painted slices."""
+
+    def sheets(self, cases: set[str]) -> Iterator[_Sheet]:
+        last = max(row.shots for row in self.rows)
+        return _Section(self.folder, self.title, [row for row in self.rows if row.shots == last]).sheets(cases)
+
+    def html(self, sheets: Sequence[str]) -> str:
+        found = curves(self.rows, predictions_in(self.folder))
+        path = curve_plot(found, self.folder / "pictures" / f"{_file_name(self.title)}.png")
+        picture = _image_tag(path.read_bytes(), "image/png", "Dice against painted slices")
+        return (
+            f"<h2>{escape(self.title)}</h2><p>{escape(INTERACTIVE_NOTES)}</p>{picture}{curves_table(found).html()}"
+            f"<h3>Contact sheets, after the last slice</h3>{''.join(sheets)}"
+        )
+
+    def markdown(self) -> str:
+        return f"## {self.title}\n\n{curves_table(curves(self.rows, predictions_in(self.folder))).markdown()}"
 
 
 @dataclass(frozen=True)
@@ -228,7 +259,8 @@ class _Sheet:
     @property
     def title(self) -> str:
         row = self.row
-        return f"{self.rank} of {row.group}, {row.method}: {row.case}, {row.target}, Dice {row.scores['dice']:.3f}"
+        method = f"{row.method}, {row.painting}" if row.painting else row.method
+        return f"{self.rank} of {row.group}, {method}: {row.case}, {row.target}, Dice {row.scores['dice']:.3f}"
 
     def draw(self, manifest: Manifest) -> Path:
         """The contact sheet, a PNG among the pictures."""
@@ -238,17 +270,21 @@ class _Sheet:
             Volume(mask.astype(np.uint8), labelled.scan.geometry, None, {1: row.target})
             for mask in (read_mask(prediction_path(self.folder, row.key)), labelled.mask(row.target))
         )
-        path = self.folder / "pictures" / f"{_file_name(row.protocol, row.shots, row.group, row.method, self.rank)}.png"
+        name = _file_name(row.setting.title, row.group, row.method, self.rank)
+        path = self.folder / "pictures" / f"{name}.png"
         return contact_sheet(
             labelled.scan, found, path, reference, row.axis, row.painted, self.title, count=SLICES_SHOWN
         )
 
 
-def _by_run(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
-    runs: dict[tuple[str, int], list[Row]] = {}
+def _sections(folder: Path, rows: Sequence[Row]) -> list[_Section]:
+    settings: dict[Setting, list[Row]] = {}
+    interactive = [row for row in rows if row.protocol == PROTOCOL]
     for row in rows:
-        runs.setdefault((row.protocol, row.shots), []).append(row)
-    return runs
+        if row.protocol != PROTOCOL:
+            settings.setdefault(row.setting, []).append(row)
+    sections = [_Section(folder, setting.title, its) for setting, its in settings.items()]
+    return [*sections, _InteractiveSection(folder, PROTOCOL, interactive)] if interactive else sections
 
 
 def _page(command: str, manifest: Manifest, groups: set[str], sections: Sequence[str]) -> str:

@@ -165,6 +165,11 @@ def row_key(setting: Setting, case: str, target: str, method: str, mispaired: bo
     return key if setting[2:] == (1, "") else (*key, *setting[2:])
 
 
+def predictions_in(folder: Path) -> Callable[[Row], Prediction]:
+    """What gives the prediction of a row in a folder of results."""
+    return lambda row: Prediction.load(prediction_path(folder, row.key))
+
+
 class ResultsFile:
     """``results.csv``, to which rows are added one by one, so that an interrupted run loses no finished task.
 
@@ -321,13 +326,13 @@ def mean(values: Iterable[float]) -> float:
 
 def _mean_of_rows(rows: Sequence[Row]) -> Mean:
     values = {name: [row.measure(name) for row in rows] for name in MEASURES}
-    undefined = {name: sum(name in row.scores and math.isnan(row.scores[name]) for row in rows) for name in SCORES}
+    undefined = {name: sum(name in row.scores and math.isnan(row.scores[name]) for row in rows) for name in METRICS}
     return Mean(len(rows), {name: mean(values[name]) for name in MEASURES}, undefined)
 
 
 def _mean_of_means(means: Sequence[Mean]) -> Mean:
     values = {name: mean(its.values[name] for its in means) for name in MEASURES}
-    undefined = {name: sum(its.undefined[name] for its in means) for name in SCORES}
+    undefined = {name: sum(its.undefined[name] for its in means) for name in METRICS}
     return Mean(sum(its.tasks for its in means), values, undefined)
 
 
