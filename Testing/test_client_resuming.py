@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import small_backend
-from client_examples import ADDRESSES, OTHER_SCAN, STACKS, SUPPORT, collected, places
+from client_examples import ADDRESSES, OTHER_SCAN, SCAN, STACKS, SUPPORT, collected, places
 from SDFSMISLib.client import Client
 from SDFSMISLib.client import connection as retries
 from SDFSMISLib.client.errors import (
@@ -21,7 +22,8 @@ from SDFSMISLib.client.errors import (
     SlicesMissing,
     VersionMismatch,
 )
-from small_backend import Fault, SmallBackend
+from SDFSMISLib.slices import SliceStack
+from small_backend import Fault, SmallBackend, answer
 
 pytest_plugins = ["client_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
@@ -55,6 +57,23 @@ def test_a_stream_that_breaks_at_any_record_is_taken_up_there(url, backend, supp
         assert (again["found"] is not None) is (support is OTHER_SCAN and after > 2)
 
 
+def test_a_run_over_two_views_that_breaks_at_any_record_is_taken_up_there(url: str, backend: SmallBackend) -> None:
+    stacks = SliceStack.along(SCAN, [0, 2])
+    previews = [("preview", 0, index) for index in range(7) if index != 2] + [("preview", 2, k) for k in range(8)]
+    final = [("final", 0, index) for index in range(7) if index != 2]
+    for after in range(2 + 2 * len(previews) + len(final) + 2):
+        backend.asked.clear()
+        backend.faults.append(Fault(after=after))
+        with Client(url).segment(stacks, SUPPORT) as run:
+            found = list(run)
+        assert [(one.stage, one.axis, one.index) for one in found] == [*previews, *final]
+        assert [one.finished for one in found] == [*range(1, 15), *6 * [14]] and {one.total for one in found} == {14}
+        for one in found:
+            np.testing.assert_array_equal(one.probability, answer(stacks[one.axis].read(one.index), 1))
+        assert len(backend.asked[1]["finished"]) == min(max(after - 2, 0) // 2, len(previews))
+    assert sorted(backend.puts()) == sorted(ADDRESSES), "slices of the other view are not sent"
+
+
 def test_many_cuts_in_a_row_lose_nothing(url: str, backend: SmallBackend) -> None:
     backend.faults.extend(Fault(after=5) for _ in range(6))
     assert set(collected(Client(url).segment(STACKS, SUPPORT))) == places(1, without={(1, 2)})
@@ -74,7 +93,13 @@ def test_a_backend_that_breaks_without_anything_new_is_given_up(url: str, backen
         {"type": "slice", "index": -1},
         {"type": "slice", "index": 5000},
         {"type": "slice", "label": 9},
+        {"type": "slice", "axis": 2},
+        {"type": "slice", "stage": "preview"},
+        {"type": "start", "labels": []},
+        {"type": "start", "labels": [{"label": 1, "axes": [], "fused": False}]},
+        {"type": "start", "labels": [{"label": 1, "axes": [0, 1], "fused": True}]},
         {"type": "lane", "start": 70},
+        {"type": "lane", "axis": 1},
         {"type": "lane", "label": 9},
     ],
 )

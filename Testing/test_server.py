@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,32 @@ def test_a_painted_slice_becomes_all_others(backend: Backend) -> None:
     assert is_right(segmented(backend.client(), asked), asked)
 
 
+@pytest.mark.parametrize("strategy", ["propagate", "independent"])
+def test_a_run_over_two_views_that_is_cut_anywhere_ends_with_the_same_bytes(backend: Backend, strategy: str) -> None:
+    request = request_of(backend, task(seed=7, views=[(2, 22)]), strategy=strategy)
+    told = records(backend.ask("POST", "/segmentations", request)[2])
+    assert told[0]["labels"] == [{"label": 1, "axes": [0, 2], "fused": True}] and told[0]["total"] == 11 + 39
+
+    def slices(told: list[dict[str, Any]], stage: str) -> dict[tuple[int, int], tuple[list[int], str]]:
+        found = {(one["axis"], one["index"]): (one["box"], one["data"]) for one in told if one.get("stage") == stage}
+        assert len(found) == sum(one.get("stage") == stage for one in told), "each comes once"
+        return found
+
+    previews, final = slices(told, "preview"), slices(told, "final")
+    assert set(final) == {(0, index) for index in range(12) if index != 6} and len(previews) == 50
+    for cut in (5, 30, len(told) - 5):  # along the first axis, along the second, between fused slices
+        earlier: dict[str, list[dict[str, Any]]] = {"slice": [], "lane": []}
+        for one in told[1:cut]:
+            if one.get("stage") != "final":
+                names = ("label", "axis", "index", "box", "data", *(["start"] if one["type"] == "lane" else []))
+                earlier[one["type"]].append({name: one[name] for name in names})
+        again = request | {"finished": earlier["slice"], "lanes": earlier["lane"]}
+        rest = records(backend.ask("POST", "/segmentations", again)[2])
+        assert slices(rest, "final") == final and rest[-1]["slices"] == 50
+        known = {(one["axis"], one["index"]) for one in earlier["slice"]}
+        assert slices(rest, "preview") == {place: one for place, one in previews.items() if place not in known}
+
+
 def test_the_same_scan_is_sent_once(backend: Backend) -> None:
     asked, sent = task(seed=5), []
     for _ in range(2):
@@ -74,6 +101,18 @@ def test_a_correction_encodes_only_what_looks_otherwise(backend: Backend) -> Non
     misses = engine.latents.misses
     assert is_right(segmented(backend.client(), corrected, options=RunOptions("independent", "full")), corrected)
     assert engine.latents.misses == misses and engine.latents.hits > 0
+
+
+def test_slices_of_another_view_are_encoded_once_and_forgotten_with_the_scan() -> None:
+    options = RunOptions("independent", "full")
+    with running() as backend:
+        asked, latents = task((6, 40, 40), seed=8, views=[(2, 22)]), backend.engine.latents
+        for hits in (0, 6 + 40 - 2):
+            assert is_right(segmented(backend.client(), asked, options=options), asked)
+            assert (latents.misses, latents.hits) == (6 + 40 - 2, hits)
+        assert backend.store.bytes == asked.scan.voxels.nbytes, "no slice of the other view was sent"
+        backend.ask("DELETE", f"/slices/{content_address(asked.scan.slice(0, 1))}")
+        assert latents.bytes == (6 - 2) * 3 * 40 * 40 * 4, "those of the axial slices that are left"
 
 
 def test_what_was_deleted_is_gone(backend: Backend) -> None:

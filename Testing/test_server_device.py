@@ -91,14 +91,14 @@ def test_runs_do_not_hold_more_memory_than_is_accepted() -> None:
         request = request_of(backend, asked)
         assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
         assert records(backend.ask("POST", "/segmentations", request)[2])[-1]["type"] == "end"
-        larger = request_of(backend, task((14, 40, 40)))
-        status, _, answer = backend.ask("POST", "/segmentations", larger)
-        assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large")
+        for larger in (task((14, 40, 40)), task(views=[(2, 22)])):  # the second is fused
+            status, _, answer = backend.ask("POST", "/segmentations", request_of(backend, larger))
+            assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large")
 
 
-def test_a_small_request_is_not_stuck_behind_a_large_one(gated: tuple[Backend, Gated]) -> None:
+def test_a_small_request_is_not_stuck_behind_a_large_one_of_several_views(gated: tuple[Backend, Gated]) -> None:
     backend, pipeline = gated
-    large = begun(backend, request_of(backend, task((200, 24, 24), painted=(100,))))
+    large = begun(backend, request_of(backend, task((200, 24, 24), views=[(1, 9), (2, 13)])))
     until(lambda: pipeline.begun == 1)
     small = task((5, 40, 40), seed=3)
     with ThreadPoolExecutor(1) as pool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from SDFSMISLib.server.settings import ServerLimits
-from SDFSMISLib.wire import encode_array, pack_array
+from SDFSMISLib.wire import PROTOCOL, content_address, encode_array, join_slices, pack_array
 from serving import Backend, request_of, running, task
 
 
@@ -34,6 +34,8 @@ def changed(request: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
 
 
 SHA = "0" * 64
+SLICE = (content_address(np.zeros((4, 4))), pack_array(np.zeros((4, 4))))
+BOMB = (content_address(np.zeros((10, 10))), pack_array(np.zeros((10, 10))))
 SAGITTAL = {
     "axis": 2,
     "orientation": {"transpose": True, "flip_rows": False, "flip_columns": True},
@@ -117,6 +119,32 @@ def test_a_bad_field_is_refused_with_one_sentence(
     assert error["message"].endswith(".") and "\n" not in error["message"] and len(error["message"]) < 900
 
 
+def test_a_client_of_the_protocol_before_is_told_so_whatever_else_it_sends(
+    backend: Backend, good_request: dict[str, Any]
+) -> None:
+    finished = [{"label": 1, "index": 0, "box": [0, 0, 0, 0], "data": ""}]  # without the axis, as it was
+    before = good_request | {"protocol": PROTOCOL - 1, "finished": finished}
+    status, headers, answer = backend.ask("POST", "/segmentations", before)
+    said = f"speaks protocol {PROTOCOL}, and the request is of protocol {PROTOCOL - 1}; update the program that"
+    assert status == 426 and said in json.loads(answer)["error"]["message"]
+    assert headers["x-sdfsmis-protocol"] == str(PROTOCOL)
+
+
+def test_slices_of_other_axes_need_all_slices(backend: Backend, good_request: dict[str, Any]) -> None:
+    asked = changed(good_request, "query.other_axes", [SAGITTAL])
+    asked["query"]["slices"].pop(3)
+    status, _, answer = backend.ask("POST", "/segmentations", asked)
+    assert status == 422 and "Slice 3 is needed" in json.loads(answer)["error"]["message"]
+
+
+def test_a_painted_slice_without_an_address_is_one_of_the_scan(backend: Backend, good_request: dict[str, Any]) -> None:
+    for scan, axis, shape in (("another", 0, [40, 40]), (good_request["query"]["scan"], 2, [12, 40])):
+        asked = json.loads(json.dumps(good_request))
+        asked["support"][0] |= {"slice": None, "scan": scan, "axis": axis, "shape": shape}
+        status, _, answer = backend.ask("POST", "/segmentations", asked)
+        assert status == 422 and "is none of the query's slices" in json.loads(answer)["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
@@ -131,6 +159,11 @@ def test_a_bad_field_is_refused_with_one_sentence(
         ("POST", "/segmentations", b"null", 422, "invalid_request"),
         ("POST", "/slices/missing", {"slices": ["x"]}, 422, "invalid_request"),
         ("POST", "/slices/missing", {"slices": [SHA] * 70000}, 422, "invalid_request"),
+        ("PUT", "/slices", b"not a slice at all", 400, "bad_request"),
+        ("PUT", "/slices", join_slices([(SHA, b"not a slice at all")]), 400, "bad_request"),
+        ("PUT", "/slices", join_slices([(SHA, pack_array(np.zeros((4, 4), np.int16)))]), 400, "bad_request"),
+        ("PUT", "/slices", join_slices([SLICE, SLICE])[:-1], 400, "bad_request"),
+        ("PUT", "/slices", join_slices([SLICE, (SHA, pack_array(np.zeros((5000, 4000), np.uint8)))]), 413, "too_large"),
         ("PUT", f"/slices/{SHA}", b"", 400, "bad_request"),
         ("PUT", f"/slices/{SHA}", b"not a slice at all", 400, "bad_request"),
         ("PUT", f"/slices/{SHA}", pack_array(np.zeros((4, 4), np.int16)), 400, "bad_request"),
@@ -149,10 +182,12 @@ def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so() -> None
     with running(limits=ServerLimits(body_bytes=1000, slice_pixels=100)) as backend:
         status, _, answer = backend.ask("PUT", f"/slices/{SHA}", bytes(2000))
         assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large")
-        for path in ("/segmentations", "/slices/missing", f"/slices/{SHA}"):
+        status, _, answer = backend.ask("PUT", "/slices", join_slices(6 * [BOMB]))
+        assert (status, json.loads(answer)["error"]["code"]) == (413, "too_large"), "they are larger when unpacked"
+        for path in ("/segmentations", "/slices", "/slices/missing", f"/slices/{SHA}"):
             connection = http.client.HTTPConnection("127.0.0.1", backend.port, timeout=10)
             chunks = (b"x" * 100 for _ in range(30))
-            method = "PUT" if path.endswith(SHA) else "POST"
+            method = "PUT" if path in ("/slices", f"/slices/{SHA}") else "POST"
             connection.request(method, path, chunks, encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
             response = connection.getresponse()
             assert (response.status, json.loads(response.read())["error"]["code"]) == (413, "too_large")

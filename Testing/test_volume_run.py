@@ -193,14 +193,35 @@ def test_a_support_set_with_strokes_is_kept(tmp_path) -> None:
 
 
 def test_a_backend_gives_the_same(tiny: Segmenter) -> None:
+    """One label painted on an axial slice and corrected by a stroke on a coronal one, another on a sagittal one."""
     scan, labelmap = noisy((10, 30, 28))
-    support = support_of(scan, labelmap, (0, 5), (2, 15))
+    halves = Volume(labelmap.voxels * np.where(np.arange(28) < 16, 1, 2).astype(np.uint8), scan.geometry)
+    axial, sagittal, coronal = (
+        SupportSet.from_labelmap(scan, views(halves, (axis, k)), label, axis=axis).slices[0]
+        for axis, k, label in ((0, 5, 1), (2, 19, 2), (1, 13, 1))
+    )
+    support = SupportSet((axial, sagittal, replace(coronal, known=np.arange(28) < 12 + np.zeros((10, 1)))))
     local = tiny.segment(scan, support)
+    assert set(np.unique(local.labelmap.voxels)) == {0, 1, 2}
     seen: list[SliceResult] = []
     with running(segmenter=tiny) as backend:
         remote = RemoteSegmenter(backend.client()).segment(scan, support, on_slice=seen.append)
+        assert backend.store.bytes == scan.voxels.nbytes, "slices of other views are not sent"
     assert_same(remote, local)
+    assert {(one.label, one.axis, one.stage) for one in seen} == {
+        (1, 0, "preview"),
+        (2, 2, "preview"),
+        (1, 0, "final"),
+        (2, 0, "final"),
+    }
     assert [one.finished for one in seen if one.stage == "preview"] == list(range(1, seen[-1].total + 1))
+
+
+def test_a_label_of_which_no_slice_is_known_as_a_whole_is_refused(segmenter: Segmenter) -> None:
+    scan, labelmap = ball_scan()
+    (plane,) = support_of(scan, labelmap, (0, 6)).slices
+    with pytest.raises(InputError, match="label 1 is known as a whole, only in part"):
+        segmenter.segment(scan, SupportSet((replace(plane, known=plane.labels > 0),)))
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_bytes(tiny: Segmenter) -> None:

@@ -22,7 +22,7 @@ from SDFSMISLib.wire import ARRAY_TYPE, content_address, join_slices, pack_array
 __all__ = ["OnProgress", "SliceUpload", "plan_upload", "send_missing"]
 
 CONNECTIONS = 4  # to another computer, to hide its latency; a backend on this computer gets one, uncompressed
-UPLOAD_BYTES = 2 << 20  # of slices in one request, which is lost if its connection breaks
+UPLOAD_BYTES = 1 << 20  # of slices in one request, which is lost if its connection breaks; many proxies take no more
 SLICE_OVERHEAD = 1 << 8  # bytes of a packed slice beside its pixels, at most
 POLL_SECONDS = 0.1  # between two checks for cancellation
 
