@@ -17,6 +17,7 @@ from SDFSMISLib.evaluation.contact_sheet import (
     chosen_slices,
     contact_sheet,
 )
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Geometry, Volume
 
 SIZES, SPACINGS = (12, 40, 36), (3.0, 1.0, 1.0)  # toward S, P, L; mm
@@ -80,6 +81,31 @@ def test_slices_are_shown_as_radiologists_see_them(
             quarters[number, row, column] = np.median(grey[int(y) - 15 : int(y) + 15, int(x) - 15 : int(x) + 15])
         assert quarters[0, 0, 0] > quarters.ravel()[1:].max() + 0.3, (order, flips)
         assert abs(grey.shape[0] - (top + tile_height + GAP * DOTS_PER_INCH + 0.49 * DOTS_PER_INCH)) <= 2
+
+
+def test_painted_slices_of_other_axes_are_lines_and_do_not_count(
+    tmp_path: Path, scan: np.ndarray, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    entries: list[str] = []
+    legend = Figure.legend
+    monkeypatch.setattr(
+        Figure, "legend", lambda *a, **k: [entries.extend(h.get_label() for h in k["handles"]), legend(*a, **k)][1]
+    )
+    row = int(np.flatnonzero((labels == 1).any(axis=(0, 2)))[0])
+    prediction = labels.copy()
+    prediction[:, row] = 0  # wrong there, and nowhere else
+    volumes = [stored(voxels, (0, 1, 2), (False,) * 3) for voxels in (scan, prediction, labels)]
+    yellow = []
+    for painted in ([Plane(0, 5), Plane(1, row)], [5]):
+        path = contact_sheet(*volumes[:2], tmp_path / "sheet.png", volumes[2], painted=painted)
+        colours = picture(path)[..., :3].reshape(-1, 3)
+        yellow.append(int(((colours[:, 0] > 0.5) & (colours[:, 1] > 0.4) & (colours[:, 2] < 0.3)).sum()))
+    assert yellow[0] > yellow[1] + 1000
+    assert entries[0].endswith("Dice 1.000") and not entries[3].endswith("Dice 1.000")
+    with pytest.raises(InputError, match="Slice 99 was named as painted; axis 2 of this scan has the slices 0 to"):
+        contact_sheet(*volumes[:2], tmp_path / "sheet.png", painted=[Plane(2, 99)])
 
 
 def test_painted_slices_are_framed_and_a_reference_is_scored(

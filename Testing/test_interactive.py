@@ -80,28 +80,27 @@ def test_the_product_s_suggestion_is_painted_and_a_stopped_run_ends_as_one_that_
     class Stopping(SegmenterMethod):
         def segmentation(self, task: Task):  # type: ignore[no-untyped-def]
             calls.append(task)
-            if len(calls) == 3:
+            if len(calls) == 2:
                 raise KeyboardInterrupt
             return super().segmentation(task)
 
     def measure(method: SegmenterMethod, output: Path) -> list[Row]:
-        return evaluate_interactive(manifest, {"m": method}, rounds=3, paintings=["suggested"], output=output)
+        return evaluate_interactive(manifest, {"m": method}, rounds=2, paintings=["suggested"], output=output)
 
     at_once = measure(SegmenterMethod(segmenter), tmp_path / "at_once")
-    assert [len(row.planes) for row in at_once] == [1, 2, 3]
-    assert all(set(before.planes) < set(after.planes) for before, after in zip(at_once, at_once[1:], strict=False))
+    assert [len(row.planes) for row in at_once] == [1, 2] and set(at_once[0].planes) < set(at_once[1].planes)
     with pytest.raises(KeyboardInterrupt):
         measure(Stopping(segmenter), tmp_path / "apart")
-    assert len(read_results(tmp_path / "apart" / "results.csv")) == 2
+    assert len(read_results(tmp_path / "apart" / "results.csv")) == 1
     apart = measure(Stopping(segmenter), tmp_path / "apart")
     assert [replace(row, seconds=0) for row in apart] == [
         replace(row, seconds=0, scores={name: float(f"{value:.6g}") for name, value in row.scores.items()})
-        if place < 2
+        if place == 0
         else replace(row, seconds=0)
         for place, row in enumerate(at_once)
     ]
-    assert [task.planes for task in calls[3:]] == [at_once[1].planes, at_once[2].planes]
-    its = predictions_in(tmp_path / "apart")(apart[2])
+    assert [task.planes for task in calls[2:]] == [at_once[0].planes, at_once[1].planes]
+    its = predictions_in(tmp_path / "apart")(apart[1])
     assert len(its.certainty) == len(its.slices) and np.all((its.certainty >= 0) & (its.certainty <= 1))
     (curve,) = curves(apart, predictions_in(tmp_path / "apart"))
     assert -1 <= curve.certainty <= 1 and curve.tasks == 1

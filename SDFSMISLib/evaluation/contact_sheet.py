@@ -19,6 +19,7 @@ from SDFSMISLib.evaluation.metrics import dice
 from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.images.geometry import Geometry, SliceOrientation
 from SDFSMISLib.images.labelmap import bounding_box
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Volume
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def contact_sheet(
     path: str | PathLike[str],
     reference: Volume | None = None,
     axis: int = 0,
-    painted: Sequence[int] = (),
+    painted: Sequence[int | Plane] = (),
     title: str = "",
     columns: int = 6,
     count: int = 24,
@@ -57,11 +58,12 @@ def contact_sheet(
 
     ``segmentation`` and ``reference`` are labelmaps on the scan's grid; each label's contour has its colour, the
     reference is drawn in dashed white, for the labels that the segmentation holds or names (every label of the
-    reference where it has none). The slices in ``painted`` are always among those shown, framed and marked, and left
-    out of the Dice that is printed beside a label's name. The slices run from the head to the feet, from anterior to
-    posterior, or from right to left, and are numbered from 0 as they lie along ``axis``. The file appears whole or not
-    at all. Raises :class:`InputError` if a labelmap has another grid, a painted slice lies outside the scan, the
-    name does not end in ``.png``, or the file cannot be written.
+    reference where it has none). The slices in ``painted``, numbers along ``axis`` or planes of any axis, are left out
+    of the Dice that is printed beside a label's name; those along ``axis`` are always among those shown, framed and
+    marked, the others are lines on them. The slices run from the head to the feet, from anterior to posterior, or from
+    right to left, and are numbered from 0 as they lie along ``axis``. The file appears whole or not at all. Raises
+    :class:`InputError` if a labelmap has another grid, a painted slice lies outside the scan, the name does not end in
+    ``.png``, or the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -74,19 +76,22 @@ def contact_sheet(
                 f"The {role} does not lie on the scan's grid; bring it there first "
                 f"({role}: {labelmap.geometry.describe()}; scan: {scan.geometry.describe()})."
             )
-    slices = scan.slice_count(axis)
-    outside = [index for index in painted if not 0 <= index < slices]
+    scan.slice_count(axis)  # refuses an axis that no scan has
+    planes = [one if isinstance(one, Plane) else Plane(axis, int(one)) for one in painted]
+    outside = [plane for plane in planes if not 0 <= plane.index < scan.slice_count(plane.axis)]
     if outside:
+        along, index = outside[0]
         raise InputError(
-            f"Slice {outside[0]} was named as painted; axis {axis} of this scan has the slices 0 to {slices - 1}."
+            f"Slice {index} was named as painted; axis {along} of this scan has the slices 0 to "
+            f"{scan.slice_count(along) - 1}."
         )
     labels = _shown_labels(segmentation, reference)
     labelmaps = [segmentation] if reference is None else [segmentation, reference]
     view = _View.of(scan.geometry, axis)
     holding, shadow = _extent(labelmaps, labels, axis)
-    indices = chosen_slices(holding, painted, count, columns)
+    indices = chosen_slices(holding, [plane.index for plane in planes if plane.axis == axis], count, columns)
     box = _crop(view.turn(shadow), view.spacing)
-    drawing = _Drawing(scan, labelmaps, labels, axis, frozenset(painted), view, box)
+    drawing = _Drawing(scan, labelmaps, labels, axis, planes, view, box)
     heading = title or (scan.path.name if scan.path else "")
     figure = drawing.sheet(indices[::-1] if view.backwards else indices, columns, heading)
     with atomic_output(path, path.suffix) as temporary:
@@ -171,7 +176,7 @@ class _Drawing:
     labelmaps: list[Volume]  # the segmentation, and the reference if there is one
     labels: list[int]
     axis: int
-    painted: frozenset[int]
+    painted: list[Plane]
     view: _View
     box: tuple[slice, slice]
 
@@ -197,6 +202,7 @@ class _Drawing:
             axes = figure.add_axes((start / SHEET_WIDTH, bottom / height, tile / SHEET_WIDTH, tile_height / height))
             image = window.normalize(self.view.turn(self.scan.slice(self.axis, index))[self.box])
             axes.imshow(image, cmap="gray", vmin=-1, vmax=1, aspect="auto", interpolation="bilinear")
+            self._crossing_planes(axes)
             self._contours(axes, index)
             self._marks(axes, index, tile)
             if place == 0:
@@ -225,10 +231,22 @@ class _Drawing:
                     colours = [colour or COLOURS[place % len(COLOURS)]]
                     axes.contour(columns, rows, mask, [0.5], colors=colours, linewidths=width, linestyles=[style])
 
+    def _crossing_planes(self, axes: Axes) -> None:
+        """A line for each painted slice of another axis."""
+        shape = self.scan.geometry.slice_shape(self.axis)
+        for plane in self.painted:
+            if plane.axis != self.axis:
+                line = np.zeros(shape, dtype=bool)
+                np.moveaxis(line, plane.axis - (plane.axis > self.axis), 0)[plane.index] = True
+                shown = self.view.turn(line)[self.box]
+                for places, draw in ((shown.all(axis=1), axes.axhline), (shown.all(axis=0), axes.axvline)):
+                    for place in np.flatnonzero(places):
+                        draw(place, color=PAINTED_COLOUR, linewidth=0.8, alpha=0.6)
+
     def _marks(self, axes: Axes, index: int, tile: float) -> None:
         from matplotlib.patches import Rectangle
 
-        painted = index in self.painted
+        painted = Plane(self.axis, index) in self.painted
         axes.set(xticks=[], yticks=[], xlim=(-0.5, self._side(1) - 0.5), ylim=(self._side(0) - 0.5, -0.5))
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -277,9 +295,8 @@ class _Drawing:
             names = (labelmap.segment_names.get(label) for labelmap in self.labelmaps)
             name = next(filter(None, names), f"label {label}")
             if len(self.labelmaps) == 2:
-                segmented, reference = (
-                    np.delete(labelmap.voxels, sorted(self.painted), self.axis) == label for labelmap in self.labelmaps
-                )
+                counted = np.ix_(*self._counted())
+                segmented, reference = (labelmap.voxels[counted] == label for labelmap in self.labelmaps)
                 name += f"  Dice {dice(segmented, reference):.3f}"
             handles.append(Line2D([], [], color=COLOURS[place % len(COLOURS)], linewidth=2, label=name))
         if len(self.labelmaps) == 2:
@@ -287,6 +304,13 @@ class _Drawing:
         if self.painted:
             handles.append(Patch(fill=False, edgecolor=PAINTED_COLOUR, linewidth=2, label="painted slice"))
         return handles
+
+    def _counted(self) -> list[np.ndarray]:
+        """The indices on each axis of the voxels that are on no painted slice."""
+        return [
+            np.setdiff1d(np.arange(side), [plane.index for plane in self.painted if plane.axis == axis])
+            for axis, side in enumerate(self.scan.voxels.shape)
+        ]
 
     def _side(self, dimension: int) -> int:
         return self.box[dimension].stop - self.box[dimension].start

@@ -273,7 +273,7 @@ class _Sheet:
         name = _file_name(row.setting.title, row.group, row.method, self.rank)
         path = self.folder / "pictures" / f"{name}.png"
         return contact_sheet(
-            labelled.scan, found, path, reference, row.axis, row.painted, self.title, count=SLICES_SHOWN
+            labelled.scan, found, path, reference, row.axis, row.planes, self.title, count=SLICES_SHOWN
         )
 
 
