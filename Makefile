@@ -11,8 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# Tests of one file run in one process, which makes what they share once; a process takes 1.5 GB. None for one process: WORKERS=
-WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile
+# Tests of one file run in one process, which makes what they share once; the longest files come first (Testing/conftest.py).
+# A process takes 1.5 GB. For one process: WORKERS=
+WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Asked whether it runs, not whether it is found: a version manager's shim, or a Python without venv, is no use.
 PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
@@ -25,8 +26,13 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 demo: $(VENV)/.runtime
 	$(BIN)/sdfsmis demo --output demo-output
 
-test: lint
-	$(BIN)/python -m pytest $(WORKERS)
+# lint runs beside the tests, and has its say after them.
+test: $(VENV)/.testing
+	@echo "$(BIN)/python -m pytest $(WORKERS)"; \
+	$(MAKE) --no-print-directory lint >$(VENV)/lint.log 2>&1 & lint=$$!; \
+	$(BIN)/python -m pytest $(WORKERS); tests=$$?; \
+	wait $$lint; lint=$$?; cat $(VENV)/lint.log; \
+	test $$tests -eq 0 && test $$lint -eq 0
 
 environment: $(VENV)/.runtime $(VENV)/.testing
 

@@ -26,6 +26,26 @@ settings.register_profile(
 )
 settings.load_profile("project")
 
+LONGEST_FIRST = (
+    "test_ray.py",
+    "test_benchmark_run.py",
+    "test_panel_backend.py",
+    "test_serving.py",
+    "test_volume_run.py",
+    "test_benchmark_parts.py",
+    "test_training_stages.py",
+    "test_bench.py",
+    "test_cohort.py",
+    "test_panel_process.py",
+    "test_convert.py",
+)
+"""Files that take a process a quarter of a minute or more: at the end one would keep the other processes waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
 
 @pytest.fixture(autouse=True)
 def backend_logs_as_before() -> Iterator[None]:
