@@ -1,25 +1,27 @@
 """Fusion in 3D: probabilities found along several axes become one volume, corrected by what painted planes know.
 
 Along each axis the slices near a painted plane are the surest. So each voxel's probability is the mean over the axes,
-weighted by the distance to the nearest painted plane of each axis. What is wrong with that mean on the painted planes
-is known there, and is corrected in their surroundings too. Needs numpy only, so that a front end can show the effect
-of a stroke without a network.
+weighted by the distance to the painted planes of each axis, by the area that these show, and by how sure it is itself.
+What is wrong with that mean on the painted planes is known there, and is corrected in their surroundings too. Needs
+numpy only, so that a front end can show the effect of a stroke without a network.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.planes import Plane
 
-__all__ = ["PlaneMask", "correct", "fuse"]
+__all__ = ["Error", "PlaneMask", "correct", "fuse", "spread_errors"]
 
-FUSION_MM = 15.0  # distance from a painted plane at which the weight of its axis falls by e
-CORRECTION_MM = 6.0  # the same for what is corrected in the surroundings of a painted plane
+FUSION_MM = 20.0  # distance from a painted plane at which the weight of its axis falls by e
+DOUBT = 0.2  # weight of a probability of 0.5, in those of 0 and 1, which are 1 more
+CORRECTION_MM = 10.0  # the same for what is corrected in the surroundings of a painted plane
 CORRECTION_REACH = 4.0  # in shares of `CORRECTION_MM`; farther away nothing is corrected
 SMALLEST_WEIGHT = 1e-12  # of a voxel; sums of weights below it count as this
 BLOCK_VOXELS = 1 << 23  # fused at once: 32 MiB of float32
@@ -63,17 +65,18 @@ def fuse(
     >>> whole = np.ones((3, 3), dtype=bool)
     >>> planes = [PlaneMask(Plane(0, 0), whole), PlaneMask(Plane(2, 2), whole, known=np.zeros((3, 3), dtype=bool))]
     >>> fuse({0: axial, 2: sagittal}, planes, (20.0, 1.0, 1.0))[:, 1, 0].tolist()
-    [255, 63, 19]
+    [255, 49, 12]
     """
     shape = next(iter(probabilities.values())).shape
-    distances = {axis: _distances(axis, planes, shape[axis], spacing[axis]) for axis in probabilities}
+    axes = {axis: _axis_weights(axis, planes, shape[axis], spacing) for axis in probabilities}
 
     def mean(box: Box) -> np.ndarray:
         weighted, total = np.zeros((), dtype=np.float32), np.zeros((), dtype=np.float32)
-        nearest = min(float(distances[axis][box[axis]].min()) for axis in probabilities)  # keeps weights above 0
+        largest = max(float(one[box[axis]].max()) for axis, one in axes.items())  # keeps weights above 0
         for axis, one in probabilities.items():
-            weight = _along(np.exp((nearest - distances[axis][box[axis]]) / FUSION_MM), axis)
-            weighted = weighted + weight * one[box]
+            values = one[box].astype(np.float32)
+            weight = _along(np.exp(axes[axis][box[axis]] - largest), axis) * (DOUBT + np.abs(values / 127.5 - 1))
+            weighted = weighted + weight * values
             total = total + weight
         return weighted / (255 * np.maximum(total, SMALLEST_WEIGHT))
 
@@ -96,7 +99,7 @@ def correct(probability: np.ndarray, planes: Sequence[PlaneMask], spacing: tuple
 
     >>> nothing, pixel = np.zeros((3, 1, 1), dtype=np.uint8), np.ones((1, 1), dtype=bool)
     >>> correct(nothing, [PlaneMask(Plane(0, 0), pixel)], (6.0, 1.0, 1.0)).ravel().tolist()
-    [255, 94, 35]
+    [255, 140, 77]
     """
 
     def unchanged(box: Box) -> np.ndarray:
@@ -122,15 +125,15 @@ def _corrected(
     for start in range(box[0].start, box[0].stop, thickness):
         block = (slice(start, min(start + thickness, box[0].stop)), *box[1:])
         values = probability(block)
-        for one, error in zip(planes, errors, strict=True):
-            axis, index = one.plane
-            apart = np.abs(np.arange(block[axis].start, block[axis].stop) - index) * spacing[axis]
-            near = np.flatnonzero(apart <= CORRECTION_REACH * CORRECTION_MM)
-            if near.size:
-                side = slice(int(near[0]), int(near[-1]) + 1)
-                share = error if axis == 0 else error[start - box[0].start : block[0].stop - box[0].start]
-                along = np.moveaxis(values, axis, 0)
-                along[side] += np.exp(-apart[side] / CORRECTION_MM).astype(np.float32)[:, None, None] * share
+        rows = slice(start - box[0].start, block[0].stop - box[0].start)
+        spread_errors(
+            values,
+            [
+                one if one.axis == 0 else replace(one, error=one.error[rows], known=_rows_of(one.known, rows))
+                for one in (replace(one, index=one.index - block[one.axis].start) for one in errors)
+            ],
+            spacing,
+        )
         result[block] = np.rint(255 * np.clip(values, 0, 1))
     for one in planes:
         held = np.moveaxis(result, one.plane.axis, 0)[one.plane.index]
@@ -139,14 +142,72 @@ def _corrected(
     return result
 
 
-def _error(one: PlaneMask, probability: Callable[[Box], np.ndarray], box: Box) -> np.ndarray:
-    """float32 (rows, columns) within the box: how much probability a plane lacks; 0 where it is unknown."""
+def _rows_of(known: np.ndarray | None, rows: slice) -> np.ndarray | None:
+    return None if known is None else known[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Error:
+    """What probabilities lack where they are known: on a plane of a volume, or on a line of a slice.
+
+    Attributes:
+        axis: along which `index` counts; an index outside the array is a plane outside it.
+        error: truth minus probability, float32, of one dimension less; 0 where it is unknown.
+        known: bool of the same shape; None = everywhere.
+    """
+
+    axis: int
+    index: int
+    error: np.ndarray
+    known: np.ndarray | None = None
+
+
+def spread_errors(values: np.ndarray, errors: Sequence[Error], spacing: Sequence[float]) -> None:
+    """Correct probabilities around where they are known to be wrong, in place.
+
+    Along each axis the error of a voxel is taken for the mean of those that are known on that axis, weighted by
+    exp(-distance / `CORRECTION_MM`), and counts as much as the nearest one's weight. So a second plane beside the first
+    does not correct the same error twice.
+
+    Args:
+        values: float32, of any number of dimensions.
+        spacing: distance of neighbouring elements along each axis, in mm.
+
+    >>> slice_, line = np.full((1, 3), 0.5, np.float32), np.array([0.5], np.float32)
+    >>> spread_errors(slice_, [Error(1, 0, line), Error(1, 1, line)], (1.0, 6.0))
+    >>> slice_.round(2)
+    array([[1.  , 1.  , 0.77]], dtype=float32)
+    """
+    corrections = []
+    for axis in sorted({one.axis for one in errors}):
+        places = np.arange(values.shape[axis])
+        sides = (-1,) + (1,) * (values.ndim - 1)
+        weighted, total, largest = (np.zeros((1,) * values.ndim, dtype=np.float32) for _ in range(3))
+        for one in errors:
+            if one.axis != axis:
+                continue
+            apart = np.abs(places - one.index) * spacing[axis]
+            weight = np.where(apart <= CORRECTION_REACH * CORRECTION_MM, np.exp(-apart / CORRECTION_MM), 0)
+            weight = weight.astype(np.float32).reshape(sides)
+            counts = weight if one.known is None else weight * one.known
+            weighted = weighted + weight * one.error
+            total = total + counts
+            largest = np.maximum(largest, counts)
+        corrections.append((axis, weighted / np.maximum(total, SMALLEST_WEIGHT) * largest))
+    for axis, correction in corrections:
+        along = np.moveaxis(values, axis, 0)
+        along += correction
+
+
+def _error(one: PlaneMask, probability: Callable[[Box], np.ndarray], box: Box) -> Error:
+    """How much probability a plane lacks, within the box."""
     axis, index = one.plane
     inside = tuple(side for other, side in enumerate(box) if other != axis)
     mask = one.mask[inside]
     found = probability((*box[:axis], slice(index, index + 1), *box[axis + 1 :])).reshape(mask.shape)
+    known = None if one.known is None else one.known[inside]
     error = mask - found
-    return error if one.known is None else np.where(one.known[inside], error, np.float32(0))
+    return Error(axis, index, error if known is None else np.where(known, error, np.float32(0)), known)
 
 
 def _common_box(
@@ -167,10 +228,21 @@ def _common_box(
     return tuple(slice(int(a), int(b)) for a, b in zip(low.min(axis=0), high.max(axis=0), strict=True))
 
 
-def _distances(axis: int, planes: Sequence[PlaneMask], count: int, spacing: float) -> np.ndarray:
-    """float64 (slices along the axis,): distance to the nearest plane of that axis that shows the label, in mm."""
-    painted = np.array([one.plane.index for one in planes if one.plane.axis == axis and one.mask.any()])
-    return np.abs(np.arange(count)[:, None] - painted).min(axis=1) * spacing
+def _axis_weights(
+    axis: int, planes: Sequence[PlaneMask], count: int, spacing: tuple[float, float, float]
+) -> np.ndarray:
+    """float64 (slices along the axis,): the logarithm of the weight of what is found along it.
+
+    It falls with the distance to the painted planes of this axis, and grows with the square root of the area that they
+    show: a plane through the edge of a structure tells less of it than one through its middle.
+    """
+    weights = np.full(count, -np.inf)
+    for one in planes:
+        if one.plane.axis == axis and one.mask.any():
+            area = np.count_nonzero(one.mask) / spacing[axis]  # in pixels times thickness: mm2, but for a factor
+            apart = np.abs(np.arange(count) - one.plane.index) * spacing[axis]
+            weights = np.maximum(weights, math.log(area) / 2 - apart / FUSION_MM)
+    return weights
 
 
 def _along(values: np.ndarray, axis: int) -> np.ndarray:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from SDFSMISLib.slices import SliceStack, place_in_slice
+from SDFSMISLib.images.fusion import Error, spread_errors
+from SDFSMISLib.slices import SlicePlane, SliceStack, place_in_slice
 from SDFSMISLib.support import SupportSlice
 
 
@@ -16,18 +17,43 @@ class KnownPixels:
     """What is known of one slice.
 
     Attributes:
-        known: bool canonical (rows, columns).
-        inside: bool canonical (rows, columns): the known pixels that show the structure.
+        lines: where planes of other axes cross it: axis (0 rows, 1 columns) and index of each line, and bool along it
+            where it is known, and where it shows the structure.
+        strokes: bool (rows, columns), native: where its own paint is known, and where it shows the structure.
+        plane: of the slice.
     """
 
-    known: np.ndarray
-    inside: np.ndarray
+    lines: tuple[tuple[int, int, np.ndarray, np.ndarray], ...]
+    strokes: tuple[tuple[np.ndarray, np.ndarray], ...]
+    plane: SlicePlane
+
+    def cut(self, mask: np.ndarray) -> float:
+        """The longest of the lines through a mask, bool canonical (rows, columns), as a share of the longest one that
+        is parallel to it; 0 if no line shows the structure."""
+        drawn = self.plane.orientation.undo(mask)
+        shares = [inside.sum() / max(drawn.sum(axis=1 - axis).max(), 1) for axis, _, _, inside in self.lines]
+        return float(max(shares, default=0))
+
+    def exclude(self, mask: np.ndarray) -> bool:
+        """Whether a mask, bool canonical (rows, columns), lies on lines that show the structure nowhere on it."""
+        drawn = self.plane.orientation.undo(mask)
+        on_lines = [(drawn.take(index, axis=axis) & known, inside) for axis, index, known, inside in self.lines]
+        return any(one.any() for one, _ in on_lines) and not any((one & inside).any() for one, inside in on_lines)
 
     def apply(self, probability: np.ndarray) -> np.ndarray:
-        """A probability, uint8 canonical (rows, columns), that agrees with what is known."""
-        held = probability.copy()
-        held[self.known] = 255 * self.inside[self.known].astype(np.uint8)
-        return held
+        """A probability, uint8 canonical (rows, columns), that agrees with what is known, and is corrected around the
+        lines (see `spread_errors`)."""
+        values = self.plane.orientation.undo(probability).astype(np.float32) / 255
+        errors = []
+        for axis, index, known, inside in self.lines:
+            error = np.where(known, inside - values.take(index, axis=axis), np.float32(0))
+            errors.append(Error(axis, index, error, None if known.all() else known))
+        spread_errors(values, errors, self.plane.spacing)
+        for axis, index, known, inside in self.lines:
+            np.moveaxis(values, axis, 0)[index][known] = inside[known]
+        for known, inside in self.strokes:
+            values[known] = inside[known]
+        return self.plane.orientation.apply(np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8))
 
 
 class KnownPlanes:
@@ -49,8 +75,8 @@ class KnownPlanes:
         >>> scan = Volume(mask.astype(np.float32), grid)
         >>> support = SupportSet.from_labelmap(scan, Volume(mask, grid), axis=2, slices=[2])
         >>> planes = KnownPlanes(SliceStack.of(scan, axis=0), {1: support.for_label(1)})
-        >>> planes.on(1, 2).inside.astype(int).tolist()
-        [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+        >>> planes.on(1, 2).apply(np.zeros((4, 4), dtype=np.uint8))[1].tolist()
+        [209, 231, 255, 231]
         >>> planes.shown_on(1)
         [1, 2]
     """
@@ -75,21 +101,14 @@ class KnownPlanes:
         strokes = [one for one in self._strokes.get(label, ()) if one.index == index]
         if not strokes and not self._crossing.get(label):
             return None
-        known = np.zeros(self._scan.native_shape, dtype=bool)
-        inside = np.zeros(self._scan.native_shape, dtype=bool)
+        lines = []
         for painted in self._crossing.get(label, ()):
             across = place_in_slice(self._axis, painted.plane.axis)
-            line = painted.mask(label).take(index, axis=across)
-            known_line = np.ones_like(line) if painted.known is None else painted.known.take(index, axis=across)
-            place = (slice(None),) * place_in_slice(painted.plane.axis, self._axis) + (painted.index,)
-            inside[place] = np.where(known_line, line, inside[place])
-            known[place] |= known_line
-        for painted in strokes:
-            assert painted.known is not None
-            inside = np.where(painted.known, painted.mask(label), inside)
-            known |= painted.known
-        turn = self._scan.plane.orientation.apply
-        return KnownPixels(turn(known), turn(inside))
+            inside = painted.mask(label).take(index, axis=across)
+            known = np.ones_like(inside) if painted.known is None else painted.known.take(index, axis=across)
+            lines.append((place_in_slice(painted.plane.axis, self._axis), painted.index, known, inside))
+        drawn = [(one.known, one.mask(label)) for one in strokes if one.known is not None]
+        return KnownPixels(tuple(lines), tuple(drawn), self._scan.plane)
 
     def shown_on(self, label: int) -> list[int]:
         """Sorted indices of the slices on which a crossing plane shows the label."""

@@ -33,6 +33,7 @@ from SDFSMISLib.slices import SliceStack
 NEAREST_PAINTED = 3  # painted slices in the support of a track
 END_PIXELS = 4  # a structure with fewer pixels on the network's grid has ended
 MIN_CONFIRMATION = 0.3  # it has also ended if the confirmation falls below this share of the start slice's
+CUT_SHARE = 0.4  # length of a crossing plane's line through a mask, as a share of the longest, that tells where it ends
 END_MARGIN_MM = 5.0  # how far a structure may go on behind the last slice on which crossing planes show it
 STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
 LONGEST_STRIDE = 10  # slices
@@ -58,6 +59,8 @@ class Track:
             next slice: a border that is rounded to whole pixels on every slice drifts.
         shift: added to the log odds of every probability, so that masks that come out a little too small on each slice
             do not vanish over many slices.
+        is_cut: whether a crossing plane goes through the middle of the first `mask`, and so tells where the structure
+            ends.
 
     Example:
         >>> import numpy as np
@@ -80,6 +83,7 @@ class Track:
     confirmation: float = 0.0
     probability: np.ndarray | None = None
     shift: float = 0.0
+    is_cut: bool = False
 
     def __post_init__(self) -> None:
         self.first = self.start
@@ -226,6 +230,9 @@ class _Propagation:
             for track in tracks:
                 region = Region.around(track.mask, self.scan.spacing)
                 track.contrast = Contrast.of(region.to_grid(self.scan.image(track.start), side, -1.0))
+        for track in tracks:
+            lines = self.known.on(track.label, track.first) if self.known is not None else None
+            track.is_cut = lines is not None and lines.cut(track.mask) >= CUT_SHARE
         self.banks = _track_banks(self.networks.pipeline, tracks, self.full, side)
         stride = min(max(1, round(STRIDE_MM / self.scan.plane.thickness)), LONGEST_STRIDE)
         tracks_per_batch = max(1, size // stride)
@@ -282,28 +289,29 @@ class _Propagation:
             return earlier, not self._mask(earlier).any()
         shifted = _shifted(prediction.values, track.shift)
         probability = on_slice_grid(prediction.region, shifted, self.scan.shape)
+        is_small = int((shifted > self.threshold).sum()) < END_PIXELS
+        has_ended = is_small or prediction.confirmation < MIN_CONFIRMATION * track.confirmation
         lines = self.known.on(track.label, index) if self.known is not None else None
         if lines is not None:
+            has_ended |= self._is_behind(track, index) and (track.is_cut or lines.exclude(self._mask(probability)))
             probability = lines.apply(probability)
-        is_small = int((shifted > self.threshold).sum()) < END_PIXELS
-        is_other_tissue = prediction.confirmation < MIN_CONFIRMATION * track.confirmation
-        return probability, is_small or is_other_tissue or not self._mask(probability).any()
+        return probability, has_ended or not self._mask(probability).any()
 
     def _ends(self, track: Track, index: int, has_ended: bool) -> bool:
-        """Whether a track ends at a slice: by what the networks see, unless crossing planes know better.
+        """Whether a track ends where it seems to: not if crossing planes show the structure there or further ahead."""
+        return has_ended and not any(distance >= 0 for distance in self._shown_ahead(track, index))
 
-        It goes on if they show the structure there or further ahead, and ends `END_MARGIN_MM` behind the last slice on
-        which they show it, if they show it on the track's first slice too.
-        """
+    def _is_behind(self, track: Track, index: int) -> bool:
+        """Whether a slice is over `END_MARGIN_MM` behind the last one on which crossing planes show the structure."""
+        ahead = self._shown_ahead(track, index)
+        return bool(ahead) and -max(ahead) * self.scan.plane.thickness > END_MARGIN_MM
+
+    def _shown_ahead(self, track: Track, index: int) -> list[int]:
+        """How many slices ahead of `index` (negative: behind) are those of a track's way on which crossing planes show
+        the structure."""
         shown = self.known.shown_on(track.label) if self.known is not None else []
         sign = 1 if index > track.first else -1
-        ahead = [sign * (other - index) for other in shown if sign * (other - track.first) >= 0]
-        if not ahead:
-            return has_ended
-        if max(ahead) >= 0:
-            return False
-        is_far = -max(ahead) * self.scan.plane.thickness > END_MARGIN_MM
-        return has_ended or (track.first in shown and is_far)
+        return [sign * (other - index) for other in shown if sign * (other - track.first) >= 0]
 
     def _missing(self, track: Track, indices: Sequence[int]) -> list[int]:
         """The next slices of a track that have to be computed: without an earlier probability, and not behind its

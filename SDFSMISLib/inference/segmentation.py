@@ -12,6 +12,7 @@ import numpy as np
 from SDFSMISLib.images.fusion import PlaneMask, fuse
 from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing, restore_painted
+from SDFSMISLib.images.suggestion import ExpectedErrors
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.slices import CroppedSlices, SliceResult, SliceStack
 from SDFSMISLib.support import SupportSlice
@@ -26,8 +27,9 @@ class Segmentation:
         probabilities: by label value, uint8 (slices, height, width), 255 meaning 1; before post-processing.
         axis: the array axis along which the scan was sliced.
         painted: indices of the painted slices of the query along `axis`; they come out as painted.
-        certainty: by label value (see `certainty_of`), float64 (slices along `axis`,), 0 to 1; NaN for slices that were
-            not computed.
+        certainty: by label value, float64 (slices along `axis`,): how certain each slice is, 0 to 1; NaN for slices
+            that were not computed. On a painted scan the Dice coefficient to expect (see `ExpectedErrors`), on another
+            one `certainty_of` its probability.
         seconds: wall-clock time of the run.
         planes: all painted slices of the query, of any axis.
         warnings: see `mismatch_warnings`.
@@ -264,11 +266,20 @@ class SegmentationBuilder:
             probabilities=self.probabilities,
             axis=self._axis,
             painted=tuple(sorted(plane.index for plane in planes if plane.axis == self._axis)),
-            certainty=self.certainty,
+            certainty={label: self._certainty_with_planes(label, threshold) for label in self.certainty},
             seconds=time.monotonic() - self._began,
             warnings=list(warnings),
             planes=tuple(sorted(planes)),
         )
+
+    def _certainty_with_planes(self, label: int, threshold: float) -> np.ndarray:
+        """The certainty of each computed slice: what the painted planes of the whole scan let expect, if it has any."""
+        planes = [Plane(one.plane.axis, one.index) for one in self._painted[label] if one.known is None]
+        if not planes:
+            return self.certainty[label]
+        x, y, z = self._query.geometry.spacing
+        errors = ExpectedErrors.of(self.probabilities[label], planes, (z, y, x), threshold)
+        return np.where(np.isnan(self.certainty[label]), np.nan, errors.certainty(self._axis))
 
     @staticmethod
     def _plane(voxels: np.ndarray, painted: SupportSlice) -> np.ndarray:
