@@ -92,3 +92,16 @@ def test_a_plane_that_agrees_changes_nothing() -> None:
     agreeing = FOUND[0].copy()
     agreeing[4] = 255 * PLANES[0].mask
     np.testing.assert_array_equal(correct(agreeing, [PLANES[0]], SPACING), agreeing)
+
+
+def test_the_same_error_on_two_neighbours_is_mended_once() -> None:
+    half = np.full(SHAPE, 128, dtype=np.uint8)
+    one, both = (correct(half, [replace(PLANES[0], plane=Plane(0, k)) for k in ks], SPACING) for ks in ([5], [4, 5]))
+    np.testing.assert_array_equal(both[6:], one[6:])
+
+
+def test_unknown_pixels_of_a_plane_take_nothing_from_what_its_neighbour_mends() -> None:
+    half, known = np.full(SHAPE, 128, dtype=np.uint8), np.zeros_like(PLANES[0].mask)
+    alone = correct(half, [PLANES[0]], SPACING)
+    unknown = replace(PLANES[0], plane=Plane(0, 5), known=known)
+    np.testing.assert_array_equal(correct(half, [PLANES[0], unknown], SPACING), alone)

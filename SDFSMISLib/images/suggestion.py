@@ -63,14 +63,14 @@ class ExpectedErrors:
             threshold: 0 to 1, above which a voxel was found.
         """
         shape = probability.shape
-        found = bounding_box(probability)
-        if found is None:
+        extent = bounding_box(probability)
+        if extent is None:
             nothing = tuple(np.zeros(side) for side in shape)
             return cls(nothing, nothing, nothing)
         margin = [math.ceil(MARGIN_MM / size) for size in spacing]
         box = tuple(
             slice(max(side.start - more, 0), min(side.stop + more, full))
-            for side, more, full in zip(found, margin, shape, strict=True)
+            for side, more, full in zip(extent, margin, shape, strict=True)
         )
         steps = _steps([side.stop - side.start for side in box], spacing)
         looked_at = tuple(slice(side.start, side.stop, step) for side, step in zip(box, steps, strict=True))
@@ -87,10 +87,12 @@ class ExpectedErrors:
             whole[box[axis]] = np.repeat(sums, steps[axis])[: box[axis].stop - box[axis].start]
             return whole
 
-        area, surplus, missing = (
+        area = tuple(_areas(probability, axis, box, threshold) for axis in range(3))
+        surplus, missing = (
             tuple(on_slices(weights, axis) for axis in range(3))
-            for weights in (inside, np.where(inside, chance, 0), np.where(inside, 0, chance))
+            for weights in (np.where(inside, chance, 0), np.where(inside, 0, chance))
         )
+        surplus = tuple(np.minimum(one, found / 2) for one, found in zip(surplus, area, strict=True))
         for axis, index in planes:
             surplus[axis][index] = missing[axis][index] = 0
         return cls(area, surplus, missing)
@@ -145,6 +147,14 @@ def _steps(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
         finest = min(range(3), key=lambda axis: steps[axis] * spacing[axis])
         steps[finest] *= 2
     return steps
+
+
+def _areas(probability: np.ndarray, axis: int, box: tuple[slice, ...], threshold: float) -> np.ndarray:
+    """float64 (slices along the axis,): voxels above the threshold; a slice at a time, to spare memory."""
+    area = np.zeros(probability.shape[axis])
+    for index, plane in enumerate(np.moveaxis(probability[box], axis, 0), start=box[axis].start):
+        area[index] = np.count_nonzero(plane > 255 * threshold)
+    return area
 
 
 def _chance(
