@@ -34,7 +34,7 @@ from SDFSMISLib.evaluation.results import Prediction, ResultsFile, Row, row_key,
 from SDFSMISLib.evaluation.tables import Table, formatted
 from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.images.planes import Plane
-from SDFSMISLib.images.suggestion import chance_of_error, suggest_plane
+from SDFSMISLib.images.suggestion import ExpectedErrors, suggest_plane
 
 __all__ = ["PAINTINGS", "PROTOCOL", "Curve", "curve_plot", "curves", "curves_table", "evaluate_interactive"]
 
@@ -178,8 +178,8 @@ def _suggested_plane(result: _Result) -> Plane | None:
     """The slice that the product suggests; None if it finds nothing doubtful."""
     assert result.probability is not None
     x, y, z = result.task.query.geometry.spacing
-    chance = chance_of_error(result.probability, result.task.planes, (z, y, x))
-    return suggest_plane([chance], result.task.planes, (z, y, x))
+    errors = ExpectedErrors.of(result.probability, result.task.planes, (z, y, x))
+    return suggest_plane([errors], result.task.planes, (z, y, x))
 
 
 def _worst_plane(task: Task, mask: np.ndarray) -> Plane | None:
