@@ -241,7 +241,7 @@ class _Drawing:
                 shown = self.view.turn(line)[self.box]
                 for places, draw in ((shown.all(axis=1), axes.axhline), (shown.all(axis=0), axes.axvline)):
                     for place in np.flatnonzero(places):
-                        draw(place, color=PAINTED_COLOUR, linewidth=0.8, alpha=0.6)
+                        draw(float(place), color=PAINTED_COLOUR, linewidth=0.8, alpha=0.6)
 
     def _marks(self, axes: Axes, index: int, tile: float) -> None:
         from matplotlib.patches import Rectangle
