@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -19,6 +20,8 @@ __all__ = ["CroppedSlices", "SlicePlane", "SliceResult", "SliceStack", "needed_s
 
 Number = TypeVar("Number", int, float)
 
+CUT_PIXELS = 1 << 20  # of neighbouring slices that are cut at once, which takes hardly longer than one
+CUT_BLOCKS = 4  # of such slices in memory
 LONGEST_PIXEL = 100.0  # ratio of a pixel's sides; beyond it a header is wrong, and squares in mm have no bound
 
 
@@ -175,14 +178,18 @@ class SliceStack:
         >>> stack.plane == sagittal, stack.read(1).tolist()
         (True, [[1, 5, 9], [13, 17, 21]])
         """
-        own, count = self.plane.axis, self.count
-        shape, spacing = self.scan_shape, self.scan_spacing
+        own, shape, spacing = self.plane.axis, self.scan_shape, self.scan_spacing
         row, column = (other for other in range(3) if other != axis)
-        across, along = place_in_slice(axis, own), place_in_slice(own, axis)
+        across, together = place_in_slice(axis, own), max(CUT_PIXELS // (shape[row] * shape[column]), 1)
+
+        @lru_cache(maxsize=CUT_BLOCKS)
+        def block(first: int) -> np.ndarray:
+            near = range(first, min(first + together, shape[axis]))
+            return np.stack([self.read(number).take(near, axis=across) for number in range(self.count)], axis=own)
 
         def read(index: int) -> np.ndarray:
-            lines = [self.read(number).take(index, axis=across) for number in range(count)]
-            return np.stack(lines, axis=along)
+            first = index - index % together
+            return block(first).take(index - first, axis=axis)
 
         plane = replace(
             self.plane,

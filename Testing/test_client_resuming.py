@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from SDFSMISLib.client.errors import (
     VersionMismatch,
 )
 from SDFSMISLib.slices import SliceStack
-from small_backend import Fault, SmallBackend, answer
+from small_backend import LIMITS, Fault, SmallBackend, answer
 
 pytest_plugins = ["client_fixtures"]
 pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
@@ -72,6 +73,18 @@ def test_a_run_over_two_views_that_breaks_at_any_record_is_taken_up_there(url: s
             np.testing.assert_array_equal(one.probability, answer(stacks[one.axis].read(one.index), 1))
         assert len(backend.asked[1]["finished"]) == min(max(after - 2, 0) // 2, len(previews))
     assert sorted(backend.puts()) == sorted(ADDRESSES), "slices of the other view are not sent"
+
+
+def test_what_is_too_much_to_hand_back_is_computed_again(url: str, backend: SmallBackend) -> None:
+    """All that has come is a request a byte too large: what has come along the second axis is left out."""
+    stacks, numbers = SliceStack.along(SCAN, [0, 2]), []
+    for most in (LIMITS["body_bytes"], None):
+        backend.limits["body_bytes"] = most or len(json.dumps(backend.asked[-1])) - 1
+        backend.faults.append(Fault(after=2 + 2 * 6 + 2 * 4))
+        with Client(url).segment(stacks, SUPPORT) as run:
+            assert [one.finished for one in run] == [*range(1, 15), *6 * [14]]
+        numbers.append((len(backend.asked[-1]["finished"]), {one["axis"] for one in backend.asked[-1]["lanes"]}))
+    assert numbers == [(6 + 4, {0, 2}), (6, {0})]
 
 
 def test_many_cuts_in_a_row_lose_nothing(url: str, backend: SmallBackend) -> None:

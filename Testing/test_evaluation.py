@@ -158,9 +158,7 @@ def test_in_field_each_chunk_is_done_by_itself(two_groups: Path) -> None:
     manifest = read_manifest(two_groups)
     (row, *_) = evaluate(manifest, "field", {"m": everywhere_but_there}, manifest.cases[2:3], metrics=("dice",))
     assert asked[-3:] == [(3,), (4,), (5,)]  # of the cone, the other target
-    assert row.scores == {
-        "dice": 1.0
-    }  # what a chunk has outside its slices is dropped, the rest is not judged
+    assert row.scores == {"dice": 1.0}  # what a chunk has outside its slices is dropped, the rest is not judged
 
 
 def test_a_run_is_taken_up_where_it_was_left(two_groups: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 from pydantic import ValidationError
 
+from SDFSMISLib import slices
 from SDFSMISLib import wire as protocol
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.intensity import IntensityWindow
@@ -285,8 +286,10 @@ def test_only_the_masks_of_the_labels_asked_for_are_sent() -> None:
 
 
 @quick
-@given(volumes(), st.permutations(range(3)), st.integers(1, 3))
-def test_slices_along_all_axes_come_back_as_they_were(volume: Volume, order: list[int], count: int) -> None:
+@given(volumes(), st.permutations(range(3)), st.integers(1, 3), st.sampled_from([1, 20, 1 << 20]))
+def test_slices_along_all_axes_come_back_as_they_were(
+    volume: Volume, order: list[int], count: int, cut_pixels: int
+) -> None:
     """Those of the first are sent, those of the others are cut from them."""
     try:
         stacks = SliceStack.along(volume, order[:count])
@@ -296,7 +299,9 @@ def test_slices_along_all_axes_come_back_as_they_were(volume: Volume, order: lis
     addresses = {index: content_address(main.read(index)) for index in range(main.count)}
     fields = through_json(query_fields(stacks, addresses))
     assert {index: address for index, address in fields["slices"]} == addresses
-    back = Query.model_validate(fields).slice_stacks(main.read, lambda axis, index: f"{axis} {index}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices, "CUT_PIXELS", cut_pixels)
+        back = Query.model_validate(fields).slice_stacks(main.read, lambda axis, index: f"{axis} {index}")
     assert list(back) == list(stacks)
     for axis, stack in stacks.items():
         assert (back[axis].plane, back[axis].count, back[axis].native_shape) == (

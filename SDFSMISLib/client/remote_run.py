@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
-from SDFSMISLib.client.capabilities import Capabilities, fetch_capabilities
+from SDFSMISLib.client.capabilities import Capabilities, Limits, fetch_capabilities
 from SDFSMISLib.client.connection import Connection, Endpoint, Interrupt, RetryPolicy
 from SDFSMISLib.client.errors import BackendError, BackendFailed, error_of_answer, printable
 from SDFSMISLib.client.upload import OnProgress, SliceUpload, plan_upload, send_missing
@@ -192,11 +192,8 @@ class RemoteRun:
         self, connection: Connection, request: Mapping[str, Any], capabilities: Capabilities
     ) -> Generator[SliceResult, None, None]:
         """The new slices of one connection, to the end of the run."""
-        earlier = {"finished": [*self._finished.values()], "lanes": [*self._lanes.values()], "found": self._found}
-        body = json.dumps({**request, **earlier})
-        capabilities.limits.check_body(len(body))
         self.phase = "waiting"
-        response = connection.request("POST", "/segmentations", body.encode())
+        response = connection.request("POST", "/segmentations", self._body(request, capabilities.limits))
         self._retries.connected()
         pixels = max(math.prod(stack.native_shape) for stack in self.stacks.values())
         longest = (1 << 16) + 2 * pixels * len(self.labels)
@@ -215,6 +212,19 @@ class RemoteRun:
                 ) from error
             if result is not None:
                 yield result
+
+    def _body(self, request: Mapping[str, Any], limits: Limits) -> bytes:
+        """A request with what has come, along as many axes as the backend takes; the rest is computed once more."""
+        axes = list(self.stacks)
+        while True:
+            finished, lanes = (
+                [one for one in kept.values() if one["axis"] in axes] for kept in (self._finished, self._lanes)
+            )
+            body = json.dumps({**request, "finished": finished, "lanes": lanes, "found": self._found}).encode()
+            if len(body) <= limits.body_bytes or not axes:
+                limits.check_body(len(body))
+                return body
+            axes.pop()
 
     def _receive(self, record: Mapping[str, Any]) -> SliceResult | None:
         """Process a record; the slice if it is a new one. Records of unknown types are ignored."""
