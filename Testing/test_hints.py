@@ -1,5 +1,7 @@
 """What a network is told of a query beside the supports: registered neighbours, likeness, and a region's contrast."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from SDFSMISLib import Segmenter, SupportSet, Volume
+from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.inference.network_images import Contrast
 from SDFSMISLib.inference.registration import displacement, warp
-from SDFSMISLib.model.built_in import folded, new_built_in, unfolded
+from SDFSMISLib.model.built_in import Size, folded, new_built_in, unfolded
 from SDFSMISLib.model.likeness import likeness, likeness_table
+from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import NEIGHBOUR_MASK_WEIGHT, Hints
 
 
@@ -137,3 +143,31 @@ def test_folding_pixels_into_channels_is_undone_exactly_and_is_what_the_encoder_
     with torch.no_grad():
         latents = pipe.encode_images(images[:, None].expand(-1, 3, -1, -1))
     assert torch.corrcoef(torch.stack([latents.flatten(), folded(images).flatten()]))[0, 1] > 0.998
+
+
+# -- what crossing planes tell
+
+
+def test_what_is_known_changes_nothing_at_first_and_reaches_the_networks_once_they_have_learnt_it(
+    tmp_path: Path,
+) -> None:
+    new_built_in(size=Size(resolution=32, channels=(8, 16), known=True)).save_pretrained(tmp_path)
+    pipe = load_pipeline(str(tmp_path), "cpu")
+    assert pipe.takes_known
+    mask = np.zeros((12, 24, 24), dtype=np.uint8)
+    mask[3:9, 6:18, 6:18] = 1
+    scan = Volume(
+        100 * mask.astype(np.float32), Geometry(mask.shape, (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    )
+    planes = SupportSet.from_labelmap(scan, Volume(mask, scan.geometry), slices=[(0, 5), (2, 12)])
+
+    def found(pipeline: SDFSMISPipeline) -> np.ndarray:
+        return Segmenter(pipeline, "test").segment(scan, planes, axis=0).probabilities[1]
+
+    untaught = found(pipe)
+    with torch.no_grad():
+        pipe.unet.conv_in_known.weight.normal_(std=1.0)
+    taught = found(pipe)
+    pipe.unet.register_to_config(known=False)
+    np.testing.assert_array_equal(found(pipe), untaught)
+    assert np.abs(taught.astype(int) - untaught).max() > 10

@@ -21,11 +21,23 @@ class KnownPixels:
             where it is known, and where it shows the structure.
         strokes: bool (rows, columns), native: where its own paint is known, and where it shows the structure.
         plane: of the slice.
+        shape: (rows, columns) of the native slice.
     """
 
     lines: tuple[tuple[int, int, np.ndarray, np.ndarray], ...]
     strokes: tuple[tuple[np.ndarray, np.ndarray], ...]
     plane: SlicePlane
+    shape: tuple[int, int]
+
+    def maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """float32 canonical (rows, columns): 1 where the structure is known to be, and where it is known not to be."""
+        known, inside = (np.zeros(self.shape, dtype=bool) for _ in range(2))
+        for axis, index, told, shown in self.lines:
+            np.moveaxis(known, axis, 0)[index][told], np.moveaxis(inside, axis, 0)[index][told] = True, shown[told]
+        for told, shown in self.strokes:
+            known[told], inside[told] = True, shown[told]
+        turn = self.plane.orientation.apply
+        return turn(inside).astype(np.float32), turn(known & ~inside).astype(np.float32)
 
     def cut(self, mask: np.ndarray) -> float:
         """The longest of the lines through a mask, bool canonical (rows, columns), as a share of the longest one that
@@ -108,7 +120,7 @@ class KnownPlanes:
             known = np.ones_like(inside) if painted.known is None else painted.known.take(index, axis=across)
             lines.append((place_in_slice(painted.plane.axis, self._axis), painted.index, known, inside))
         drawn = [(one.known, one.mask(label)) for one in strokes if one.known is not None]
-        return KnownPixels(tuple(lines), tuple(drawn), self._scan.plane)
+        return KnownPixels(tuple(lines), tuple(drawn), self._scan.plane, self._scan.native_shape)
 
     def shown_on(self, label: int) -> list[int]:
         """Sorted indices of the slices on which a crossing plane shows the label."""

@@ -353,18 +353,28 @@ class _Propagation:
         painted = _stacked([self.banks[track] for track in tracks])
         last_bank = pipeline.encode_support(as_rgb(last)[:, None], torch.stack(masks)[:, None], painted.conditions)
         bank = painted.joined(last_bank).rows(torch.tensor(row, device=pipeline.device))
-        neighbours: tuple[torch.Tensor, ...] = ()
+        neighbours, neighbour_masks, known = None, None, None
         if pipeline.takes_neighbours:
             to_warp = torch.stack([regions[r].to_grid(tracks[r].mask_to_warp, side, 0.0) for r in row])
-            neighbours = as_rgb(warp(last[row], moves)), warp(to_warp, moves)
+            neighbours, neighbour_masks = as_rgb(warp(last[row], moves)), warp(to_warp, moves)
         names = [slice_name(scan, index, regions[r], one.contrast) for r, (one, index) in zip(row, rows, strict=True)]
         latents = self.networks.encoded(seen, names)
-        maps = pipeline.segment(latents, bank, pipeline.hints(seen, bank, *neighbours)).mean(1).cpu()
+        if pipeline.takes_known:
+            known = torch.stack([self._known_maps(*one, regions[r]) for r, one in zip(row, rows, strict=True)])
+        hints = pipeline.hints(seen, bank, neighbours, neighbour_masks, known)
+        maps = pipeline.segment(latents, bank, hints).mean(1).cpu()
         confirmations = torch.ones(len(row))
-        if neighbours and painted.likeness is not None:
+        if neighbour_masks is not None and painted.likeness is not None:
             alike = likeness(seen[:, 0].to(painted.likeness.device), painted.likeness[row]).cpu()
-            confirmations = _confirmation(maps, neighbours[1], alike)
+            confirmations = _confirmation(maps, neighbour_masks, alike)
         return [_Prediction(maps[n], regions[r], float(confirmations[n])) for n, r in enumerate(row)]
+
+    def _known_maps(self, track: Track, index: int, region: Region) -> torch.Tensor:
+        """What is known of a track's slice, (2, side, side), 0 to 1: inside and outside of the structure."""
+        side, lines = self.networks.side, self.known.on(track.label, index) if self.known is not None else None
+        if lines is None:
+            return torch.zeros(2, side, side)
+        return torch.stack([region.to_grid(one, side, 0.0) for one in lines.maps()])
 
     def _region(self, track: Track) -> Region:
         """The part of a track's next slices that the networks see."""

@@ -35,7 +35,7 @@ class Size:
         factor: pixels per latent position along each side, 4 or 8; the latent has ``factor ** 2`` channels.
         channels: of the U-Net's levels, the finest first; multiples of 8.
         layers: residual blocks per level.
-        neighbour, likeness: see `SupportQueryUNet`.
+        neighbour, likeness, known: see `SupportQueryUNet`.
 
     Raises:
         InputError: for values that do not fit together.
@@ -50,6 +50,7 @@ class Size:
     layers: int = 1
     neighbour: bool = True
     likeness: bool = True
+    known: bool = False
 
     def __post_init__(self) -> None:
         if self.factor not in AUTOENCODER_CHANNELS:
@@ -128,6 +129,7 @@ def _unet(size: Size) -> SupportQueryUNet:
         norm_num_groups=GROUPS,
         neighbour=size.neighbour,
         likeness=size.likeness,
+        known=size.known,
     )
 
 

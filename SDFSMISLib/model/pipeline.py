@@ -115,6 +115,11 @@ class SDFSMISPipeline(DiffusionPipeline):
         return bool(self.unet.config.neighbour)
 
     @property
+    def takes_known(self) -> bool:
+        """Whether the U-Net has an input for what is known of a query (`SupportQueryUNet`, `known`)."""
+        return bool(self.unet.config.known)
+
+    @property
     def sees_contrast(self) -> bool:
         """Whether the weights were trained on regions with spread contrast (`network_images.Contrast`), as those
         of the built-in kind were and the paper's were not."""
@@ -279,6 +284,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         bank: SupportBank,
         neighbours: torch.Tensor | None = None,
         neighbour_masks: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
     ) -> Hints:
         """Optional inputs of the U-Net for queries; empty for networks without such inputs.
 
@@ -288,14 +294,18 @@ class SDFSMISPipeline(DiffusionPipeline):
             neighbours (`torch.Tensor`, *optional*): (Q, 3, H, W) in [-1, 1], finished neighbouring slices, registered
                 onto the queries.
             neighbour_masks (`torch.Tensor`, *optional*): (Q, H, W), 0 to 1, their masks, warped likewise.
+            known (`torch.Tensor`, *optional*): (Q, 2, H, W), 0 to 1, where the structure is known to be, and where it
+                is known not to be.
         """
-        neighbour, likely = None, None
+        neighbour, likely, told = None, None, None
         if self.takes_neighbours and neighbours is not None and neighbour_masks is not None:
             masks = self.encode_masks(neighbour_masks.to(self.device))
             neighbour = torch.cat([self.encode_images(neighbours), masks], dim=1)
         if bank.likeness is not None:
             likely = self.encode_masks(likeness(images[:, 0].to(self.device), bank.likeness))
-        return Hints(neighbour, likely)
+        if self.takes_known and known is not None:
+            told = self.encode_masks(known.to(self.device).flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1, 2)
+        return Hints(neighbour, likely, told)
 
     def predict(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
         """Scaled mask latents (Q, c, h, w) of query latents.

@@ -82,10 +82,12 @@ class Hints:
         neighbour: (Q, 2c, h, w), image latent and mask latent of a finished neighbouring slice, registered onto the
             query.
         likeness: (Q, c, h, w), latent of the query's likeness to the painted structure (`SDFSMISLib.model.likeness`).
+        known: (Q, 2c, h, w), mask latents of the pixels that are known to be inside and outside of the structure.
     """
 
     neighbour: torch.Tensor | None = None
     likeness: torch.Tensor | None = None
+    known: torch.Tensor | None = None
 
 
 class SupportQueryUNet(UNet2DConditionModel):
@@ -105,6 +107,9 @@ class SupportQueryUNet(UNet2DConditionModel):
             the bank finds similar tissue, convolutions see its displacement.
         likeness (`bool`, defaults to `False`): whether there is a fourth input convolution, ``conv_in_likeness`` (c
             channels), for the latent of the query's likeness to the painted structure. Not part of the paper.
+        known (`bool`, defaults to `False`): whether there is an input convolution ``conv_in_known`` (2c channels), for
+            what painted slices of other views tell of the query: mask latents of the known pixels inside and outside.
+            Not part of the paper.
 
     Example:
         >>> from SDFSMISLib.model.built_in import Size, new_built_in
@@ -117,9 +122,11 @@ class SupportQueryUNet(UNet2DConditionModel):
         (3, 16, 8, 8)
     """
 
-    def __init__(self, *args: Any, neighbour: bool = False, likeness: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, neighbour: bool = False, likeness: bool = False, known: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.register_to_config(neighbour=neighbour, likeness=likeness)
+        self.register_to_config(neighbour=neighbour, likeness=likeness, known=known)
         old = self.conv_in
         self.conv_in_ref = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
         if neighbour:
@@ -127,6 +134,8 @@ class SupportQueryUNet(UNet2DConditionModel):
             self.conv_out_neighbour = _scaled_identity(self.conv_out.out_channels)
         if likeness:
             self.conv_in_likeness = _zero_convolution(old, old.in_channels // 2)
+        if known:
+            self.conv_in_known = _zero_convolution(old, old.in_channels)
         self.set_attn_processor(
             {
                 name: _processor_for(name.removesuffix(".processor"))
@@ -208,6 +217,8 @@ class SupportQueryUNet(UNet2DConditionModel):
             hidden = hidden + self.conv_in_neighbour(hints.neighbour)
         if hints is not None and hints.likeness is not None:
             hidden = hidden + self.conv_in_likeness(hints.likeness)
+        if hints is not None and hints.known is not None:
+            hidden = hidden + self.conv_in_known(hints.known)
         output = self._run(hidden, passing)
         if hints is not None and hints.neighbour is not None:
             mask = hints.neighbour[:, hints.neighbour.shape[1] // 2 :]
@@ -288,7 +299,7 @@ def _signature_with(*added: str) -> inspect.Signature:
     return known.replace(parameters=[*known.parameters.values(), *switches])
 
 
-SupportQueryUNet.__init__.__signature__ = _signature_with("neighbour", "likeness")  # type: ignore[attr-defined]
+SupportQueryUNet.__init__.__signature__ = _signature_with("neighbour", "likeness", "known")  # type: ignore[attr-defined]
 
 
 def _processor_for(layer: str) -> SupportQueryAttention | ConditionAttention:
