@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -186,27 +186,21 @@ class SupportSet:
         return tuple(painted for painted in self.slices if painted.complete or painted.mask(label).any())
 
     def axes_on(self, scan: Volume, content_hash: str) -> tuple[int, ...]:
-        """The array axes along which to segment a scan: those of the slices painted on it, else the one of the same
-        anatomical plane as the first slice.
+        """The array axes along which to segment a scan: those of the slices painted on it as wholes, the main one first
+        (see :func:`axes_in_order`), or else the one of the same anatomical plane as the first slice; then those on
+        which only parts of slices are known, or that nothing is there.
 
-        The first is the main one, along which results come: the axis with most painted slices; of equal ones that with
-        the finest pixels, then the lowest. ``content_hash`` is the scan's. Raises :class:`InputError` for a set without
-        slices.
+        ``content_hash`` is the scan's. Raises :class:`InputError` for a set without slices.
         """
         if not self.slices:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
-        painted = {
-            (one.plane.axis, one.index) for one in self.slices if one.plane.scan == content_hash and one.labels.any()
-        }
-        axes = sorted({axis for axis, _ in painted})
+        own = [one for one in self.slices if one.plane.scan == content_hash]
+        whole = {Plane(one.plane.axis, one.index) for one in own if one.known is None and one.labels.any()}
+        axes = axes_in_order(whole, scan.geometry)
         if not axes:
-            return (next(axis for axis in range(3) if scan.geometry.plane(axis) == self.slices[0].plane.name),)
-
-        def order(axis: int) -> tuple[int, float, int]:
-            row, column = scan.geometry.in_plane_spacing(axis)
-            return -sum(axis == other for other, _ in painted), row * column, axis
-
-        return tuple(sorted(axes, key=order))
+            first = next((one for one in self.slices if one.known is None), self.slices[0])
+            axes = (next(axis for axis in range(3) if scan.geometry.plane(axis) == first.plane.name),)
+        return (*axes, *sorted({one.plane.axis for one in own} - set(axes)))
 
     def digest(self) -> tuple[str, ...]:
         """The digests of the slices, in their order."""
@@ -246,7 +240,7 @@ class SupportSet:
         matched = replace(matched, voxels=integer_labels(matched.voxels, "The mask"))
         wanted = _wanted_labels(matched.voxels, label)
         if slices is None:
-            shown = _detected(matched.voxels, wanted, scan.geometry, axis)
+            shown = labels_by_plane(matched.voxels, wanted, scan.geometry.default_axis(), axis)
         else:
             shown = {plane: wanted for plane in _named(slices, matched.voxels, wanted, scan.geometry, axis)}
         planes = {axis: SlicePlane.of(scan, axis) for axis in sorted({plane.axis for plane in shown})}
@@ -263,9 +257,8 @@ class SupportSet:
         found = {value for one in painted_slices for value in label_values(one.labels)}
         absent = [value for value in wanted if value not in found]
         if absent and not (label is None and found):
-            painted = _detected(
-                matched.voxels, absent, scan.geometry, axis if slices is None else _one_axis(shown, axis)
-            )
+            along = axis if slices is None else _one_axis(shown, axis)
+            painted = labels_by_plane(matched.voxels, absent, scan.geometry.default_axis(), along)
             raise InputError(
                 f"Label {_listed(absent)} is not painted on {_described(shown)}; painted slices: {_described(painted)}."
             )
@@ -328,6 +321,22 @@ def _slice(entry: dict[str, Any], image: np.ndarray, labels: np.ndarray, known: 
     return SupportSlice(image, labels, int(entry["index"]), plane, complete, known)
 
 
+def axes_in_order(planes: Collection[Plane], geometry: Geometry) -> tuple[int, ...]:
+    """The array axes of painted planes. The first is the main one, along which results come: the axis with most planes;
+    of equal ones that with the finest pixels, then the lowest.
+
+    >>> grid = Geometry((9, 64, 64), (0.5, 0.7, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    >>> axes_in_order([Plane(2, 30), Plane(0, 4)], grid), axes_in_order([Plane(2, 30), Plane(2, 40)], grid)
+    ((0, 2), (2,))
+    """
+
+    def order(axis: int) -> tuple[int, float, int]:
+        row, column = geometry.in_plane_spacing(axis)
+        return -sum(plane.axis == axis for plane in planes), row * column, axis
+
+    return tuple(sorted({plane.axis for plane in planes}, key=order))
+
+
 def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> list[int]:
     """The label values of a ``label`` argument, sorted; all of them must be painted."""
     present = label_values(voxels)
@@ -342,18 +351,25 @@ def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> lis
     return wanted
 
 
-def _detected(
-    voxels: np.ndarray, wanted: Sequence[int], geometry: Geometry, axis: int | Literal["auto"]
+def labels_by_plane(
+    voxels: np.ndarray, wanted: Sequence[int], default_axis: int, axis: int | Literal["auto"] = "auto"
 ) -> dict[Plane, list[int]]:
-    """The planes that were painted and their labels; with an axis all of its slices that hold a label."""
+    """The planes that were painted, and the labels painted on each; see :func:`.planes.painted_planes`.
+
+    Args:
+        voxels: label values (slices, height, width).
+        wanted: the label values that count.
+        default_axis: axis of the slices if the paint does not tell.
+        axis: an array axis takes all of its slices that hold a label.
+    """
     shown: dict[Plane, list[int]] = {}
     if axis == "auto" and len(wanted) > 1:  # several structures painted as wholes are slices of one axis
-        axes = {plane.axis for plane in painted_planes(np.isin(voxels, wanted), geometry.default_axis())}
+        axes = {plane.axis for plane in painted_planes(np.isin(voxels, wanted), default_axis)}
         axis = axes.pop() if len(axes) == 1 else "auto"
     for label in wanted:
         mask = voxels == label
         if axis == "auto":
-            planes = painted_planes(mask, geometry.default_axis())
+            planes = painted_planes(mask, default_axis)
         else:
             others = tuple(other for other in range(3) if other != axis)
             planes = [Plane(axis, int(index)) for index in np.flatnonzero(mask.any(axis=others))]
@@ -374,7 +390,7 @@ def _named(
     indices = [int(one) for one in slices if isinstance(one, (int, np.integer))]
     if indices:
         if axis == "auto":
-            axes = sorted({plane.axis for plane in _detected(voxels, wanted, geometry, "auto")})
+            axes = sorted({plane.axis for plane in labels_by_plane(voxels, wanted, geometry.default_axis())})
             if len(axes) > 1:
                 raise InputError(
                     f"Slice {indices[0]} was named without its axis, but slices of the axes {_listed(axes)} are "

@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import settings
 
 from mrml_scene import MrmlScene, held
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference.segmentation import SegmentationBuilder
@@ -115,13 +116,13 @@ class Bench:
     def templates(self) -> dict[int, SegmentTemplate]:
         return {label: SegmentTemplate.of(self.segmentation, one) for label, one in enumerate(self.ids, 1)}
 
-    def found(self, segmentation: Any = None, node: Any = None, axis: int | None = None) -> dict[int, str]:
+    def found(self, segmentation: Any = None, node: Any = None) -> dict[int, str]:
         """The results of earlier runs, by label."""
-        axis = self.axis if axis is None else axis
-        return find_results(node or self.node, segmentation or self.segmentation, self.templates, axis)
+        return find_results(node or self.node, segmentation or self.segmentation, self.templates)
 
     def support(self) -> SupportSet:
-        return self.painting().support(self.scan, axis=self.axis)
+        painting = self.painting()
+        return painting.support(self.scan, [Plane(self.axis, index) for index in painting.labels.slices(self.axis)])
 
     def writer(self, **options: Any) -> ResultWriter:
         support = options.pop("support", None) or self.support()
@@ -131,6 +132,11 @@ class Bench:
     def slice(self, label: int, index: int) -> np.ndarray:
         return np.moveaxis(self.probabilities[label], self.axis, 0)[index]
 
+    def whole(self, support: SupportSet, label: int) -> set[int]:
+        """The slices that no run computes."""
+        known = [one for one in support.for_label(label) if one.known is None]
+        return {one.index for one in known if one.plane.axis == self.axis}
+
     def run(self, writer: ResultWriter, seed: int = 0, support: SupportSet | None = None) -> None:
         """Hands out the slices in any order, those that are not painted, some written in between."""
         rng, support = np.random.default_rng(seed), support or self.support()
@@ -138,7 +144,7 @@ class Bench:
             (label, index)
             for label in self.probabilities
             for index in range(self.geometry.shape[self.axis])
-            if index not in {one.index for one in support.for_label(label)}
+            if index not in self.whole(support, label)
         ]
         for label, index in rng.permutation(records).tolist():
             writer.add_slice(label, index, self.slice(label, index), (label * 100 + index) / 1000)
@@ -161,7 +167,7 @@ class Bench:
         pieces = {label: support.for_label(label) for label in self.probabilities}
         builder = SegmentationBuilder(self.scan, stack, pieces, support.names)
         for label in self.probabilities:
-            for index in set(range(stack.count)) - {one.index for one in pieces[label]}:
+            for index in set(range(stack.count)) - self.whole(support, label):
                 builder.add(label, index, self.slice(label, index), 1.0)
         return builder.segmentation(threshold, cleaning).labelmap.voxels
 
@@ -178,6 +184,14 @@ class Bench:
             assert not labels[mask].any()
             labels[mask] = label
         return labels
+
+    def near(self, changed: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Bool of the whole grid: what is known after strokes on slices along an axis changed these voxels."""
+        near = np.zeros(self.geometry.shape, dtype=bool)
+        for voxel in np.argwhere(changed):
+            reach = [0 if other == axis else int(5.0 / self.geometry.axis_spacing(other)) for other in range(3)]
+            near[tuple(slice(max(v - r, 0), v + r + 1) for v, r in zip(voxel, reach, strict=True))] = True
+        return near
 
     def held_masks(self, writer: ResultWriter) -> np.ndarray:
         """Bool (labels, slices, height, width) of the results in the scene."""

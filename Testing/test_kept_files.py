@@ -131,10 +131,10 @@ def test_a_kept_scene_gives_its_results_and_corrections_back(tmp_path: Path) -> 
     names = [segments.GetSegment(one).GetName() for one in segments.GetSegmentIDs()]
     assert names == ["liver", "spleen", "other", "liver (SDFSMIS)", "spleen (SDFSMIS)"]
     templates = {label: SegmentTemplate.of(segmentation, segments.GetNthSegmentID(label - 1)) for label in (1, 2)}
-    results = find_results(volume, segmentation, templates, 0)
+    results = find_results(volume, segmentation, templates)
     assert results == {label: segments.GetNthSegmentID(label + 2) for label in (1, 2)}
     painted = read_painting(volume, segmentation, [segments.GetNthSegmentID(number) for number in (0, 1)])
     painting = with_corrections(painted, read_results(volume, segmentation, results))
-    assert painting.corrected == (8,)
+    assert {plane: one.known for plane, one in painting.corrections.items()} == {(0, 8): None}
     voxels = [int(held(segmentation, one, volume).sum()) for one in segments.GetSegmentIDs()]
     assert voxels == [34, 39, 299, 367, 356]

@@ -21,6 +21,7 @@ from scene_examples import (
     write_all,
 )
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.scene import EditingRules, ResultUnavailable, ResultWriter, SegmentNotFound
 
 
@@ -54,29 +55,36 @@ def test_discarding_a_run_that_went_on_in_earlier_results_gives_these_back() -> 
     finish(second)
     assert not same_state(bench.state(), before)
     discard(second)
-    assert same_state(bench.state(), before) and first.corrected == (8,)
+    assert same_state(bench.state(), before) and first.corrected == ((0, 8),)
 
 
 def test_corrections_stay_when_the_run_is_discarded_and_undo_brings_the_rest_back() -> None:
-    bench = Bench(seed=4)
+    bench, stroke = Bench(seed=4), np.ones((1, 2, 2), dtype=bool)
     before, writer = bench.state(), bench.finished()
-    results = bench.found()
-    bench.editor.erase(results[2], np.ones((1, 2, 2), dtype=bool), (7, 0, 0))
-    bench.editor.paint(results[1], np.ones((1, 2, 2), dtype=bool), (7, 0, 0))
+    results, found = bench.found(), bench.held(writer)
+    bench.editor.erase(results[2], stroke, (7, 0, 0))
+    bench.editor.paint(results[1], stroke, (7, 0, 0))
     bench.editor.erase(results[1], np.ones((1, *SHAPE[1:]), dtype=bool), (4, 0, 0))  # the liver is not there
+    writer.know(Plane(2, 3))
     shown, in_review = bench.held(writer), bench.state()
     discard(writer)
-    left = bench.labels(results)
-    assert np.array_equal(left[[4, 7]], shown[[4, 7]]) and set(np.flatnonzero(left.any(axis=(1, 2)))) == {4, 7}
+    left, known = bench.labels(results), bench.near(found != shown)
+    known[:, :, 3] = True
+    assert np.array_equal(left, np.where(known, shown, 0))
     assert same_state(before, {one: held for one, held in bench.state().items() if one in before})
     assert bench.found() == results, "the next run goes on in what is left"
     painting = bench.corrected(results)
-    assert painting.corrected == (4, 7)
+    assert {plane: one.known is None for plane, one in painting.corrections.items()} == {
+        (0, 4): False,
+        (0, 7): False,
+        (2, 3): True,
+    }
     support = painting.support(bench.scan)
     second = bench.finished(support=support, into=results)
-    assert second.corrected == (4, 7) and np.array_equal(bench.held(second), bench.expected(support=support))
-    bench.editor.logic.Undo()
-    bench.editor.logic.Undo()
+    assert second.corrected == ((0, 4), (0, 7), (2, 3))
+    assert np.array_equal(bench.held(second), bench.expected(support=support))
+    for _ in range(2):
+        bench.editor.logic.Undo()
     assert same_state(bench.state(), in_review)
 
 
@@ -102,14 +110,14 @@ def test_corrections_in_results_of_an_earlier_run_stay_when_the_later_one_is_dis
     bench.probabilities = {1: 255 - bench.probabilities[1]}
     support = bench.corrected({1: result}).support(bench.scan)
     second = bench.finished(support=support, into={1: result})
+    found = bench.held(second)
     for index in (2, 5):  # one that was painted anew before the run, and one that it computed
         bench.editor.paint(result, stroke, (index, 7, 7))
     shown = bench.held(second)
     discard(second)
-    after, expected = bench.labels({1: result}), before.copy()
-    expected[[2, 5]] = shown[[2, 5]]
-    assert np.array_equal(after, expected)
-    assert bench.corrected({1: result}).corrected == (2, 5, 8), "slice 4 was painted anew since"
+    assert np.array_equal(bench.labels({1: result}), np.where(bench.near(found != shown), shown, before))
+    corrections = bench.corrected({1: result}).corrections
+    assert corrections.keys() == {(0, 2), (0, 5), (0, 8)}, "slice 4 was painted anew since"
 
 
 def test_discarding_what_came_to_be_surfaces_leaves_it_alone() -> None:

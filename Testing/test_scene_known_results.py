@@ -16,6 +16,7 @@ from scene_examples import (
     accept,
     finish,
 )
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.scene import EditingRules, ResultWriter, ScanCache, SegmentTemplate, find_results, list_segments
 from SDFSMISLib.scene.scan import scan_key
@@ -80,8 +81,8 @@ def test_results_are_found_after_scan_and_segmentation_were_renamed_saved_and_lo
     segmentation = scene.load_segmentation(drawn)
     templates = {label: SegmentTemplate.of(segmentation, one) for label, one in enumerate(bench.ids, 1)}
     assert node.GetID() != bench.node.GetID() and templates.keys() == results.keys()
-    assert find_results(node, segmentation, templates, 0) == results
-    assert find_results(other, segmentation, templates, 0) == {}
+    assert find_results(node, segmentation, templates) == results
+    assert find_results(other, segmentation, templates) == {}
 
 
 def test_segments_of_one_id_in_two_segmentations_are_two_structures() -> None:
@@ -98,9 +99,9 @@ def test_segments_of_one_id_in_two_segmentations_are_two_structures() -> None:
     for template in templates:
         writer = writer_of(bench, template)
         finish(writer)
-        found.append(find_results(bench.node, bench.segmentation, {1: template}, 0))
+        found.append(find_results(bench.node, bench.segmentation, {1: template}))
         assert found[-1] == {1: writer.segment_id(1)}
-    assert found[0] != found[1] and find_results(bench.node, bench.segmentation, {1: templates[0]}, 0) == found[0]
+    assert found[0] != found[1] and find_results(bench.node, bench.segmentation, {1: templates[0]}) == found[0]
 
 
 def test_a_segment_that_got_the_id_of_a_deleted_one_does_not_get_its_result() -> None:
@@ -136,21 +137,21 @@ def test_a_structure_of_a_file_is_known_by_its_name() -> None:
     assert not one.is_in(bench.segmentation)
     writer = writer_of(bench, other)
     finish(writer)
-    assert find_results(bench.node, bench.segmentation, {1: one, 5: other}, 0) == {5: writer.segment_id(1)}
+    assert find_results(bench.node, bench.segmentation, {1: one, 5: other}) == {5: writer.segment_id(1)}
 
 
 def test_a_large_painting_is_recorded_and_known_after_saving_and_loading(tmp_path: Path) -> None:
     bench = Bench(labels=1)
     noise = np.random.default_rng(0).random(SHAPE) < 0.5  # as many characters as there can be
     bench.editor.paint(bench.ids[0], noise)
-    support = bench.painting().support(bench.scan, [2], 0)
+    support = bench.painting().support(bench.scan, [Plane(0, 2)])
     result = bench.finished(support=support).segment_id(1)
     bench.editor.erase(result, np.ones((1, 4, 4), dtype=bool), (2, 0, 0))
     loaded = bench.scene.load_segmentation(bench.scene.save(bench.segmentation, tmp_path / "drawn.seg.nrrd"))
     assert np.array_equal(held(loaded, bench.ids[0], bench.node), noise | bench.painted[0])
     assert bench.found(loaded) == {1: result}
     bench.segmentation = loaded
-    assert bench.corrected({1: result}).corrected == (2,)
+    assert bench.corrected({1: result}).corrections.keys() == {(0, 2)}
 
 
 def test_a_scan_is_known_by_its_voxels_whatever_its_name_place_and_type() -> None:

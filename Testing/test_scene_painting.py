@@ -21,6 +21,7 @@ from scene_examples import (
     random_masks,
 )
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Geometry, Volume, match_labelmap, read_labelmap
 from SDFSMISLib.scene import ScanCache, SegmentNotFound, list_segments, painting_stamp, read_painting
 from SDFSMISLib.scene.frame import ijk_to_ras, vtk_matrix_from_array
@@ -59,9 +60,13 @@ def test_what_is_painted_is_read_voxel_by_voxel(geometry: Geometry, seed: int, s
     for label, mask in enumerate(masks[::-1], 1):
         assert np.array_equal(labels.voxels == label, mask)
         assert np.array_equal(held(segmentation_node, ids[-label], node), mask)
-        for along in range(3):
-            planes = np.flatnonzero(np.moveaxis(mask, along, 0).any(axis=(1, 2))).tolist()
-            assert list(painting.slices(along, label)) == planes
+        covered = np.zeros_like(mask)
+        for plane, shown in painting.painted.items():
+            if label in shown:
+                layer = np.moveaxis(covered, plane.axis, 0)[plane.index]
+                layer |= np.moveaxis(mask, plane.axis, 0)[plane.index]
+                assert np.array_equal(painting.labels_on(plane) == label, layer)
+        assert np.array_equal(covered, mask), "every voxel lies on a slice that was recognised as painted"
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -81,7 +86,8 @@ def test_the_support_is_that_of_the_saved_files(
         ids.append(editor.segment(name, mask))
         if separate:
             segmentation_node.GetSegmentation().SeparateSegmentLabelmap(ids[-1])
-    support = read_painting(node, segmentation_node, ids).support(ScanCache().get(node), slices)
+    planes = None if slices is None else [Plane(0, index) for index in slices]
+    support = read_painting(node, segmentation_node, ids).support(ScanCache().get(node), planes, planes or ())
 
     scan = Volume.read(scene.save(node, tmp_path / "scan.nrrd"))
     with warnings.catch_warnings():
@@ -101,18 +107,41 @@ def test_some_segments_and_some_slices_make_the_support(scene: MrmlScene) -> Non
     liver, other = editor.segment("liver", mask), editor.segment("other", mask[::-1])
     empty = editor.segment("empty")
     scan = ScanCache().get(node)
-    support = read_painting(node, segmentation_node, [liver]).support(scan, [3], axis=2)
-    assert [(one.plane.axis, one.index, one.complete) for one in support.slices] == [(2, 3, True)]
+    support = read_painting(node, segmentation_node, [liver]).support(scan, [Plane(2, 3)])
+    assert [(one.plane.axis, one.index, one.complete) for one in support.slices] == [(2, 3, False)]
     assert support.labels == (1,) and np.array_equal(support.slices[0].mask(1), mask[:, :, 3])
     with pytest.raises(InputError, match="Nothing is painted in the segment empty; paint it"):
         read_painting(node, segmentation_node, [liver, empty]).support(scan)
-    with pytest.raises(InputError, match="Nothing is painted in the segment other on slice 4, 5"):
-        read_painting(node, segmentation_node, [other]).support(scan, [4, 5], axis=0)
+    with pytest.raises(InputError, match="Nothing is painted in the segment other on axial 4, coronal 6;"):
+        read_painting(node, segmentation_node, [other]).support(scan, [Plane(0, 4), Plane(1, 6)])
     with pytest.raises(InputError, match="No segment was chosen"):
         read_painting(node, segmentation_node, [])
     segmentation_node.GetSegmentation().RemoveSegment(liver)
     with pytest.raises(SegmentNotFound, match="has no segment"):
         read_painting(node, segmentation_node, [liver])
+
+
+def test_slices_of_any_view_are_told_apart_for_each_structure(scene: MrmlScene) -> None:
+    node = scene.scan(plain((12, 14, 16)))
+    segmentation_node = scene.segmentation(node)
+    editor, masks = scene.editor(segmentation_node, node), np.zeros((3, 12, 14, 16), dtype=bool)
+    masks[0, 5, 3:11, 2:12] = masks[0, 2:9, 3:11, 7] = True  # an axial and a sagittal slice
+    masks[1, 1:4, 12, 3:9] = True  # a coronal one
+    masks[2, 8:12, 1:13, 13:15] = True  # a structure painted as a whole
+    ids = [editor.segment(f"s{number}", mask) for number, mask in enumerate(masks)]
+    painting = read_painting(node, segmentation_node, ids)
+    whole = {plane: labels for plane, labels in painting.painted.items() if labels == (3,)}
+    assert {plane: one for plane, one in painting.painted.items() if plane not in whole} == {
+        (0, 5): (1,),
+        (1, 12): (2,),
+        (2, 7): (1,),
+    }
+    assert len({plane.axis for plane in whole}) == 1
+    assert not painting.labels_on(Plane(0, 5))[:, 7][painting.labels_on(Plane(0, 5))[:, 7] != 1].any()
+    assert painting.is_only_crossed(Plane(0, 3)) and painting.is_only_crossed(Plane(2, 10))
+    assert not painting.is_only_crossed(Plane(2, 14)) and not painting.is_only_crossed(Plane(0, 0))
+    support = painting.support(ScanCache().get(node))
+    assert [one.plane.name for one in support.slices if one.mask(1).any()] == ["axial", "sagittal"]
 
 
 def test_a_painting_is_a_copy_that_any_thread_may_use(scene: MrmlScene) -> None:

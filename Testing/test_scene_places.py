@@ -17,6 +17,7 @@ from scene_examples import (
     rigid,
 )
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.scene import (
     ObliqueView,
@@ -72,9 +73,8 @@ def test_painting_and_results_follow_transforms(geometry: Geometry, seed: int, u
     assert painting.geometry.displacement(geometry) <= 1e-9 and matches_lattice(node, segmentation_node)
 
     scan = ScanCache().get(node)
-    writer = ResultWriter(
-        node, segmentation_node, scan, painting.support(scan, axis=0), 0, {1: SegmentTemplate("liver")}
-    )
+    support = painting.support(scan, [Plane(0, index) for index in painting.labels.slices(0)])
+    writer = ResultWriter(node, segmentation_node, scan, support, 0, {1: SegmentTemplate("liver")})
     wanted = mask.copy()
     for index in np.flatnonzero(~mask.any(axis=(1, 2))):
         wanted[index] = rng.random(mask.shape[1:]) < 0.5

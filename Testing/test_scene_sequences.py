@@ -172,4 +172,4 @@ def test_a_segmentation_that_is_of_a_sequence_itself_must_show_the_frame_of_the_
         ResultUnavailable, match="shows frame 2 of 3 of drawn, and the run began in frame 1 of 3 of drawn"
     ):
         writer.write_next()
-    assert read_painting(heart.node, heart.segmentation, heart.ids).slices(0) == (2,)
+    assert [*read_painting(heart.node, heart.segmentation, heart.ids).painted] == [(0, 2)]

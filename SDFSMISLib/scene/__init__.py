@@ -7,21 +7,21 @@ Everything runs on the main thread, except what works on copies: the methods of 
 
 from __future__ import annotations
 
+from SDFSMISLib.scene.corrections import Known, ResultSnapshot, read_results
 from SDFSMISLib.scene.editing_rules import EditingRules
 from SDFSMISLib.scene.frame import VoxelBox, ijk_to_world, volume_geometry
 from SDFSMISLib.scene.painting import (
+    Correction,
     Painting,
-    ResultSnapshot,
     SegmentItem,
     list_segments,
     painting_stamp,
     read_painting,
-    read_results,
     with_corrections,
 )
 from SDFSMISLib.scene.result_segment import ResultUnavailable, find_results, make_segmentation, matches_lattice
 from SDFSMISLib.scene.result_writer import ResultWriter
-from SDFSMISLib.scene.run_labels import CleanedLabels
+from SDFSMISLib.scene.run_labels import CleanedLabels, Suggestion
 from SDFSMISLib.scene.scan import Scan, ScanCache, SequenceFrame, array_from_volume
 from SDFSMISLib.scene.segment_tags import SegmentTemplate
 from SDFSMISLib.scene.segment_voxels import SegmentNotFound
@@ -29,7 +29,9 @@ from SDFSMISLib.scene.slice_view import ObliqueView, ShownSlice, rotate_to_volum
 
 __all__ = [
     "CleanedLabels",
+    "Correction",
     "EditingRules",
+    "Known",
     "ObliqueView",
     "Painting",
     "ResultSnapshot",
@@ -42,6 +44,7 @@ __all__ = [
     "SegmentTemplate",
     "SequenceFrame",
     "ShownSlice",
+    "Suggestion",
     "VoxelBox",
     "array_from_volume",
     "find_results",

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.labelmap import label_values
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.scene.frame import Frame, VoxelBox, enclosing_extent
-from SDFSMISLib.scene.scan import Scan, volume_stamp
-from SDFSMISLib.scene.segment_tags import (
-    PAINTED_TAG,
-    SLICES_TAG,
-    SOURCE_TAG,
-    SliceDigests,
-    added_slices,
-    decode_mask,
-    get_tag,
-    slice_digests,
+from SDFSMISLib.scene.corrections import (
+    KNOWN_TAG,
+    ResultSnapshot,
+    added_voxels,
+    join,
+    known_pixels,
+    plane_extent,
 )
-from SDFSMISLib.scene.segment_voxels import LABELMAP, get_segment, read_clipped, read_segment
-from SDFSMISLib.support import SupportSet
+from SDFSMISLib.scene.frame import Frame, VoxelBox, as_index, enclosing_extent
+from SDFSMISLib.scene.scan import Scan, volume_stamp
+from SDFSMISLib.scene.segment_tags import SLICES_TAG, SOURCE_TAG, get_tag
+from SDFSMISLib.scene.segment_voxels import LABELMAP, get_segment, read_segment
+from SDFSMISLib.slices import SlicePlane
+from SDFSMISLib.support import SupportSet, SupportSlice, axes_in_order, labels_by_plane
 
 
 class SegmentItem(NamedTuple):
@@ -51,7 +54,17 @@ def list_segments(segmentation_node: Any) -> list[SegmentItem]:
     return items
 
 
-THIN = 0.25  # the longest row of painted slices on one axis, as a share of that on the next, that means single slices
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What is known of a slice that a user has corrected in results.
+
+    Attributes:
+        labels: label values of the painting (rows, columns); 0 where nothing is known.
+        known: bool of the same shape; None = all of the slice is right.
+    """
+
+    labels: np.ndarray
+    known: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,42 +76,71 @@ class Painting:
         labels: label values from 1, uint8 or uint16, in the order of the segments that were read.
         names: of the segments, by label value.
         notes: for the user, one sentence each.
-        corrected: slices along ``corrected_axis`` that were corrected after a run; a label that is absent on them is
-            truly absent.
-        corrected_axis: None if no slices were corrected.
+        corrections: slices that were corrected after a run; on what is known of them, absent labels are truly absent.
+        detected: the slices that are painted, and the labels painted on each, if they are known already.
 
     >>> grid = Geometry((9, 8, 8), (1.0, 1.0, 3.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    >>> painting = Painting(grid, VoxelBox((4, 2, 2), np.ones((1, 3, 3), np.uint8)), {1: "liver"})
-    >>> painting.axis, painting.slices(0)
-    (0, (4,))
-    >>> scan = Scan(np.zeros(grid.shape, np.int16), grid)
-    >>> support = painting.support(scan)
-    >>> support.labels, [one.index for one in support.slices]
-    ((1,), [4])
+    >>> mask = np.zeros((9, 8, 8), np.uint8)
+    >>> mask[4, 2:5, 2:5] = mask[2:7, 2:5, 3] = 1  # an axial and a sagittal slice
+    >>> painting = Painting(grid, VoxelBox((0, 0, 0), mask), {1: "liver"})
+    >>> painting.painted, painting.axis
+    ({Plane(axis=0, index=4): (1,), Plane(axis=2, index=3): (1,)}, 0)
+    >>> support = painting.support(Scan(np.zeros(grid.shape, np.int16), grid))
+    >>> support.labels, [(one.plane.name, one.index) for one in support.slices]
+    ((1,), [('axial', 4), ('sagittal', 3)])
     """
 
     geometry: Geometry
     labels: VoxelBox
     names: dict[int, str]
     notes: tuple[str, ...] = ()
-    corrected: tuple[int, ...] = ()
-    corrected_axis: int | None = None
+    corrections: Mapping[Plane, Correction] = field(default_factory=dict)
+    detected: Mapping[Plane, tuple[int, ...]] | None = None
+
+    @cached_property
+    def painted(self) -> Mapping[Plane, tuple[int, ...]]:
+        """The slices that are painted in the segments, of any view, and the labels that are painted on each."""
+        if self.detected is not None:
+            return self.detected
+        start = as_index(np.maximum(np.subtract(self.labels.start, 1), 0))  # the box may end where the scan does not
+        voxels = self.labels.crop_or_pad(start, as_index(np.minimum(np.add(self.labels.stop, 1), self.geometry.shape)))
+        present = [label for label in label_values(voxels) if label in self.names]
+        found = labels_by_plane(voxels, present, self.geometry.default_axis())
+        return {Plane(axis, index + start[axis]): tuple(labels) for (axis, index), labels in sorted(found.items())}
 
     @property
     def axis(self) -> int:
-        """The array axis along which single slices are painted; see :meth:`.support.SupportSet.from_labelmap`."""
-        if self.corrected_axis is not None:
-            return self.corrected_axis
-        return painted_axis(self.geometry, tuple(self._is_painted(self.labels, axis) for axis in range(3)))
-
-    def slices(self, axis: int, label: int | None = None) -> tuple[int, ...]:
-        """The painted slices along an array axis, sorted; of one label, or of any."""
-        labels = self.labels if label is None else self.mask(label)
-        return tuple(np.flatnonzero(self._is_painted(labels, axis)).tolist())
+        """The array axis along which a run gives its results; see :func:`.support.axes_in_order`."""
+        whole = [plane for plane, one in self.corrections.items() if one.known is None and one.labels.any()]
+        axes = axes_in_order({*self.painted, *whole}, self.geometry)
+        return axes[0] if axes else self.geometry.default_axis()
 
     def mask(self, label: int) -> VoxelBox:
         """The voxels of a label, bool."""
         return VoxelBox(self.labels.start, self.labels.voxels == label)
+
+    def labels_on(self, plane: Plane) -> np.ndarray:
+        """Label values (rows, columns) on a slice, without labels that only slices of other views show there.
+
+        On a slice that was not recognised as painted, all labels count.
+        """
+        if plane in self.corrections:
+            return self.corrections[plane].labels
+        start, stop = plane_extent(plane, as_index(self.geometry.shape))
+        labels = np.moveaxis(self.labels.crop_or_pad(start, stop), plane.axis, 0)[0]
+        counted = [label for label in self.painted.get(plane, self.names) if label in self.names]
+        return np.where(np.isin(labels, counted), labels, 0)
+
+    def is_only_crossed(self, plane: Plane) -> bool:
+        """Whether nothing is on a slice but lines, where slices that were painted in other views cross it."""
+        if plane in self.painted or plane in self.corrections:
+            return False
+        rest, others = self.labels_on(plane).copy(), [axis for axis in range(3) if axis != plane.axis]
+        was_empty = not rest.any()
+        for axis, index in self.painted:
+            if axis != plane.axis and not {Plane(axis, index - 1), Plane(axis, index + 1)} & self.painted.keys():
+                np.moveaxis(rest, others.index(axis), 0)[index] = 0
+        return not was_empty and not rest.any()
 
     def labelmap(self) -> Volume:
         """The labelmap on the volume's whole grid."""
@@ -106,37 +148,45 @@ class Painting:
         return Volume(voxels, self.geometry, segment_names=dict(self.names))
 
     def support(
-        self, scan: Scan, slices: Sequence[int] | None = None, axis: int | Literal["auto"] = "auto"
+        self, scan: Scan, planes: Collection[Plane] | None = None, complete: Collection[Plane] = ()
     ) -> SupportSet:
         """The support set of the painted slices, as :meth:`.support.SupportSet.from_labelmap` makes it.
 
         It takes half a second on 512 × 512 × 300 voxels, in any thread.
 
         Args:
-            slices: indices along ``axis`` to take, None = all that are painted; corrected slices are always taken.
-            axis: array axis; if slices were corrected, theirs is used instead.
+            planes: the slices to take, None = all that are painted; corrected ones are always taken, as the last.
+            complete: slices on which a label that is absent is truly absent.
 
         Raises:
             InputError: if nothing is painted in one of the segments, on the given slices if some are given.
         """
-        along = self.axis if axis == "auto" or self.corrected else axis
-        named = None if slices is None else sorted({*slices, *self.corrected})
+        taken = self.painted if planes is None else planes
+        taken = [*sorted(set(taken) - self.corrections.keys()), *sorted(self.corrections)]
+        shown = {plane: self.labels_on(plane) for plane in taken}
+        present = {value for labels in shown.values() for value in label_values(labels)}
         for label, name in self.names.items():
-            painted = self.slices(along, label)
-            if not painted or (named is not None and not set(named) & set(painted)):
-                where = "" if not painted else f" on slice {', '.join(map(str, named or ()))}"
+            if label not in present:
+                where = f" on {', '.join(map(self.describe, taken))}" if self.mask(label).voxels.any() else ""
                 raise InputError(f"Nothing is painted in the segment {name}{where}; paint it on at least one slice.")
-        taken = sorted({*self.slices(along), *self.corrected}) if named is None else named
-        support = SupportSet.from_labelmap(scan, self.labelmap(), sorted(self.names), taken, along)
-        complete = set(taken if named is not None else self.corrected)
-        return SupportSet(tuple(replace(one, complete=one.index in complete) for one in support.slices), support.names)
+        window, content = scan.window(), scan.content_hash()
+        along = {axis: SlicePlane.of(scan, axis, window, content) for axis in {plane.axis for plane in taken}}
+        slices = tuple(
+            SupportSlice(
+                image=np.array(scan.slice(*plane), dtype=np.float32),
+                labels=labels.astype(np.uint16),
+                index=plane.index,
+                plane=along[plane.axis],
+                complete=plane in self.corrections or plane in complete,
+                known=self.corrections[plane].known if plane in self.corrections else None,
+            )
+            for plane, labels in shown.items()
+        )
+        return SupportSet(slices, dict(self.names))
 
-    def _is_painted(self, labels: VoxelBox, axis: int) -> np.ndarray:
-        """Bool for each slice of the volume: whether a box has nonzero voxels on it."""
-        planes = np.zeros(self.geometry.shape[axis], dtype=bool)
-        others = tuple(other for other in range(3) if other != axis)
-        planes[labels.start[axis] : labels.stop[axis]] = labels.voxels.any(axis=others)
-        return planes
+    def describe(self, plane: Plane) -> str:
+        """A slice in words, such as "sagittal 27"."""
+        return f"{self.geometry.plane(plane.axis)} {plane.index}"
 
 
 def read_painting(volume_node: Any, segmentation_node: Any, segment_ids: Sequence[str]) -> Painting:
@@ -186,104 +236,43 @@ def painting_stamp(volume_node: Any, segmentation_node: Any, segment_ids: Sequen
     for segment_id in segment_ids:
         segment = segmentation.GetSegment(segment_id)
         image = segment.GetRepresentation(LABELMAP) if segment is not None else None
-        held = None if image is None else (image.GetMTime(), segment.GetLabelValue(), segment.GetName())
+        known = "" if segment is None else get_tag(segment, KNOWN_TAG)
+        held = None if image is None else (image.GetMTime(), segment.GetLabelValue(), segment.GetName(), known)
         segments.append((segment_id, held))
     nodes = volume_node.GetID(), segmentation_node.GetID(), segmentation.GetSourceRepresentationName()
     return nodes, volume_stamp(volume_node), transforms, tuple(segments)
 
 
-@dataclass(frozen=True, eq=False)
-class ResultSnapshot:
-    """What a run's result holds on the volume's grid, and what its tags tell of the run; copies, for any thread.
-
-    Attributes:
-        mask: bool.
-        written: digests of the slices as the run wrote them.
-        painted: what the painted segment held when the run began, bool; None if it is in another segmentation.
-    """
-
-    mask: VoxelBox
-    written: SliceDigests
-    painted: VoxelBox | None
-
-    def corrected_slices(self) -> set[int]:
-        """The slices that a user has changed since the run wrote them."""
-        return self.written.differing(slice_digests(self.mask, self.written.axis))
-
-
-def read_results(volume_node: Any, segmentation_node: Any, results: Mapping[int, str]) -> dict[int, ResultSnapshot]:
-    """What results of runs hold now, by label; takes milliseconds.
-
-    Args:
-        segmentation_node: holds the results.
-        results: segment IDs of the results, by label. Deleted ones, and segments that no run wrote, are left out.
-
-    Raises:
-        InputError: if a transform between volume and segmentation is not linear.
-    """
-    frame, snapshots = Frame.of(volume_node, segmentation_node), dict[int, ResultSnapshot]()
-    for label, segment_id in results.items():
-        segment = segmentation_node.GetSegmentation().GetSegment(segment_id)
-        written = SliceDigests.read_tag(segment) if segment is not None else None
-        if written is not None:
-            mask = read_clipped(segmentation_node, segment_id, frame)
-            painted = decode_mask(get_tag(segment, PAINTED_TAG), frame.geometry.shape)
-            snapshots[label] = ResultSnapshot(mask, written, painted)
-    return snapshots
-
-
 def with_corrections(painting: Painting, results: Mapping[int, ResultSnapshot]) -> Painting:
-    """A painting in which slices that a user corrected in a run's results replace what was painted.
+    """A painting with what a user has corrected in a run's results.
 
-    A slice that was corrected in one result is taken as it is in all of them: whoever corrected it has looked at it.
-    A slice on which something was added to the painted segment itself since the run began is taken from there; a stroke
-    in a result that took voxels from the painted segment, as overwriting does, is a correction. Large structures take
-    some tens of milliseconds, in any thread.
+    What was corrected in one result is taken as it is in all of them: whoever corrected it has looked at it. On a slice
+    that is painted in the segments the correction counts; but where something was added to the painted segments since
+    the run began, that slice is taken from there. A stroke in a result that took voxels from the painted segment, as
+    overwriting does, is a correction. Large structures take some tens of milliseconds, in any thread.
 
     Args:
-        results: by label of the painting, see :func:`read_results`; other labels are ignored.
+        results: by label of the painting, see :func:`.corrections.read_results`; other labels are ignored.
     """
     found = {label: result for label, result in results.items() if label in painting.names}
-    axes, corrected, painted = {result.written.axis for result in found.values()}, set[int](), set[int]()
-    for label, result in found.items():
-        corrected |= result.corrected_slices()
-        if result.painted is not None:
-            painted |= added_slices(painting.mask(label), result.painted, result.written.axis)
-    corrected -= painted
-    if len(axes) != 1 or not corrected:
+    added = added_voxels((painting.mask(label), result.painted) for label, result in found.items())
+    known = join(*(result.corrections(added) for result in found.values()))
+    if not known:
         return painting
-    (axis,) = axes
     masks = {label: result.mask for label, result in found.items()}
-    labels = _with_masks(painting.labels, masks, axis, corrected)
-    return replace(painting, labels=labels, corrected=tuple(sorted(corrected)), corrected_axis=axis)
+    corrections = {plane: _correction(painting, plane, box, masks) for plane, box in known.items()}
+    return replace(painting, corrections=corrections, detected=painting.painted)
 
 
-def _with_masks(labels: VoxelBox, masks: Mapping[int, VoxelBox], axis: int, slices: set[int]) -> VoxelBox:
-    """Labels whose masks on some slices along an array axis are replaced, by label."""
-    start, stop = enclosing_extent(labels, *masks.values())
-    merged = VoxelBox(start, labels.crop_or_pad(start, stop))
-    inside = [index - start[axis] for index in slices if start[axis] <= index < stop[axis]]
-    along = np.moveaxis(merged.voxels, axis, 0)
-    along[inside] = np.where(np.isin(along[inside], list(masks)), 0, along[inside])
+def _correction(painting: Painting, plane: Plane, box: VoxelBox | None, masks: Mapping[int, VoxelBox]) -> Correction:
+    shape = as_index(painting.geometry.shape)
+    start, stop = plane_extent(plane, shape)
+    painted = painting.labels_on(plane) if plane in painting.painted else None
+    labels = np.zeros(painting.geometry.slice_shape(plane.axis), painting.labels.voxels.dtype)
+    labels = labels if painted is None else np.where(np.isin(painted, list(masks)), 0, painted)
     for label, mask in masks.items():
-        along[inside] = np.where(np.moveaxis(mask.crop_or_pad(start, stop), axis, 0)[inside], label, along[inside])
-    return merged
-
-
-def painted_axis(geometry: Geometry, planes: Sequence[np.ndarray]) -> int:
-    """The axis on which single slices are painted, else the geometry's default.
-
-    Args:
-        planes: for each axis, bool per slice: whether it is painted.
-    """
-    runs = [_longest_run(painted) for painted in planes]
-    shortest, following = sorted(runs)[:2]
-    if shortest < following and (shortest == 1 or shortest <= THIN * following):
-        return runs.index(shortest)
-    return geometry.default_axis()
-
-
-def _longest_run(painted: np.ndarray) -> int:
-    """Length of the longest row of neighbouring true values."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], painted, [False])).astype(np.int8)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+        labels[np.moveaxis(mask.crop_or_pad(start, stop), plane.axis, 0)[0]] = label
+    known = None if box is None else known_pixels(box, plane, shape)
+    if known is not None:
+        labels = np.where(known, labels, 0 if painted is None else painted)
+    return Correction(labels, known if painted is None else None)

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene.frame import Frame, VoxelBox
+from SDFSMISLib.images.planes import Plane
+from SDFSMISLib.scene.corrections import (
+    KNOWN_TAG,
+    Known,
+    ResultSnapshot,
+    join,
+    known_within,
+    plane_extent,
+    read_known,
+    store_known,
+)
+from SDFSMISLib.scene.frame import Frame, Index, VoxelBox, as_index, enclosing_extent
 from SDFSMISLib.scene.scan import Scan, SequenceFrame, scan_key
 from SDFSMISLib.scene.segment_tags import (
+    MASKS_TAG,
     PAINTED_TAG,
     SCAN_TAG,
     SLICES_TAG,
     SOURCE_TAG,
     SegmentTemplate,
-    SliceDigests,
-    added_slices,
+    WrittenSlices,
     decode_mask,
     encode_mask,
     get_tag,
@@ -143,10 +153,8 @@ def _is_in_scene(node: Any) -> bool:
 # -- results of earlier runs -------------------------------------------------------------------------------------------
 
 
-def find_results(
-    volume_node: Any, segmentation_node: Any, templates: Mapping[int, SegmentTemplate], axis: int
-) -> dict[int, str]:
-    """IDs of the segments that earlier runs on this scan, along this axis, wrote for structures, by label.
+def find_results(volume_node: Any, segmentation_node: Any, templates: Mapping[int, SegmentTemplate]) -> dict[int, str]:
+    """IDs of the segments that earlier runs on this scan wrote for structures, by label.
 
     Takes some milliseconds. The scan is recognised by its voxels, whatever its name and node, and in a sequence by the
     frame that is shown; see :func:`.scan.scan_key`.
@@ -158,8 +166,8 @@ def find_results(
     labels, found, key = {template.key: label for label, template in templates.items()}, dict[int, str](), ""
     for segment_id in reversed(segmentation.GetSegmentIDs()):
         segment = segmentation.GetSegment(segment_id)
-        label, written = labels.get(get_tag(segment, SOURCE_TAG)), SliceDigests.read_tag(segment)
-        if label is None or label in found or written is None or written.axis != axis:
+        label, written = labels.get(get_tag(segment, SOURCE_TAG)), WrittenSlices.read_tag(segment)
+        if label is None or label in found or written is None:
             continue
         key = key or scan_key(volume_node)
         if result_scan_key(segment) == key and is_on_lattice(segmentation_node, segment_id, frame):
@@ -190,7 +198,7 @@ class ResultSegment:
 
     Attributes:
         axis: array axis along which slices are counted.
-        corrected: slices that a user has changed since they were written, as of the last :meth:`refresh`.
+        corrections: what a user has corrected, and said to be right, as of the last :meth:`refresh`.
         surface_due: whether the segment's surface was removed and is not recomputed yet.
     """
 
@@ -198,16 +206,17 @@ class ResultSegment:
     segment_id: str
     frame: Frame
     axis: int
-    corrected: set[int] = field(default_factory=set, init=False)
+    corrections: Known = field(default_factory=dict, init=False)
     surface_due: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._refreshed_at = -1  # modification time of the labelmap
-        self._written = SliceDigests(self.axis)
+        self._refreshed_at: tuple[int, str] = -1, ""  # modification time of the labelmap, and what is stored as known
+        self._written = WrittenSlices(self.axis)
+        self._differing: set[int] = set()  # slices that are not as written
         self._counts: dict[int, int] = {}  # voxels of each slice
-        self._corrected_digests: dict[int, str] = {}
         self._is_new = False
-        self._before, self._slices_tag_before, self._painted_tag_before = VoxelBox.empty(), "", ""
+        self._before, self._tags_before = VoxelBox.empty(), dict[str, str]()
+        self._known_before: Known = {}
         self._painted: VoxelBox | None = None
 
     @classmethod
@@ -238,12 +247,24 @@ class ResultSegment:
         return created
 
     @classmethod
-    def resume(cls, segmentation_node: Any, segment_id: str, frame: Frame, axis: int) -> ResultSegment:
-        """The result of an earlier run; slices that a user has changed since then count as corrected."""
+    def resume(
+        cls, segmentation_node: Any, segment_id: str, frame: Frame, axis: int, added: VoxelBox | None = None
+    ) -> ResultSegment:
+        """The result of an earlier run, along any axis; what a user has changed since then counts as corrected.
+
+        Args:
+            added: see :meth:`.corrections.ResultSnapshot.corrections`.
+        """
         resumed = cls(segmentation_node, segment_id, frame, axis)
+        segment = resumed.segment
+        resumed._tags_before = {
+            name: get_tag(segment, name) for name in (SLICES_TAG, MASKS_TAG, PAINTED_TAG, KNOWN_TAG)
+        }
+        snapshot = ResultSnapshot.read(segmentation_node, segment_id, frame)
         resumed._before = resumed.read()
-        resumed._slices_tag_before = get_tag(resumed.segment, SLICES_TAG)
-        resumed._painted_tag_before = get_tag(resumed.segment, PAINTED_TAG)
+        if snapshot is not None:
+            resumed._known_before, resumed._written = snapshot.corrections(added), snapshot.written
+        resumed._store(resumed._before, resumed._known_before)
         return resumed
 
     @property
@@ -262,17 +283,22 @@ class ResultSegment:
 
     def refresh(self) -> bool:
         """Reads what others have changed; whether there was anything."""
-        modified_at = get_labelmap(self.segmentation_node, self.segment_id).GetMTime()
-        if modified_at == self._refreshed_at:
+        stamp = self._stamp()
+        if stamp == self._refreshed_at:
             return False
-        mask, written = self.read(), SliceDigests.read_tag(self.segment)
-        self._written = written if written is not None and written.axis == self.axis else SliceDigests(self.axis)
-        digests = slice_digests(mask, self.axis)
-        self.corrected = self._written.differing(digests)
-        self._corrected_digests = {index: digests[index] for index in self.corrected & digests.keys()}
-        self._counts = _count_by_slice(mask, self.axis)
-        self._refreshed_at = modified_at
+        snapshot = ResultSnapshot.read(self.segmentation_node, self.segment_id, self.frame)
+        if snapshot is None or snapshot.written.axis != self.axis:  # its tags were lost
+            snapshot = ResultSnapshot(self.frame.geometry, self.read(), WrittenSlices(self.axis), {})
+        self._written = snapshot.written
+        self._differing = snapshot.differing
+        self.corrections = snapshot.corrections()
+        self._counts = _count_by_slice(snapshot.mask, self.axis)
+        self._refreshed_at = stamp
         return True
+
+    def _stamp(self) -> tuple[int, str]:
+        modified_at = get_labelmap(self.segmentation_node, self.segment_id).GetMTime()
+        return modified_at, get_tag(self.segment, KNOWN_TAG)
 
     # The following are as of the last refresh.
 
@@ -285,17 +311,25 @@ class ResultSegment:
         """Whether a slice was written, and not as an empty one."""
         return index in self._written.digests
 
-    def has_digest(self, index: int, digest: str | None) -> bool:
-        """Whether a corrected slice has a digest, None = empty."""
-        return self._corrected_digests.get(index) == digest
-
     @property
-    def changed_during_run(self) -> set[int]:
-        """Corrected slices that a user has changed since the run began."""
+    def corrected_since(self) -> Known:
+        """Planes that a user has corrected, or said to be right, since the run began."""
         if self._is_new:
-            return set(self.corrected)
-        before = slice_digests(self._before.keep_slices(self.axis, self.corrected), self.axis)
-        return {index for index in self.corrected if not self.has_digest(index, before.get(index))}
+            return self.corrections
+        now, shape = self.read(), as_index(self.frame.geometry.shape)
+        return {
+            plane: known
+            for plane, known in self.corrections.items()
+            if self._is_newer(plane, known, now, shape) or plane not in self._known_before
+        }
+
+    def _is_newer(self, plane: Plane, known: VoxelBox | None, now: VoxelBox, shape: Index) -> bool:
+        """Whether more is known of a plane than when the run began, or other voxels are held there."""
+        start, stop = plane_extent(plane, shape)
+        within = known_within({plane: known}, start, stop)
+        earlier = known_within({plane: self._known_before.get(plane, VoxelBox.empty())}, start, stop)
+        differ = now.crop_or_pad(start, stop) != self._before.crop_or_pad(start, stop)
+        return bool((within & (~earlier | differ)).any())
 
     # What the painted segment holds.
 
@@ -305,60 +339,73 @@ class ResultSegment:
             self._painted = read_clipped(self.segmentation_node, template.source, self.frame)
             self.segment.SetTag(PAINTED_TAG, encode_mask(self._painted))
 
-    @cached_property
-    def newly_painted(self) -> set[int]:
-        """The slices on which something was added to the painted segment between the run before and this one."""
-        before = decode_mask(self._painted_tag_before, self.frame.geometry.shape)
-        if before is None or self._painted is None:
-            return set()
-        return added_slices(self._painted, before, self.axis)
-
     def write(self, indices: Collection[int], mask: VoxelBox) -> None:
         """Makes some slices those of a bool box; all others stay.
 
-        A corrected slice that already has these voxels stays a corrected one.
+        What a user has corrected on them is stored first, to be known in later runs, too.
         """
         self.refresh()
         digests = slice_digests(mask, self.axis)
         changed = {index for index in indices if digests.get(index) != self._written.digests.get(index)}
-        corrected = changed & self.corrected
-        changed -= {index for index in corrected if self.has_digest(index, digests.get(index))}
-        if not changed:
+        corrected = self._differing.intersection(indices)
+        if not changed and not corrected:
             return
-        self._remove_surface()
-        kept = mask.keep_slices(self.axis, changed)
-        write_slices(self.segmentation_node, self.segment_id, self.frame, self.axis, changed, kept)
-        for index in changed:
-            self._written.digests.pop(index, None)
-            self._counts.pop(index, None)
-        self._written.digests |= {index: digests[index] for index in changed & digests.keys()}
-        self._counts |= _count_by_slice(kept, self.axis)
-        self.corrected -= changed
-        self._written.write_tag(self.segment)
-        self._refreshed_at = get_labelmap(self.segmentation_node, self.segment_id).GetMTime()
+        if corrected:
+            self._store(self.read(), self.corrections)
+            changed = {index for index in indices if digests.get(index) != self._written.digests.get(index)}
+        if changed:
+            self._remove_surface()
+            kept = mask.keep_slices(self.axis, changed)
+            write_slices(self.segmentation_node, self.segment_id, self.frame, self.axis, changed, kept)
+            for index in changed:
+                self._counts.pop(index, None)
+            self._counts |= _count_by_slice(kept, self.axis)
+            self._written.record(changed, kept)
+            self._written.write_tag(self.segment)
+        self._refreshed_at = self._stamp()
 
-    def restore(self, kept: Collection[int]) -> None:
-        """Makes the segment what it was before the run, except for some slices, which stay as they are now.
+    def know(self, plane: Plane) -> None:
+        """Stores that a whole plane is right as it is."""
+        self.refresh()
+        self._store(self.read(), join(self.corrections, {plane: None}))
+
+    def _store(self, mask: VoxelBox, known: Known) -> None:
+        """Makes what the segment holds the record of what was written, and corrections a record of their own."""
+        if self._written.axis != self.axis or self._written.masks is None:
+            self._written = WrittenSlices(self.axis)
+        self._written.record(self._written.differing(slice_digests(mask, self.axis)), mask)
+        self.corrections, self._differing = known, set()
+        self._written.write_tag(self.segment)
+        store_known(self.segment, known)
+
+    def restore(self, kept: Known) -> None:
+        """Makes the segment what it was before the run, except for some parts of planes, which stay as they are now.
 
         A segment that was created for the run is removed if nothing of it stays.
         """
-        staying = self.read().keep_slices(self.axis, kept)
-        if self._is_new and not staying.voxels.size and not self.corrected.intersection(kept):
+        now = self.read()
+        start, stop = enclosing_extent(now, self._before)
+        staying = known_within(kept, start, stop)
+        merged = np.where(staying, now.crop_or_pad(start, stop), self._before.crop_or_pad(start, stop))
+        if self._is_new and not merged.any() and not self.corrections:
             self.segmentation_node.GetSegmentation().RemoveSegment(self.segment_id)
             return
         self._remove_surface()
-        merged = self._before.replace_slices(self.axis, kept, staying)
-        replace_segment(self.segmentation_node, self.segment_id, merged, self.frame)
+        restored = VoxelBox(start, merged).trimmed()
+        replace_segment(self.segmentation_node, self.segment_id, restored, self.frame)
         if self._is_new:
-            written = {index: digest for index, digest in self._written.digests.items() if index in kept}
-            SliceDigests(self.axis, written).write_tag(self.segment)
+            self._store(restored, kept)
             return
-        self.segment.SetTag(SLICES_TAG, self._slices_tag_before)
-        before = decode_mask(self._painted_tag_before, self.frame.geometry.shape)
-        painted_tag = self._painted_tag_before
-        if kept and before is not None and self._painted is not None:
-            painted_tag = encode_mask(before.replace_slices(self.axis, kept, self._painted))
-        self.segment.SetTag(PAINTED_TAG, painted_tag)
+        for name, text in self._tags_before.items():
+            self.segment.SetTag(name, text)
+        if kept:
+            shape = as_index(self.frame.geometry.shape)
+            store_known(self.segment, join(read_known(self.segment, shape), kept))
+            before = decode_mask(self._tags_before[PAINTED_TAG], shape)
+            if before is not None and self._painted is not None:
+                for plane in kept:
+                    before = before.replace_slices(plane.axis, [plane.index], self._painted)
+                self.segment.SetTag(PAINTED_TAG, encode_mask(before))
 
     def _remove_surface(self) -> None:
         """Removes the surface, which Slicer would otherwise recompute with every write."""

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing
+from SDFSMISLib.scene.corrections import Known, added_voxels, join, known_within
 from SDFSMISLib.scene.editing_rules import EditingRules
-from SDFSMISLib.scene.frame import VoxelBox
+from SDFSMISLib.scene.frame import VoxelBox, as_index
 from SDFSMISLib.scene.result_segment import (
     OutputSegmentation,
     ResultSegment,
@@ -20,10 +22,10 @@ from SDFSMISLib.scene.result_segment import (
     result_scan_key,
     results_on_other_scans,
 )
-from SDFSMISLib.scene.run_labels import CleanedLabels, RunLabels
+from SDFSMISLib.scene.run_labels import CleanedLabels, RunLabels, Suggestion
 from SDFSMISLib.scene.scan import Scan
-from SDFSMISLib.scene.segment_tags import SegmentTemplate
-from SDFSMISLib.scene.segment_voxels import SURFACE, erase_from_segment, get_segment
+from SDFSMISLib.scene.segment_tags import PAINTED_TAG, SegmentTemplate, decode_mask, get_tag
+from SDFSMISLib.scene.segment_voxels import SURFACE, erase_from_segment, get_segment, read_clipped, read_extent
 from SDFSMISLib.support import SupportSet
 
 __all__ = ["ResultWriter"]
@@ -36,9 +38,9 @@ class ResultWriter:
     """Writes the slices of a run on one volume into one segmentation, each label into a segment of its own.
 
     Nothing is written before the first :meth:`write_next`, which saves the state for undo first; so one undo takes the
-    whole run back. No other segment is touched before :meth:`accept_steps`. Painted slices stay as painted. A slice
-    that a user changes in one result is not written again in any of the results; nor is a painted one, unless something
-    was added to the painted segment on it since the run before.
+    whole run back. No other segment is touched before :meth:`accept_steps`. Painted slices, of any view, stay as
+    painted. What a user corrects in one result, and what lies close to it on its slice, is not written again in any of
+    the results, nor is a slice that was said to be right; unless that slice is painted anew in the painted segment.
 
     All methods run on the main thread and take some milliseconds, except :meth:`update_surface`;
     :meth:`accept_steps` and :meth:`discard_steps` do so in each of their steps.
@@ -52,7 +54,7 @@ class ResultWriter:
 
     Args:
         scan: copy of the volume, made when the run began. Its content hash is needed, so it should be computed already.
-        support: its slices on this scan, along the axis, are the painted ones.
+        support: its slices on this scan are the painted ones.
         axis: array axis along which slices are counted.
         templates: name, colour and terminology of each label's result.
         into: IDs of results of earlier runs to continue in, by label; see :func:`.result_segment.find_results`. Other
@@ -100,10 +102,11 @@ class ResultWriter:
             if result_scan_key(get_segment(segmentation_node, segment_id)) == scan.key
         }
         self._labels = RunLabels(scan.geometry, scan.content_hash(), axis, support, templates, threshold)
-        self._pending = {label: set(masks) for label, masks in self._labels.painted.items()}
+        self._pending = {label: self._touched(label) for label in self._labels.painted}
         self._segments: dict[int, ResultSegment] = {}
         self._unopened = list(self._templates)
         self._begun = self._closed = self._surface_due = False
+        self._added: VoxelBox | None = None
 
     # -- during the run ------------------------------------------------------------------------------------------------
 
@@ -193,9 +196,11 @@ class ResultWriter:
         It works on copies, so any thread may call it; it takes a tenth of a second to a second. Its result goes to
         :meth:`apply_cleaned`.
         """
-        corrected = {*self.corrected}
-        results = self._segments if corrected else {}
-        held = {label: one.read().keep_slices(self._axis, corrected) for label, one in results.items()}
+        corrected = self.corrections
+        held = {}
+        for label, one in self._segments.items() if corrected else ():
+            box = one.read()
+            held[label] = VoxelBox(box.start, box.voxels & known_within(corrected, box.start, box.stop)).trimmed()
         return self._labels.cleaning_task(corrected, held)
 
     def apply_cleaned(self, cleaned: CleanedLabels) -> bool:
@@ -211,30 +216,48 @@ class ResultWriter:
         return applied
 
     @property
-    def corrected(self) -> tuple[int, ...]:
-        """Slices that a user has changed in one of the results since they were written, sorted."""
+    def corrections(self) -> Known:
+        """What a user has corrected in any of the results, and said to be right, in this run and those before."""
         if self._begun:
             self._refresh()
-        return tuple(sorted(self._corrected()))
+        return self._corrections()
+
+    @property
+    def corrected(self) -> tuple[Plane, ...]:
+        """The slices of any view that a user has corrected in one of the results, or said to be right, sorted."""
+        return tuple(self.corrections)
+
+    def know(self, plane: Plane) -> None:
+        """Take a slice of any view as right in all results, as it is now; the state for undo is saved first.
+
+        Raises:
+            ResultUnavailable: see the class.
+        """
+        self._refresh()
+        if self._save_undo is not None:
+            self._save_undo()
+        for one in self._segments.values():
+            one.know(plane)
 
     def painted_slices(self, label: int) -> tuple[int, ...]:
-        """The slices of the volume on which a label was painted when the run began, sorted."""
+        """The slices along the axis on which a label was painted when the run began, sorted."""
         return tuple(sorted(self._labels.painted[label]))
 
     def certainty(self, label: int) -> np.ndarray:
         """How certain each slice of the volume is, 0 to 1; NaN if it was not computed."""
         return self._labels.certainty[label].copy()
 
-    def least_certain(self, skip: Collection[int] = ()) -> tuple[int, int] | None:
-        """The label and slice of the lowest certainty, except corrected slices and those to skip; None if none is left.
+    def suggestion_task(self, skip: Collection[Plane] = ()) -> Callable[[], list[Suggestion]]:
+        """A function that finds the slices, of any view, where one more painted slice would help most, best first.
 
-        Raises:
-            ResultUnavailable: see the class.
+        It works on copies, so any thread may call it; it takes a tenth of a second to some seconds.
+
+        Args:
+            skip: slices that are not to be named, beside painted and corrected ones.
         """
-        certainties = np.nan_to_num([*self._labels.certainty.values()], nan=np.inf).T  # (slices, labels)
-        certainties[[*self.corrected, *skip]] = np.inf
-        index, column = np.unravel_index(certainties.argmin(), certainties.shape)
-        return ([*self._labels.certainty][column], int(index)) if np.isfinite(certainties[index, column]) else None
+        corrections = self.corrections
+        whole = {plane for plane, box in corrections.items() if box is None}
+        return self._labels.suggestion_task(whole, {*corrections, *skip})
 
     def segment_id(self, label: int) -> str | None:
         """ID of a label's result; None if nothing was written yet, or it was deleted."""
@@ -276,8 +299,8 @@ class ResultWriter:
     def discard_steps(self) -> Iterator[float]:
         """Ends the review: results created by the run are removed, others become what they were before.
 
-        The state for undo is saved first. Slices that a user has changed since the run began stay in all results, as
-        corrections for the next run. Nothing is raised: deleted results are ignored. Each step takes milliseconds,
+        The state for undo is saved first. What a user has corrected since the run began stays in all results, for the
+        next run. Nothing is raised: deleted results are ignored. Each step takes milliseconds,
         except for Slicer's surfaces.
 
         Yields:
@@ -288,7 +311,7 @@ class ResultWriter:
         results = [] if was_closed else self._readable()
         if results and self._save_undo is not None:
             self._save_undo()
-        kept = set().union(*(one.changed_during_run for one in results))
+        kept = join(*(one.corrected_since for one in results))
         for number, result in enumerate(results, 1):
             if self._output.exists and result.exists:
                 result.restore(kept)
@@ -318,11 +341,11 @@ class ResultWriter:
         self._segments = present
         for label, one in self._segments.items():
             if one.refresh():  # undo may have removed written slices
-                self._pending[label] |= {k for k in self._labels.known(label) if not one.has_written(k)}
-        corrected = self._corrected()
+                due = self._labels.finished(label) | self._touched(label)
+                self._pending[label] |= {k for k in due if not one.has_written(k)}
         for label, indices in self._pending.items():
-            is_written = label in self._segments or label in self._unopened
-            indices -= self._protected(label, corrected) if is_written else set(indices)
+            if label not in self._segments and label not in self._unopened:  # it was deleted
+                indices.clear()
 
     def _readable(self) -> list[ResultSegment]:
         """The results that are still in the scene as labelmaps, refreshed."""
@@ -334,20 +357,8 @@ class ResultWriter:
                     readable.append(one)
         return readable
 
-    def _corrected(self) -> set[int]:
-        return set().union(*(one.corrected for one in self._segments.values()))
-
-    def _protected(self, label: int, corrected: set[int]) -> set[int]:
-        """Corrected slices that are not written into a label's result: all but painted ones that are as painted."""
-        painted, result = self._labels.painted[label].keys() & corrected, self._segments.get(label)
-        if result is None:
-            return corrected - painted
-        newer = painted & result.corrected
-        newer -= {k for k in newer if result.has_digest(k, self._labels.painted_digest(label, k))}
-        if newer:
-            newly_painted = set().union(*(one.newly_painted for one in self._segments.values()))
-            newer -= newly_painted - result.changed_during_run
-        return (corrected - painted) | newer
+    def _corrections(self) -> Known:
+        return join(*(one.corrections for one in self._segments.values()))
 
     def _own_segments(self) -> set[str]:
         """Segments that editing rules do not count as others: results, painted segments, results on other scans."""
@@ -362,23 +373,56 @@ class ResultWriter:
         self._unopened.remove(label)
         node, template = self._segmentation_node, self._templates[label]
         if label in self._into:
-            segment = ResultSegment.resume(node, self._into[label], self._frame, self._axis)
+            added = self._added_since()
+            segment = ResultSegment.resume(node, self._into[label], self._frame, self._axis, added)
         else:
             segment = ResultSegment.create(node, template, self._frame, self._axis, self._scan)
         segment.record_painted(template)
         self._segments[label] = segment
+
+    def _touched(self, label: int) -> set[int]:
+        """Slices that are written before they were computed."""
+        return self._labels.touched(label, by_absence=label in self._into)
+
+    def _added_since(self) -> VoxelBox:
+        """What was added to the painted segments since the run before."""
+        if self._added is None:
+            node, shape = self._segmentation_node, as_index(self._scan.geometry.shape)
+            self._added = added_voxels(
+                (
+                    read_clipped(node, template.source, self._frame),
+                    decode_mask(get_tag(get_segment(node, self._into[label]), PAINTED_TAG), shape),
+                )
+                for label, template in self._templates.items()
+                if label in self._into and template.is_in(node)
+            )
+        return self._added
 
     def _write(self, label: int, indices: list[int]) -> None:
         labels = self._labels.labels(indices)
         box = VoxelBox(labels.start, labels.voxels == label).trimmed()
         if self._rules is not None and box.voxels.size:
             editable = self._rules.editable(box, self._scan, self._segmentation_node, self._frame, self._own_segments())
-            along, first = np.moveaxis(editable, self._axis, 0), box.start[self._axis]
-            painted = [k - first for k in self._labels.painted[label] if first <= k < box.stop[self._axis]]
-            along[painted] = True  # painted slices are written whatever the rules say
-            box = VoxelBox(box.start, box.voxels & editable)
-        self._segments[label].write(indices, box)
+            painted = known_within(self._labels.known[label], box.start, box.stop)
+            box = VoxelBox(box.start, box.voxels & (editable | painted))  # painted voxels whatever the rules say
+        self._segments[label].write(indices, self._with_held(label, indices, box))
         self._pending[label] -= set(indices)
+
+    def _with_held(self, label: int, indices: list[int], box: VoxelBox) -> VoxelBox:
+        """A box of some slices with what stays there of the result: corrections, and slices that have not come yet."""
+        corrections, waiting = self._corrections(), set(indices) - self._labels.finished(label)
+        if not corrections and not waiting:
+            return box
+        low, high = [0, 0, 0], list(self._scan.geometry.shape)
+        low[self._axis], high[self._axis] = min(indices), max(indices) + 1
+        start, stop = as_index(low), as_index(high)
+        stays = known_within(corrections, start, stop)
+        if waiting:  # of them only what was painted is written
+            layers = [index - start[self._axis] for index in waiting]
+            painted = np.moveaxis(known_within(self._labels.known[label], start, stop), self._axis, 0)
+            np.moveaxis(stays, self._axis, 0)[layers] |= ~painted[layers]
+        held = read_extent(self._segmentation_node, self._segments[label].segment_id, self._frame, start, stop)
+        return VoxelBox(start, np.where(stays, held, box.crop_or_pad(start, stop))).trimmed()
 
     def _erase_steps(self, segment_id: str, result: ResultSegment) -> Iterator[None]:
         """Erases a result's voxels from another segment, some slices in each step."""

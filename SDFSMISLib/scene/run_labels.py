@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from SDFSMISLib.images.fusion import CORRECTION_MM
 from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing, check_label_threshold, resolve_labels, restore_painted
+from SDFSMISLib.images.suggestion import chance_of_error, suggest_plane
+from SDFSMISLib.scene.corrections import Known, join, known_within
 from SDFSMISLib.scene.frame import Index, VoxelBox, as_index, enclosing_extent
-from SDFSMISLib.scene.segment_tags import slice_digests
-from SDFSMISLib.support import SupportSet
+from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.wire import PackedProbabilities
+
+SUGGESTIONS = 12  # slices that are named, at most
+SUGGESTION_MARGIN = 10.0  # mm around all that was found in which something may be missing
+SUGGESTION_VOXELS = 1 << 20  # that are looked at, at most; of larger results every n-th
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,22 +40,99 @@ class CleanedLabels:
     state: object
 
 
+class Suggestion(NamedTuple):
+    """A slice of any view where one more painted slice would help, and the label of which most is doubtful there."""
+
+    plane: Plane
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class _PaintedPlane:
+    """What is painted of one label on a slice of any axis: bool (rows, columns); `known` None = all of it."""
+
+    plane: Plane
+    mask: np.ndarray
+    known: np.ndarray | None
+
+    @classmethod
+    def of(cls, painted: SupportSlice, label: int) -> _PaintedPlane:
+        return cls(Plane(painted.plane.axis, painted.index), painted.mask(label), painted.known)
+
+    @property
+    def known_box(self) -> VoxelBox | None:
+        return None if self.known is None else self._box(self.known)
+
+    def shown_within(self, first: int, stop: int, axis: int) -> VoxelBox | None:
+        """What it shows on the slices from ``first`` to before ``stop``; None if nothing."""
+        shown = self.shown.keep_slices(axis, range(first, stop))
+        return shown if shown.voxels.size else None
+
+    def restore(self, labels: np.ndarray, start: Index, stop: Index, label: int) -> None:
+        """Give a label what was painted, in an extent of a labelmap; in place."""
+        axis, index = self.plane
+        if start[axis] <= index < stop[axis]:
+            window = tuple(slice(start[other], stop[other]) for other in range(3) if other != axis)
+            part = np.moveaxis(labels, axis, 0)[index - start[axis]]
+            restore_painted(part, label, self.mask[window], None if self.known is None else self.known[window])
+
+    @cached_property
+    def shown(self) -> VoxelBox:
+        """Where it shows the label."""
+        return self._box(self.mask if self.known is None else self.mask & self.known)
+
+    def _box(self, mask: np.ndarray) -> VoxelBox:
+        start = [0, 0, 0]
+        start[self.plane.axis] = self.plane.index
+        return VoxelBox(as_index(start), np.expand_dims(mask, self.plane.axis)).trimmed()
+
+
+@dataclass(frozen=True)
+class _CoarseGrid:
+    """Every n-th voxel along each axis of an extent, so that there are few; spacing in mm along the array axes."""
+
+    start: Index
+    stop: Index
+    steps: Index
+    spacing: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, start: Index, stop: Index, geometry: Geometry) -> _CoarseGrid:
+        steps, fine = [1, 1, 1], np.array(geometry.spacing[::-1])
+        while np.prod(np.subtract(stop, start) // steps) > SUGGESTION_VOXELS:
+            steps[int(np.argmin(fine * steps))] += 1
+        k, j, i = (float(size) for size in fine * steps)
+        return cls(start, stop, as_index(steps), (k, j, i))
+
+    def sampled(self, voxels: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(voxels[tuple(slice(None, None, step) for step in self.steps)])
+
+    def planes(self, planes: Collection[Plane]) -> list[Plane]:
+        """The nearest planes of this grid to those that lie within the extent."""
+        within = (plane for plane in planes if self.start[plane.axis] <= plane.index < self.stop[plane.axis])
+        return [Plane(axis, (index - self.start[axis]) // self.steps[axis]) for axis, index in within]
+
+    def original(self, plane: Plane) -> Plane:
+        return Plane(plane.axis, plane.index * self.steps[plane.axis] + self.start[plane.axis])
+
+
 class RunLabels:
     """The slices of a run that were computed so far, and the labels of their voxels.
 
-    A voxel gets the most probable of the labels whose probability is above the threshold. Painted slices keep the
-    labels that were painted.
+    A voxel gets the most probable of the labels whose probability is above the threshold. What was painted, on
+    slices of any axis, keeps the labels that were painted.
 
     Args:
         geometry: the scan's grid.
-        content_hash: the scan's; support slices of this scan, along the axis, are the painted ones.
+        content_hash: the scan's; support slices of this scan are the painted ones.
         axis: array axis along which slices are counted.
         labels: label values of the run.
         threshold: probability above which a voxel belongs to a structure, 0 to below 1.
 
     Attributes:
         certainty: by label, of each slice of the scan, 0 to 1; NaN if it was not computed.
-        painted: by label and slice index, bool (rows, columns).
+        painted: by label and index, the slices along the axis that were painted as wholes, bool (rows, columns).
+        known: by label, what was painted on slices of any axis.
 
     >>> import numpy as np
     >>> from SDFSMISLib.images.geometry import Geometry
@@ -74,15 +161,19 @@ class RunLabels:
         self._geometry, self._axis, self._label_values = geometry, axis, sorted(labels)
         self._rows, self._columns = (other for other in range(3) if other != axis)
         self.certainty = {label: np.full(geometry.shape[axis], np.nan) for label in labels}
-        self.painted = {
-            label: {
-                support_slice.index: support_slice.mask(label)
-                for support_slice in (support.for_label(label) if label in support.labels else ())
-                if (support_slice.plane.scan, support_slice.plane.axis) == (content_hash, axis)
-            }
+        self._planes = {
+            label: [
+                _PaintedPlane.of(one, label)
+                for one in (support.for_label(label) if label in support.labels else ())
+                if one.plane.scan == content_hash
+            ]
             for label in labels
         }
-        self._painted_digests: dict[tuple[int, int], str | None] = {}
+        self.known = {label: join(*({one.plane: one.known_box} for one in self._planes[label])) for label in labels}
+        self.painted = {
+            label: {one.plane.index: one.mask for one in planes if one.plane.axis == axis and one.known is None}
+            for label, planes in self._planes.items()
+        }
         self._probabilities = PackedProbabilities[tuple[int, int]](geometry.slice_shape(axis))  # by label and index
         for label, masks in self.painted.items():
             for index, mask in masks.items():
@@ -129,21 +220,25 @@ class RunLabels:
         self.certainty[label][index] = certainty
         return [other for other in self._label_values if (other, index) in self._probabilities]
 
-    def known(self, label: int) -> set[int]:
-        """The slices that were computed or painted."""
+    def finished(self, label: int) -> set[int]:
+        """The slices that were computed, or painted as wholes."""
         return {index for value, index in self._probabilities if value == label}
+
+    def touched(self, label: int, by_absence: bool) -> set[int]:
+        """The slices that were painted as wholes, and those on which painted slices of other axes tell of the label.
+
+        Args:
+            by_absence: whether they tell of it too if they know that it is not there.
+        """
+        boxes = [one.known_box if by_absence else one.shown for one in self._planes[label]]
+        told = {index for box in boxes if box is not None for index in box.slices(self._axis)}
+        if None in boxes and any(one.plane.axis != self._axis for one in self._planes[label] if one.known is None):
+            told |= {*range(self._geometry.shape[self._axis])}
+        return told | self.painted[label].keys()
 
     def computed(self, label: int) -> set[int]:
         """The slices that were computed, without painted ones."""
-        return self.known(label) - self.painted[label].keys()
-
-    def painted_digest(self, label: int, index: int) -> str | None:
-        """The digest of a painted slice; None if it is empty. See :func:`.segment_tags.slice_digests`."""
-        key = label, index
-        if key not in self._painted_digests:
-            mask = VoxelBox(self._index(index, 0, 0), np.expand_dims(self.painted[label][index], self._axis))
-            self._painted_digests[key] = slice_digests(mask, self._axis).get(index)
-        return self._painted_digests[key]
+        return self.finished(label) - self.painted[label].keys()
 
     def labels(self, indices: Sequence[int]) -> VoxelBox:
         """Label values, uint16, of some slices; slices in between are empty.
@@ -154,29 +249,39 @@ class RunLabels:
         if self._cleaned is not None:
             low, high = list(self._cleaned.labels.start), list(self._cleaned.labels.stop)
             low[self._axis], high[self._axis] = first, last + 1
-            start, stop = as_index(low), as_index(high)
+            start, stop = self._with_painted(as_index(low), as_index(high))
             labels = self._cleaned.labels.crop_or_pad(start, stop)
         else:
             bounds = self._probabilities.bounds((label, k) for label in self._label_values for k in indices)
-            if bounds is None:
-                return VoxelBox.empty(np.uint16)
-            start, stop = self._index(first, *bounds[0]), self._index(last + 1, *bounds[1])
+            corner, end = bounds or ((0, 0), (0, 0))
+            start, stop = self._with_painted(self._index(first, *corner), self._index(last + 1, *end))
             stacks = {label: self._stack(label, indices, start, stop) for label in self._label_values}
             labels = resolve_labels(stacks, self.threshold)
+        for label, planes in self._planes.items():
+            for one in planes:
+                one.restore(labels, start, stop, label)
         along = np.moveaxis(labels, self._axis, 0)
         along[[number for number in range(len(along)) if first + number not in indices]] = 0
-        window = self._window(start, stop)
-        for label, masks in self.painted.items():
-            for index in masks.keys() & set(indices):
-                restore_painted(along[index - first], label, masks[index][window])
         return VoxelBox(start, labels)
 
-    def cleaning_task(self, corrected: Collection[int], held: Mapping[int, VoxelBox]) -> Callable[[], CleanedLabels]:
+    def _with_painted(self, start: Index, stop: Index) -> tuple[Index, Index]:
+        """An extent of some slices, with the rows and columns that are painted on them."""
+        low, high = list(start), list(stop)
+        for one in itertools.chain.from_iterable(self._planes.values()):
+            shown = one.shown_within(start[self._axis], stop[self._axis], self._axis)
+            for axis in (self._rows, self._columns):
+                if shown is not None:
+                    is_empty = low[axis] >= high[axis]
+                    low[axis] = shown.start[axis] if is_empty else min(low[axis], shown.start[axis])
+                    high[axis] = shown.stop[axis] if is_empty else max(high[axis], shown.stop[axis])
+        return as_index(low), as_index(high)
+
+    def cleaning_task(self, corrected: Known, held: Mapping[int, VoxelBox]) -> Callable[[], CleanedLabels]:
         """A function that cleans all slices as they are now; call it once, from any thread.
 
         Args:
-            corrected: slices that a user changed in the results; there, the results count as certain.
-            held: what the results hold on these slices, bool, by label.
+            corrected: what a user has corrected in the results; there, the results count as certain.
+            held: what the results hold there, bool, by label.
         """
         snapshot = copy.copy(self)
         snapshot._probabilities = self._probabilities.copy()
@@ -189,15 +294,55 @@ class RunLabels:
         self._cleaned = cleaned
         return True
 
-    def _clean(self, corrected: Collection[int], held: Mapping[int, VoxelBox]) -> CleanedLabels:
+    def suggestion_task(self, whole: Collection[Plane], skip: Collection[Plane]) -> Callable[[], list[Suggestion]]:
+        """A function that names up to `SUGGESTIONS` slices, best first; call it once, from any thread.
+
+        Args:
+            whole: slices on which all was said to be right, beside the painted ones.
+            skip: further slices that are not to be named.
+        """
+        snapshot = copy.copy(self)
+        snapshot._probabilities = self._probabilities.copy()
+        return lambda: snapshot._suggest(whole, skip)
+
+    def _suggest(self, whole: Collection[Plane], skip: Collection[Plane]) -> list[Suggestion]:
+        bounds = self._probabilities.bounds(self._probabilities)
+        if bounds is None:
+            return []
+        indices = sorted({index for _, index in self._probabilities})
+        start, stop = self._index(indices[0], *bounds[0]), self._index(indices[-1] + 1, *bounds[1])
+        margin = [math.ceil(SUGGESTION_MARGIN / self._geometry.axis_spacing(axis)) for axis in range(3)]
+        start = as_index(np.maximum(np.subtract(start, margin), 0))
+        stop = as_index(np.minimum(np.add(stop, margin), self._geometry.shape))
+        grid = _CoarseGrid.of(start, stop, self._geometry)
+        chances = {}
+        for label in self._label_values:
+            known = {*whole, *(one.plane for one in self._planes[label] if one.known is None)}
+            probability = grid.sampled(self._stack(label, indices, start, stop))
+            chances[label] = chance_of_error(probability, grid.planes(known), grid.spacing, self.threshold)
+        painted = grid.planes({one.plane for planes in self._planes.values() for one in planes})
+        not_requested = {Plane(self._axis, k) for k in set(range(start[self._axis], stop[self._axis])) - {*indices}}
+        skipped, found = {*grid.planes(skip), *grid.planes(not_requested)}, list[Suggestion]()
+        while len(found) < SUGGESTIONS:
+            plane = suggest_plane([*chances.values()], painted, grid.spacing, skipped)
+            if plane is None:
+                break
+            axis, index = plane
+            label = max(chances, key=lambda one: float(np.moveaxis(chances[one], axis, 0)[index].sum()))
+            found.append(Suggestion(grid.original(plane), label))
+            near, last = int(CORRECTION_MM / grid.spacing[axis]), chances[label].shape[axis] - 1
+            skipped |= {Plane(axis, other) for other in range(max(index - near, 0), min(index + near, last) + 1)}
+        return found
+
+    def _clean(self, corrected: Known, held: Mapping[int, VoxelBox]) -> CleanedLabels:
         computed = {index for _, index in self._probabilities}
-        start, stop = self._cleaned_extent(sorted({*computed, *corrected}), held)
+        start, stop = self._cleaned_extent(sorted(computed), held)
         stacks = {label: self._stack(label, computed, start, stop) for label in self._label_values}
         if corrected:
-            inside = [index - start[self._axis] for index in corrected]
+            certain = known_within(corrected, start, stop)
             for label, voxels in stacks.items():
                 mask = held.get(label, VoxelBox.empty()).crop_or_pad(start, stop)
-                np.moveaxis(voxels, self._axis, 0)[inside] = np.moveaxis(mask, self._axis, 0)[inside] * np.uint8(255)
+                voxels[certain] = mask[certain] * np.uint8(255)
         labels = self._cleaning.labelmap(stacks, self.threshold, self._geometry.spacing)
         return CleanedLabels(VoxelBox(start, labels), self._state)
 

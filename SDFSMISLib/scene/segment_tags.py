@@ -1,8 +1,8 @@
 """What is stored in the tags of segments, so that it is saved with the scene and follows undo.
 
 A painted segment has a tag with its identity. A result has tags with the painted segment and the scan that it belongs
-to, with digests of its slices as they were written, and with what the painted segment held when the run began. From
-these it is known later which slices a user corrected, and where something was added to the painted segment.
+to, with its slices as they were written (and digests of them), and with what the painted segment held when the run
+began. From these it is known later what a user corrected, and where something was added to the painted segment.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import math
 import re
 import secrets
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from SDFSMISLib.images.labelmap import bounding_box
-from SDFSMISLib.scene.frame import Index, VoxelBox
+from SDFSMISLib.scene.frame import Index, VoxelBox, enclosing_extent
 from SDFSMISLib.scene.segment_voxels import get_segment
 from SDFSMISLib.wire import WireError, pack_array, unpack_array
 
 IDENTITY_TAG = "SDFSMIS.Identity"  # of a painted segment
 SOURCE_TAG, SCAN_TAG = "SDFSMIS.ResultOf", "SDFSMIS.Scan"  # of a result
-SLICES_TAG, PAINTED_TAG = "SDFSMIS.Slices", "SDFSMIS.Painted"  # of a result
+SLICES_TAG, MASKS_TAG, PAINTED_TAG = "SDFSMIS.Slices", "SDFSMIS.Written", "SDFSMIS.Painted"  # of a result
 SLICE_DIGEST = re.compile(r"(\d+)=([0-9a-f]{8})")
 ENCODED_MASK = re.compile(r"(\d{1,9}) (\d{1,9}) (\d{1,9}) ([A-Za-z0-9+/=]+)")
 
@@ -92,35 +92,77 @@ class SegmentTemplate:
 
 
 @dataclass
-class SliceDigests:
-    """What the slices of a segment held when they were written; a segment's tag.
+class WrittenSlices:
+    """What the slices of a segment held when they were written; tags of a segment.
 
     Attributes:
         axis: array axis along which slices are counted.
         digests: of each slice that was not empty, by index; see :func:`slice_digests`.
+        masks: its voxels, as :func:`encode_mask` gives them; None = they were not stored, as in version 0.1.0.
     """
 
     axis: int
     digests: dict[int, str] = field(default_factory=dict)
+    masks: dict[int, str] | None = field(default_factory=dict)
 
     @classmethod
-    def read_tag(cls, segment: Any) -> SliceDigests | None:
-        """The digests in a vtkSegment's tag; None if there is no tag, or it is damaged."""
+    def read_tag(cls, segment: Any) -> WrittenSlices | None:
+        """The record in a vtkSegment's tags; None if there is none, or it is damaged."""
         axis, *entries = get_tag(segment, SLICES_TAG).split() or [""]
         matches = [SLICE_DIGEST.fullmatch(entry) for entry in entries]
         if axis not in ("0", "1", "2") or None in matches:
             return None
-        return cls(int(axis), {int(match[1]): match[2] for match in matches if match is not None})
+        digests = {int(match[1]): match[2] for match in matches if match is not None}
+        stored_axis, *masks = get_tag(segment, MASKS_TAG).split(", ")
+        if stored_axis != axis or None in map(ENCODED_MASK.fullmatch, masks):
+            return cls(int(axis), digests, None)
+        return cls(int(axis), digests, {int(mask.split(" ", 3)[int(axis)]): mask for mask in masks})
 
     def write_tag(self, segment: Any) -> None:
-        """Stores the digests in a vtkSegment's tag."""
+        """Stores the record in a vtkSegment's tags."""
         entries = [f"{index}={self.digests[index]}" for index in sorted(self.digests)]
         segment.SetTag(SLICES_TAG, " ".join([str(self.axis), *entries]))
+        masks = [] if self.masks is None else [str(self.axis), *self.masks.values()]
+        segment.SetTag(MASKS_TAG, ", ".join(masks))
+
+    def record(self, indices: Collection[int], mask: VoxelBox) -> None:
+        """Takes some slices as they are in a bool box, which may hold others too."""
+        kept = mask.keep_slices(self.axis, indices)
+        for index in indices:
+            self.digests.pop(index, None)
+            if self.masks is not None:
+                self.masks.pop(index, None)
+        digests = slice_digests(kept, self.axis)
+        self.digests |= digests
+        if self.masks is not None:
+            self.masks |= {index: encode_mask(kept.keep_slices(self.axis, [index])) for index in digests}
 
     def differing(self, current: Mapping[int, str]) -> set[int]:
         """The slices whose current digests, by index, are others; a slice without digest is empty."""
         every = current.keys() | self.digests.keys()
         return {index for index in every if current.get(index) != self.digests.get(index)}
+
+    def changed(self, current: VoxelBox, indices: Collection[int], shape: Index) -> tuple[VoxelBox, set[int]]:
+        """The voxels of some slices that are not as written, bool; and the slices of which that is not known.
+
+        Args:
+            current: bool, what the segment holds now.
+            shape: of the volume.
+        """
+        decoded: dict[int, VoxelBox] = {}
+        for index in indices:
+            text = (self.masks or {}).get(index, "")
+            mask = VoxelBox.empty() if index not in self.digests else decode_mask(text, shape)
+            if self.masks is not None and mask is not None:
+                decoded[index] = mask
+        held = current.keep_slices(self.axis, decoded.keys())
+        start, stop = enclosing_extent(held, *decoded.values())
+        changed = VoxelBox(start, held.crop_or_pad(start, stop))
+        for mask in decoded.values():
+            if mask.voxels.size:
+                region = changed.view(mask.start, mask.stop)
+                region ^= mask.voxels
+        return changed.trimmed(), set(indices) - decoded.keys()
 
 
 def slice_digests(mask: VoxelBox, axis: int) -> dict[int, str]:
@@ -170,9 +212,3 @@ def decode_mask(text: str, shape: Index) -> VoxelBox | None:
     if voxels.dtype != bool or voxels.ndim != 3:
         return None
     return VoxelBox((int(match[1]), int(match[2]), int(match[3])), voxels)
-
-
-def added_slices(current: VoxelBox, before: VoxelBox, axis: int) -> set[int]:
-    """The slices along an array axis on which a bool box has voxels that an earlier one has not."""
-    added = current.voxels & ~before.crop_or_pad(current.start, current.stop)
-    return set(VoxelBox(current.start, added).slices(axis))

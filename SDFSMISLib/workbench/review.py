@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing
-from SDFSMISLib.scene import ResultWriter, SegmentTemplate, rotate_to_volume_plane, volume_geometry
+from SDFSMISLib.scene import Known, ResultWriter, SegmentTemplate, Suggestion, VoxelBox, volume_geometry
 from SDFSMISLib.workbench.background import Background, JobEnded
 from SDFSMISLib.workbench.run import TargetScan, defect_message
-from SDFSMISLib.workbench.slice_views import show_in_views, show_scan, show_segmentation, slice_nodes, visible_slice
+from SDFSMISLib.workbench.slice_views import (
+    show_plane,
+    show_scan,
+    show_segmentation,
+    visible_planes,
+    visible_slice,
+)
 from SDFSMISLib.workbench.text import tr as _
 from SDFSMISLib.workbench.views import Editor, Part, ResultView, ReviewView
 
@@ -36,6 +45,11 @@ class _Reviewed:
             taken back by undo, and stay so.
         cleaning: the thread that computes the post-processing.
         surface_due: whether the surfaces must be made again.
+        searching: the thread that finds where one more painted slice would help most.
+        suggestions: what it has found, best first; None = not yet.
+        shown: suggested slices that were shown already.
+        views: the slices that the views show, by view, and the one of these views that was used last.
+        known: what was known by hand when it was looked at last.
     """
 
     target: TargetScan
@@ -43,6 +57,23 @@ class _Reviewed:
     due: bool = False
     cleaning: Background | None = None
     surface_due: bool = False
+    searching: Background | None = None
+    suggestions: list[Suggestion] | None = None
+    shown: set[Plane] = field(default_factory=set)
+    views: dict[str, Plane] = field(default_factory=dict)
+    used_view: str = ""
+    known: Known = field(default_factory=dict)
+
+    def suggestion(self) -> Suggestion | None:
+        """The best slice that was neither shown nor corrected; None if there is none."""
+        left = [one for one in self.suggestions or () if one.plane not in self.known]
+        return next((one for one in left if one.plane not in self.shown), None)
+
+    def stop(self) -> None:
+        """Ask the threads to stop."""
+        for thread in (self.cleaning, self.searching):
+            if thread is not None:
+                thread.cancel.set()
 
 
 class Review(Part[ReviewView]):
@@ -60,7 +91,6 @@ class Review(Part[ReviewView]):
         self._templates: Mapping[int, SegmentTemplate] = {}
         self._ending: Iterator[Any] | None = None
         self._accepted = False
-        self._shown: set[int] = set()
         self._changed_at = self._updated_at = 0.0
         self._problem = ""
 
@@ -89,12 +119,9 @@ class Review(Part[ReviewView]):
     def forget(self) -> None:
         """End the review; the results stay in the scene."""
         for one in self._scans:
-            if one.cleaning is not None:
-                one.cleaning.cancel.set()
-        for one in self._scans:
+            one.stop()
             show_segmentation(one.target.segmentation, True)
         self._scans, self._editor, self._ending, self._accepted, self._problem = [], None, None, False, ""
-        self._shown.clear()
         kept = self.view
         self.view = ReviewView(threshold=kept.threshold, keep_largest=kept.keep_largest, smooth_mm=kept.smooth_mm)
 
@@ -105,7 +132,6 @@ class Review(Part[ReviewView]):
         if not 0 <= number < len(self._scans) or number == self.view.scan:
             return
         self.view = replace(self.view, scan=number)
-        self._shown.clear()
         for place, one in enumerate(self._scans):
             show_segmentation(one.target.segmentation, place == number)
         chosen = self._scans[number]
@@ -128,31 +154,40 @@ class Review(Part[ReviewView]):
         self.view = replace(self.view, keep_largest=keep_largest, smooth_mm=smooth_mm)
         self._change(lambda writer: writer.set_cleaning(self._cleaning()))
 
-    def go_to_least_certain(self) -> None:
-        """Show the least certain slice of the scan in the views, and select its least certain result in the editor.
+    def go_to_suggestion(self) -> None:
+        """Show the slice, of any view, where one more painted slice would help most, and select its result.
 
         Slices that were shown are skipped the next time, until all were shown. Corrected slices are never shown.
         """
         if not self._scans:
             return
         one = self._scans[self.view.scan]
-        found = self._guarded(one, lambda: one.writer.least_certain(self._shown))
-        if found is None:
-            self._shown.clear()
-            found = self._guarded(one, one.writer.least_certain)
-        if found is None:
-            return
-        label, index = found
-        self._shown.add(index)
-        self.go_to_slice(index)
-        self._select(one.writer.segment_id(label))
+        if one.suggestion() is None:
+            one.shown.clear()
+        found = one.suggestion()
+        if found is not None:
+            one.shown.add(found.plane)
+            self._guarded(one, lambda: show_plane(one.target.volume, found.plane))
+            self._select(one.writer.segment_id(found.label))
+            self._look_at_views(one)
+            self._use_view_of(one, found.plane)
+        self._update_view()
+
+    def say_right(self) -> None:
+        """Take the slice of the view that was used last as right: the next run uses all of it, and leaves it so."""
+        if self._scans:
+            one = self._scans[self.view.scan]
+            plane = one.views.get(one.used_view)
+            if plane is not None:
+                self._guarded(one, lambda: one.writer.know(plane))
+            self._update_view()
 
     def go_to_slice(self, index: int) -> None:
-        """Show a slice of the scan in the views; if none shows slices in this plane, one view is turned into it."""
+        """Show a slice along the axis of the results; if no view shows slices in this plane, one is turned into it."""
         if not self._scans:
             return
         one = self._scans[self.view.scan]
-        self._guarded(one, lambda: self._show(one.target, index))
+        self._guarded(one, lambda: show_plane(one.target.volume, Plane(one.target.axis, index)))
         self._update_view()
 
     def accept(self) -> None:
@@ -199,6 +234,7 @@ class Review(Part[ReviewView]):
     def _work(self, one: _Reviewed, until: float) -> bool:
         """Post-process, write what is due, and make surfaces after a rest; True if more can be done at once."""
         writer = one.writer
+        self._search(one)
         if not one.due:
             return False
         self._clean(one)
@@ -227,6 +263,19 @@ class Review(Part[ReviewView]):
         if one.cleaning is None and one.writer.cleaning_due:
             compute = one.writer.cleaning_task()
             one.cleaning = Background("SDFSMIS cleaning", lambda post, cancel: post(compute()))
+
+    def _search(self, one: _Reviewed) -> None:
+        """Find where one more painted slice would help most."""
+        if one.searching is None and one.suggestions is None:
+            compute = one.writer.suggestion_task()
+            one.searching = Background("SDFSMIS suggestions", lambda post, cancel: post(compute()))
+        for message in one.searching.messages() if one.searching is not None else ():
+            if not isinstance(message, JobEnded):
+                one.suggestions = message
+            elif message.error is not None:
+                one.suggestions = []
+                self._problem = defect_message(message.error)
+            self._updated_at = 0.0
 
     def _steps(self, ending: Callable[[ResultWriter], Iterator[float]]) -> Iterator[Any]:
         for one in list(self._scans):
@@ -257,14 +306,22 @@ class Review(Part[ReviewView]):
             self._guarded(one, partial(change, one.writer))
         self._update_view()
 
-    def _show(self, target: TargetScan, index: int) -> None:
-        if show_in_views(target.volume, target.axis, index):
-            return
-        node = next(slice_nodes(target.volume.GetScene()), None)
-        if node is not None:
-            node.SetOrientation(_plane(target).capitalize())
-            rotate_to_volume_plane(node, target.volume)
-            show_in_views(target.volume, target.axis, index)
+    def _look_at_views(self, one: _Reviewed) -> None:
+        """Find out which view is used: the one that was moved last, or shows the slice that was corrected last."""
+        views, known = visible_planes(one.target.volume), one.writer.corrections
+        moved = [view for view, plane in views.items() if one.views.get(view) != plane]
+        changed = [plane for plane in known if _pixels(known, plane) != _pixels(one.known, plane)]
+        one.views, one.known = views, known
+        if len(moved) == 1:
+            one.used_view = moved[0]
+        for plane in changed:
+            self._use_view_of(one, plane)
+        if one.used_view not in views:
+            one.used_view = ""
+            self._use_view_of(one, next((plane for plane in views.values() if plane.axis == one.target.axis), None))
+
+    def _use_view_of(self, one: _Reviewed, plane: Plane | None) -> None:
+        one.used_view = next((view for view, shown in one.views.items() if shown == plane), one.used_view)
 
     def _guarded(self, one: _Reviewed, call: Callable[[], Any]) -> Any:
         """What a call returns; None if it fails. Results that are lost are no longer reviewed."""
@@ -292,12 +349,23 @@ class Review(Part[ReviewView]):
         if results is None:
             self.view = replace(self.view, scans=(), results=(), index=None, working=False, problem=self._problem)
             return
+        self._guarded(one, partial(self._look_at_views, one))
+        found, shown = one.suggestion(), one.views.get(one.used_view)
+        geometry = volume_geometry(one.target.volume)
+
+        def name(plane: Plane | None) -> str:
+            return "" if plane is None else f"{geometry.plane(plane.axis)} {plane.index}"
+
         self.view = replace(
             self.view,
             scans=_distinct([other.target.name for other in self._scans]),
             results=results,
-            plane=_plane(one.target),
-            index=self._guarded(one, lambda: visible_slice(one.target.volume, one.target.axis)),
+            axis=one.target.axis,
+            plane=geometry.plane(one.target.axis),
+            index=next((plane.index for plane in one.views.values() if plane.axis == one.target.axis), None),
+            suggestion=name(None if found is None else found.plane),
+            shown=name(shown),
+            is_right=shown is not None and _pixels(one.known, shown) == -1,
             working=self._accepted or self._ending is not None or any(map(_is_working, self._scans)),
             problem=self._problem,
         )
@@ -325,6 +393,12 @@ def describe_cleaning(view: ReviewView) -> str:
     return ", ".join([*parts, *([_("largest piece only")] if view.keep_largest else [])])
 
 
+def _pixels(known: Known, plane: Plane) -> int:
+    """How many pixels of a slice are known; -1 = all."""
+    box = known.get(plane, VoxelBox.empty())
+    return -1 if box is None else int(np.count_nonzero(box.voxels))
+
+
 def _is_lost(one: _Reviewed) -> bool:
     try:
         _by_hand = one.writer.corrected
@@ -345,7 +419,3 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
         counts[name] = counts.get(name, 0) + 1
         distinct.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
     return tuple(distinct)
-
-
-def _plane(target: TargetScan) -> str:
-    return volume_geometry(target.volume).plane(target.axis)

@@ -46,9 +46,10 @@ class TargetScan:
         painted: the segmentation in which it is painted; None for another scan.
         wanted: indices of its slices; None = all.
         name: of the scan, for texts.
-        axis, segmentation, writer: set when its first slice is received: array axis of the slices, node of the results.
+        axis, view, segmentation, writer: set when its first slice is received: array axis of the slices and their view,
+            such as axial; node of the results.
         is_done: whether nothing more is received: all slices are, or the results cannot be written any more.
-        found: the first and the last slice on which each label was found, by label.
+        found: the slices along the axis on which each label was found, by label.
         surface_time, surface_cost: when surfaces were made last, and the seconds that it took.
         notes: what the user should know, one sentence each.
     """
@@ -58,10 +59,11 @@ class TargetScan:
     wanted: Sequence[int] | None
     name: str = ""
     axis: int = 0
+    view: str = ""
     segmentation: Any | None = None
     writer: ResultWriter | None = None
     is_done: bool = False
-    found: dict[int, tuple[int, int]] = field(default_factory=dict)
+    found: dict[int, set[int]] = field(default_factory=dict)
     surface_time: float = 0.0
     surface_cost: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -235,13 +237,13 @@ class Run:
 
     def _scan_started(self, message: ScanStarted) -> None:
         target = self.targets[message.number]
-        target.axis = message.axis
         scan = self._copies[message.number]
+        target.axis, target.view = message.axis, scan.geometry.plane(message.axis)
         target.notes += scan.notes
         try:
             if target.volume.GetScene() is None:
                 raise InputError(_("The scan {name} was deleted; it is left out.").format(name=target.name))
-            destination = ResultDestination.of(target.volume, target.painted, self.support.templates, message.axis)
+            destination = ResultDestination.of(target.volume, target.painted, self.support.templates)
             segmentation = destination.node_for(target.volume)
             if target.painted is not None and segmentation is not target.painted:
                 target.notes.append(
@@ -278,11 +280,13 @@ class Run:
         if self._finished == 0 and self._done_scans == 0:
             self._first_slice = time.monotonic()
         self._finished, self._total, self._retrying = record.finished, record.total, ""
-        if target.writer is not None:
+        if target.writer is not None and record.axis == target.axis:  # others come again, fused with these
             target.writer.add_slice(record.label, record.index, record.probability, record.certainty)
+            found = target.found.setdefault(record.label, set())
             if record.probability.max() > 255 * self._options.threshold:
-                first, last = target.found.get(record.label, (record.index, record.index))
-                target.found[record.label] = min(first, record.index), max(last, record.index)
+                found.add(record.index)
+            else:
+                found.discard(record.index)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -342,8 +346,8 @@ class Run:
                 *target.found.get(label, ()),
                 *(target.writer.painted_slices(label) if target.writer is not None else ()),
             ]
-            where = _("{name} on slices {first} to {last}") if indices else _("{name} nowhere")
-            ends = {"first": min(indices), "last": max(indices)} if indices else {}
+            where = _("{name} on {view} slices {first} to {last}") if indices else _("{name} nowhere")
+            ends = {"first": min(indices), "last": max(indices), "view": target.view} if indices else {}
             places.append(where.format(name=template.name, **ends))
         text = _("Found in {scan}: {places}.") if several else _("Found: {places}.")
         return text.format(scan=target.name, places="; ".join(places))
@@ -424,8 +428,7 @@ def _painted_target(request: RunRequest, snapshot: SupportSnapshot, scan: Any, p
     )
     if problem:
         raise InputError(problem)
-    done = [set(snapshot.used) & set(snapshot.painting.slices(snapshot.axis, label)) for label in snapshot.templates]
-    if all(set(wanted) <= slices for slices in done):
+    if all(set(wanted) <= snapshot.painted_as_wholes(label) for label in snapshot.templates):
         raise InputError(
             _("All wanted slices are painted already. Uncheck “Use every painted slice” to use chosen ones only.")
         )

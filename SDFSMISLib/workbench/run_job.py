@@ -5,7 +5,7 @@ Everything here works on copies of the scene and may be used in any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from SDFSMISLib.client import Client
 from SDFSMISLib.errors import Cancelled
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.scene import Painting, Scan, SegmentTemplate
 from SDFSMISLib.slices import SliceResult, SliceStack
@@ -58,10 +59,10 @@ class SupportSnapshot:
     """The support set of a run, before it is cut out of the painted scan.
 
     Attributes:
-        looks: name and colour of each structure, by label value of the run.
+        templates: name and colour of each structure, by label value of the run.
         painting: what is painted on the scan; None = nothing.
-        axis: array axis of the painted slices.
-        used: indices of the painted slices to use.
+        axis: array axis along which results on the painted scan come.
+        used: the painted slices to use, of any view, and the labels painted on each; corrected ones are always used.
         complete: those of them on which every structure counts as painted, also one that is not there.
         loaded: slices from files, with the label values of the run.
     """
@@ -69,9 +70,20 @@ class SupportSnapshot:
     templates: Mapping[int, SegmentTemplate]
     painting: Painting | None
     axis: int
-    used: tuple[int, ...]
-    complete: frozenset[int]
+    used: Mapping[Plane, Collection[int]]
+    complete: frozenset[Plane]
     loaded: tuple[SupportSlice, ...]
+
+    def painted_as_wholes(self, label: int) -> set[int]:
+        """Indices of the slices along the axis of the results of which all is known of a label."""
+        corrections = self.painting.corrections if self.painting is not None else {}
+        return {
+            plane.index
+            for plane, labels in self.used.items()
+            if plane.axis == self.axis
+            and (label in labels or plane in self.complete)
+            and (plane not in corrections or corrections[plane].known is None)
+        }
 
     def support_set(self, scan: Scan | None) -> SupportSet:
         """The support set; it takes a third of a second for 512 × 512 × 300 voxels.
@@ -84,8 +96,7 @@ class SupportSnapshot:
         """
         painted: tuple[SupportSlice, ...] = ()
         if self.painting is not None and self.used and scan is not None:
-            made = self.painting.support(scan, self.used, self.axis)
-            painted = tuple(replace(one, complete=one.index in self.complete) for one in made.slices)
+            painted = self.painting.support(scan, self.used, self.complete).slices
         return SupportSet(
             (*painted, *self.loaded), {label: template.name for label, template in self.templates.items()}
         )
@@ -141,7 +152,7 @@ class ScanStarted:
 
     Attributes:
         number: of the scan in the run.
-        axis: array axis of the slices.
+        axis: array axis of the results.
     """
 
     number: int
@@ -218,9 +229,9 @@ class SegmentationJob:
         cancel: Cancel,
     ) -> None:
         content = scan.content_hash()
-        axis = support.axes_on(scan, content)[0]
+        axes = support.axes_on(scan, content)
         run = client.segment(
-            SliceStack.along(scan, [axis], scan.window(), content),
+            SliceStack.along(scan, axes, scan.window(), content),
             support,
             self.options,
             labels=sorted(self.support.templates),
@@ -236,11 +247,11 @@ class SegmentationJob:
             with run:
                 for record in run:
                     if not begun:  # results of an earlier run stay until the backend has answered
-                        post(ScanStarted(number, support, axis))
+                        post(ScanStarted(number, support, axes[0]))
                         begun = True
                     post(SliceFinished(number, record))
             if not begun:
-                post(ScanStarted(number, support, axis))
+                post(ScanStarted(number, support, axes[0]))
             post(ScanFinished(number, tuple(run.warnings)))
         finally:
             cancel.then(None)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.scene import ijk_to_world, show_slice, shown_slice
+from SDFSMISLib.images.planes import Plane
+from SDFSMISLib.scene import ijk_to_world, rotate_to_volume_plane, show_slice, shown_slice, volume_geometry
 
-__all__ = ["show_in_views", "show_scan", "show_segmentation", "slice_nodes", "visible_slice"]
+__all__ = [
+    "show_in_views",
+    "show_plane",
+    "show_scan",
+    "show_segmentation",
+    "slice_nodes",
+    "visible_planes",
+    "visible_slice",
+]
 
 
 def slice_nodes(scene: Any | None) -> Iterator[Any]:
@@ -22,16 +32,19 @@ def slice_nodes(scene: Any | None) -> Iterator[Any]:
             yield node
 
 
+def visible_planes(volume: Any) -> dict[str, Plane]:
+    """The slices of a scan that views show, by the ID of the view's node."""
+    planes = {}
+    for node in slice_nodes(volume.GetScene()):
+        with suppress(InputError):  # it lies across, or outside
+            shown = shown_slice(node, volume)
+            planes[node.GetID()] = Plane(shown.axis, shown.index)
+    return planes
+
+
 def visible_slice(volume: Any, axis: int) -> int | None:
     """The index of the slice along an array axis that a view shows; None if no view shows one."""
-    for node in slice_nodes(volume.GetScene()):
-        try:
-            shown = shown_slice(node, volume)
-        except InputError:  # it lies across, or outside
-            continue
-        if shown.axis == axis:
-            return shown.index
-    return None
+    return next((plane.index for plane in visible_planes(volume).values() if plane.axis == axis), None)
 
 
 def show_in_views(volume: Any, axis: int, index: int) -> bool:
@@ -41,6 +54,19 @@ def show_in_views(volume: Any, axis: int, index: int) -> bool:
         InputError: if a nonlinear transform is applied to the volume.
     """
     return any([show_slice(node, volume, axis, index) for node in slice_nodes(volume.GetScene())])
+
+
+def show_plane(volume: Any, plane: Plane) -> None:
+    """Show a slice in all views that show slices along its axis; if there is none, one view is turned.
+
+    Raises:
+        InputError: if a nonlinear transform is applied to the volume.
+    """
+    node = next(slice_nodes(volume.GetScene()), None)
+    if not show_in_views(volume, plane.axis, plane.index) and node is not None:
+        node.SetOrientation(volume_geometry(volume).plane(plane.axis).capitalize())
+        rotate_to_volume_plane(node, volume)
+        show_in_views(volume, plane.axis, plane.index)
 
 
 def show_scan(volume: Any) -> None:

@@ -15,6 +15,7 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import label_values
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.scene import (
     ObliqueView,
     Scan,
@@ -26,12 +27,12 @@ from SDFSMISLib.scene import (
     rotate_to_volume_plane,
     shown_slice,
 )
-from SDFSMISLib.support import SupportSet, SupportSlice
+from SDFSMISLib.support import SupportSet, SupportSlice, axes_in_order
 from SDFSMISLib.workbench.background import Background, JobEnded
 from SDFSMISLib.workbench.questions import Questions
 from SDFSMISLib.workbench.run_job import LoadedSupport, SupportSnapshot, join_structures
-from SDFSMISLib.workbench.slice_views import show_in_views
-from SDFSMISLib.workbench.support_reading import PaintedSlice, PaintedStructures, PaintingReader
+from SDFSMISLib.workbench.slice_views import show_plane
+from SDFSMISLib.workbench.support_reading import PaintedSlice, PaintedStructures, PaintingReader, painted_slice
 from SDFSMISLib.workbench.text import tr as _
 from SDFSMISLib.workbench.views import Part, Question, RunView, SegmentView, SupportSliceView, SupportView
 
@@ -173,9 +174,9 @@ class SupportList(Part[SupportView]):
         self.reads_corrections = True
         self._chosen_segments: tuple[str, ...] | None = None
         self._every = True
-        self._axis: int | None = None
-        self._chosen: set[int] = set()
-        self._excluded: dict[int, int] = {}
+        self._chosen: set[Plane] = set()
+        self._excluded: dict[Plane, int] = {}
+        self._unrecognised: dict[Plane, tuple[PaintedStructures, PaintedSlice]] = {}
         self._loaded: dict[int, LoadedSupport] = {}
         self._loads = 0
         self._reader = PaintingReader()
@@ -191,7 +192,7 @@ class SupportList(Part[SupportView]):
             if segmentation is not self.segmentation:
                 self._chosen_segments = None
             self.scan, self.segmentation = scan, segmentation
-            self._axis, self._chosen, self._excluded, self._message = None, set(), {}, ""
+            self._chosen, self._excluded, self._message = set(), {}, ""
             self._thumbnails.clear()
         self.refresh()
 
@@ -221,12 +222,14 @@ class SupportList(Part[SupportView]):
         if self.scan is None:
             raise InputError(_("No scan is chosen; choose the one that is painted."))
         shown, painting = shown_slice(slice_node, self.scan), self._read.painting
-        if painting is not None and self._used() and shown.axis != self._read.axis:
-            text = _("The view shows a {shown} slice, and the examples are {painted}; choose another view.")
-            raise InputError(text.format(shown=shown.plane, painted=painting.geometry.plane(self._read.axis)))
-        self._axis = shown.axis
-        self._chosen.add(shown.index)
-        self._excluded.pop(shown.index, None)
+        plane = Plane(shown.axis, shown.index)
+        if painting is not None and painting.is_only_crossed(plane):
+            text = _(
+                "Slices that you painted in other views cross {slice}, so something is on it; paint it there first."
+            )
+            raise InputError(text.format(slice=painting.describe(plane)))
+        self._chosen.add(plane)
+        self._excluded.pop(plane, None)
 
     def _turn(self, slice_node: Any, scan: Any) -> None:
         if scan is self.scan and scan is not None:
@@ -238,23 +241,22 @@ class SupportList(Part[SupportView]):
 
     def remove(self, keys: Collection[str]) -> None:
         """Remove slices by their keys. Paint stays in the scene; a stroke on a removed slice brings the slice back."""
-        corrected = set() if self._read.painting is None else set(self._read.painting.corrected)
+        painting = self._read.painting
         self._message = ""
         for key in keys:
-            where, first, *rest = key.split(":")
-            if where == HERE and int(first) in corrected:
-                self._message = _(
-                    "Slice {index} was corrected by hand in a result, so it stays; undo the correction to take it out."
-                ).format(index=first)
-            elif where == HERE:
-                self._chosen.discard(int(first))
-                self._excluded[int(first)] = self._digest(int(first))
-            else:
+            where, first, second = key.split(":")
+            plane = Plane(int(first), int(second))
+            if where == FILE:
                 one = self._loaded[int(first)]
-                self._loaded[int(first)] = replace(one, removed=one.removed | {int(rest[0])})
+                self._loaded[int(first)] = replace(one, removed=one.removed | {int(second)})
+            elif painting is not None and plane in painting.corrections:
+                self._message = _(
+                    "{slice} was corrected by hand in a result, so it stays; undo the correction to take it out."
+                ).format(slice=painting.describe(plane))
+            else:
+                self._chosen.discard(plane)
+                self._excluded[plane] = self._digest(plane)
         self._loaded = {number: one for number, one in self._loaded.items() if one.slices}
-        if not self._chosen:
-            self._axis = None
         self.refresh()
 
     def load(self, path: Path) -> None:
@@ -268,10 +270,10 @@ class SupportList(Part[SupportView]):
 
     def show(self, key: str) -> None:
         """Show a slice of the painted scan in the views; one from a file cannot be shown."""
-        where, first, *_rest = key.split(":")
+        where, first, second = key.split(":")
         if where == HERE and self.scan is not None:
             try:
-                show_in_views(self.scan, self._read.axis, int(first))
+                show_plane(self.scan, Plane(int(first), int(second)))
             except InputError as error:
                 self._report(str(error))
 
@@ -289,7 +291,7 @@ class SupportList(Part[SupportView]):
             self._stamp = stamp
             ids = [one.segment_id for one in self._painted() if self._takes_part(one.segment_id)]
             loaded = [*self._loaded.values()]
-            self._reader.begin(self.scan, self.segmentation, ids, loaded, self._axis, self.reads_corrections)
+            self._reader.begin(self.scan, self.segmentation, ids, loaded, self.reads_corrections)
         elif not self._reader.take():
             self._make_thumbnails()
             return
@@ -314,11 +316,12 @@ class SupportList(Part[SupportView]):
         painting, used = self._read.painting, self._used()
         shown = self._shown(used, pieces)
         templates = {label: template for label, template in templates.items() if label in shown}
+        shown_on = {plane: self._content(plane).labels for plane in used}
         if painting is not None:
-            names = {label: name for label, name in painting.names.items() if self._read.painted(label) & set(used)}
-            painting = replace(painting, names=names)
-        complete = frozenset({*self._chosen, *(painting.corrected if painting is not None else ())})
-        return SupportSnapshot(templates, painting if used else None, self._read.axis, used, complete, pieces)
+            here = {label for labels in shown_on.values() for label in labels}
+            painting = replace(painting, names={k: name for k, name in painting.names.items() if k in here})
+        complete = frozenset({*self._chosen, *(painting.corrections if painting is not None else ())})
+        return SupportSnapshot(templates, painting if used else None, self._axis(used), shown_on, complete, pieces)
 
     @property
     def _read(self) -> PaintedStructures:
@@ -333,7 +336,7 @@ class SupportList(Part[SupportView]):
             segments = tuple(one.segment_id for one in counted if self.reads_corrections or not one.is_result)
         painted = painting_stamp(self.scan, self.segmentation, segments) if segments and self.scan is not None else None
         names = [(one.name, one.color) for one in self._painted()]
-        chosen = self._chosen_segments, self._every, self._axis, frozenset(self._chosen), tuple(self._excluded.items())
+        chosen = self._chosen_segments, self._every, frozenset(self._chosen), tuple(self._excluded.items())
         return self.scan, self.segmentation, segments, painted, names, chosen, [*self._loaded.values()], self._message
 
     def _painted(self) -> list[Any]:
@@ -345,34 +348,50 @@ class SupportList(Part[SupportView]):
     def _takes_part(self, segment_id: str) -> bool:
         return self._chosen_segments is None or segment_id in self._chosen_segments
 
-    def _used(self) -> tuple[int, ...]:
+    def _used(self) -> tuple[Plane, ...]:
         """The slices of the scan that are used."""
         painting = self._read.painting
         if painting is None:
             return ()
-        self._excluded = {k: digest for k, digest in self._excluded.items() if digest == self._digest(k)}
-        used = self._read.slices.keys() - self._excluded.keys() if self._every else set[int]()
-        return tuple(sorted(used | self._chosen | set(painting.corrected)))
+        self._excluded = {plane: digest for plane, digest in self._excluded.items() if digest == self._digest(plane)}
+        used = self._read.slices.keys() - self._excluded.keys() if self._every else set[Plane]()
+        return tuple(sorted(used | self._chosen | painting.corrections.keys()))
 
-    def _digest(self, index: int) -> int:
-        one = self._read.slices.get(index)
-        return one.digest if one is not None else 0
+    def _axis(self, used: Sequence[Plane]) -> int:
+        """The array axis along which results on the scan come."""
+        painting, loaded = (
+            self._read.painting,
+            [piece for one in self._loaded.values() for piece in one.slices.values()],
+        )
+        if painting is None or self.scan is None:
+            return 0
+        corrections, whole = painting.corrections, [plane for plane in used if self._content(plane).labels]
+        whole = [plane for plane in whole if plane not in corrections or corrections[plane].known is None]
+        if whole:
+            return axes_in_order(whole, painting.geometry)[0]
+        names = [piece.plane.name for piece in loaded if piece.known is None]
+        return next((axis for axis in range(3) if painting.geometry.plane(axis) in names[:1]), painting.axis)
 
-    def _labels_on(self, index: int) -> np.ndarray:
-        """Label values (rows, columns) that are painted on a slice of the scan."""
-        painting, axis = self._read.painting, self._read.axis
-        assert painting is not None
-        start, stop = [0, 0, 0], list(painting.geometry.shape)
-        start[axis], stop[axis] = index, index + 1
-        cut = painting.labels.crop_or_pad((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-        return np.moveaxis(cut, axis, 0)[0]
+    def _content(self, plane: Plane) -> PaintedSlice:
+        """What is painted on a slice of the scan, recognised as painted or not."""
+        painting, found = self._read.painting, self._read.slices.get(plane)
+        if found is not None or painting is None:
+            return found or NOTHING
+        reading, content = self._unrecognised.get(plane, (None, NOTHING))
+        if reading is not self._read:
+            content = painted_slice(painting, plane)
+            self._unrecognised[plane] = self._read, content
+        return content
+
+    def _digest(self, plane: Plane) -> int:
+        return self._read.slices.get(plane, NOTHING).digest
 
     # -- the view ------------------------------------------------------------------------------------------------------
 
     def _make_view(self) -> SupportView:
         read, used = self._read, self._used()
         templates, pieces = join_structures(read.templates, [*self._loaded.values()])
-        entries = [self._entry_here(index) for index in used]
+        entries = [self._entry_here(plane) for plane in used]
         for number, one in self._loaded.items():
             entries += [self._entry_of_file(number, one, slot) for slot in one.slices]
         painting = read.painting
@@ -381,9 +400,9 @@ class SupportList(Part[SupportView]):
         return SupportView(self._segments(), tuple(entries), problem, notes, self._every, self._slice_count())
 
     def _slice_count(self) -> int:
-        """Slices of the scan in the direction that was painted; 0 while nothing is."""
+        """Slices of the scan along which results come; 0 while nothing is painted."""
         painting = self._read.painting
-        return painting.geometry.shape[self._read.axis] if painting is not None else 0
+        return painting.geometry.shape[self._axis(self._used())] if painting is not None else 0
 
     def _segments(self) -> tuple[SegmentView, ...]:
         counts = {template.source: label for label, template in self._read.templates.items()}
@@ -399,7 +418,7 @@ class SupportList(Part[SupportView]):
         return tuple(views)
 
     def _problem(
-        self, templates: Mapping[int, SegmentTemplate], used: Sequence[int], pieces: Sequence[SupportSlice]
+        self, templates: Mapping[int, SegmentTemplate], used: Sequence[Plane], pieces: Sequence[SupportSlice]
     ) -> str:
         """Why there is no support, and what to do."""
         read = self._read
@@ -414,26 +433,24 @@ class SupportList(Part[SupportView]):
             return _("Choose the scan, then paint the structure on one of its slices.")
         return _("Paint the structure on one slice: add a segment, choose Paint, and paint it in a slice view.")
 
-    def _shown(self, used: Sequence[int], pieces: Sequence[SupportSlice]) -> set[int]:
+    def _shown(self, used: Sequence[Plane], pieces: Sequence[SupportSlice]) -> set[int]:
         """The labels that something shows; the others take no part."""
-        painting = self._read.painting
-        labels = painting.names if painting is not None else ()
-        shown = {label for label in labels if self._read.painted(label) & set(used)}
+        shown = {label for plane in used for label in self._content(plane).labels}
         return shown | {label for piece in pieces for label in label_values(piece.labels)}
 
-    def _entry_here(self, index: int) -> SupportSliceView:
-        read = self._read
-        painting, axis = read.painting, read.axis
+    def _entry_here(self, plane: Plane) -> SupportSliceView:
+        painting, content = self._read.painting, self._content(plane)
         assert painting is not None and self.scan is not None
-        key, content = f"{HERE}:{index}", read.slices.get(index, NOTHING)
-        origin = "corrected" if index in painting.corrected else "chosen" if index in self._chosen else "painted"
+        key = f"{HERE}:{plane.axis}:{plane.index}"
+        origin = "chosen" if plane in self._chosen else "painted"
+        if plane in painting.corrections:
+            origin = "right" if painting.corrections[plane].known is None else "corrected"
         made = self._thumbnails.get(key)
-        picture = made[1] if made is not None and made[0] == self._content(index) else None
+        picture = made[1] if made is not None and made[0] == self._thumbnail_state(plane) else None
         names = tuple(painting.names[label] for label in content.labels if label in painting.names)
-        area = content.pixels * math.prod(painting.geometry.in_plane_spacing(axis)) / 100
-        return SupportSliceView(
-            key, picture, index, painting.geometry.plane(axis), self.scan.GetName(), names, area, origin
-        )
+        area = content.pixels * math.prod(painting.geometry.in_plane_spacing(plane.axis)) / 100
+        view = painting.geometry.plane(plane.axis)
+        return SupportSliceView(key, picture, plane.index, view, self.scan.GetName(), names, area, origin)
 
     def _entry_of_file(self, number: int, one: LoadedSupport, slot: int) -> SupportSliceView:
         piece, key = one.slices[slot], f"{FILE}:{number}:{slot}"
@@ -453,11 +470,11 @@ class SupportList(Part[SupportView]):
 
     # -- thumbnails ----------------------------------------------------------------------------------------------------
 
-    def _content(self, index: int) -> Any:
+    def _thumbnail_state(self, plane: Plane) -> Any:
         """What a thumbnail of a slice of the scan depends on."""
         assert self.scan is not None
         image = self.scan.GetImageData()
-        return self._digest(index), self._read.axis, image.GetMTime() if image is not None else 0
+        return self._digest(plane), image.GetMTime() if image is not None else 0
 
     def _make_thumbnails(self) -> None:
         """Make missing thumbnails, for a few milliseconds."""
@@ -472,28 +489,28 @@ class SupportList(Part[SupportView]):
         self.view = replace(self.view, entries=tuple(entries))
 
     def _thumbnail(self, key: str) -> np.ndarray:
-        where, first, *rest = key.split(":")
+        where, first, second = key.split(":")
         if where == HERE:
-            content, picture = self._content(int(first)), self._picture_here(int(first))
+            plane = Plane(int(first), int(second))
+            state, picture = self._thumbnail_state(plane), self._picture_here(plane)
         else:
-            content, picture = None, self._picture_of_file(self._loaded[int(first)], int(rest[0]))
-        self._thumbnails[key] = content, picture
+            state, picture = None, self._picture_of_file(self._loaded[int(first)], int(second))
+        self._thumbnails[key] = state, picture
         return picture
 
-    def _picture_here(self, index: int) -> np.ndarray:
-        painting, axis = self._read.painting, self._read.axis
+    def _picture_here(self, plane: Plane) -> np.ndarray:
+        painting = self._read.painting
         assert painting is not None
-        voxels = array_from_volume(self.scan)
-        image = np.moveaxis(voxels, axis, 0)[index]
+        image = np.moveaxis(array_from_volume(self.scan), plane.axis, 0)[plane.index]
         geometry = painting.geometry
         colors = {label: template.color or NO_COLOR for label, template in self._read.templates.items()}
         return thumbnail(
             image,
-            self._labels_on(index),
+            painting.labels_on(plane),
             colors,
-            geometry.in_plane_spacing(axis),
-            geometry.slice_orientation(axis),
-            geometry.plane(axis),
+            geometry.in_plane_spacing(plane.axis),
+            geometry.slice_orientation(plane.axis),
+            geometry.plane(plane.axis),
         )
 
     def _picture_of_file(self, one: LoadedSupport, slot: int) -> np.ndarray:

@@ -50,22 +50,19 @@ class ResultDestination:
     results: Mapping[int, str]
 
     @classmethod
-    def of(
-        cls, volume: Any, painted: Any | None, templates: Mapping[int, SegmentTemplate], axis: int
-    ) -> ResultDestination:
+    def of(cls, volume: Any, painted: Any | None, templates: Mapping[int, SegmentTemplate]) -> ResultDestination:
         """The destination of the results on a scan.
 
         Args:
             volume: node of the scan.
             painted: the segmentation in which this scan is painted, if it is; it is used if it fits the scan's voxels.
-            looks: of the structures, by label.
-            axis: array axis of the slices.
+            templates: of the structures, by label.
         """
         if painted is not None and matches_lattice(volume, painted):
-            return cls(painted, _results(volume, painted, templates, axis))
+            return cls(painted, _results(volume, painted, templates))
         nodes = volume.GetScene().GetNodesByClass("vtkMRMLSegmentationNode")
         for number in range(nodes.GetNumberOfItems()):
-            results = _results(volume, node := nodes.GetItemAsObject(number), templates, axis)
+            results = _results(volume, node := nodes.GetItemAsObject(number), templates)
             if node is not painted and results:
                 return cls(node, results)
         return cls(None, {})
@@ -77,8 +74,8 @@ class ResultDestination:
         return make_segmentation(volume, f"{volume.GetName()} (SDFSMIS)")
 
 
-def _results(volume: Any, segmentation: Any, templates: Mapping[int, SegmentTemplate], axis: int) -> dict[int, str]:
+def _results(volume: Any, segmentation: Any, templates: Mapping[int, SegmentTemplate]) -> dict[int, str]:
     try:
-        return find_results(volume, segmentation, templates, axis)
+        return find_results(volume, segmentation, templates)
     except InputError:  # it does not lie on this scan
         return {}

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.options import BUILT_IN, Region, Strategy
 
 __all__ = [
@@ -173,7 +174,8 @@ class SupportSliceView:
         scan: name of the scan, or of the file.
         structures: names of what is painted on it; empty = the slice says that none of them is there.
         area_cm2: of everything painted on it.
-        origin: ``painted``, ``chosen`` ("use this slice"), ``corrected`` (in a result) or ``file``.
+        origin: ``painted``, ``chosen`` ("use this slice"), ``corrected`` (strokes in a result), ``right`` (a corrected
+            slice of which all is right) or ``file``.
     """
 
     key: str
@@ -196,7 +198,7 @@ class SupportView:
         problem: why there is no support set yet, and what to do; "" if there is one.
         notes: what the user should know, one sentence each.
         every_painted: whether every painted slice is used, or only chosen ones.
-        slice_count: number of slices of the scan in the painted direction; 0 = not known yet.
+        slice_count: number of slices of the scan along which results come; 0 = not known yet.
     """
 
     segments: tuple[SegmentView, ...] = ()
@@ -259,8 +261,8 @@ class ResultView:
         color: red, green, blue from 0 to 1.
         volume_ml: None while it is being computed.
         certainty: of each slice of the scan, 0 to 1; NaN for slices that were not segmented.
-        painted: indices of the slices that were painted before the run.
-        by_hand: indices of the slices that were corrected by hand since.
+        painted: indices of the slices along the axis of the results that were painted before the run.
+        by_hand: the slices of any view that were corrected by hand, or said to be right.
     """
 
     name: str
@@ -269,7 +271,7 @@ class ResultView:
     volume_ml: float | None
     certainty: np.ndarray
     painted: tuple[int, ...]
-    by_hand: tuple[int, ...]
+    by_hand: tuple[Plane, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +282,12 @@ class ReviewView:
         scans: names of the scans that have results.
         scan: number of the reviewed one in ``scans``.
         results: of the reviewed scan, one for each structure.
+        axis: array axis of its slices, along which certainty is counted.
         plane: ``axial``, ``coronal`` or ``sagittal``, of its slices.
         index: of the slice that a view shows now; None if no view shows a slice in this plane.
+        suggestion: the slice where one more painted slice would help most, such as "sagittal 27"; "" = not known yet.
+        shown: the slice of the view that was used last, such as "coronal 12"; "" if none shows one.
+        is_right: whether all of it is known to be right.
         threshold: of the probability, 0 to below 1.
         keep_largest, smooth_mm: post-processing: largest piece only, smoothing (standard deviation in mm; 0 = off).
         working: whether a change is still being written.
@@ -291,8 +297,12 @@ class ReviewView:
     scans: tuple[str, ...] = ()
     scan: int = 0
     results: tuple[ResultView, ...] = ()
+    axis: int = 0
     plane: str = ""
     index: int | None = None
+    suggestion: str = ""
+    shown: str = ""
+    is_right: bool = False
     threshold: float = 0.5
     keep_largest: bool = False
     smooth_mm: float = 0.0

@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mrml_scene import MrmlScene
 from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.scene import (
     EditingRules,
@@ -147,13 +148,13 @@ def prepared(clock: Clock, example: Example) -> tuple[Scan, Painting, SupportSet
         clock("show a slice", show_slice, example.view, node, 0, example.middle)
         clock("rules of the segment editor", EditingRules.of, example.editor.node, node)
         template = clock("look of a segment", SegmentTemplate.of, segmentation, example.ids[0])
-        clock("find the result of an earlier run", find_results, node, segmentation, {1: template}, 0)
-    support = clock.in_worker("make the support set", painting.support, scan, None, 0)
+        clock("find the result of an earlier run", find_results, node, segmentation, {1: template})
+    support = clock.in_worker("make the support set", painting.support, scan)
     return scan, painting, support
 
 
-def slices_of(painting: Painting) -> tuple[int, ...]:
-    return painting.slices(painting.axis)
+def slices_of(painting: Painting) -> tuple[Plane, ...]:
+    return (*painting.painted,)
 
 
 def run(clock: Clock, example: Example, scan: Scan, support: SupportSet, into: dict[int, str]) -> ResultWriter:
@@ -199,19 +200,22 @@ def reviewed(clock: Clock, writer: ResultWriter) -> None:
         written_by_steps(clock, "write a block of a cleaning", writer)
     for _ in range(5):
         clock("slices changed by hand; none was", lambda: writer.corrected)
-        clock("the least certain slice", writer.least_certain)
+        clock("what a suggestion needs", writer.suggestion_task)
         clock("volume of a result", writer.volume_ml, 1)
+    clock.in_worker("suggest a slice", writer.suggestion_task())
 
 
 def corrected(clock: Clock, example: Example, writer: ResultWriter, painting: Painting) -> None:
     """Strokes in a result, and the support of the next run."""
     results = {label: writer.segment_id(label) for label in example.probabilities}
-    stroke = np.ones((1, 40, 40), dtype=bool)
-    for index in (example.middle - 20, example.middle + 15):
+    axial, sagittal = np.ones((1, 40, 40), dtype=bool), np.ones((60, 40, 1), dtype=bool)
+    for stroke, index in ((axial, example.middle - 20), (axial, example.middle + 15), (sagittal, example.middle - 10)):
         clock("a stroke", example.editor.paint, results[1], stroke, (index, 200, 200), whose="Slicer")
         clock("slices changed by hand after a stroke", lambda: writer.corrected)
         clock("volume after a stroke", writer.volume_ml, 1)
+        clock("another threshold after a stroke", writer.set_threshold, 0.4 if writer.threshold == 0.5 else 0.5)
         written_by_steps(clock, "write a block after a stroke", writer)
+    clock("say that a slice is right", writer.know, Plane(1, 256))
     held = clock("read the results", read_results, example.node, example.segmentation, results)
     clock.in_worker("find the corrections", with_corrections, painting, held)
 
