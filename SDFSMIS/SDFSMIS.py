@@ -55,7 +55,7 @@ class SDFSMIS(ScriptedLoadableModule):
         parent.contributors = ["SDFSMIS contributors"]
         parent.helpText = _(
             "Paint a structure on one slice and press Segment: it is found on every other slice, of this scan and of "
-            "other scans. Paint a slice that came out wrong and press Segment again: it serves as one more example. "
+            "other scans. Correct what came out wrong, in any view, and press Segment again: it is taken into account. "
             "What computes is this computer, or a server that you name; nothing is sent anywhere before you agree."
         )
         parent.acknowledgementText = _(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mrml_scene import MrmlScene, SegmentEditor, held
 from SDFSMISLib import Segmenter, SupportSet
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.workbench import Workbench
 from SDFSMISLib.workbench.settings import Settings
+from SDFSMISLib.workbench.slice_views import show_plane
 from SDFSMISLib.workbench.views import (
     BackendChoice,
     BackendKind,
@@ -135,6 +137,14 @@ class PaintedScene:
         mask[place] = self.truth[place]
         self.editor.paint(segment or self.segment, mask)
 
+    def show_view(self, name: str) -> None:
+        """Add a view to the layout."""
+        self.scene.view(name).SetMappedInLayout(1)
+
+    def show(self, axis: int, index: int) -> None:
+        """Show a slice in a view, which is turned if it must."""
+        show_plane(self.volume, Plane(axis, index))
+
     def undo(self) -> None:
         self.editor.logic.Undo()
 
@@ -169,7 +179,7 @@ class PaintedScene:
         return held(segmentation or self.segmentation, segment_id, volume or self.volume)
 
 
-def answer(scan: Volume, painted: np.ndarray, axis: int = 0) -> np.ndarray:
+def answer(scan: Volume, painted: np.ndarray, axis: int | Literal["auto"] = 0) -> np.ndarray:
     """What the library itself finds for a painted mask, bool of the whole scan: the panel's result is the same."""
     labelmap = Volume(painted.astype(np.uint8), scan.geometry)
     support = SupportSet.from_labelmap(scan, labelmap, axis=axis)

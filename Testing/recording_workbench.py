@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.workbench.backend_choice import ChosenBackend
 from SDFSMISLib.workbench.questions import Questions
 from SDFSMISLib.workbench.review import Review
@@ -122,7 +123,7 @@ def a_support() -> SupportView:
         ),
         entries=(
             SupportSliceView("painted-143", _thumbnail(LIVER), 143, "axial", SCAN, ("liver",), 171.4, "painted"),
-            SupportSliceView("corrected-90", _thumbnail(LIVER), 90, "axial", SCAN, ("liver",), 84.0, "corrected"),
+            SupportSliceView("corrected-90", _thumbnail(LIVER), 90, "sagittal", SCAN, ("liver",), 84.0, "corrected"),
             SupportSliceView("file-12", None, 12, "axial", "abdomen.safetensors", (), 0.0, "file"),
         ),
         slice_count=300,
@@ -137,11 +138,13 @@ def a_review() -> ReviewView:
     return ReviewView(
         scans=(SCAN,),
         results=(
-            ResultView("liver", SCAN, LIVER, 1432.6, liver, (143,), (90,)),
+            ResultView("liver", SCAN, LIVER, 1432.6, liver, (143,), (Plane(0, 90),)),
             ResultView("spleen", SCAN, SPLEEN, None, spleen, (143,), ()),
         ),
         plane="axial",
         index=230,
+        suggestion="sagittal 211",
+        shown="coronal 87",
     )
 
 
@@ -159,6 +162,7 @@ def request_of(shown: Any) -> Any:
     return shown.workbench.calls_of("run.start")[-1][0]
 
 
-def corrected(*slices: int) -> Any:
-    """The review after these slices of it were changed by hand."""
-    return replace(a_review(), results=tuple(replace(one, by_hand=slices) for one in a_review().results))
+def corrected(*slices: int, sagittal: tuple[int, ...] = ()) -> Any:
+    """The review after these slices of it, axial ones and others, were changed by hand."""
+    by_hand = (*(Plane(0, index) for index in slices), *(Plane(2, index) for index in sagittal))
+    return replace(a_review(), results=tuple(replace(one, by_hand=by_hand) for one in a_review().results))

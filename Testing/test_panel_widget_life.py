@@ -259,13 +259,12 @@ def test_the_self_test_passes(shown: Shown) -> None:
     shown.standin.run_self_test(shown.module)
 
 
-def test_keys_segment_and_go_to_the_least_certain_slice(shown: Shown) -> None:
+def test_keys_segment_go_to_the_suggested_slice_and_say_that_one_is_right(shown: Shown) -> None:
     shown.put(support=a_support(), review=a_review())
     for shortcut in shown.panel._shortcuts._made:
         shortcut.activated()
-    assert len(shown.workbench.calls_of("run.start")) == 2 and shown.workbench.calls_of(
-        "review.go_to_least_certain"
-    ) == [()]
+    assert len(shown.workbench.calls_of("run.start")) == 2
+    assert shown.workbench.calls_of("review.go_to_suggestion") == shown.workbench.calls_of("review.say_right") == [()]
 
 
 @pytest.mark.parametrize(

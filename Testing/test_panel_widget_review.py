@@ -39,7 +39,8 @@ def test_results_open_the_review(shown: Shown) -> None:
         (lambda ui: setattr(ui.thresholdSlider, "value", 0.3), ("review.set_threshold", 0.3)),
         (lambda ui: setattr(ui.smoothSpinBox, "value", 2.5), ("review.set_cleaning", False, 2.5)),
         (lambda ui: ui.keepLargestCheckBox.click(), ("review.set_cleaning", True, 0.0)),
-        (lambda ui: ui.leastCertainButton.click(), ("review.go_to_least_certain",)),
+        (lambda ui: ui.suggestionButton.click(), ("review.go_to_suggestion",)),
+        (lambda ui: ui.sliceRightButton.click(), ("review.say_right",)),
         (lambda ui: ui.acceptButton.click(), ("review.accept",)),
         (lambda ui: ui.discardButton.click(), ("review.discard",)),
     ],
@@ -70,11 +71,11 @@ def test_after_a_correction_it_is_said_what_to_do(shown: Shown) -> None:
     shown.put(review=corrected(90, 230))
     text = "1 corrected slice. Press Segment to use it, or Accept to keep the result."
     assert shown.ui.runLabel.text == text
-    shown.put(review=corrected(90, 230, 231))
+    shown.put(review=corrected(90, 230, sagittal=(90,)))
     assert shown.ui.runLabel.text.startswith("2 corrected slices. Press Segment to use them")
     shown.put(run=RunView(True, "Segmenting…"), review=ReviewView())
     assert shown.ui.runLabel.text == "Segmenting…"
-    shown.put(run=finished, review=corrected(90, 230, 231))
+    shown.put(run=finished, review=corrected(90, 230, sagittal=(90,)))
     assert shown.ui.runLabel.text == "Finished."
 
 
@@ -84,6 +85,18 @@ def test_where_to_correct_is_named(shown: Shown) -> None:
     many = tuple(replace(a_review().results[0], name=f"s{n}") for n in range(7))
     shown.put(review=replace(a_review(), results=many))
     assert "Correct it in its segment with “(SDFSMIS)”" in shown.ui.correctionHintLabel.text
+
+
+def test_the_slice_where_one_more_helps_most_and_the_one_that_can_be_right_are_named(shown: Shown) -> None:
+    shown.put(review=a_review())
+    ui = shown.ui
+    assert shown.seen("suggestionLabel") and "<b>sagittal 211</b>" in ui.suggestionLabel.text
+    assert ui.sliceRightButton.text == "This slice is right: coronal 87" and ui.sliceRightButton.enabled
+    shown.put(review=replace(a_review(), suggestion="", is_right=True))
+    assert not shown.seen("suggestionLabel") and not ui.suggestionButton.enabled
+    assert not ui.sliceRightButton.enabled and "right already" in ui.sliceRightButton.toolTip
+    shown.put(review=replace(a_review(), shown=""))
+    assert ui.sliceRightButton.text == "This slice is right" and not ui.sliceRightButton.enabled
 
 
 def test_what_is_done_to_results_stands_in_the_title_of_the_review(shown: Shown) -> None:

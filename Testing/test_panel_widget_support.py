@@ -84,9 +84,9 @@ def test_support_slices_are_listed_with_all_that_tells_them_apart(shown: Shown) 
     shown.put(support=a_support())
     items = shown.ui.supportList
     assert [items.item(k).text() for k in range(items.count)] == [
-        "Slice 143, axial: liver, 171.4 cm²\nCTA abdomen, painted",
-        "Slice 90, axial: liver, 84.0 cm²\nCTA abdomen, corrected",
-        "Slice 12, axial: none of the structures\nabdomen.safetensors, from a file",
+        "Axial 143: liver, 171.4 cm²\nCTA abdomen, painted",
+        "Sagittal 90: liver, 84.0 cm²\nCTA abdomen, corrected in part",
+        "Axial 12: none of the structures\nabdomen.safetensors, from a file",
     ]
     assert not items.item(0).icon().isNull() and items.item(2).icon().isNull()
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from slicer_standin import install
 
 install()
 
-from panel_examples import PaintedScene, dice, differ  # noqa: E402
+from panel_examples import PaintedScene, answer, dice, differ  # noqa: E402
 from processes import until  # noqa: E402
 from SDFSMISLib.support import SupportSet  # noqa: E402
 from SDFSMISLib.workbench.views import BackendChoice, BackendKind, QueryMode, RunRequest  # noqa: E402
@@ -140,16 +141,62 @@ def test_a_corrected_slice_is_support_of_the_next_run_and_stays(panel: PaintedSc
         (8, "corrected"),
     ]
     panel.run()
-    assert only(panel.results()) == result and differ(panel.held(result)[8], panel.answer()[8] | wrong[8]) == 0
+    assert only(panel.results()) == result and panel.held(result)[wrong].all()
+    assert differ(panel.held(result)[8, 14:, 14:], panel.answer()[8, 14:, 14:]) == 0, "far from the stroke it is found"
 
 
-def test_the_least_certain_slice_is_gone_to(panel: PaintedScene) -> None:
+def test_a_stroke_in_another_view_is_kept_and_a_slice_can_be_said_to_be_right(panel: PaintedScene) -> None:
+    for name in ("Yellow", "Green"):
+        panel.show_view(name)
     panel.run()
-    panel.workbench.review.go_to_least_certain()
-    review = panel.workbench.review.view
-    certainty = review.results[0].certainty
-    assert review.index is not None and certainty[review.index] == np.nanmin(certainty)
-    assert panel.editor.node.GetSelectedSegmentID() == only(panel.results()), "the next stroke corrects the result"
+    result = only(panel.results())
+    wrong = np.zeros_like(panel.truth)
+    wrong[2:5, 4:7, 30] = True
+    panel.show(2, 30)
+    panel.editor.paint(result, wrong)
+    panel.drive(lambda: any(entry.origin == "corrected" for entry in panel.entries))
+    assert [(entry.plane, entry.index, entry.origin) for entry in panel.entries] == [
+        ("axial", 6, "painted"),
+        ("sagittal", 30, "corrected"),
+    ]
+    panel.drive(lambda: panel.workbench.review.view.shown == "sagittal 30")
+    assert panel.workbench.review.view.results[0].by_hand == ((2, 30),) and not panel.workbench.review.view.is_right
+    panel.run()
+    assert not panel.last_run.failed, panel.last_run.text
+    after = panel.held(result)
+    assert after[wrong].all() and differ(after[6], panel.truth[6]) == 0 and dice(after, panel.truth) > 0.9
+    assert panel.workbench.review.view.results[0].by_hand == ((2, 30),), "the next run knows of it, too"
+
+    panel.show(2, 30)
+    panel.drive(lambda: panel.workbench.review.view.shown == "sagittal 30")
+    panel.workbench.review.say_right()
+    panel.drive(lambda: panel.entries[-1].origin == "right")
+    assert panel.workbench.review.view.is_right
+    panel.run()
+    assert differ(panel.held(result)[:, :, 30], after[:, :, 30]) == 0
+    panel.undo()
+    panel.undo()
+    panel.drive(lambda: panel.entries[-1].origin == "corrected")
+
+
+def test_the_slice_where_one_more_helps_most_is_gone_to(panel: PaintedScene) -> None:
+    for name in ("Yellow", "Green"):
+        panel.show_view(name)
+    panel.run()
+    panel.drive(lambda: panel.workbench.review.view.suggestion != "")
+    seen = []
+    for _ in range(4):
+        seen.append(panel.workbench.review.view.suggestion)
+        panel.workbench.review.go_to_suggestion()
+        assert panel.workbench.review.view.shown == seen[-1]
+        assert panel.editor.node.GetSelectedSegmentID() == only(panel.results()), "the next stroke corrects the result"
+    assert len(set(seen)) == 4 and {"axial 6", ""}.isdisjoint(seen) and len({one.split()[0] for one in seen}) > 1
+    panel.show(("axial", "coronal", "sagittal").index(seen[0].split()[0]), int(seen[0].split()[1]))
+    panel.drive(lambda: panel.workbench.review.view.shown == seen[0])
+    panel.workbench.review.say_right()
+    for _ in range(12):
+        panel.workbench.review.go_to_suggestion()
+        assert panel.workbench.review.view.shown != seen[0]
 
 
 # -- review ------------------------------------------------------------------------------------------------------------
@@ -244,7 +291,7 @@ def test_an_unpainted_slice_can_say_that_nothing_is_there(panel: PaintedScene) -
 def test_a_removed_slice_comes_back_with_the_next_stroke_on_it(panel: PaintedScene) -> None:
     panel.paint(4)
     panel.workbench.step()
-    panel.workbench.support.remove(["here:4"])
+    panel.workbench.support.remove(["here:0:4"])
     assert [one.index for one in panel.entries] == [6]
     panel.editor.paint(panel.segment, np.ones((1, 1, 1), dtype=bool), (4, 0, 0))
     panel.workbench.step()
@@ -356,6 +403,20 @@ class SlowPipeline(BrightPipeline):
     def segment(self, *args: object, **named: object) -> object:
         self.begun.set()
         assert self.go_on.wait(20)
+        return super().segment(*args, **named)
+
+
+class StoppingPipeline(BrightPipeline):
+    """Stops after some passes until it may go on."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after, self.go_on, self.stopped = after, threading.Event(), threading.Event()
+
+    def segment(self, *args: Any, **named: Any) -> Any:
+        if len(self.batches) >= self.after:
+            self.stopped.set()
+            assert self.go_on.wait(20)
         return super().segment(*args, **named)
 
 
@@ -479,13 +540,21 @@ def test_a_run_that_brings_nothing_leaves_the_review_of_the_one_before(panel: Pa
     assert not panel.held(result)[7].any()
 
 
-def test_the_slices_of_a_support_lie_in_one_direction(panel: PaintedScene) -> None:
+def test_a_slice_that_only_slices_of_other_views_cross_is_no_example(panel: PaintedScene) -> None:
     panel.workbench.step()
-    panel.view.SetOrientationToSagittal()
-    panel.view.JumpSliceByOffsetting(3.0, 5.0, 19.0)
+    panel.show(2, 22)
     panel.workbench.support.use_slice(panel.view)
-    assert panel.last_run.failed and "sagittal" in panel.last_run.text and "axial" in panel.last_run.text
+    assert panel.last_run.failed and "cross sagittal 22" in panel.last_run.text
     assert [entry.index for entry in panel.entries] == [6]
+    panel.show(2, 38)  # beside the ball
+    panel.workbench.support.use_slice(panel.view)
+    assert [(entry.plane, entry.index, entry.structures) for entry in panel.entries] == [
+        ("axial", 6, ("ball",)),
+        ("sagittal", 38, ()),
+    ]
+    panel.workbench.run.clear()
+    panel.run()
+    assert not panel.last_run.failed and differ(panel.held(only(panel.results())), panel.answer()) == 0
 
 
 def test_what_is_wrong_during_a_run_is_told_beside_it(panel: PaintedScene, tmp_path: Path) -> None:
@@ -512,26 +581,59 @@ def test_a_segment_that_is_not_painted_takes_no_part(panel: PaintedScene) -> Non
     assert list(panel.results()) == ["ball (SDFSMIS)"]
 
 
-def test_slices_painted_in_two_directions_are_refused_with_their_names(panel: PaintedScene) -> None:
-    other = panel.editor.segment("half")
-    panel.paint(20, axis=2, segment=other)
-    panel.drive(lambda: "two directions" in panel.workbench.support.view.problem)
-    assert "ball" in panel.workbench.support.view.problem and "sagittal: half" in panel.workbench.support.view.problem
-    panel.workbench.support.choose_segments([panel.segment])
-    assert panel.workbench.support.view.problem == ""
+def test_slices_painted_in_several_views_are_one_support(panel: PaintedScene) -> None:
+    panel.paint(22, axis=2)
     panel.paint(16, axis=1)
-    panel.drive(lambda: "two directions" in panel.workbench.support.view.problem)
-
-
-def test_the_least_certain_slice_is_followed_by_the_next(panel: PaintedScene) -> None:
+    panel.drive(lambda: len(panel.entries) == 3 and all(entry.thumbnail is not None for entry in panel.entries))
+    assert [(entry.plane, entry.index, entry.structures) for entry in panel.entries] == [
+        ("axial", 6, ("ball",)),
+        ("coronal", 16, ("ball",)),
+        ("sagittal", 22, ("ball",)),
+    ]
+    painted = panel.held(panel.segment)
     panel.run()
-    seen = []
-    for _ in range(4):
-        panel.workbench.review.go_to_least_certain()
-        seen.append(panel.workbench.review.view.index)
-    assert len(set(seen)) == 4
-    certainty = panel.workbench.review.view.results[0].certainty
-    assert [certainty[k] for k in seen] == sorted(certainty[k] for k in seen)
+    assert not panel.last_run.failed, panel.last_run.text
+    expected = answer(panel.scan, painted, "auto")
+    assert differ(panel.held(only(panel.results())), expected) == 0
+    for plane in (np.s_[6], np.s_[:, 16], np.s_[:, :, 22]):
+        assert differ(expected[plane], panel.truth[plane]) == 0
+    panel.workbench.support.remove(["here:0:6"])
+    assert [entry.plane for entry in panel.entries] == ["coronal", "sagittal"]
+    panel.run()
+    assert len(panel.results()) == 1, "it goes on in the same result, though its slices are of another view now"
+
+
+def test_two_structures_may_be_painted_in_two_views(panel: PaintedScene) -> None:
+    other = panel.editor.segment("half")
+    half = np.zeros_like(panel.truth)
+    half[:, 16:, 22] = panel.truth[:, 16:, 22]
+    panel.editor.paint(other, half)
+    panel.drive(lambda: len(panel.entries) == 2)
+    assert [(entry.plane, entry.structures) for entry in panel.entries] == [
+        ("axial", ("ball",)),
+        ("sagittal", ("half",)),
+    ]
+    assert [(one.name, one.slices) for one in panel.workbench.support.view.segments] == [("ball", 1), ("half", 1)]
+
+
+def test_a_cancelled_run_of_several_views_keeps_what_was_finished_and_all_that_was_painted() -> None:
+    pipeline = StoppingPipeline(after=9)
+    with running(pipeline) as slow:
+        panel = PaintedScene(slow.url)
+        panel.paint(22, axis=2)
+        panel.start()
+        panel.drive(pipeline.stopped.is_set)
+        panel.drive(lambda: bool(panel.results()) and bool(panel.held(only(panel.results()))[8].sum()))
+        panel.workbench.run.cancel()
+        pipeline.go_on.set()
+        panel.drive(lambda: not panel.last_run.running)
+        assert "Cancelled" in panel.last_run.text
+        held = panel.held(only(panel.results()))
+        assert differ(held[6], panel.truth[6]) == 0 and differ(held[:, :, 22], panel.truth[:, :, 22]) == 0
+        panel.workbench.review.accept()
+        panel.rest()
+        assert differ(panel.held(only(panel.results())), held) == 0
+        panel.workbench.close()
 
 
 def test_another_scan_in_review_is_shown_in_the_views(panel: PaintedScene) -> None:
@@ -543,8 +645,10 @@ def test_another_scan_in_review_is_shown_in_the_views(panel: PaintedScene) -> No
     panel.workbench.review.choose_scan(1)
     assert composite.GetBackgroundVolumeID() == volume.GetID()
     assert not panel.segmentation.GetDisplayNode().GetVisibility()
-    panel.workbench.review.go_to_least_certain()
-    assert panel.workbench.review.view.index is not None
+    panel.drive(lambda: panel.workbench.review.view.suggestion != "")
+    suggested = panel.workbench.review.view.suggestion
+    panel.workbench.review.go_to_suggestion()
+    assert panel.workbench.review.view.shown == suggested
     panel.workbench.review.accept()
     panel.rest()
     assert panel.segmentation.GetDisplayNode().GetVisibility()
@@ -553,4 +657,4 @@ def test_another_scan_in_review_is_shown_in_the_views(panel: PaintedScene) -> No
 def test_where_each_structure_was_found_is_told(panel: PaintedScene) -> None:
     panel.run()
     found = np.flatnonzero(panel.answer().any(axis=(1, 2)))
-    assert f"Found: ball on slices {found[0]} to {found[-1]}." in panel.last_run.notes
+    assert f"Found: ball on axial slices {found[0]} to {found[-1]}." in panel.last_run.notes

@@ -74,7 +74,8 @@ def main(address: str) -> None:
     workbench.run.start(RunRequest(), Editor(editor.node, editor.logic.SaveStateForUndo))
     drive(workbench, lambda: not workbench.run.view.running)
     assert not workbench.run.view.failed, workbench.run.view
-    workbench.review.go_to_least_certain()
+    drive(workbench, lambda: workbench.review.view.suggestion != "")
+    workbench.review.go_to_suggestion()
     workbench.review.accept()
     drive(workbench, lambda: not workbench.review.view.results)
     segments = segmentation.GetSegmentation()

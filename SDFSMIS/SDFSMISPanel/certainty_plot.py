@@ -75,12 +75,13 @@ class CertaintyPlot(qt.QObject):
         qt.QObject.__init__(self)
         self._label, self._on_slice = label, on_slice
         self._results: tuple[ResultView, ...] = ()
+        self._axis = 0
         self._index: int | None = None
         label.installEventFilter(self)
 
-    def show(self, results: tuple[ResultView, ...], index: int | None) -> None:
-        """Draw the curves of these structures, and mark the slice that a view shows."""
-        self._results, self._index = results, index
+    def show(self, results: tuple[ResultView, ...], axis: int, index: int | None) -> None:
+        """Draw the curves of these structures over the slices along an axis, and mark the slice that a view shows."""
+        self._results, self._axis, self._index = results, axis, index
         self._draw()
 
     def close(self) -> None:
@@ -143,13 +144,16 @@ class CertaintyPlot(qt.QObject):
         place = scale.bottom + 2 + MARK
         for color, indices in (
             (PAINTED, _union(result.painted for result in self._results)),
-            (BY_HAND, _union(result.by_hand for result in self._results)),
+            (BY_HAND, _union(self._along_axis(result) for result in self._results)),
         ):
             for index in indices:
                 painter.fillRect(scale.x(index) - MARK // 2, place - MARK, MARK, 2 * MARK, qt.QColor(*color))
         if self._index is not None:
             painter.setPen(_pen(SHOWN))
             painter.drawLine(scale.x(self._index), scale.top, scale.x(self._index), scale.bottom)
+
+    def _along_axis(self, result: ResultView) -> list[int]:
+        return [plane.index for plane in result.by_hand if plane.axis == self._axis]
 
 
 def _draw_curve(painter: Any, scale: Scale, certainty: np.ndarray, colors: Sequence[Sequence[int]], width: int) -> None:

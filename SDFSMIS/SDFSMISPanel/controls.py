@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from slicer.i18n import tr as _
 
 from SDFSMISLib.workbench.views import Question
 
@@ -32,6 +33,11 @@ class Control:
         self.widget.toolTip = why_not or self._purpose
 
 
+def plane_names() -> dict[str, str]:
+    """The anatomical planes in the user's language."""
+    return {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}
+
+
 def bring_into_sight(widget: Any) -> None:
     """Scroll to a widget of the panel."""
     parent = widget.parentWidget()
@@ -43,16 +49,28 @@ def bring_into_sight(widget: Any) -> None:
 
 
 class Shortcuts:
-    """Keys that work while the panel has the keyboard: Ctrl+Return segments, Ctrl+L shows the least certain slice.
+    """Keys that work while the panel has the keyboard: Ctrl+Return segments, Ctrl+L shows the slice where one more
+    painted slice would help most, Ctrl+K says that a slice is right.
 
     No key cancels a run: Escape deselects a tool of the segment editor, and a run may take minutes.
     """
 
-    def __init__(self, panel: Any, start: Callable[[], None], go_to_least_certain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        panel: Any,
+        start: Callable[[], None],
+        go_to_suggestion: Callable[[], None],
+        say_right: Callable[[], None],
+    ) -> None:
         import qt
 
         self._made = []
-        for keys, action in (("Ctrl+Return", start), ("Ctrl+Enter", start), ("Ctrl+L", go_to_least_certain)):
+        for keys, action in (
+            ("Ctrl+Return", start),
+            ("Ctrl+Enter", start),
+            ("Ctrl+L", go_to_suggestion),
+            ("Ctrl+K", say_right),
+        ):
             shortcut = qt.QShortcut(panel)
             shortcut.setKey(qt.QKeySequence(keys))
             shortcut.setContext(qt.Qt.WidgetWithChildrenShortcut)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import qt
 from slicer.i18n import tr as _
 
+from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.workbench.review import describe_cleaning
 from SDFSMISLib.workbench.views import ResultView, ReviewView
 from SDFSMISPanel.certainty_plot import BY_HAND, PAINTED, SHOWN, CertaintyPlot
-from SDFSMISPanel.controls import Control, bring_into_sight
+from SDFSMISPanel.controls import Control, bring_into_sight, plane_names
 from SDFSMISPanel.parameter import Parameter
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ReviewSection:
         self._parameter: Parameter | None = None
         self._shown: ReviewView | None = None
         self._busy = ""
-        self._corrected_before: dict[int, set[int]] = {}  # slices by the number of their scan, when its review began
+        self._corrected_before: dict[int, set[Plane]] = {}  # slices by the number of their scan, when its review began
         self._opened = qt.QTimer()
         self._opened.setSingleShot(True)
         self._opened.setInterval(LAYOUT)
@@ -40,14 +41,15 @@ class ReviewSection:
         self._scans: tuple[str, ...] = ()
         self._controls = [Control(one) for one in (ui.thresholdSlider, ui.smoothSpinBox, ui.keepLargestCheckBox)]
         self._ends = [Control(ui.acceptButton), Control(ui.discardButton)]
-        self._least = Control(ui.leastCertainButton)
+        self._suggestion, self._right = Control(ui.suggestionButton), Control(ui.sliceRightButton)
         self._plot = CertaintyPlot(ui.certaintyPlotLabel, workbench.review.go_to_slice)
         ui.plotLegendLabel.text = _legend()
         ui.reviewScanComboBox.connect("activated(int)", workbench.review.choose_scan)
         ui.thresholdSlider.connect("valueChanged(double)", self._on_threshold)
         ui.smoothSpinBox.connect("valueChanged(double)", self._on_cleaning)
         ui.keepLargestCheckBox.connect("toggled(bool)", self._on_cleaning)
-        ui.leastCertainButton.connect("clicked()", self.go_to_least_certain)
+        ui.suggestionButton.connect("clicked()", self.go_to_suggestion)
+        ui.sliceRightButton.connect("clicked()", self.say_right)
         ui.acceptButton.connect("clicked()", workbench.review.accept)
         ui.discardButton.connect("clicked()", workbench.review.discard)
 
@@ -74,10 +76,16 @@ class ReviewSection:
         text = _("{n} corrected slices. Press Segment to use them, or Accept to keep the result.")
         return text.format(n=len(new))
 
-    def go_to_least_certain(self) -> None:
-        """Show the least certain slice, if there are results."""
+    def go_to_suggestion(self) -> None:
+        """Show the slice where one more painted slice would help most, if there are results."""
         if self._workbench.review.view.results:
-            self._workbench.review.go_to_least_certain()
+            self._workbench.review.go_to_suggestion()
+
+    def say_right(self) -> None:
+        """Take the slice of the view that was used last as right, if there are results."""
+        view = self._workbench.review.view
+        if view.results and view.shown and not view.is_right:
+            self._workbench.review.say_right()
 
     def show(self) -> None:
         """Show the results."""
@@ -102,7 +110,7 @@ class ReviewSection:
         self._show_scans(view)
         self._show_controls(view)
         if some and (before is None or view.results != before.results or view.index != before.index):
-            self._plot.show(view.results, view.index)
+            self._plot.show(view.results, view.axis, view.index)
         ui.volumesLabel.text = "<br>".join(_volume(result) for result in view.results)
         waits = _("A change is still being written.") if view.working else ""
         text = view.problem or waits
@@ -149,16 +157,28 @@ class ReviewSection:
                 widget.blockSignals(True)
                 setattr(widget, name, value)
                 widget.blockSignals(False)
-        self._least.allow("" if view.plane else _("No view shows slices of this scan."))
+        self._show_slices(view)
         self._show_ends()
+
+    def _show_slices(self, view: ReviewView) -> None:
+        """Name the slice that is suggested, and the one that can be said to be right."""
+        ui = self._ui
+        best = _("One more painted slice would help most here: <b>{slice}</b>").format(slice=_slice(view.suggestion))
+        ui.suggestionLabel.text, ui.suggestionLabel.visible = best, bool(view.suggestion)
+        none = _("No slice stands out, or the search for it has not ended yet.")
+        self._suggestion.allow("" if view.suggestion else none)
+        text = _("This slice is right: {slice}").format(slice=_slice(view.shown)) if view.shown else ""
+        ui.sliceRightButton.text = text or _("This slice is right")
+        known = _("All of this slice is known to be right already.") if view.is_right else ""
+        self._right.allow(known if view.shown else _("No view shows a slice of this scan."))
 
     def _show_ends(self) -> None:
         for control in self._ends:
             control.allow(self._busy)
 
 
-def _by_hand(view: ReviewView) -> set[int]:
-    return {index for result in view.results for index in result.by_hand}
+def _by_hand(view: ReviewView) -> set[Plane]:
+    return {plane for result in view.results for plane in result.by_hand}
 
 
 def _title(view: ReviewView) -> str:
@@ -171,9 +191,16 @@ def _correction_hint(results: Sequence[ResultView]) -> str:
     names = [_("“{name} (SDFSMIS)”").format(name=result.name) for result in results]
     where = _(" or ").join(names) if len(names) <= NAMED else _("its segment with “(SDFSMIS)” in its name")
     return _(
-        "Wrong there? Correct it in {where}: paint or erase there, then press Segment again. Slices that you corrected "
-        "are used as examples and never overwritten."
+        "Wrong somewhere? Correct it in {where}, in the view in which you see it, then press Segment again. What you "
+        "corrected, and what lies within 5 mm on that slice, is never overwritten. If all of a slice is right, say so: "
+        "it becomes one more example."
     ).format(where=where)
+
+
+def _slice(name: str) -> str:
+    """A slice such as "sagittal 27", in the user's language."""
+    plane, _space, index = name.partition(" ")
+    return f"{plane_names().get(plane, plane)} {index}"
 
 
 def _volume(result: ResultView) -> str:

@@ -92,12 +92,15 @@ class SelfTest:
             self._ui.thresholdSlider.value = threshold
             self._until(partial(self._has_threshold, threshold))
             self._case.assertEqual(int(np.sign(int(self._result().sum()) - int(before.sum()))), more)
-        self._ui.leastCertainButton.click()
-        self._until(lambda: self._workbench.review.view.index is not None)
+        self._until(lambda: self._ui.suggestionButton.enabled)
+        suggested = self._workbench.review.view.suggestion
+        self._ui.suggestionButton.click()
+        self._until(lambda: self._workbench.review.view.shown == suggested)
 
     def _correct(self) -> None:
-        """A slice that is corrected in the result is an example for the next run, and stays as it is."""
-        wrong = self._result()
+        """What is corrected in the result is an example for the next run, and stays as it is."""
+        before = self._result()
+        wrong = before.copy()
         wrong[PAINTED + 4] = False
         wrong[PAINTED + 4, 20:30, 20:30] = True
         slicer.util.updateSegmentBinaryLabelmapFromArray(
@@ -107,7 +110,7 @@ class SelfTest:
         self._ui.runButton.click()
         self._until(lambda: not self._workbench.run.view.running)
         self._case.assertFalse(self._workbench.run.view.failed, self._workbench.run.view.text)
-        self._case.assertTrue(np.array_equal(self._result()[PAINTED + 4], wrong[PAINTED + 4]))
+        self._case.assertTrue(np.array_equal(self._result()[wrong != before], wrong[wrong != before]))
 
     def _accept(self) -> None:
         kept = self._result()

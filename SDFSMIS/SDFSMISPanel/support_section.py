@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 
 from SDFSMISLib.workbench.settings import Settings
 from SDFSMISLib.workbench.views import SegmentView, SupportSliceView, SupportView
-from SDFSMISPanel.controls import Control, pixmap, square
+from SDFSMISPanel.controls import Control, pixmap, plane_names, square
 from SDFSMISPanel.paint_editor import PaintEditor
 from SDFSMISPanel.parameter import Parameter, keep_left_out, left_out
 
@@ -108,14 +108,15 @@ def describe(entry: SupportSliceView) -> str:
     """An example in two lines: slice and structures; scan and origin."""
     what = ", ".join(entry.structures) or _("none of the structures")
     area = _(", {area:.1f} cm²").format(area=entry.area_cm2) if entry.structures else ""
-    plane = {"axial": _("axial"), "coronal": _("coronal"), "sagittal": _("sagittal")}.get(entry.plane, entry.plane)
+    plane = plane_names().get(entry.plane, entry.plane)
     origin = {
         "painted": _("painted"),
         "chosen": _("chosen"),
-        "corrected": _("corrected"),
+        "corrected": _("corrected in part"),
+        "right": _("corrected, all of it is right"),
         "file": _("from a file"),
     }.get(entry.origin, entry.origin)
-    which = _("Slice {index}, {plane}: {what}").format(index=entry.index, plane=plane, what=what)
+    which = _("{plane} {index}: {what}").format(plane=plane.capitalize(), index=entry.index, what=what)
     return which + area + "\n" + _("{scan}, {origin}").format(scan=entry.scan, origin=origin)
 
 

@@ -57,7 +57,7 @@ class Panel:
         )
         self._support = SupportSection(ui, workbench, settings, self._paint, self._query.leave_out)
         self._sections = (question, self._backend, self._support, self._query, self._review, self._run)
-        self._shortcuts = Shortcuts(root, self._run.start, self._review.go_to_least_certain)
+        self._shortcuts = Shortcuts(root, self._run.start, self._review.go_to_suggestion, self._review.say_right)
         workbench.changed = self._on_change
         self.show()
 

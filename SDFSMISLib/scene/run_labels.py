@@ -16,15 +16,13 @@ from SDFSMISLib.images.fusion import CORRECTION_MM
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing, check_label_threshold, resolve_labels, restore_painted
-from SDFSMISLib.images.suggestion import chance_of_error, suggest_plane
+from SDFSMISLib.images.suggestion import ExpectedErrors, suggest_plane
 from SDFSMISLib.scene.corrections import Known, join, known_within
 from SDFSMISLib.scene.frame import Index, VoxelBox, as_index, enclosing_extent
 from SDFSMISLib.support import SupportSet, SupportSlice
 from SDFSMISLib.wire import PackedProbabilities
 
 SUGGESTIONS = 12  # slices that are named, at most
-SUGGESTION_MARGIN = 10.0  # mm around all that was found in which something may be missing
-SUGGESTION_VOXELS = 1 << 20  # that are looked at, at most; of larger results every n-th
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,35 +83,6 @@ class _PaintedPlane:
         start = [0, 0, 0]
         start[self.plane.axis] = self.plane.index
         return VoxelBox(as_index(start), np.expand_dims(mask, self.plane.axis)).trimmed()
-
-
-@dataclass(frozen=True)
-class _CoarseGrid:
-    """Every n-th voxel along each axis of an extent, so that there are few; spacing in mm along the array axes."""
-
-    start: Index
-    stop: Index
-    steps: Index
-    spacing: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, start: Index, stop: Index, geometry: Geometry) -> _CoarseGrid:
-        steps, fine = [1, 1, 1], np.array(geometry.spacing[::-1])
-        while np.prod(np.subtract(stop, start) // steps) > SUGGESTION_VOXELS:
-            steps[int(np.argmin(fine * steps))] += 1
-        k, j, i = (float(size) for size in fine * steps)
-        return cls(start, stop, as_index(steps), (k, j, i))
-
-    def sampled(self, voxels: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(voxels[tuple(slice(None, None, step) for step in self.steps)])
-
-    def planes(self, planes: Collection[Plane]) -> list[Plane]:
-        """The nearest planes of this grid to those that lie within the extent."""
-        within = (plane for plane in planes if self.start[plane.axis] <= plane.index < self.stop[plane.axis])
-        return [Plane(axis, (index - self.start[axis]) // self.steps[axis]) for axis, index in within]
-
-    def original(self, plane: Plane) -> Plane:
-        return Plane(plane.axis, plane.index * self.steps[plane.axis] + self.start[plane.axis])
 
 
 class RunLabels:
@@ -306,32 +275,25 @@ class RunLabels:
         return lambda: snapshot._suggest(whole, skip)
 
     def _suggest(self, whole: Collection[Plane], skip: Collection[Plane]) -> list[Suggestion]:
-        bounds = self._probabilities.bounds(self._probabilities)
-        if bounds is None:
-            return []
-        indices = sorted({index for _, index in self._probabilities})
-        start, stop = self._index(indices[0], *bounds[0]), self._index(indices[-1] + 1, *bounds[1])
-        margin = [math.ceil(SUGGESTION_MARGIN / self._geometry.axis_spacing(axis)) for axis in range(3)]
-        start = as_index(np.maximum(np.subtract(start, margin), 0))
-        stop = as_index(np.minimum(np.add(stop, margin), self._geometry.shape))
-        grid = _CoarseGrid.of(start, stop, self._geometry)
-        chances = {}
+        i, j, k = self._geometry.spacing
+        spacing, shape, errors = (k, j, i), as_index(self._geometry.shape), dict[int, ExpectedErrors]()
         for label in self._label_values:
             known = {*whole, *(one.plane for one in self._planes[label] if one.known is None)}
-            probability = grid.sampled(self._stack(label, indices, start, stop))
-            chances[label] = chance_of_error(probability, grid.planes(known), grid.spacing, self.threshold)
-        painted = grid.planes({one.plane for planes in self._planes.values() for one in planes})
-        not_requested = {Plane(self._axis, k) for k in set(range(start[self._axis], stop[self._axis])) - {*indices}}
-        skipped, found = {*grid.planes(skip), *grid.planes(not_requested)}, list[Suggestion]()
+            probability = self._stack(label, self.finished(label), (0, 0, 0), shape)
+            errors[label] = ExpectedErrors.of(probability, sorted(known), spacing, self.threshold)
+        finished = {index for _, index in self._probabilities}
+        not_requested = (Plane(self._axis, k) for k in set(range(shape[self._axis])) - finished)
+        skipped = {*skip, *not_requested, *(one.plane for planes in self._planes.values() for one in planes)}
+        found: list[Suggestion] = []
         while len(found) < SUGGESTIONS:
-            plane = suggest_plane([*chances.values()], painted, grid.spacing, skipped)
+            plane = suggest_plane([*errors.values()], [], spacing, skipped)
             if plane is None:
                 break
             axis, index = plane
-            label = max(chances, key=lambda one: float(np.moveaxis(chances[one], axis, 0)[index].sum()))
-            found.append(Suggestion(grid.original(plane), label))
-            near, last = int(CORRECTION_MM / grid.spacing[axis]), chances[label].shape[axis] - 1
-            skipped |= {Plane(axis, other) for other in range(max(index - near, 0), min(index + near, last) + 1)}
+            found.append(Suggestion(plane, max(errors, key=lambda one: float(errors[one].wrong(axis)[index]))))
+            near = int(CORRECTION_MM / spacing[axis])
+            neighbours = range(max(index - near, 0), min(index + near + 1, shape[axis]))
+            skipped |= {Plane(axis, neighbour) for neighbour in neighbours}
         return found
 
     def _clean(self, corrected: Known, held: Mapping[int, VoxelBox]) -> CleanedLabels:
