@@ -28,12 +28,13 @@ from scipy import ndimage  # noqa: E402
 
 from mrml_scene import SegmentEditor  # noqa: E402
 from SDFSMISLib.cli.demo import read_head  # noqa: E402
+from SDFSMISLib.images.planes import Plane  # noqa: E402
 from SDFSMISLib.images.volume import Volume  # noqa: E402
 from SDFSMISLib.scene.frame import ijk_to_ras  # noqa: E402
 from SDFSMISLib.workbench.views import BackendChoice, BackendKind  # noqa: E402
 from slicer_standin import install  # noqa: E402
 
-PAINTED = 134  # coronal slice
+PAINTED = Plane(1, 134)  # coronal slice
 NAME, COLOR = "Ventricles", (0.95, 0.45, 0.35)
 SETTINGS = "/home/you/.config/slicer.org/Slicer.ini"  # shown in place of a temporary folder
 SERVER = "https://gpu.example.org:7861"
@@ -45,23 +46,26 @@ COLORS = 128  # of a picture, beside greys
 LOOP = {  # pictures of the moving picture, in order: what is written above each, and how long it stays, in ms
     "painted": ("1. Paint the structure on one slice", 3000),
     "running": ("2. Segment: slices appear as they are finished", 2500),
-    "wrong": ("3. Look: here too much was found", 3500),
-    "corrected": ("4. Correct one slice and segment again: the error is gone from all slices", 4500),
+    "wrong": ("3. Look where one more slice would help most", 3500),
+    "right": ("4. Make it right in that view", 3000),
+    "corrected": ("5. Segment again: both views together give the structure", 4500),
 }
 CAPTION = 48  # pixels; the height of the line above a picture of the loop
 PATIENCE = 120.0  # seconds of one step; the first starts the backend
 
 
-def ventricles(scan: Volume, index: int) -> np.ndarray:
-    """What a user paints on a coronal slice: uint8 ``(slices, height, width)`` of the head's lateral ventricles."""
+def ventricles(scan: Volume, plane: Plane) -> np.ndarray:
+    """What a user paints on a slice of any view: uint8 ``(slices, height, width)`` of the head's lateral ventricles."""
     z, y, x = (np.arange(side) for side in scan.voxels.shape)
     left, up, front = abs(x - 98)[None, None, :], (z - 72)[:, None, None], (y - 134)[None, :, None]  # mm of MNI
-    near = (left > 1) & (left < 34) & (up > 2) & (up < 32) & (front > -50) & (front < 42)
+    near = (left > 1) & (left < 34) & (up > 2) & (up < 32) & (front > -60) & (front < 42)
+    near &= (front > -15) | (left > 9)  # the spaces between, farther back, are no ventricles
     dark = (scan.voxels > 0) & (scan.voxels < 120)
     mask = np.zeros(scan.voxels.shape, dtype=np.uint8)
-    pieces, count = ndimage.label((dark & near)[:, index])
+    pieces, count = ndimage.label(np.moveaxis(dark & near, plane.axis, 0)[plane.index])
     sizes = ndimage.sum_labels(pieces > 0, pieces, range(1, count + 1))
-    mask[:, index] = np.isin(pieces, np.argsort(sizes)[-2:] + 1)
+    large = np.flatnonzero(sizes >= sizes.max() / 10) + 1
+    np.moveaxis(mask, plane.axis, 0)[plane.index] = np.isin(pieces, large)
     return mask
 
 
@@ -131,16 +135,25 @@ class Pictures:
         self._save("review")
 
     def _correct(self) -> None:
-        """The least certain slice lies behind the ventricles: all that was found there is erased."""
-        self._ui.leastCertainButton.click()
-        self._until(lambda: self._workbench.review.view.index not in (None, PAINTED))
-        self._look(Red=4.0, Yellow=0.0)
+        """The slice that is suggested is made right in the view that shows it."""
+        self._until(lambda: self._ui.suggestionButton.enabled)
+        name = self._workbench.review.view.suggestion
+        print(f"Suggested: {name}")
+        self._ui.suggestionButton.click()
+        self._until(lambda: self._workbench.review.view.shown == name)
         self._save("wrong")
-        wrong = np.zeros(self._head.voxels.shape, dtype=np.uint8)
-        wrong[:, self._workbench.review.view.index] = 1
-        result = self._segmentation().GetSegmentation().GetSegmentIDs()[1]
-        self._editor().erase(result, wrong)
+        view, _space, index = name.partition(" ")
+        plane = Plane(("axial", "coronal", "sagittal").index(view), int(index))
+        right, result = ventricles(self._head, plane), self._segmentation().GetSegmentation().GetSegmentIDs()[1]
+        everything = np.zeros_like(right)
+        np.moveaxis(everything, plane.axis, 0)[plane.index] = 1
+        self._editor().erase(result, everything)
+        self._editor().paint(result, right)
         self._until(lambda: len(self._workbench.support.view.entries) == 2)
+        self._until(lambda: self._workbench.review.view.shown == name)
+        self._ui.sliceRightButton.click()
+        self._until(lambda: any(entry.origin == "right" for entry in self._workbench.support.view.entries))
+        self._save("right")
         self._ui.runButton.click()
         self._end_run()
         self._ui.supportCollapsibleButton.collapsed, self._ui.reviewCollapsibleButton.collapsed = False, True
