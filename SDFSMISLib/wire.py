@@ -163,7 +163,7 @@ def content_address(array: np.ndarray) -> str:
 
 
 def join_slices(packed: Iterable[tuple[str, bytes]]) -> bytes:
-    """Several packed slices, each with its content address, as the body of one upload.
+    """Packed slices, each with its content address, as the body of one upload; bodies can be joined.
 
     >>> array = np.eye(2, dtype=np.int16)
     >>> body = join_slices([(content_address(array), pack_array(array))])

@@ -11,7 +11,7 @@ import pytest
 
 from certificates import self_signed
 from client_examples import GRID, SCAN, SHAPE, STACKS, SUPPORT, collected, painted, wait_for
-from SDFSMISLib.client import Client, upload
+from SDFSMISLib.client import Client
 from SDFSMISLib.client.errors import (
     BackendError,
     BackendNotRunning,
@@ -30,7 +30,6 @@ pytestmark = pytest.mark.usefixtures("no_proxy_and_no_long_pauses")
 
 def test_another_computer_is_asked_through_the_proxy_of_the_environment(backend, monkeypatch) -> None:
     """Slices are compressed then, and go over four connections at once."""
-    monkeypatch.setattr(upload, "UPLOAD_BYTES", 1)  # a slice in each request
     backend.first_puts = threading.Barrier(4, timeout=10)
     scan = Volume(np.broadcast_to(np.arange(7, dtype=np.int16)[:, None, None], SHAPE).copy(), GRID)
     with backend.serve() as url:

@@ -95,16 +95,16 @@ def test_a_request_beyond_the_limit_is_refused_before_it_is_sent(url: str, backe
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice in each request."""
-    monkeypatch.setattr(upload, "UPLOAD_BYTES", 1)
+    monkeypatch.setattr(upload, "LOCAL_UPLOAD_BYTES", 1)
 
 
 @pytest.mark.parametrize(
-    ("most", "uploads"), [(1 << 20, [7]), (3 * (SCAN.voxels[0].nbytes + 256), [3, 3, 1]), (1, 7 * [1])]
+    ("most", "uploads"), [(1 << 20, [7]), (3 * (SCAN.voxels[0].nbytes + 60), [3, 3, 1]), (1, 7 * [1])]
 )
 def test_several_slices_go_in_one_request(
     url: str, backend: SmallBackend, monkeypatch: pytest.MonkeyPatch, most: int, uploads: list[int]
 ) -> None:
-    monkeypatch.setattr(upload, "UPLOAD_BYTES", most)
+    monkeypatch.setattr(upload, "LOCAL_UPLOAD_BYTES", most)
     assert len(collected(Client(url).segment(STACKS, SUPPORT))) == 6
     assert [len(addresses) for addresses in backend.uploads] == uploads
 

@@ -22,8 +22,9 @@ from SDFSMISLib.wire import ARRAY_TYPE, content_address, join_slices, pack_array
 __all__ = ["OnProgress", "SliceUpload", "plan_upload", "send_missing"]
 
 CONNECTIONS = 4  # to another computer, to hide its latency; a backend on this computer gets one, uncompressed
-UPLOAD_BYTES = 1 << 20  # of slices in one request, which is lost if its connection breaks; many proxies take no more
-SLICE_OVERHEAD = 1 << 8  # bytes of a packed slice beside its pixels, at most
+UPLOAD_BYTES = 1 << 20  # of one request, which is lost if its connection breaks; many proxies take no more
+LOCAL_UPLOAD_BYTES = 4 << 20  # of one request to a backend on this computer
+GROUP_BYTES = 8 << 20  # in memory, of the slices that one connection sends in a row
 POLL_SECONDS = 0.1  # between two checks for cancellation
 
 OnProgress = Callable[[int, int], None]
@@ -155,11 +156,13 @@ class _Senders:
         self._done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._reading = threading.Lock()
-        groups = _groups(missing, upload.sizes, min(UPLOAD_BYTES, limits.body_bytes))
+        self._most_bytes = min(UPLOAD_BYTES if self._compress else LOCAL_UPLOAD_BYTES, limits.body_bytes)
+        connections = CONNECTIONS if self._compress else 1
+        share = sum(upload.sizes[address] for address in missing) // connections
+        groups = _groups(missing, upload.sizes, min(GROUP_BYTES, share))
         for addresses in groups:
             self._open.put(addresses)
-        count = min(CONNECTIONS if self._compress else 1, len(groups))
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(connections, len(groups)))]
         for thread in self._threads:
             thread.start()
 
@@ -188,18 +191,30 @@ class _Senders:
         try:
             with Connection(self._endpoint, self._interrupt) as connection:
                 while not self._stop.is_set():
-                    addresses = self._open.get_nowait()
-                    self._send(connection, addresses)
-                    self._done.put(len(addresses))
+                    self._send(connection, self._open.get_nowait())
         except queue.Empty:
             pass
         except BaseException as error:
             self._done.put(error)
 
     def _send(self, connection: Connection, addresses: Sequence[str]) -> None:
-        body = join_slices((address, self._packed(address)) for address in addresses)
+        """Send slices, in as few requests as may be."""
+        parts: list[bytes] = []
+        for address in addresses:
+            part = join_slices([(address, self._packed(address))])
+            if parts and sum(map(len, parts)) + len(part) > self._most_bytes:
+                self._put(connection, parts)
+                parts = []
+            parts.append(part)
+        self._put(connection, parts)
+
+    def _put(self, connection: Connection, parts: Sequence[bytes]) -> None:
+        if self._stop.is_set():
+            return
+        body = b"".join(parts)
         self._limits.check_body(len(body))
         connection.request_json("PUT", "/slices", body, ARRAY_TYPE)
+        self._done.put(len(parts))
 
     def _packed(self, address: str) -> bytes:
         with self._reading:  # what reads a scan need not be made for several threads
@@ -212,10 +227,9 @@ def _groups(addresses: Sequence[str], sizes: Mapping[str, int], most_bytes: int)
     groups: list[list[str]] = []
     left = 0
     for address in addresses:
-        size = sizes[address] + SLICE_OVERHEAD
-        if size > left or not groups:
+        if sizes[address] > left or not groups:
             groups.append([])
             left = most_bytes
         groups[-1].append(address)
-        left -= size
+        left -= sizes[address]
     return groups

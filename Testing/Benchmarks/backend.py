@@ -96,11 +96,11 @@ def overhead(backend: BackendProcess, rounds: int) -> dict[str, float]:
 
 def upload(url: str, token: str) -> dict[str, float]:
     scan, _ = scan_of(300, 512)
-    stack, before = SliceStack.of(scan, 0), received(url, token)
+    stacks, before = SliceStack.along(scan, [0]), received(url, token)
 
     def send() -> None:
         with Connection(Endpoint(Address.of(url), token, None, 30.0), Interrupt()) as connection:
-            planned = plan_upload(stack, range(stack.count), (), lambda: None)
+            planned = plan_upload(stacks, range(stacks[0].count), (), lambda: None)
             send_missing(connection, planned, fetch_capabilities(connection).limits)
 
     spent, again = seconds(send), seconds(send)
