@@ -192,6 +192,20 @@ def test_a_support_set_with_strokes_is_kept(tmp_path) -> None:
     assert loaded.digest()[1] == partly.digest() != loaded.digest()[0]
 
 
+def test_a_backend_gives_the_same_for_a_part_of_a_scan_and_for_another_one(tiny: Segmenter) -> None:
+    scan, labelmap = noisy((6, 22, 20))
+    halves = Volume(labelmap.voxels * np.where(np.arange(20) < 11, 1, 2).astype(np.uint8), scan.geometry)
+    support = support_of(scan, halves, (0, 3), (2, 13))
+    other = replace(scan, voxels=scan.voxels[:, ::-1].copy())
+    with running(segmenter=tiny) as backend:
+        for query, options in (
+            (scan, {"strategy": "independent", "slices": [2, 3, 4]}),
+            (other, {"labels": [2], "slices": [2]}),
+        ):
+            remote = RemoteSegmenter(backend.client()).segment(query, support, **options)
+            assert_same(remote, tiny.segment(query, support, **options))
+
+
 def test_a_backend_gives_the_same(tiny: Segmenter) -> None:
     """One label painted on an axial slice and corrected by a stroke on a coronal one, another on a sagittal one."""
     scan, labelmap = noisy((10, 30, 28))
