@@ -51,6 +51,7 @@ class BrightPipeline:
 
     device = torch.device("cpu")
     takes_neighbours = sees_contrast = True
+    takes_known = False
 
     def __init__(self, resolution: int = 40, answer: float = 1.0) -> None:
         self.answer = answer
