@@ -202,7 +202,8 @@ class _Senders:
         parts: list[bytes] = []
         for address in addresses:
             part = join_slices([(address, self._packed(address))])
-            if parts and sum(map(len, parts)) + len(part) > self._most_bytes:
+            is_full = sum(map(len, parts)) + len(part) > self._most_bytes or len(parts) == self._limits.slices
+            if parts and is_full:
                 self._put(connection, parts)
                 parts = []
             parts.append(part)

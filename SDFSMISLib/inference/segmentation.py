@@ -128,7 +128,7 @@ class AxisFusion:
 
     def __init__(self, scan: SliceStack, axes: Sequence[int], support: Mapping[int, Sequence[SupportSlice]]) -> None:
         self._scan = scan
-        self.support = {label: self._usable(painted, axes) for label, painted in support.items()}
+        self.support = {label: self._usable(label, painted, axes) for label, painted in support.items()}
         self.axes = {label: self._axes_of(label, axes) for label in support}
         self.fused = [
             label
@@ -178,11 +178,11 @@ class AxisFusion:
         whole = {one.plane.index for one in planes if one.plane.axis == main and one.known is None}
         return [(index, np.ascontiguousarray(fused[index])) for index in requested if index not in whole]
 
-    def _usable(self, painted: Sequence[SupportSlice], axes: Sequence[int]) -> list[SupportSlice]:
+    def _usable(self, label: int, painted: Sequence[SupportSlice], axes: Sequence[int]) -> list[SupportSlice]:
         """The support of a label without planes of this scan along axes that are left out, if it has others."""
         along = [one for one in painted if one.plane.scan != self._scan.plane.scan or one.plane.axis in axes]
-        is_enough = any(one.plane.scan == self._scan.plane.scan and one.known is None for one in along)
-        return along if is_enough else list(painted)
+        shown = (one for one in along if one.plane.scan == self._scan.plane.scan and one.known is None)
+        return along if any(one.mask(label).any() for one in shown) else list(painted)
 
     def _planes(self, label: int) -> list[SupportSlice]:
         """The planes of this scan that tell of a label."""

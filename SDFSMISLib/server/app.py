@@ -218,7 +218,9 @@ def _put_slices(slices: Iterable[tuple[str, memoryview]], namespace: str, limits
     """
     is_new, left = False, max(limits.body_bytes, limits.slice_bytes)  # bytes in memory that may still come
     try:
-        for address, data in slices:
+        for number, (address, data) in enumerate(slices):
+            if number == limits.slices:
+                raise ApiError(413, "too_large", f"More than {limits.slices} slices came; send fewer at once.")
             array = _unpack_slice(data, address, left, limits)
             left -= array.nbytes
             is_new |= store.put(namespace, address, array)
