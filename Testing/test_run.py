@@ -104,21 +104,40 @@ def test_a_run_that_was_finished_computes_nothing(kind: str, monkeypatch: pytest
     assert run.done == run.total == len(finished.slices)
 
 
-@pytest.mark.parametrize("kind", ["one painted", "independent", "another scan, independent"])
+def named_slices(kind: str, latents: LatentCache) -> dict[tuple[int, int], np.ndarray]:
+    """What a run gives on slices that have an identity, as a backend's have."""
+    run = run_of(kind, latents=latents)
+    object.__setattr__(run.scan, "identity", lambda index: f"slice {index}")
+    return kept(results_of(run)).slices
+
+
+@pytest.mark.parametrize("kind", ["independent", "another scan, independent"])
 def test_latents_that_were_encoded_before_change_nothing(kind: str) -> None:
     latents = LatentCache(1 << 24)
-
-    def named() -> dict[tuple[int, int], np.ndarray]:
-        run = run_of(kind, latents=latents)
-        object.__setattr__(run.scan, "identity", lambda index: f"slice {index}")
-        return kept(results_of(run)).slices
-
-    once, misses = named(), latents.misses
-    again = named()
+    once, misses = named_slices(kind, latents), latents.misses
+    again = named_slices(kind, latents)
     assert latents.hits >= misses > 0 and latents.misses == misses
     for place, probability in kept(whole(kind)).slices.items():
         np.testing.assert_array_equal(once[place], probability)
         np.testing.assert_array_equal(again[place], probability)
+
+
+@pytest.mark.parametrize("kind", ["one painted", "two painted"])
+def test_what_was_predicted_before_is_not_predicted_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = LatentCache(1 << 24)
+    once = named_slices(kind, latents)
+    monkeypatch.setattr(type(trained().pipeline), "segment", None)
+    again = named_slices(kind, latents)
+    for place, probability in kept(whole(kind)).slices.items():
+        np.testing.assert_array_equal(once[place], probability)
+        np.testing.assert_array_equal(again[place], probability)
+
+
+def test_another_painted_slice_changes_what_is_predicted() -> None:
+    latents = LatentCache(1 << 24)
+    named_slices("one painted", latents)
+    for place, probability in named_slices("two painted", latents).items():
+        np.testing.assert_array_equal(probability, kept(whole("two painted")).slices[place])
 
 
 # -- memory

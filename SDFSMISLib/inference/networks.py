@@ -16,7 +16,7 @@ Output = TypeVar("Output")
 
 
 class LatentCache:
-    """Latents of query slices, for later runs on the same slices, such as a run after a correction.
+    """Latents and predictions of query slices, for later runs on the same slices, such as a run after a correction.
 
     Threads can share a cache. When it is full, the latents that were not used for longest go first.
 
@@ -56,8 +56,15 @@ class LatentCache:
                 self._latents.move_to_end((identity, view))
             return latent
 
+    def prediction(self, identity: str, inputs: Hashable) -> torch.Tensor | None:
+        """What was predicted on a slice from the same inputs; or None. It is `put` as latents are, and not counted."""
+        with self._lock:
+            if (identity, inputs) in self._latents:
+                self._latents.move_to_end((identity, inputs))
+            return self._latents.get((identity, inputs))
+
     def put(self, identity: str, view: Hashable, latent: torch.Tensor) -> None:
-        """Keep a latent (c, h, w)."""
+        """Keep a latent (c, h, w), or a prediction."""
         with self._lock:
             if (identity, view) not in self._latents:
                 self._latents[identity, view] = latent

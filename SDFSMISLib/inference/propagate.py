@@ -13,7 +13,8 @@ network of a few million parameters follow the structure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -223,6 +224,7 @@ class _Propagation:
     known: KnownPlanes | None
     banks: dict[Track, SupportBank] = field(default_factory=dict)
     blend: _Blend = field(default_factory=_Blend)
+    digests: dict[int, bytes] = field(default_factory=dict)
 
     def run(self, tracks: Sequence[Track]) -> Iterator[PropagationStep]:
         side, size = self.networks.side, self.networks.batch_size
@@ -333,7 +335,52 @@ class _Propagation:
             batch_rows, batch_tracks: numbers of rows and tracks of the whole batch, including those whose earlier
                 probability is known.
         """
-        return self.networks.in_parts(rows, partial(self._predict_pass, several=batch_tracks > 1), batch_rows)
+        names = [self._prediction_name(track, index) for track, index in rows]
+        found = [self._known_prediction(track, name) for (track, _), name in zip(rows, names, strict=True)]
+        missing = [number for number, one in enumerate(found) if one is None]
+        if missing:
+            passes = partial(self._predict_pass, several=batch_tracks > 1)
+            made = self.networks.in_parts([rows[number] for number in missing], passes, batch_rows)
+            for number, prediction in zip(missing, made, strict=True):
+                found[number] = prediction
+                self._keep(names[number], prediction)
+        return [one for one in found if one is not None]
+
+    def _prediction_name(self, track: Track, index: int) -> tuple[str, Hashable] | None:
+        """Key of a prediction in the `LatentCache`, of all that it depends on; None if slices have no identity."""
+        scan, region = self.scan, self._region(track)
+        name = slice_name(scan, index, region, track.contrast)
+        if name is None or scan.identity is None or self.networks.latents is None:
+            return None
+        digest = hashlib.sha256(scan.identity(track.start).encode())
+        shots = b"".join(self._shot_digest(shot) for shot in track.painted)
+        known = b""
+        if self.networks.pipeline.takes_known:
+            known = self._known_maps(track, index, region).numpy().tobytes()
+        for part in (track.mask_to_warp.tobytes(), np.packbits(track.mask).tobytes(), shots, known):
+            digest.update(part)
+        return name[0], ("prediction", self.full, name[1], digest.digest())
+
+    def _shot_digest(self, shot: Shot) -> bytes:
+        if id(shot) not in self.digests:
+            content = shot.image.tobytes() + np.packbits(shot.mask).tobytes() + repr(shot.spacing).encode()
+            self.digests[id(shot)] = hashlib.sha256(content).digest()
+        return self.digests[id(shot)]
+
+    def _known_prediction(self, track: Track, name: tuple[str, Hashable] | None) -> _Prediction | None:
+        """The prediction of an earlier run with the same inputs, such as that before a stroke somewhere else."""
+        kept = (
+            self.networks.latents.prediction(*name) if name is not None and self.networks.latents is not None else None
+        )
+        if kept is None:
+            return None
+        side = self.networks.side
+        return _Prediction(kept[:-1].reshape(side, side), self._region(track), float(kept[-1]))
+
+    def _keep(self, name: tuple[str, Hashable] | None, prediction: _Prediction) -> None:
+        if name is not None and self.networks.latents is not None:
+            both = torch.cat([prediction.values.float().flatten(), torch.tensor([prediction.confirmation])])
+            self.networks.latents.put(*name, both)
 
     def _predict_pass(self, rows: Sequence[tuple[Track, int]], several: bool) -> list[_Prediction]:
         """As `_predict`, in one pass; `several`: whether the whole batch has more than one track."""
