@@ -9,7 +9,10 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile --quiet --constraint constraints.txt
+
+# Python compiles what is imported when it is imported, and keeps it, whatever the environment says; pip would compile all.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Tests of one file run in one process, which makes what they share once; the longest files come first (Testing/conftest.py).
 # A process takes 1.5 GB. For one process: WORKERS=
@@ -22,6 +25,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3.10 python3; do \
 
 .PHONY: demo test environment lint docs bench
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 demo: $(VENV)/.runtime
 	$(BIN)/sdfsmis demo --output demo-output
@@ -34,7 +38,7 @@ test: $(VENV)/.testing
 	wait $$lint; lint=$$?; cat $(VENV)/lint.log; \
 	test $$tests -eq 0 && test $$lint -eq 0
 
-environment: $(VENV)/.runtime $(VENV)/.testing
+environment: $(VENV)/.testing
 
 lint: $(VENV)/.testing
 	$(BIN)/ruff check .
@@ -56,10 +60,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.testing: $(VENV)/.runtime
-	@echo "Installing what the tests need into $(VENV)."
+$(VENV)/.testing: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what demo and tests need into $(VENV); the first time this takes a few minutes."
+	$(PIP) torch
 	$(PIP) --editable '.[demo,train,evaluate,serve,ray,test]'
-	@touch $@
+	@touch $(VENV)/.runtime $@
 
 $(VENV)/.documentation: $(VENV)/.runtime
 	@echo "Installing what the documentation needs into $(VENV)."

@@ -194,9 +194,10 @@ def test_a_mask_that_is_brought_lies_on_the_query_but_not_where_the_answer_is(sc
 def test_a_trainer_carries_supervoxels_across_scans_where_the_configuration_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.PROBES", 4)
     new_built_in(1, Size(resolution=32, channels=(16, 16))).save_pretrained(tmp_path / "start")
     cases = []
-    for number in range(3):
+    for number in range(2):
         voxels = body(number, lifted=number % 2, stretched=1 + 0.03 * number)
         Volume(voxels, geometry(voxels.shape)).write(tmp_path / f"scan_{number}.nii.gz")
         Volume((voxels > 0).astype(np.uint8), geometry(voxels.shape)).write(tmp_path / f"body_{number}.nii.gz")
