@@ -222,6 +222,7 @@ class Pictures:
         self._until(
             lambda: self._workbench.review.view.results and self._workbench.review.view.results[0].volume_ml is not None
         )
+        self._until(lambda: self._ui.suggestionButton.enabled)
         print(
             f"{self._workbench.review.view.results[0].volume_ml:.1f} ml", *self._workbench.run.view.notes
         )  # the tutorial names these

@@ -290,15 +290,13 @@ def mismatch_warnings(scan: SliceStack, support_slices: Sequence[SupportSlice]) 
     """One sentence for each way in which a scan differs from its support so much that a user should check the result:
     pixel size, anatomical plane, intensity window."""
     messages = []
+    if support_slices and all(scan.plane.name != painted.plane.name for painted in support_slices):
+        messages.append("The query is cut in another anatomical plane than the painted slices; results may be poor.")
     for painted in support_slices:
         size, painted_size = max(scan.plane.spacing), max(painted.plane.spacing)
         if not 1 / MAX_SPACING_RATIO < size / painted_size < MAX_SPACING_RATIO:
             messages.append(
                 f"Pixels are {size:.3g} mm in the query and {painted_size:.3g} mm in the support; results may be poor."
-            )
-        if scan.plane.name != painted.plane.name:
-            messages.append(
-                "The query is cut in another anatomical plane than the painted slices; results may be poor."
             )
         ours, theirs = scan.plane.window, painted.plane.window
         overlap = min(ours.high, theirs.high) - max(ours.low, theirs.low)

@@ -47,7 +47,7 @@ class _Reviewed:
         surface_due: whether the surfaces must be made again.
         searching: the thread that finds where one more painted slice would help most.
         suggestions: what it has found, best first; None = not yet.
-        shown: suggested slices that were shown already.
+        shown: suggested slices that were shown already; the last of them is named until it is corrected.
         views: the slices that the views show, by view, and the one of these views that was used last.
         known: what was known by hand when it was looked at last.
     """
@@ -59,7 +59,7 @@ class _Reviewed:
     surface_due: bool = False
     searching: Background | None = None
     suggestions: list[Suggestion] | None = None
-    shown: set[Plane] = field(default_factory=set)
+    shown: list[Plane] = field(default_factory=list)
     views: dict[str, Plane] = field(default_factory=dict)
     used_view: str = ""
     known: Known = field(default_factory=dict)
@@ -68,6 +68,13 @@ class _Reviewed:
         """The best slice that was neither shown nor corrected; None if there is none."""
         left = [one for one in self.suggestions or () if one.plane not in self.known]
         return next((one for one in left if one.plane not in self.shown), None)
+
+    def named(self) -> Plane | None:
+        """The slice to name: the suggested one that was shown last, while it is not corrected; else the next."""
+        if self.shown and self.shown[-1] not in self.known:
+            return self.shown[-1]
+        found = self.suggestion()
+        return None if found is None else found.plane
 
     def stop(self) -> None:
         """Ask the threads to stop."""
@@ -166,7 +173,7 @@ class Review(Part[ReviewView]):
             one.shown.clear()
         found = one.suggestion()
         if found is not None:
-            one.shown.add(found.plane)
+            one.shown.append(found.plane)
             self._guarded(one, lambda: show_plane(one.target.volume, found.plane))
             self._select(one.writer.segment_id(found.label))
             self._look_at_views(one)
@@ -350,7 +357,7 @@ class Review(Part[ReviewView]):
             self.view = replace(self.view, scans=(), results=(), index=None, working=False, problem=self._problem)
             return
         self._guarded(one, partial(self._look_at_views, one))
-        found, shown = one.suggestion(), one.views.get(one.used_view)
+        shown = one.views.get(one.used_view)
         geometry = volume_geometry(one.target.volume)
 
         def name(plane: Plane | None) -> str:
@@ -363,7 +370,7 @@ class Review(Part[ReviewView]):
             axis=one.target.axis,
             plane=geometry.plane(one.target.axis),
             index=next((plane.index for plane in one.views.values() if plane.axis == one.target.axis), None),
-            suggestion=name(None if found is None else found.plane),
+            suggestion=name(one.named()),
             shown=name(shown),
             is_right=shown is not None and _pixels(one.known, shown) == -1,
             working=self._accepted or self._ending is not None or any(map(_is_working, self._scans)),
