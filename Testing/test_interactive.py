@@ -147,7 +147,8 @@ def test_curves_are_means_of_targets_and_groups() -> None:
     assert math.isnan(a.certainty)
     lines = curves_table(curves(SESSIONS)).markdown().splitlines()
     assert lines[0].startswith("| group | painted slices | tasks | 1 | 2 | 3 | of the gain of worst | slices for 0.90")
-    assert lines[2] == "| a | suggested | 3 | 0.500 | 0.825 | 0.859 | 65 % | 3 | 67 % | 17 % | – |"
+    assert lines[2] == "| a | suggested | 3 | 0.500 | 0.825 | 0.859 | – | 3 | 67 % | 17 % | – |"  # worst: of 1 task
+    assert lines[4] == "| b | suggested | 1 | 0.800 | 0.796 | 0.910 | 55 % | 3 | 100 % | 0 % | – |"
     assert lines[-2].startswith("| **mean of groups** | **suggested** | **4** |")
 
 

@@ -328,7 +328,9 @@ def _groups(found: Iterable[Curve]) -> list[str]:
 
 def _gain(curve: Curve, worst: Curve | None) -> float:
     """What a curve gains from its first slice to its last, as a share of what painting the worst slices gains."""
-    if worst is None or len(worst.dice) != len(curve.dice) or worst.dice[-1] <= worst.dice[0]:
+    if worst is None or (worst.tasks, len(worst.dice)) != (curve.tasks, len(curve.dice)):
+        return math.nan  # of a run that is not complete
+    if worst.dice[-1] <= worst.dice[0]:
         return math.nan
     return (curve.dice[-1] - worst.dice[0]) / (worst.dice[-1] - worst.dice[0])
 
