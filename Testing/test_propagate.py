@@ -5,8 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Shot
-from SDFSMISLib.inference.propagate import NEAREST_PAINTED, tracks_from
+from SDFSMISLib.inference.propagate import NEAREST_PAINTED, _Taper, tracks_from
+from SDFSMISLib.slices import SliceStack
 
 MASK = np.ones((2, 2), dtype=bool)
 SHOT = Shot(np.zeros((2, 2), dtype=np.float32), MASK, (1.0, 1.0))
@@ -70,3 +73,47 @@ def test_a_track_that_sees_nothing_painted_here_looks_at_other_scans():
 
 def test_a_track_looks_at_a_bounded_number_of_painted_slices():
     assert {len(track.painted) for track in tracks(set(range(0, 40, 5)), 40)} == {NEAREST_PAINTED}
+
+
+# -- behind the outermost of several painted slices
+
+
+def disc(radius: float) -> np.ndarray:
+    rows, columns = np.ogrid[:40, :40]
+    return (rows - 20) ** 2 + (columns - 20) ** 2 <= radius**2
+
+
+def taper_behind(painted: dict[int, np.ndarray], thickness: float = 3.0) -> _Taper | None:
+    """That of the track from the last painted slice upwards."""
+    grid = Geometry((20, 40, 40), (1.0, 1.0, thickness), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    scan = SliceStack.of(Volume(np.zeros(grid.shape, dtype=np.int16), grid), axis=0)
+    shots = {index: Shot(np.zeros(mask.shape, dtype=np.float32), mask, (1.0, 1.0)) for index, mask in painted.items()}
+    outwards = tracks_from(1, painted, shots, [], list(range(20)), 20)[-1]
+    assert outwards.path == list(range(max(painted) + 1, 20))
+    return _Taper.of(outwards, scan)
+
+
+def test_a_structure_that_shrinks_towards_the_last_painted_slice_shrinks_on_behind_it_and_ends() -> None:
+    taper = taper_behind({4: disc(12), 8: disc(8)})
+    assert taper is not None
+    areas = [np.count_nonzero(taper.reaches(distance)) for distance in range(1, 8)]
+    assert disc(8).sum() > areas[0] > areas[1] > areas[2] > areas[-1] == 0
+
+
+def test_a_structure_that_stays_may_go_on_but_not_beside_what_was_painted() -> None:
+    taper = taper_behind({4: disc(8), 8: disc(8)})
+    assert taper is not None
+    np.testing.assert_array_equal(taper.reaches(11), disc(8))
+
+
+def test_an_oblique_structure_may_go_on_where_it_is_heading() -> None:
+    taper = taper_behind({4: disc(5), 8: np.roll(disc(5), 6, axis=1)})
+    assert taper is not None
+    reached = taper.reaches(4)
+    assert reached[20, 32] and not reached[20, 20]
+
+
+def test_slices_side_by_side_or_a_single_one_do_not_tell_how_a_structure_ends() -> None:
+    assert taper_behind({8: disc(8)}) is None
+    assert taper_behind({7: disc(9), 8: disc(8)}) is None
+    assert taper_behind({4: disc(12), 7: disc(9), 8: disc(8)}) is not None

@@ -20,6 +20,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from SDFSMISLib.inference.independent import SliceProbability, on_slice_grid, slice_name
 from SDFSMISLib.inference.known import KnownPlanes
@@ -34,6 +35,8 @@ from SDFSMISLib.slices import SliceStack
 NEAREST_PAINTED = 3  # painted slices in the support of a track
 END_PIXELS = 4  # a structure with fewer pixels on the network's grid has ended
 MIN_CONFIRMATION = 0.3  # it has also ended if the confirmation falls below this share of the start slice's
+TAPER = 2.0  # how much faster than between painted slices a structure may shrink behind the last one
+TAPER_GAP_MM = 5.0  # least distance of the painted slices that tell it
 CUT_SHARE = 0.4  # length of a crossing plane's line through a mask, as a share of the longest, that tells where it ends
 END_MARGIN_MM = 5.0  # how far a structure may go on behind the last slice on which crossing planes show it
 STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
@@ -60,6 +63,7 @@ class Track:
             next slice: a border that is rounded to whole pixels on every slice drifts.
         shift: added to the log odds of every probability, so that masks that come out a little too small on each slice
             do not vanish over many slices.
+        behind: masks of the painted slices on the other side of the start, bool canonical, by index.
         is_cut: whether a crossing plane goes through the middle of the first `mask`, and so tells where the structure
             ends.
 
@@ -84,6 +88,7 @@ class Track:
     confirmation: float = 0.0
     probability: np.ndarray | None = None
     shift: float = 0.0
+    behind: dict[int, np.ndarray] = field(default_factory=dict)
     is_cut: bool = False
 
     def __post_init__(self) -> None:
@@ -127,6 +132,44 @@ class _Prediction:
     confirmation: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Taper:
+    """How far a structure can reach behind the outermost of several painted slices, by how it shrinks towards it.
+
+    The signed distance from its border, which changes from slice to slice, goes on to change behind the last painted
+    slice: where it falls, `TAPER` times as fast, since a ball shrinks the faster the nearer its end is.
+
+    Attributes:
+        border: distance from the border on the last painted slice, mm, above 0 inside; float32 canonical (rows,
+            columns).
+        change: of it, in mm a slice. A fall of one pixel in the whole gap counts as an error of painting.
+    """
+
+    border: np.ndarray
+    change: np.ndarray
+
+    @classmethod
+    def of(cls, track: Track, scan: SliceStack) -> _Taper | None:
+        """None for a track towards another painted slice, or if no painted slice is `TAPER_GAP_MM` behind its start."""
+        gaps = {abs(track.first - index): mask for index, mask in track.behind.items()}
+        gap = min((gap for gap in gaps if gap * scan.plane.thickness >= TAPER_GAP_MM), default=None)
+        if track.gap is not None or gap is None:
+            return None
+        border, behind = (_border_distance(mask, scan.spacing) for mask in (track.mask, gaps[gap]))
+        change = border - behind
+        return cls(border, np.where(change < 0, np.minimum(TAPER * change + min(scan.spacing), 0), change) / gap)
+
+    def reaches(self, distance: int) -> np.ndarray:
+        """Where the structure can be, so many slices behind the last painted one: bool canonical (rows, columns)."""
+        return self.border + self.change * distance > 0
+
+
+def _border_distance(mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
+    """float32 (rows, columns): distance from the border of a mask that shows something, mm; below 0 outside."""
+    inside, outside = distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing)
+    return (inside - outside).astype(np.float32)
+
+
 def tracks_from(
     label: int,
     starts: dict[int, np.ndarray],
@@ -151,7 +194,9 @@ def tracks_from(
         for start, way in ((left, range(left + 1, right)), (right, range(right - 1, left, -1))):
             if start in starts and (path := _up_to_last(way, requested)):
                 painted = nearest_painted(start, shots, others)
-                tracks.append(Track(label, start, starts[start], path, painted, gap))
+                side = np.sign(path[0] - start)
+                behind = {index: mask for index, mask in starts.items() if side * (start - index) > 0}
+                tracks.append(Track(label, start, starts[start], path, painted, gap, behind=behind))
     return tracks
 
 
@@ -225,6 +270,7 @@ class _Propagation:
     banks: dict[Track, SupportBank] = field(default_factory=dict)
     blend: _Blend = field(default_factory=_Blend)
     digests: dict[int, bytes] = field(default_factory=dict)
+    tapers: dict[Track, _Taper] = field(default_factory=dict)
 
     def run(self, tracks: Sequence[Track]) -> Iterator[PropagationStep]:
         side, size = self.networks.side, self.networks.batch_size
@@ -233,6 +279,9 @@ class _Propagation:
                 region = Region.around(track.mask, self.scan.spacing)
                 track.contrast = Contrast.of(region.to_grid(self.scan.image(track.start), side, -1.0))
         for track in tracks:
+            taper = _Taper.of(track, self.scan)
+            if taper is not None:
+                self.tapers[track] = taper
             lines = self.known.on(track.label, track.first) if self.known is not None else None
             track.is_cut = lines is not None and lines.cut(track.mask) >= CUT_SHARE
         self.banks = _track_banks(self.networks.pipeline, tracks, self.full, side)
@@ -292,6 +341,8 @@ class _Propagation:
         shifted = _shifted(prediction.values, track.shift)
         probability = on_slice_grid(prediction.region, shifted, self.scan.shape)
         is_small = int((shifted > self.threshold).sum()) < END_PIXELS
+        if track in self.tapers:
+            probability = np.where(self.tapers[track].reaches(abs(index - track.first)), probability, np.uint8(0))
         has_ended = is_small or prediction.confirmation < MIN_CONFIRMATION * track.confirmation
         lines = self.known.on(track.label, index) if self.known is not None else None
         if lines is not None:
