@@ -184,6 +184,8 @@ def test_the_slice_where_one_more_helps_most_is_gone_to(panel: PaintedScene) -> 
         panel.show_view(name)
     panel.run()
     panel.drive(lambda: panel.workbench.review.view.suggestion != "")
+    (found,) = panel.workbench.review.view.results
+    assert found.certainty[7] > found.certainty[9], "axial 6 was painted: the farther from it, the less is certain"
     seen = []
     first = panel.workbench.review.view.suggestion
     for _ in range(4):

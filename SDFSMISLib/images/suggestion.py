@@ -170,7 +170,7 @@ def _chance(
     from scipy.ndimage import distance_transform_edt
     from scipy.special import erfc
 
-    share = values.astype(np.float32) / 255
+    share, threshold = values.astype(np.float32) / 255, min(max(threshold, 0.01), 0.99)
     chance = np.where(inside, (1 - share) / (2 - 2 * threshold), share / (2 * threshold)).astype(np.float32)
     if inside.any() and not inside.all():
         border = np.where(inside, distance_transform_edt(inside, spacing), distance_transform_edt(~inside, spacing))

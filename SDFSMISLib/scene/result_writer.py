@@ -22,7 +22,7 @@ from SDFSMISLib.scene.result_segment import (
     result_scan_key,
     results_on_other_scans,
 )
-from SDFSMISLib.scene.run_labels import CleanedLabels, RunLabels, Suggestion
+from SDFSMISLib.scene.run_labels import CleanedLabels, ResultDoubts, RunLabels
 from SDFSMISLib.scene.scan import Scan
 from SDFSMISLib.scene.segment_tags import PAINTED_TAG, SegmentTemplate, decode_mask, get_tag
 from SDFSMISLib.scene.segment_voxels import SURFACE, erase_from_segment, get_segment, read_clipped, read_extent
@@ -247,8 +247,8 @@ class ResultWriter:
         """How certain each slice of the volume is, 0 to 1; NaN if it was not computed."""
         return self._labels.certainty[label].copy()
 
-    def suggestion_task(self, skip: Collection[Plane] = ()) -> Callable[[], list[Suggestion]]:
-        """A function that finds the slices, of any view, where one more painted slice would help most, best first.
+    def doubts_task(self, skip: Collection[Plane] = ()) -> Callable[[], ResultDoubts]:
+        """A function that finds where the result is likely wrong; see `take_doubts`.
 
         It works on copies, so any thread may call it; it takes a tenth of a second to some seconds.
 
@@ -257,7 +257,11 @@ class ResultWriter:
         """
         corrections = self.corrections
         whole = {plane for plane, box in corrections.items() if box is None}
-        return self._labels.suggestion_task(whole, {*corrections, *skip})
+        return self._labels.doubts_task(whole, {*corrections, *skip})
+
+    def take_doubts(self, doubts: ResultDoubts) -> None:
+        """Make the certainty of the slices that which was found."""
+        self._labels.certainty = {label: one.copy() for label, one in doubts.certainty.items()}
 
     def segment_id(self, label: int) -> str | None:
         """ID of a label's result; None if nothing was written yet, or it was deleted."""

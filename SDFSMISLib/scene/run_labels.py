@@ -46,6 +46,19 @@ class Suggestion(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class ResultDoubts:
+    """Where a result is likely wrong (see `ExpectedErrors`).
+
+    Attributes:
+        suggestions: slices of any view where one more painted slice would help most, best first.
+        certainty: by label, of each slice along the result's axis, 0 to 1; NaN if it was not computed.
+    """
+
+    suggestions: list[Suggestion]
+    certainty: dict[int, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
 class _PaintedPlane:
     """What is painted of one label on a slice of any axis: bool (rows, columns); `known` None = all of it."""
 
@@ -263,8 +276,8 @@ class RunLabels:
         self._cleaned = cleaned
         return True
 
-    def suggestion_task(self, whole: Collection[Plane], skip: Collection[Plane]) -> Callable[[], list[Suggestion]]:
-        """A function that names up to `SUGGESTIONS` slices, best first; call it once, from any thread.
+    def doubts_task(self, whole: Collection[Plane], skip: Collection[Plane]) -> Callable[[], ResultDoubts]:
+        """A function that names up to `SUGGESTIONS` slices; call it once, from any thread.
 
         Args:
             whole: slices on which all was said to be right, beside the painted ones.
@@ -272,15 +285,19 @@ class RunLabels:
         """
         snapshot = copy.copy(self)
         snapshot._probabilities = self._probabilities.copy()
-        return lambda: snapshot._suggest(whole, skip)
+        return lambda: snapshot._doubts(whole, skip)
 
-    def _suggest(self, whole: Collection[Plane], skip: Collection[Plane]) -> list[Suggestion]:
+    def _doubts(self, whole: Collection[Plane], skip: Collection[Plane]) -> ResultDoubts:
         i, j, k = self._geometry.spacing
         spacing, shape, errors = (k, j, i), as_index(self._geometry.shape), dict[int, ExpectedErrors]()
+        certainty = dict(self.certainty)
         for label in self._label_values:
             known = {*whole, *(one.plane for one in self._planes[label] if one.known is None)}
             probability = self._stack(label, self.finished(label), (0, 0, 0), shape)
             errors[label] = ExpectedErrors.of(probability, sorted(known), spacing, self.threshold)
+            if known:  # on a scan that was not painted, the probabilities tell more
+                computed = ~np.isnan(certainty[label])
+                certainty[label] = np.where(computed, errors[label].certainty(self._axis), np.nan)
         finished = {index for _, index in self._probabilities}
         not_requested = (Plane(self._axis, k) for k in set(range(shape[self._axis])) - finished)
         skipped = {*skip, *not_requested, *(one.plane for planes in self._planes.values() for one in planes)}
@@ -294,7 +311,7 @@ class RunLabels:
             near = int(CORRECTION_MM / spacing[axis])
             neighbours = range(max(index - near, 0), min(index + near + 1, shape[axis]))
             skipped |= {Plane(axis, neighbour) for neighbour in neighbours}
-        return found
+        return ResultDoubts(found, certainty)
 
     def _clean(self, corrected: Known, held: Mapping[int, VoxelBox]) -> CleanedLabels:
         computed = {index for _, index in self._probabilities}

@@ -274,11 +274,12 @@ class Review(Part[ReviewView]):
     def _search(self, one: _Reviewed) -> None:
         """Find where one more painted slice would help most."""
         if one.searching is None and one.suggestions is None:
-            compute = one.writer.suggestion_task()
+            compute = one.writer.doubts_task()
             one.searching = Background("SDFSMIS suggestions", lambda post, cancel: post(compute()))
         for message in one.searching.messages() if one.searching is not None else ():
             if not isinstance(message, JobEnded):
-                one.suggestions = message
+                one.suggestions = message.suggestions
+                one.writer.take_doubts(message)
             elif message.error is not None:
                 one.suggestions = []
                 self._problem = defect_message(message.error)

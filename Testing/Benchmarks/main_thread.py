@@ -200,9 +200,9 @@ def reviewed(clock: Clock, writer: ResultWriter) -> None:
         written_by_steps(clock, "write a block of a cleaning", writer)
     for _ in range(5):
         clock("slices changed by hand; none was", lambda: writer.corrected)
-        clock("what a suggestion needs", writer.suggestion_task)
+        clock("what a suggestion needs", writer.doubts_task)
         clock("volume of a result", writer.volume_ml, 1)
-    clock.in_worker("suggest a slice", writer.suggestion_task())
+    clock.in_worker("suggest a slice", writer.doubts_task())
 
 
 def corrected(clock: Clock, example: Example, writer: ResultWriter, painting: Painting) -> None:
