@@ -387,6 +387,9 @@ def _named(
 ) -> list[Plane]:
     """The planes of a ``slices`` argument, sorted and each once."""
     planes = {Plane(int(one[0]), int(one[1])) for one in slices if not isinstance(one, (int, np.integer))}
+    others = [plane for plane in sorted(planes) if axis not in ("auto", plane.axis)]
+    if others:
+        raise InputError(f"Slice {others[0].axis}:{others[0].index} was named, and axis {axis}; name one axis only.")
     indices = [int(one) for one in slices if isinstance(one, (int, np.integer))]
     if indices:
         if axis == "auto":

@@ -105,3 +105,14 @@ def test_unknown_pixels_of_a_plane_take_nothing_from_what_its_neighbour_mends() 
     alone = correct(half, [PLANES[0]], SPACING)
     unknown = replace(PLANES[0], plane=Plane(0, 5), known=known)
     np.testing.assert_array_equal(correct(half, [PLANES[0], unknown], SPACING), alone)
+
+
+def test_strokes_on_a_scan_that_was_segmented_by_examples_of_another_change_only_their_surroundings() -> None:
+    found, unknown = np.zeros(SHAPE, dtype=np.uint8), np.zeros_like(PLANES[0].mask)
+    found[:, 2:10, 3:12] = 255
+    known = unknown.copy()
+    known[3, 3] = True
+    erased = fuse({0: found}, [replace(PLANES[0], mask=unknown, known=known)], SPACING)
+    assert erased[4, 3, 3] == 0 and (erased[:, 5:10, 6:12] == 255).all()
+    other_axis = fuse({0: found}, [replace(PLANES[2], known=np.zeros_like(PLANES[2].mask))], SPACING)
+    np.testing.assert_array_equal(other_axis, found)

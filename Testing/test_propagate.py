@@ -94,26 +94,35 @@ def taper_behind(painted: dict[int, np.ndarray], thickness: float = 3.0) -> _Tap
 
 
 def test_a_structure_that_shrinks_towards_the_last_painted_slice_shrinks_on_behind_it_and_ends() -> None:
-    taper = taper_behind({4: disc(12), 8: disc(8)})
+    taper = taper_behind({0: disc(16), 4: disc(12), 8: disc(8)})
     assert taper is not None
     areas = [np.count_nonzero(taper.reaches(distance)) for distance in range(1, 8)]
     assert disc(8).sum() > areas[0] > areas[1] > areas[2] > areas[-1] == 0
 
 
 def test_a_structure_that_stays_may_go_on_but_not_beside_what_was_painted() -> None:
-    taper = taper_behind({4: disc(8), 8: disc(8)})
+    taper = taper_behind({1: disc(8), 4: disc(8), 8: disc(8)})
     assert taper is not None
     np.testing.assert_array_equal(taper.reaches(11), disc(8))
 
 
 def test_an_oblique_structure_may_go_on_where_it_is_heading() -> None:
-    taper = taper_behind({4: disc(5), 8: np.roll(disc(5), 6, axis=1)})
+    taper = taper_behind({0: disc(5), 4: disc(5), 8: np.roll(disc(5), 6, axis=1)})
     assert taper is not None
     reached = taper.reaches(4)
     assert reached[20, 32] and not reached[20, 20]
 
 
-def test_slices_side_by_side_or_a_single_one_do_not_tell_how_a_structure_ends() -> None:
-    assert taper_behind({8: disc(8)}) is None
-    assert taper_behind({7: disc(9), 8: disc(8)}) is None
+def test_slices_side_by_side_or_only_two_do_not_tell_how_a_structure_ends() -> None:
+    for painted in ({8: 8}, {4: 12, 8: 8}, {7: 9, 8: 8}):
+        assert taper_behind({index: disc(radius) for index, radius in painted.items()}) is None
     assert taper_behind({4: disc(12), 7: disc(9), 8: disc(8)}) is not None
+
+
+def test_a_part_behind_a_slice_without_the_structure_does_not_tell_how_another_one_ends() -> None:
+    nothing = np.zeros((40, 40), dtype=bool)
+    masks = {0: disc(16), 3: disc(14), 6: nothing, 9: disc(8)}
+    shots = {index: Shot(np.zeros(mask.shape, dtype=np.float32), mask, (1.0, 1.0)) for index, mask in masks.items()}
+    starts = {index: mask for index, mask in masks.items() if mask.any()}
+    outwards = tracks_from(1, starts, shots, [], list(range(20)), 20)[-1]
+    assert outwards.path[0] == 10 and not outwards.behind

@@ -103,6 +103,8 @@ def test_a_slice_that_was_said_to_be_right_stays_and_is_support() -> None:
     right = {(one.plane.axis, one.index): one for one in support.slices if one.complete}
     assert right.keys() == {(0, 7), (2, 4)} and all(one.known is None for one in right.values())
     assert np.array_equal(right[2, 4].labels, before[:, :, 4])
+    of_one = bench.corrected({1: results[1]}).support(bench.scan)
+    assert not any(one.complete for one in of_one.slices), "structures without a result were not looked at there"
     bench.editor.logic.Undo()
     assert writer.corrected == ((2, 4),), "saying so is a step of undo"
 

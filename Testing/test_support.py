@@ -160,6 +160,7 @@ def test_any_whole_numbers_are_labels(dtype: str) -> None:
         ({"slices": [12], "label": [1, 2]}, "Label 1 is not painted on slice 12"),
         ({"slices": [3], "label": None}, "Label 1, 2 is not painted"),
         ({"axis": 3}, "axis 3"),
+        ({"slices": [(0, 7), (2, 9)], "axis": 0}, "Slice 2:9 was named, and axis 0; name one axis only"),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_is(arguments, told: str) -> None:

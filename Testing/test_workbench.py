@@ -179,6 +179,20 @@ def test_a_stroke_in_another_view_is_kept_and_a_slice_can_be_said_to_be_right(pa
     panel.drive(lambda: panel.entries[-1].origin == "corrected")
 
 
+def test_a_slice_said_to_be_right_after_a_run_over_some_slices_tells_of_those_only(panel: PaintedScene) -> None:
+    panel.show_view("Yellow")
+    panel.run(RunRequest(QueryMode.RANGE, 7, 8))
+    middle = int(panel.truth[3:6].sum(axis=(0, 1)).argmax())
+    panel.show(2, middle)
+    panel.drive(lambda: panel.workbench.review.view.shown == f"sagittal {middle}")
+    panel.workbench.review.say_right()
+    panel.drive(lambda: len(panel.entries) == 2)
+    panel.run()
+    found = panel.held(only(panel.results()))
+    assert panel.answer()[3, :, middle].any() and found[3, :, middle].any()
+    assert dice(found, panel.truth) > 0.95
+
+
 def test_the_slice_where_one_more_helps_most_is_gone_to(panel: PaintedScene) -> None:
     for name in ("Yellow", "Green"):
         panel.show_view(name)

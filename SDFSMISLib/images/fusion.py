@@ -242,7 +242,7 @@ def _axis_weights(
             area = np.count_nonzero(one.mask) / spacing[axis]  # in pixels times thickness: mm2, but for a factor
             apart = np.abs(np.arange(count) - one.plane.index) * spacing[axis]
             weights = np.maximum(weights, math.log(area) / 2 - apart / FUSION_MM)
-    return weights
+    return weights if np.isfinite(weights).all() else np.zeros(count)  # it was found by examples of another scan
 
 
 def _along(values: np.ndarray, axis: int) -> np.ndarray:

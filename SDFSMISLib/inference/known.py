@@ -39,6 +39,11 @@ class KnownPixels:
         turn = self.plane.orientation.apply
         return turn(inside).astype(np.float32), turn(known & ~inside).astype(np.float32)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether one of the lines is known from end to end."""
+        return any(known.all() for _, _, known, _ in self.lines)
+
     def cut(self, mask: np.ndarray) -> float:
         """The longest of the lines through a mask, bool canonical (rows, columns), as a share of the longest one that
         is parallel to it; 0 if no line shows the structure."""

@@ -150,10 +150,11 @@ class _Taper:
 
     @classmethod
     def of(cls, track: Track, scan: SliceStack) -> _Taper | None:
-        """None for a track towards another painted slice, or if no painted slice is `TAPER_GAP_MM` behind its start."""
+        """None for a track towards another painted slice, and unless two slices were painted behind its start, one of
+        them at least `TAPER_GAP_MM` away: two slices alone may lie on either side of a waist."""
         gaps = {abs(track.first - index): mask for index, mask in track.behind.items()}
         gap = min((gap for gap in gaps if gap * scan.plane.thickness >= TAPER_GAP_MM), default=None)
-        if track.gap is not None or gap is None:
+        if track.gap is not None or gap is None or len(gaps) < 2:
             return None
         border, behind = (_border_distance(mask, scan.spacing) for mask in (track.mask, gaps[gap]))
         change = border - behind
@@ -195,7 +196,9 @@ def tracks_from(
             if start in starts and (path := _up_to_last(way, requested)):
                 painted = nearest_painted(start, shots, others)
                 side = np.sign(path[0] - start)
-                behind = {index: mask for index, mask in starts.items() if side * (start - index) > 0}
+                absent = [side * index for index in edges if index not in starts and side * (start - index) > 0]
+                nearest = max(absent, default=-full_count)  # what lies behind it is another part
+                behind = {index: mask for index, mask in starts.items() if nearest < side * index < side * start}
                 tracks.append(Track(label, start, starts[start], path, painted, gap, behind=behind))
     return tracks
 
@@ -346,7 +349,9 @@ class _Propagation:
         has_ended = is_small or prediction.confirmation < MIN_CONFIRMATION * track.confirmation
         lines = self.known.on(track.label, index) if self.known is not None else None
         if lines is not None:
-            has_ended |= self._is_behind(track, index) and (track.is_cut or lines.exclude(self._mask(probability)))
+            has_ended |= self._is_behind(track, index) and (
+                (track.is_cut and lines.is_whole) or lines.exclude(self._mask(probability))
+            )
             probability = lines.apply(probability)
         return probability, has_ended or not self._mask(probability).any()
 

@@ -61,10 +61,12 @@ class Correction:
     Attributes:
         labels: label values of the painting (rows, columns); 0 where nothing is known.
         known: bool of the same shape; None = all of the slice is right.
+        complete: whether each painted structure had a result then, so that one that is absent here is truly absent.
     """
 
     labels: np.ndarray
     known: np.ndarray | None
+    complete: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +179,7 @@ class Painting:
                 labels=labels.astype(np.uint16),
                 index=plane.index,
                 plane=along[plane.axis],
-                complete=plane in self.corrections or plane in complete,
+                complete=self.corrections[plane].complete if plane in self.corrections else plane in complete,
                 known=self.corrections[plane].known if plane in self.corrections else None,
             )
             for plane, labels in shown.items()
@@ -275,4 +277,4 @@ def _correction(painting: Painting, plane: Plane, box: VoxelBox | None, masks: M
     known = None if box is None else known_pixels(box, plane, shape)
     if known is not None:
         labels = np.where(known, labels, 0 if painted is None else painted)
-    return Correction(labels, known if painted is None else None)
+    return Correction(labels, known if painted is None else None, masks.keys() >= painting.names.keys())

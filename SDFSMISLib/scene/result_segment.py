@@ -364,10 +364,10 @@ class ResultSegment:
             self._written.write_tag(self.segment)
         self._refreshed_at = self._stamp()
 
-    def know(self, plane: Plane) -> None:
-        """Stores that a whole plane is right as it is."""
+    def know(self, plane: Plane, part: VoxelBox | None = None) -> None:
+        """Stores that a plane, or a part of it (bool), is right as it is."""
         self.refresh()
-        self._store(self.read(), join(self.corrections, {plane: None}))
+        self._store(self.read(), join(self.corrections, {plane: part}))
 
     def _store(self, mask: VoxelBox, known: Known) -> None:
         """Makes what the segment holds the record of what was written, and corrections a record of their own."""

@@ -12,7 +12,7 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing
-from SDFSMISLib.scene.corrections import Known, added_voxels, join, known_within
+from SDFSMISLib.scene.corrections import Known, added_voxels, join, known_within, plane_extent
 from SDFSMISLib.scene.editing_rules import EditingRules
 from SDFSMISLib.scene.frame import VoxelBox, as_index
 from SDFSMISLib.scene.result_segment import (
@@ -230,14 +230,26 @@ class ResultWriter:
     def know(self, plane: Plane) -> None:
         """Take a slice of any view as right in all results, as it is now; the state for undo is saved first.
 
+        After a run over some slices, of a slice of another view that part is right which lies on them.
+
         Raises:
             ResultUnavailable: see the class.
         """
         self._refresh()
         if self._save_undo is not None:
             self._save_undo()
-        for one in self._segments.values():
-            one.know(plane)
+        for label, one in self._segments.items():
+            one.know(plane, self._computed_part(label, plane))
+
+    def _computed_part(self, label: int, plane: Plane) -> VoxelBox | None:
+        """Bool, the part of a slice that a run has computed or that was painted; None = all of it."""
+        shape, axis, finished = as_index(self._scan.geometry.shape), self._axis, sorted(self._labels.finished(label))
+        if plane.axis == axis or len(finished) == shape[axis]:
+            return None
+        start, stop = plane_extent(plane, shape)
+        part = np.zeros(np.subtract(stop, start), dtype=bool)
+        np.moveaxis(part, axis, 0)[finished] = True
+        return VoxelBox(start, part)
 
     def painted_slices(self, label: int) -> tuple[int, ...]:
         """The slices along the axis on which a label was painted when the run began, sorted."""
