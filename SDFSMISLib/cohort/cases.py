@@ -158,7 +158,8 @@ class LabelledScan:
         """These slices, numbers along the slice axis or (axis, number), with the target painted on them."""
         label = self.case.targets[target]
         named = replace(self.labelmap, segment_names={label: target})
-        return SupportSet.from_labelmap(self.scan, named, label=label, slices=slices, axis=self.axis)
+        planes = [(self.axis, one) if isinstance(one, (int, np.integer)) else one for one in slices]
+        return SupportSet.from_labelmap(self.scan, named, label=label, slices=planes)
 
 
 def load_case(case: Case) -> LabelledScan:

@@ -73,32 +73,33 @@ def evaluate_interactive(
 
     ``suggested`` needs probabilities, and so is done with a :class:`.baselines.SegmenterMethod` only. All other
     arguments, and what is kept, as in :func:`.evaluate.evaluate`. Raises :class:`InputError` for an unknown way of
-    painting, fewer rounds than 1, methods that know one direction only, and bad files.
+    painting, fewer rounds than 1, methods that know one direction only (but for ``even``), and bad files.
     """
     unknown = [name for name in paintings if name not in PAINTINGS]
     if unknown:
         raise InputError(f"There is no way of painting {unknown[0]!r}; there are {', '.join(PAINTINGS)}.")
     if rounds < 1:
         raise InputError(f"{rounds} rounds were asked for; at least 1 is needed.")
-    check_directions(methods)
+    if set(paintings) != {"even"}:
+        check_directions(methods)
     load = lru_cache(maxsize=CASES_IN_MEMORY)(load_case)
     kept = ResultsFile(Path(output) / "results.csv") if output is not None else None
     chosen = manifest.cases if cases is None else tuple(cases)
-    sessions = [
-        _Session(manifest_case, target, name, method, load)
-        for manifest_case in chosen
-        for target in manifest_case.targets
-        for name, method in methods.items()
+    structures = [
+        (one, target, name, method) for one in chosen for target in one.targets for name, method in methods.items()
     ]
     rows: list[Row] = []
-    jobs = [(session, painting) for session in sessions for painting in paintings]
-    for done, (session, painting) in enumerate(jobs):
-        if progress:
-            progress(done, len(jobs), f"{session.case.id}, {session.target}, {session.name}, {painting}")
-        if painting != "suggested" or isinstance(session.method, SegmenterMethod):
-            rows += session.rows(painting, rounds, kept)
+    count = len(structures) * len(paintings)
+    for place, structure in enumerate(structures):
+        session = _Session(*structure, load)  # it holds a result, so one lives at a time
+        for number, painting in enumerate(paintings):
+            if progress:
+                done = place * len(paintings) + number
+                progress(done, count, f"{session.case.id}, {session.target}, {session.name}, {painting}")
+            if painting != "suggested" or isinstance(session.method, SegmenterMethod):
+                rows += session.rows(painting, rounds, kept)
     if progress:
-        progress(len(jobs), len(jobs), "")
+        progress(count, count, "")
     if kept:
         write_means(kept)
     return rows
