@@ -99,8 +99,11 @@ class Manifest:
         return tuple(members[place + 1 :] + members[:place])
 
 
-def read_manifest(path: str | PathLike[str]) -> Manifest:
+def read_manifest(path: str | PathLike[str], label_maps: bool = False) -> Manifest:
     """Reads a manifest and checks it whole, so that a long run does not stop at its last case.
+
+    ``label_maps``: of label volumes without images. A case may then lack ``image``, in whose place its labels are read,
+    and ``split``, which is ``train`` then.
 
     Raises :class:`InputError`, naming the case and the field, for a missing file, text that is not JSON, a missing or
     wrong field, a group that is not listed, an id that is there twice, and image or label files that do not exist.
@@ -118,7 +121,7 @@ def read_manifest(path: str | PathLike[str]) -> Manifest:
         for name, fields in _field(content, "groups", dict, f"The manifest {path}").items()
     }
     entries = _field(content, "cases", list, f"The manifest {path}")
-    cases = tuple(_case(entry, place, path, groups) for place, entry in enumerate(entries))
+    cases = tuple(_case(entry, place, path, groups, label_maps) for place, entry in enumerate(entries))
     if not cases:
         raise InputError(f"The manifest {path} lists no cases.")
     seen: set[str] = set()
@@ -176,9 +179,11 @@ def _group(name: str, fields: dict[str, Any]) -> Group:
     return Group(name, **texts, may_train_shipped_weights=fields.get("may_train_shipped_weights") is True)
 
 
-def _case(entry: object, place: int, path: Path, groups: Mapping[str, Group]) -> Case:
+def _case(entry: object, place: int, path: Path, groups: Mapping[str, Group], label_map: bool) -> Case:
     where = f"Case {place} of {path}"
     fields = _typed(entry, dict, where)
+    if label_map:
+        fields = {"image": fields.get("labels"), "split": "train"} | fields
     name = _field(fields, "id", str, where)
     where = f"Case {name!r} of {path}"
     group = _field(fields, "group", str, where)

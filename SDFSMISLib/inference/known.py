@@ -29,15 +29,14 @@ class KnownPixels:
     plane: SlicePlane
     shape: tuple[int, int]
 
-    def maps(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 canonical (rows, columns): 1 where the structure is known to be, and where it is known not to be."""
-        known, inside = (np.zeros(self.shape, dtype=bool) for _ in range(2))
+    def map(self) -> np.ndarray:
+        """float32 canonical (rows, columns): 1 inside of the structure, -1 outside, 0 where nothing is known."""
+        told_of = np.zeros(self.shape, dtype=np.float32)
         for axis, index, told, shown in self.lines:
-            np.moveaxis(known, axis, 0)[index][told], np.moveaxis(inside, axis, 0)[index][told] = True, shown[told]
+            np.moveaxis(told_of, axis, 0)[index][told] = 2 * shown[told] - 1.0
         for told, shown in self.strokes:
-            known[told], inside[told] = True, shown[told]
-        turn = self.plane.orientation.apply
-        return turn(inside).astype(np.float32), turn(known & ~inside).astype(np.float32)
+            told_of[told] = 2 * shown[told] - 1.0
+        return self.plane.orientation.apply(told_of)
 
     @property
     def is_whole(self) -> bool:

@@ -118,6 +118,18 @@ class Region:
         return (in_region[0], in_region[1]), (in_slice[0], in_slice[1])
 
 
+def known_on_grid(sampled: torch.Tensor, pixels: float) -> torch.Tensor:
+    """What is known of a slice (see `SDFSMISLib.model.unet.Hints`), sampled on the networks' grid: -1 to 1.
+
+    A line one pixel wide fades where the grid is coarser than the slice, and is brought back to its strength.
+
+    Args:
+        sampled: (side, side), the slice's map on the grid.
+        pixels: side of the region in the slice's pixels.
+    """
+    return (sampled * max(1.0, pixels / sampled.shape[-1])).clamp(-1, 1)
+
+
 LEVELS = 64  # bins of the histogram
 SHARE = 0.5  # weight of the equalised image against the image itself
 AIR = -0.98  # darker pixels are outside the scan and not counted

@@ -24,7 +24,7 @@ from scipy.ndimage import distance_transform_edt
 
 from SDFSMISLib.inference.independent import SliceProbability, on_slice_grid, slice_name
 from SDFSMISLib.inference.known import KnownPlanes
-from SDFSMISLib.inference.network_images import Contrast, Region, Shot, as_rgb, encode_shots
+from SDFSMISLib.inference.network_images import Contrast, Region, Shot, as_rgb, encode_shots, known_on_grid
 from SDFSMISLib.inference.networks import Networks
 from SDFSMISLib.inference.registration import displacement, warp
 from SDFSMISLib.model.likeness import likeness
@@ -412,7 +412,7 @@ class _Propagation:
         shots = b"".join(self._shot_digest(shot) for shot in track.painted)
         known = b""
         if self.networks.pipeline.takes_known:
-            known = self._known_maps(track, index, region).numpy().tobytes()
+            known = self._known_map(track, index, region).numpy().tobytes()
         for part in (track.mask_to_warp.tobytes(), np.packbits(track.mask).tobytes(), shots, known):
             digest.update(part)
         return name[0], ("prediction", self.full, name[1], digest.digest())
@@ -463,7 +463,7 @@ class _Propagation:
         names = [slice_name(scan, index, regions[r], one.contrast) for r, (one, index) in zip(row, rows, strict=True)]
         latents = self.networks.encoded(seen, names)
         if pipeline.takes_known:
-            known = torch.stack([self._known_maps(*one, regions[r]) for r, one in zip(row, rows, strict=True)])
+            known = torch.stack([self._known_map(*one, regions[r]) for r, one in zip(row, rows, strict=True)])
         hints = pipeline.hints(seen, bank, neighbours, neighbour_masks, known)
         maps = pipeline.segment(latents, bank, hints).mean(1).cpu()
         confirmations = torch.ones(len(row))
@@ -472,12 +472,12 @@ class _Propagation:
             confirmations = _confirmation(maps, neighbour_masks, alike)
         return [_Prediction(maps[n], regions[r], float(confirmations[n])) for n, r in enumerate(row)]
 
-    def _known_maps(self, track: Track, index: int, region: Region) -> torch.Tensor:
-        """What is known of a track's slice, (2, side, side), 0 to 1: inside and outside of the structure."""
+    def _known_map(self, track: Track, index: int, region: Region) -> torch.Tensor:
+        """What is known of a track's slice, (side, side): 1 inside of the structure, -1 outside, 0 unknown."""
         side, lines = self.networks.side, self.known.on(track.label, index) if self.known is not None else None
         if lines is None:
-            return torch.zeros(2, side, side)
-        return torch.stack([region.to_grid(one, side, 0.0) for one in lines.maps()])
+            return torch.zeros(side, side)
+        return known_on_grid(region.to_grid(lines.map(), side, 0.0), max(region.height, region.width))
 
     def _region(self, track: Track) -> Region:
         """The part of a track's next slices that the networks see."""

@@ -50,7 +50,7 @@ class Size:
     layers: int = 1
     neighbour: bool = True
     likeness: bool = True
-    known: bool = False
+    known: bool = True
 
     def __post_init__(self) -> None:
         if self.factor not in AUTOENCODER_CHANNELS:

@@ -294,8 +294,8 @@ class SDFSMISPipeline(DiffusionPipeline):
             neighbours (`torch.Tensor`, *optional*): (Q, 3, H, W) in [-1, 1], finished neighbouring slices, registered
                 onto the queries.
             neighbour_masks (`torch.Tensor`, *optional*): (Q, H, W), 0 to 1, their masks, warped likewise.
-            known (`torch.Tensor`, *optional*): (Q, 2, H, W), 0 to 1, where the structure is known to be, and where it
-                is known not to be.
+            known (`torch.Tensor`, *optional*): (Q, H, W), what is known of the queries: 1 inside of the structure, -1
+                outside, 0 unknown.
         """
         neighbour, likely, told = None, None, None
         if self.takes_neighbours and neighbours is not None and neighbour_masks is not None:
@@ -304,7 +304,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         if bank.likeness is not None:
             likely = self.encode_masks(likeness(images[:, 0].to(self.device), bank.likeness))
         if self.takes_known and known is not None:
-            told = self.encode_masks(known.to(self.device).flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1, 2)
+            told = self.encode_masks((known.to(self.device) + 1) / 2)
         return Hints(neighbour, likely, told)
 
     def predict(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:

@@ -82,7 +82,7 @@ class Hints:
         neighbour: (Q, 2c, h, w), image latent and mask latent of a finished neighbouring slice, registered onto the
             query.
         likeness: (Q, c, h, w), latent of the query's likeness to the painted structure (`SDFSMISLib.model.likeness`).
-        known: (Q, 2c, h, w), mask latents of the pixels that are known to be inside and outside of the structure.
+        known: (Q, c, h, w), latent of what is known of the query: 1 inside of the structure, -1 outside, 0 unknown.
     """
 
     neighbour: torch.Tensor | None = None
@@ -107,9 +107,8 @@ class SupportQueryUNet(UNet2DConditionModel):
             the bank finds similar tissue, convolutions see its displacement.
         likeness (`bool`, defaults to `False`): whether there is a fourth input convolution, ``conv_in_likeness`` (c
             channels), for the latent of the query's likeness to the painted structure. Not part of the paper.
-        known (`bool`, defaults to `False`): whether there is an input convolution ``conv_in_known`` (2c channels), for
-            what painted slices of other views tell of the query: mask latents of the known pixels inside and outside.
-            Not part of the paper.
+        known (`bool`, defaults to `False`): whether there is an input convolution ``conv_in_known`` (c channels), for
+            what painted slices of other views tell of the query. Not part of the paper.
 
     Example:
         >>> from SDFSMISLib.model.built_in import Size, new_built_in
@@ -135,7 +134,7 @@ class SupportQueryUNet(UNet2DConditionModel):
         if likeness:
             self.conv_in_likeness = _zero_convolution(old, old.in_channels // 2)
         if known:
-            self.conv_in_known = _zero_convolution(old, old.in_channels)
+            self.conv_in_known = _zero_convolution(old, old.in_channels // 2)
         self.set_attn_processor(
             {
                 name: _processor_for(name.removesuffix(".processor"))

@@ -44,9 +44,13 @@ class TrainingConfig(BaseModel):
         network: size of new networks, if `start` is ""; by default that of `built-in`.
         seed: of weights, episodes and draws.
         mix: share of each kind of episode: propagate, independent, cross, paper.
-        synthetic_share, label_share, rollout, swapped: see `EpisodeSampler`.
+        synthetic_share, label_share, rollout, swapped, known: see `EpisodeSampler`.
         late: share of the steps, at the end, in which `swapped` applies.
         synthetic_count: synthetic volumes to draw episodes from.
+        label_maps: manifest of label volumes without images, which are drawn like synthetic ones; "": none.
+        group_weights: how often a group of scans is drawn, as a factor; 1 for groups that are not named.
+        without_hints: share of the passes without the finished neighbour's image and mask as inputs and without
+            likeness, so that the supports' keys, values and condition have to tell what they know.
         on_device: make synthetic episodes on the device of the networks, in whole batches; else in the workers.
         across: targets of `cross` episodes: `labels` that both scans have, or `registration`: parts of one scan that
             are warped onto the other, which needs no labels, with one painted slice each and none `swapped`; some
@@ -90,10 +94,14 @@ class TrainingConfig(BaseModel):
     mix: dict[Kind, NonNegativeFloat] = {"propagate": 0.6, "independent": 0.28, "cross": 0.12}
     synthetic_share: NonNegativeFloat = 0.25
     synthetic_count: NonNegativeInt = 40
+    label_maps: str = ""
+    group_weights: dict[str, NonNegativeFloat] = {}
+    without_hints: NonNegativeFloat = 0.0
     on_device: bool = False
     label_share: NonNegativeFloat = 0.45
     rollout: NonNegativeFloat = 0.5
     swapped: NonNegativeFloat = 0.5
+    known: NonNegativeFloat = 0.4
     late: NonNegativeFloat = 0.3
     across: Literal["labels", "registration"] = "labels"
     window: Literal["robust", "minmax"] = "robust"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.labelmap import bounding_box
-from SDFSMISLib.inference.network_images import Contrast, Region
+from SDFSMISLib.inference.network_images import Contrast, Region, known_on_grid
 from SDFSMISLib.inference.registration import displacement
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.synthesis import GRID, augment, random_appearance
@@ -29,11 +29,15 @@ from SDFSMISLib.training.volumes import (
     resampled,
 )
 
-LEAST_PIXELS = 24  # of a target on the painted slice, at least
-MIN_NEXT_PIXELS = 6  # on the slices that follow
+LEAST_PIXELS = 5  # of a target on the painted slice, at least: a spinal cord in coarse CT has six
+MIN_NEXT_PIXELS = 3  # on the slices that follow
 BEYOND_END_SHARE = 0.35  # share of propagate episodes whose query lies behind the structure's end
 OTHER_SCAN_SHARE = 0.15  # share of propagate episodes on labels whose painted slices are of another scan
 UNION_SHARE = 0.1  # share of targets that are made of two
+OTHER_AXES_SHARE = 0.25  # share of targets of scans with thick slices that are seen on slices across these
+TWO_LINES_SHARE = 0.4  # share of queries with known lines that have two
+PART_OF_LINE_SHARE = 0.2  # share of lines that are known in part
+MISSING_SHARE = 0.25  # share of lines drawn anywhere in the view, not through the structure
 LONGEST_GAP = 10.0  # mm from the finished neighbour to the query; thick slices lie so far apart
 FAMILY_POWER = 0.25  # a group of many similar scans is drawn more often than a single one, but not in proportion
 MAX_TRIES = 10_000  # of a batch
@@ -49,7 +53,8 @@ class EpisodeSampler:
         resolution: R, side of the network's grid in pixels.
         config: ``seed``; ``mix``, the share of each kind; ``synthetic_share``, of episodes from synthetic volumes;
             ``label_share``, of those on real volumes whose target is a label rather than a supervoxel; ``rollout``, of
-            `propagate` batches with what comes ``before``; ``swapped``, see `batch`.
+            `propagate` batches with what comes ``before``; ``swapped``, see `batch`; ``known``, of `propagate` queries
+            on which painted slices of other views tell the mask along one or two lines.
 
     Raises:
         InputError: if the mix has `paper` episodes and no volume is a scan.
@@ -71,7 +76,8 @@ class EpisodeSampler:
         for volume in self.real:
             self.families.setdefault(volume.group, []).append(volume)
         self.shared_groups = [g for g, members in self.families.items() if len(members) > 1]
-        sizes = np.array([len(members) for members in self.families.values()]) ** FAMILY_POWER
+        wanted = [config.group_weights.get(name.split(" ")[0], 1.0) for name in self.families]
+        sizes = np.array([len(members) for members in self.families.values()]) ** FAMILY_POWER * wanted
         self._family_weights = sizes / sizes.sum() if len(sizes) else sizes
         if config.mix.get("paper") and not self.real:
             raise InputError("Episodes of the kind 'paper' are made of scans; name a manifest of them as 'cases'.")
@@ -112,9 +118,10 @@ class EpisodeSampler:
         supports, masks, queries, answers, *more = (torch.stack(x) for x in zip(*episodes[:size], strict=True))
         if not more:
             return EpisodeBatch(supports, masks, queries, answers, supports.shape[1])
-        before = PreviousSlices(*more[1:]) if plan.rolled else None
-        warped = kind != "propagate"
-        return EpisodeBatch(supports, masks, queries, answers, painted, more[0], before, warped)
+        moved, *more = more
+        known, more = (more[0], more[1:]) if kind == "propagate" else (None, more)
+        before = PreviousSlices(*more) if plan.rolled else None
+        return EpisodeBatch(supports, masks, queries, answers, painted, moved, before, kind != "propagate", known)
 
     # -- the four kinds
 
@@ -177,7 +184,34 @@ class EpisodeSampler:
             earlier = (images[painted], self._imperfect(masks[painted]), there, torch.tensor(wanted))
         del images[painted], masks[painted]
         split = self._split(images, masks)
-        return None if split is None else (*split, moved, *earlier)
+        return None if split is None else (*split, moved, self._known(query, crop, held), *earlier)
+
+    def _known(self, query: SliceTarget, crop: Crop, near: SliceTarget) -> torch.Tensor:
+        """What painted slices of other views tell of a query: (R, R), 1 inside, -1 outside, 0 unknown.
+
+        Such a slice crosses the query in a row or a column. Most go through the structure as it is on `near`.
+        """
+        if self.rng.random() >= self.config.known:
+            return torch.zeros(self.resolution, self.resolution)
+        truth = query.mask()
+        told = np.zeros(truth.shape, dtype=np.float32)
+        ways = self.rng.permutation(2)[: 2 if self.rng.random() < TWO_LINES_SHARE else 1]
+        for way in ways:
+            crossed = np.flatnonzero(near.mask().any(axis=1 - way))
+            if self.rng.random() < MISSING_SHARE:
+                reach = crop.half / query.spacing[way]
+                middle = crop.centre[way] / query.spacing[way]
+                low, high = max(0, int(middle - reach)), min(truth.shape[way], int(middle + reach) + 1)
+                crossed = np.arange(low, max(high, low + 1)).clip(0, truth.shape[way] - 1)
+            place = int(self.rng.choice(crossed))
+            length = truth.shape[1 - way]
+            first, last = 0, length
+            if self.rng.random() < PART_OF_LINE_SHARE:
+                first, last = np.sort(self.rng.integers(0, length + 1, 2))
+            line = np.moveaxis(told, way, 0)[place]
+            line[first:last] = 2.0 * np.moveaxis(truth, way, 0)[place, first:last] - 1
+        seen = resampled(torch.from_numpy(told), query.spacing, crop, self.resolution)
+        return known_on_grid(seen, 2 * crop.half / min(query.spacing))
 
     def _other_scan_support(self, target: SliceTarget) -> SliceTarget | None:
         """Sometimes a slice of another scan of the same anatomy that shows the labelled target well: what a track that
@@ -325,14 +359,17 @@ class EpisodeSampler:
                     chosen = family[int(self.rng.integers(len(family)))]
             supervoxels = len(chosen.maps) > 1 and not labels and self.rng.random() > self.label_share
             number = int(self.rng.integers(1, len(chosen.maps))) if supervoxels or chosen.image is None else 0
-            axis = int(self.rng.choice(chosen.axes))
+            axes = chosen.axes
+            if len(axes) == 1 and not labels and self.rng.random() < OTHER_AXES_SHARE:
+                axes = (0, 1, 2)
+            axis = int(self.rng.choice(axes))
             counts = self._slice_counts(chosen, number, axis)
             value = 1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0))))
             values = [value]
             if self.rng.random() < UNION_SHARE:
                 values.append(1 + int(self.rng.choice(np.flatnonzero(counts[:, 1:].any(0)))))
             area = counts[:, value]
-            enough = np.flatnonzero(area >= max(LEAST_PIXELS, 0.5 * area.max() if self.rng.random() < 0.6 else 0))
+            enough = np.flatnonzero(area >= max(LEAST_PIXELS, (0.5 if self.rng.random() < 0.6 else 0.1) * area.max()))
             if len(enough):
                 return SliceTarget(chosen, axis, int(self.rng.choice(enough)), number, tuple(values))
         raise InputError(

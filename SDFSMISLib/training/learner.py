@@ -99,7 +99,7 @@ class EpisodeLearner(nn.Module):
         self.pipeline = pipeline
         self.networks = nn.ModuleDict(pipeline.components)
         self.weights = config.losses
-        self.drawn = config.drawn_latents
+        self.drawn, self.without_hints = config.drawn_latents, config.without_hints
 
     def forward(self, batch: EpisodeBatch, noises: tuple[torch.Tensor, ...] | None = None) -> EpisodeLoss:
         """The loss of a batch.
@@ -124,7 +124,10 @@ class EpisodeLearner(nn.Module):
             query_latents, answer = pipeline.encode_images(queries, drawn[2]), pipeline.encode_masks(target, drawn[3])
         bank = pipeline.support_bank(images, masks, latents, mask_latents, conditions)
         bank = replace(bank, likeness=self._likeness_table(batch, images))
-        hints = self._hints(queries, bank, images[:, -1, 0], neighbour_masks, batch.displacements)
+        if torch.rand(()) < self.without_hints:
+            hints = Hints()
+        else:
+            hints = self._hints(queries, bank, images[:, -1, 0], neighbour_masks, batch.displacements, batch.known)
         predicted = pipeline.predict(query_latents, bank, hints)
         parts = {"latent": F.mse_loss(predicted.float(), answer.float())}
         if self.weights.get("entropy") or self.weights.get("dice"):
@@ -166,12 +169,13 @@ class EpisodeLearner(nn.Module):
         images: torch.Tensor,
         masks: torch.Tensor,
         displacements: torch.Tensor | None,
+        known: torch.Tensor | None = None,
     ) -> Hints:
         """Hints for queries (B, 3, R, R) with finished neighbours (B, R, R), if they have some."""
         if displacements is None:
-            return self.pipeline.hints(queries, bank)
+            return self.pipeline.hints(queries, bank, known=known)
         moved = as_rgb(warp(images, displacements)), warp(masks, displacements)
-        return self.pipeline.hints(queries, bank, *moved)
+        return self.pipeline.hints(queries, bank, *moved, known=known)
 
     @torch.no_grad()
     def _with_predicted_neighbour(

@@ -19,6 +19,7 @@ SHIFT = 5.0  # pixels, either way
 SCALE = (0.9, 1.2)
 ELASTIC_STRENGTH, ELASTIC_SMOOTHNESS = 10.0, 5.0  # alpha and sigma, pixels
 GAMMA = (0.5, 1.5)
+ALIKE_SHARE = 0.3  # share of synthetic images with a few grey levels only
 
 
 def augment(rng: np.random.Generator, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,9 +58,7 @@ def synthetic_labels(rng: np.random.Generator, side: int = 80) -> np.ndarray:
     """A random label volume (side, side, side), uint8; 0 is air."""
     fields = int(rng.integers(4, 10))
     scale = int(rng.integers(3, 8))
-    noise = torch.from_numpy(rng.standard_normal((1, fields, scale, scale, scale), dtype=np.float32))
-    smooth = F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0]
-    labels = smooth.argmax(0).numpy().astype(np.uint8) + 1
+    labels = smooth_partition(rng, (side,) * 3, fields, scale) + 1
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side, dtype=np.float32)] * 3, indexing="ij"))
     wobble = _smooth_noise(rng, side, 5)
     for number in range(int(rng.integers(4, 14))):
@@ -79,6 +78,13 @@ def synthetic_labels(rng: np.random.Generator, side: int = 80) -> np.ndarray:
     return labels
 
 
+def smooth_partition(rng: np.random.Generator, shape: tuple[int, ...], parts: int, scale: int) -> np.ndarray:
+    """A volume divided into smooth parts, uint8 from 0; `scale`: grid points of the random fields along each side."""
+    noise = torch.from_numpy(rng.standard_normal((1, parts, scale, scale, scale), dtype=np.float32))
+    smooth = F.interpolate(noise, size=shape, mode="trilinear", align_corners=False)[0]
+    return smooth.argmax(0).numpy().astype(np.uint8)
+
+
 def _smooth_noise(rng: np.random.Generator, side: int, scale: int) -> np.ndarray:
     noise = torch.from_numpy(rng.standard_normal((1, 1, scale, scale, scale), dtype=np.float32))
     return F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0, 0].numpy()
@@ -96,7 +102,11 @@ def random_appearance(rng: np.random.Generator, labels: list[torch.Tensor], same
     """
     levels = rng.uniform(-1, 1, 256).astype(np.float32)
     levels[0] = -1 if rng.random() < 0.7 else levels[0]
-    texture, coarse = rng.uniform(0.0, 0.25), int(rng.integers(6, 40))
+    if rng.random() < ALIKE_SHARE:  # neighbours look alike: only shape tells one from the other
+        levels[1:] = rng.choice(rng.uniform(-1, 1, int(rng.integers(3, 7))), 255)
+    coarse = int(rng.integers(6, 40))
+    texture = rng.uniform(0.0, 0.25, 256 if rng.random() < 0.5 else 1).astype(np.float32)
+    texture = np.broadcast_to(texture, 256).copy()
     blur = rng.uniform(0.4, 1.2)
     images = []
     for image in labels:
@@ -106,7 +116,7 @@ def random_appearance(rng: np.random.Generator, labels: list[torch.Tensor], same
         height, width = grey.shape
         noise = torch.from_numpy(rng.standard_normal((1, 1, coarse, coarse), dtype=np.float32))
         grain = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=False)[0, 0]
-        images.append(_blurred(grey + texture * grain, blur))
+        images.append(_blurred(grey + torch.from_numpy(texture)[image.long()] * grain, blur))
     return images
 
 

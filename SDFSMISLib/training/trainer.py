@@ -40,7 +40,13 @@ from SDFSMISLib.training.learner import (
     with_folding_autoencoder,
 )
 from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler, match_scans
-from SDFSMISLib.training.volumes import EpisodeBatch, TrainingVolume, load_training_volumes, synthetic_volumes
+from SDFSMISLib.training.volumes import (
+    EpisodeBatch,
+    TrainingVolume,
+    label_volumes,
+    load_training_volumes,
+    synthetic_volumes,
+)
 
 __all__ = ["Progress", "TrainingRun", "Validator", "starting_pipeline", "train"]
 
@@ -86,6 +92,8 @@ def train(
         with accelerator.main_process_first():  # which leaves the supervoxels for the others
             volumes += load_training_volumes(Path(config.cases), cache or output / "cache", config)
     synthetic = synthetic_volumes(config.synthetic_count, config.seed)
+    if config.label_maps:
+        synthetic += label_volumes(Path(config.label_maps), config)
     on_device = None
     if config.on_device:
         on_device = DeviceEpisodes(synthetic, pipeline.config.resolution, config, accelerator.device)
@@ -110,7 +118,7 @@ def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
     begun = load_pipeline(config.start, "cpu")
     if not begun.has_folding_autoencoder:
         return begun
-    fresh = SupportQueryUNet.from_config(dict(begun.unet.config) | {"neighbour": True, "likeness": True})
+    fresh = SupportQueryUNet.from_config(dict(begun.unet.config) | {"neighbour": True, "likeness": True, "known": True})
     fresh.load_state_dict(fresh.state_dict() | begun.unet.state_dict())
     begun.register_modules(unet=fresh)
     return begun

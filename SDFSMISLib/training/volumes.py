@@ -21,7 +21,7 @@ from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import SliceOrientation
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.supervoxels import Felzenszwalb, Slic, Supervoxels, cached_supervoxels
-from SDFSMISLib.training.synthesis import synthetic_labels
+from SDFSMISLib.training.synthesis import smooth_partition, synthetic_labels
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def resampled(
 
 
 MIN_PART_VOXELS = 200  # voxels
+SPARSE = 0.35  # of a volume
+MOST_LOOKS = 240  # grey levels of labels; further ones repeat
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,39 @@ def synthetic_volumes(count: int, seed: int) -> list[TrainingVolume]:
     return made
 
 
+def label_volumes(manifest: Path, config: TrainingConfig) -> list[TrainingVolume]:
+    """The label volumes of a manifest of label maps, whose appearance is drawn each time (see `random_appearance`).
+
+    Where labels fill less than `SPARSE` of a volume, what surrounds them is divided at random, since a body is not of
+    one grey.
+
+    Args:
+        manifest: as `read_manifest` takes it, cases without image and split.
+        config: `shippable` leaves out groups whose terms forbid weights that are passed on; `seed`.
+    """
+    content = read_manifest(manifest, label_maps=True)
+    rng = np.random.default_rng(config.seed)
+    made = []
+    for case in content.cases:
+        if config.shippable and not content.groups[case.group].may_train_shipped_weights:
+            continue
+        scan = load_case(case).labelmap
+        codes = np.flatnonzero(np.bincount(scan.voxels.ravel())[1:]) + 1
+        numbers = np.zeros(codes.max() + 1, dtype=np.uint8 if len(codes) < 256 else np.uint16)
+        numbers[codes] = 1 + np.arange(len(codes))
+        labels = numbers[scan.voxels]
+        looks = np.where(labels > 0, 1 + labels % MOST_LOOKS, 0).astype(np.uint8)
+        if (labels > 0).mean() < SPARSE:
+            around = smooth_partition(rng, labels.shape, int(rng.integers(4, 9)), int(rng.integers(4, 9)))
+            looks = np.where(labels > 0, looks, 1 + MOST_LOOKS + around)
+        along = scan.geometry.axis_spacing
+        spacing = (along(0), along(1), along(2))
+        axes, _ = slice_axes(scan.geometry, labels.shape, spacing)
+        turns = tuple(scan.geometry.slice_orientation(axis) for axis in range(3))
+        made.append(TrainingVolume(case.id, None, (looks, labels), True, spacing, axes, turns, case.group))  # type: ignore[arg-type]
+    return made
+
+
 def _connected_parts(labels: np.ndarray) -> np.ndarray:
     """Every connected part of every label under a number of its own, uint16; small ones are 0."""
     parts = np.zeros(labels.shape, dtype=np.uint16)
@@ -276,6 +311,8 @@ class EpisodeBatch:
             support is a finished neighbour.
         before: slices from which the network predicts the last support's mask; None: it keeps the one it has.
         warped: whether the last support is the query itself, with a mask warped from another scan.
+        known: (B, R, R), what painted slices of other views tell of the queries: 1 inside, -1 outside, 0 unknown.
+            None: nothing.
     """
 
     support_images: torch.Tensor
@@ -286,6 +323,7 @@ class EpisodeBatch:
     displacements: torch.Tensor | None = None
     before: PreviousSlices | None = None
     warped: bool = False
+    known: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
