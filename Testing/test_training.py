@@ -1,17 +1,21 @@
 """Training: episodes are reproducible, and scans are read once."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
+from SDFSMISLib.cohort.cases import read_manifest
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.geometry import Geometry
+from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.synthesis import synthetic_labels
-from SDFSMISLib.training.volumes import TrainingVolume, load_training_volumes, synthetic_volumes
+from SDFSMISLib.training.volumes import TrainingVolume, label_volumes, load_training_volumes, synthetic_volumes
 from training_examples import PLAIN, scan_volume, write_manifest
 
 PLAIN_CONFIG = TrainingConfig(cases="", output="")
@@ -54,6 +58,55 @@ def test_a_batch_depends_on_seed_and_number_only(kind):
 def test_a_propagate_episode_holds_the_neighbour_beside_the_painted_slice():
     batch = sampler("propagate").batch(2, 0)
     assert batch.support_images.shape[1] == batch.painted + 1
+
+
+def test_known_lines_tell_the_true_mask_and_nothing_else():
+    config = TrainingConfig(cases="", output="", seed=3, mix={"propagate": 1.0}, synthetic_share=0.5, known=1.0)
+    drawn = EpisodeSampler([scan_volume("a", 0), *synthetic(2)], 64, config)
+    batches = [drawn.batch(4, number) for number in range(6)]
+    known, truth = (torch.cat([getattr(b, name) for b in batches]) for name in ("known", "query_masks"))
+    assert known.abs().max() <= 1
+    shares = (known != 0).flatten(1).float().mean(1)
+    assert (shares > 0).float().mean() > 0.8, "most queries have lines"
+    assert shares.median() < 0.3, "lines are thin"
+    right = (known > 0) == (truth > 0)
+    assert right[known.abs() > 0.9].float().mean() > 0.97, "but for pixels on borders"
+
+
+def test_queries_without_painted_slices_of_other_views_are_told_nothing():
+    config = TrainingConfig(cases="", output="", mix={"propagate": 1.0}, synthetic_share=0.5, known=0.0)
+    assert not EpisodeSampler(synthetic(1), 32, config).batch(3, 0).known.any()
+    assert sampler("independent").batch(2, 0).known is None
+
+
+def test_groups_are_drawn_by_their_weights():
+    volumes = [scan_volume("a", 0), replace(scan_volume("b", 5), group="cubes [('ball', 1)]")]
+    config = TrainingConfig(cases="", output="", synthetic_share=0, group_weights={"cubes": 0.0})
+    drawn = EpisodeSampler(volumes, 32, config)
+    assert {drawn._target().volume.name for _ in range(20)} == {"a"}
+
+
+def test_a_label_map_without_image_is_drawn_with_a_new_look_each_time(tmp_path):
+    shape = (24, 40, 40)
+    labels = np.zeros(shape, dtype=np.uint16)
+    labels[4:20, 8:30, 8:30] = 700
+    labels[8:16, 12:24, 12:24] = 900
+    grid = Geometry(shape, (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    Volume(labels, grid).write(tmp_path / "labels.nii.gz")
+    entry = {"id": "maps/1", "group": "maps", "labels": "labels.nii.gz", "targets": {"cube": 700, "core": 900}}
+    content = {"groups": {"maps": {"may_train_shipped_weights": True}}, "cases": [entry]}
+    (tmp_path / "maps.json").write_text(json.dumps(content))
+    (volume,) = label_volumes(tmp_path / "maps.json", PLAIN_CONFIG)
+    assert volume.image is None and np.unique(volume.maps[1]).tolist() == [0, 1, 2]
+    assert ((volume.maps[1] == 2) == (labels == 900)).all()
+    looks = [set(np.unique(volume.maps[0][volume.maps[1] == one])) for one in range(3)]
+    assert len(looks[0]) > 1, "what surrounds sparse labels is not of one grey"
+    assert not looks[0] & looks[1] and not looks[1] & looks[2]
+    config = TrainingConfig(cases="", output="", mix={"propagate": 1.0}, synthetic_share=1)
+    drawn = EpisodeSampler([volume], 32, config)
+    assert not torch.equal(drawn.batch(1, 0).query_images, drawn.batch(1, 1).query_images)
+    with pytest.raises(InputError, match="no field 'split'"):
+        read_manifest(tmp_path / "maps.json")
 
 
 def test_a_batch_holds_one_to_five_painted_slices():

@@ -125,6 +125,7 @@ def test_networks_of_our_own_kind_get_the_inputs_that_their_folder_lacks(tmp_pat
     begun = starting_pipeline(TrainingConfig(cases="", output="", start=str(tmp_path / "start")))
     assert begun.takes_neighbours and begun.unet.config.likeness
     assert not begun.unet.conv_in_neighbour.weight.any() and not begun.unet.conv_in_likeness.weight.any()
+    assert not begun.unet.conv_in_known.weight.any()
     for name, value in made.unet.state_dict().items():
         assert torch.equal(value, begun.unet.state_dict()[name])
 
