@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -29,14 +30,16 @@ from cohort_examples import (
 )
 from SDFSMISLib import InputError, Volume, read_labelmap
 from SDFSMISLib.cli.app import main
-from SDFSMISLib.cohort.job import CohortSettings, LabelResult, ScanJob, ScanResult
-from SDFSMISLib.cohort.pool import Finished, run_cohort
+from SDFSMISLib.cohort.job import WORKER_IMPORTS, CohortSettings, LabelResult, ScanJob, ScanResult
+from SDFSMISLib.cohort.pool import START_METHOD, Finished, run_cohort
 from SDFSMISLib.cohort.table import COLUMNS, CohortTable
 from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.support import SupportSet
 from small_scans import ball_scan, painted_on
 
 TESTING = Path(__file__).resolve().parent
+if START_METHOD == "forkserver":  # all workers here are forks of one process, which begins with the first test of any
+    multiprocessing.set_forkserver_preload(list(WORKER_IMPORTS))
 kills_itself = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 
 # -- jobs of any kind --------------------------------------------------------------------------------------------------

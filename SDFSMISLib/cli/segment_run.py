@@ -13,7 +13,7 @@ from typing import Literal
 
 import typer
 
-from SDFSMISLib.cohort.job import Backend, CohortSettings, ScanJob, ScanResult, ScanWorker, start_worker
+from SDFSMISLib.cohort.job import WORKER_IMPORTS, Backend, CohortSettings, ScanJob, ScanResult, ScanWorker, start_worker
 from SDFSMISLib.cohort.pool import Finished, run_cohort
 from SDFSMISLib.cohort.result_files import check_outputs, is_folder, plan_results, same_file
 from SDFSMISLib.cohort.scan_list import find_scans, is_cohort
@@ -153,7 +153,7 @@ def run_segment(
     """
     if painted.support_set is not None and not queries:
         raise InputError("A support set holds painted slices, no scan to segment; name one with --query.")
-    _check_workers(workers, engine, settings.device)
+    _check_workers(workers, engine, settings)
     for path in painted.paths:
         if not path.exists():
             raise InputError(f"There is no file or folder {path}.")
@@ -184,7 +184,7 @@ def run_segment(
     else:
         early.clear()  # the workers read for themselves
         make_work = partial(start_worker, settings.absolute(), support, labels)
-        finished = _by_workers(jobs, make_work, count if engine == "process" else workers, engine, settings.device)
+        finished = _by_workers(jobs, make_work, count if engine == "process" else workers, engine, settings)
     if save_support_set is not None and not dry_run:
         support.save(save_support_set)
         typer.echo(f"Wrote the support set {save_support_set}")
@@ -304,7 +304,7 @@ def _by_workers(
     make_work: Callable[[int, int], ScanWorker],
     workers: int | None,
     engine: Literal["process", "ray"],
-    device: str,
+    settings: CohortSettings,
 ) -> Generator[Finished[ScanResult], None, None]:
     """Segments the scans in worker processes or on Ray, with a progress bar over the scans."""
     where = "on Ray" if engine == "ray" else f"by {workers} processes"
@@ -313,9 +313,10 @@ def _by_workers(
     if engine == "ray":
         from SDFSMISLib.cohort.ray_pool import run_on_ray
 
-        finishing = run_on_ray(absolute, make_work, workers, gpus=device != "cpu")
+        finishing = run_on_ray(absolute, make_work, workers, gpus=settings.device != "cpu")
     else:
-        finishing = run_cohort(absolute, make_work, workers or 1)
+        imports = WORKER_IMPORTS if settings.backend is None else ()
+        finishing = run_cohort(absolute, make_work, workers or 1, imports)
     with closing(finishing) as run:
         for done in range(len(jobs)):
             left = (time.monotonic() - began) * (len(jobs) - done) / done if done else None

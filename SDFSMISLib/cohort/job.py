@@ -33,9 +33,19 @@ if TYPE_CHECKING:
     from SDFSMISLib.inference.segmenter import Segmenter
     from SDFSMISLib.slices import SliceResult
 
-__all__ = ["Backend", "CohortSettings", "LabelResult", "ScanJob", "ScanResult", "ScanWorker", "start_worker"]
+__all__ = [
+    "WORKER_IMPORTS",
+    "Backend",
+    "CohortSettings",
+    "LabelResult",
+    "ScanJob",
+    "ScanResult",
+    "ScanWorker",
+    "start_worker",
+]
 
 PACKAGE = Path(__file__).resolve().parent.parent
+WORKER_IMPORTS = ("SDFSMISLib.cohort.job", "SDFSMISLib.inference.segmenter")  # of a worker without a backend
 
 
 @dataclass(frozen=True)

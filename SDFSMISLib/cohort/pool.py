@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -37,6 +38,8 @@ Finished = tuple[int, Result | InputError]
 
 TRIES = 2  # of a job whose process ends
 PATIENCE = 60.0  # seconds that a worker has for stopping; it checks after each batch of slices
+# A fork of this process, which may run torch's threads, would hang; on Linux workers are forks of one that runs none.
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 LOOK = 0.5  # seconds between two looks at the workers; on Windows Ctrl+C does not interrupt waiting
 
 
@@ -61,7 +64,7 @@ def answer(call: Callable[[], Result]) -> tuple[Result | None, Exception | None]
 
 
 def run_cohort(
-    jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int
+    jobs: Sequence[Job], make_work: MakeWork[Job, Result], workers: int, imports: Sequence[str] = ()
 ) -> Generator[Finished[Result], None, None]:
     """Work through jobs; each comes out as soon as it is finished.
 
@@ -70,11 +73,14 @@ def run_cohort(
     Args:
         make_work: see `MakeWork`.
         workers: how many processes, 1 or more.
+        imports: modules that the work uses. On Linux they are imported once for all workers, which share their memory.
 
     Raises:
         InputError: if the workers cannot start.
         Exception: that `make_work` or a work raises.
     """
+    if imports and START_METHOD == "forkserver":
+        multiprocessing.set_forkserver_preload(list(imports))
     waiting = deque(range(len(jobs)))
     losses: Counter[int] = Counter()
     count = min(workers, len(jobs))
@@ -146,7 +152,7 @@ class _Worker:
     """A process that does one job after the other. It is a pool of its own, so that the others survive its end."""
 
     def __init__(self, make_work: MakeWork[Any, Any], place: int, of: int) -> None:
-        context = multiprocessing.get_context("spawn")  # a copy of a process that runs torch's threads would hang
+        context = multiprocessing.get_context(START_METHOD)
         theirs, self.line = context.Pipe(duplex=False)
         self.place = place
         self.number: int | None = None  # of the job in hand; None while it starts
