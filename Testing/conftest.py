@@ -37,7 +37,6 @@ LONGEST_FIRST = (
     "test_training_stages.py",
     "test_bench.py",
     "test_cohort.py",
-    "test_panel_process.py",
     "test_convert.py",
 )
 """Files that take a process a quarter of a minute or more: at the end one would keep the other processes waiting."""

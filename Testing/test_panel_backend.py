@@ -1,4 +1,7 @@
-"""The process of the backend on this computer: it starts when needed, serves, says what is wrong, and ends."""
+"""The process of the backend on this computer: it starts when needed, serves, says what is wrong, and ends.
+
+A real one starts once, in `real`; what must start again has a smaller program in its place.
+"""
 
 from __future__ import annotations
 
@@ -60,22 +63,24 @@ def test_its_token_is_asked_for_and_is_not_in_its_log(real: LocalBackend) -> Non
     assert process.token not in real.log
 
 
-def test_one_that_has_died_is_started_again(real: LocalBackend) -> None:
-    first = real.client().url
-    process = real._holder.process
-    assert process is not None
-    process._child.process.kill()
-    until(lambda: real.state is LocalBackendState.FAILED)
-    assert "ended by itself" in real.status
-    assert real.client().url != first and real.client().capabilities()
-
-
 def test_stopping_ends_it_at_once_and_can_be_done_again(real: LocalBackend) -> None:
     process = process_of(real)
     real.stop()
     assert process.poll() is not None
     real.stop()
     assert real.state is LocalBackendState.STOPPED and "when it is needed" in real.status
+
+
+@posix
+def test_one_that_has_died_is_started_again(tmp_path: Path) -> None:
+    backend = LocalBackend(small_backend(tmp_path), os.environ)
+    first = backend.client().url
+    assert backend.client().capabilities().models[0].name == "small"
+    process_of(backend).kill()
+    until(lambda: backend.state is LocalBackendState.FAILED)
+    assert "ended by itself" in backend.status
+    assert backend.client().url != first and backend.client().capabilities()
+    backend.stop()
 
 
 @posix
@@ -88,11 +93,12 @@ def test_it_ends_when_the_object_is_deleted(tmp_path: Path) -> None:
     assert process.poll() is not None
 
 
-def test_it_ends_when_the_program_that_started_it_is_killed() -> None:
+@posix
+def test_it_ends_when_the_program_that_started_it_is_killed(tmp_path: Path) -> None:
     code = (
         f"import os, sys, time; sys.path[:0] = [{str(ROOT)!r}]\n"
         "from SDFSMISLib.workbench.local_backend import LocalBackend\n"
-        "backend = LocalBackend(sys.executable, os.environ, device='cpu')\n"
+        f"backend = LocalBackend({small_backend(tmp_path)!r}, os.environ)\n"
         "print(backend.client().url, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -170,3 +176,16 @@ def process_of(backend: LocalBackend) -> subprocess.Popen[str]:
 def ready_backend(folder: Path, before: str = ":") -> str:
     """A program that says that it is ready, and ends when its input closes."""
     return script(folder, before + """\necho '{"url": "http://127.0.0.1:9", "version": "9"}'; exec cat""")
+
+
+def small_backend(folder: Path) -> str:
+    """A program that answers as a backend does, without networks, and ends when its input closes."""
+    code = folder / "small.py"
+    code.write_text(
+        f"import json, os, sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'Testing')]!r}\n"
+        "from small_backend import SmallBackend\n"
+        "with SmallBackend(token=os.environ['SDFSMIS_TOKEN']).serve() as url:\n"
+        "    print(json.dumps({'url': url, 'version': '9.9'}), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    return script(folder, f'exec "{sys.executable}" "{code}"')

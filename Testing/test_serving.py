@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 import torch
 
 from certificates import self_signed
+from processes import Command
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.cli.app import main
 from SDFSMISLib.client import Client
@@ -26,7 +25,6 @@ from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.segmentation import Segmentation
 from serving import Task, task
 
-ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token-of-more-than-16-letters"
 KNOWN = {"SDFSMIS_TOKEN": TOKEN}
 
@@ -36,41 +34,23 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-class Process:
-    """`sdfsmis serve` in a process of its own, ready to be asked."""
+class Serve(Command):
+    """`sdfsmis serve` in a process of its own."""
 
-    def __init__(self, *options: object, **environment: str) -> None:
-        command = [sys.executable, "-m", "SDFSMISLib.cli", "serve", *map(str, options)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.log()
-        self.url = json.loads(line)["url"]
-
-    def log(self) -> str:
-        """All of standard error; waits for the end."""
-        assert self.process.stderr is not None
-        return self.process.stderr.read()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+    @cached_property
+    def url(self) -> str:
+        """Its address, when it is ready."""
+        line = self.stdout.readline()
+        assert line, self.stderr.read()
+        return str(json.loads(line)["url"])
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[..., Process]]:
-    made: list[Process] = []
+def started() -> Iterator[Callable[..., Serve]]:
+    made: list[Serve] = []
 
-    def start(*options: object, **environment: str) -> Process:
-        made.append(Process(*options, **environment))
+    def start(*options: object, **environment: str) -> Serve:
+        made.append(Serve("serve", *options, **environment))
         return made[-1]
 
     yield start
@@ -83,7 +63,7 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def noisy_task(depth: int = 14) -> Task:
+def noisy_task(depth: int = 10) -> Task:
     """Enough for a stream that can be cut: two labels, two painted slices, so that lanes meet."""
     made = task((depth, 56, 48), painted=(depth // 3, 2 * depth // 3))
     noise = np.random.default_rng(1).normal(0, 12, made.scan.voxels.shape)
@@ -107,7 +87,7 @@ def assert_same(one: Segmentation, other: Segmentation) -> None:
 
 
 def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap_until_it_is_told_to_stop(
-    started: Callable[..., Process], tmp_path: Path
+    started: Callable[..., Serve], tmp_path: Path
 ) -> None:
     """The same as without a backend, to the bit; and it speaks TLS, to who trusts its certificate."""
     asked, certificate = noisy_task(), self_signed(tmp_path)
@@ -119,17 +99,17 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap_until
         Client(first.url, TOKEN).capabilities()
     client = Client(first.url, TOKEN, ca_file=str(certificate))
     seen: list[int] = []
-    again: list[Future[Process]] = []
-    with ThreadPoolExecutor(1) as pool:
+    again: list[Serve] = []
 
-        def on_slice(result: Any) -> None:
-            seen.append(result.finished)
-            if result.finished == 11:
-                first.process.kill()  # SIGKILL: nothing is tidied up
-                again.append(pool.submit(started, *options, **KNOWN))
+    def on_slice(result: Any) -> None:
+        seen.append(result.finished)
+        if result.finished == 7:
+            first.kill()  # SIGKILL: nothing is tidied up
+            first.wait()
+            again.append(started(*options, **KNOWN))
 
-        resumed = RemoteSegmenter(client).segment(asked.scan, asked.support, on_slice=on_slice)
-        second = again[0].result()
+    resumed = RemoteSegmenter(client).segment(asked.scan, asked.support, on_slice=on_slice)
+    (second,) = again
     assert_same(resumed, local)
     assert seen == list(range(1, len(seen) + 1)), "no slice came twice"
     if os.name == "nt":
@@ -137,20 +117,20 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_labelmap_until
     longer = noisy_task(60)
     with client.segment(longer.stacks, longer.support, patience=0.5) as run:
         next(iter(run))
-        second.process.send_signal(signal.SIGINT)
+        second.send_signal(signal.SIGINT)
         with pytest.raises(Exception, match="stopped or restarted|lost"):
             list(run)
-    assert second.process.wait(20) == 0
+    assert second.wait() == 0
 
 
-def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callable[..., Process]) -> None:
-    process = started("--host", "0.0.0.0", "--port", 0, "--until-stdin-closes")
+def test_another_address_than_loopback_has_a_token_and_a_warning(started: Callable[..., Serve]) -> None:
+    process = started("--host", "0.0.0.0", "--port", 0)
     port = int(process.url.rpartition(":")[2])
     with pytest.raises(TokenRefused):
         Client(f"127.0.0.1:{port}").capabilities()
-    process.process.send_signal(signal.SIGTERM)
-    log = process.log()
-    assert process.process.wait(20) == 0
+    process.send_signal(signal.SIGTERM)
+    log = process.stderr.read()
+    assert process.wait() == 0
     token = next(line.rpartition(" ")[2] for line in log.splitlines() if line.startswith("Token"))
     assert len(token) >= 24 and log.count(token) == 1 and "in the clear" in log
 
