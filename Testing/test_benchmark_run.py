@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,21 +223,40 @@ def test_across_data_sets_one_training_on_all_scans_serves_all_folds(tmp_path: P
     assert [case.id for case in jobs[0].cases] == [case.id for case in scans_of(theirs, sabs)]
 
 
+@pytest.fixture(scope="module")
+def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """The folder of a run that trained two folds and tested them, and its configuration."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        spleen_alone(patch)
+        config = write_config(folder, steps=2, save_every=1)
+        ran(*run_words(manifest, config, folder / "out", "--fold", "0", "1"))
+        yield folder / "out", config
+
+
+def with_supervoxels(finished: tuple[Path, Path], output: Path) -> Path:
+    """An output folder that begins with the supervoxels of another run over the same scans, so that they are not made
+    again."""
+    shutil.copytree(finished[0] / "training-set", output / "training-set")
+    return output
+
+
 def test_a_run_trains_without_labels_and_tests_what_it_trained(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    output = with_supervoxels(finished, tmp_path / "out")
     few_organs(monkeypatch, "left kidney", "spleen")
     monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.MAX_PARTNERS", 1)  # to be fast
     monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.PROBES", 4)
     config = write_config(tmp_path, mix={"independent": 0.5, "propagate": 0.5, "cross": 0.5})
-    ran(*run_words(manifest, config, tmp_path / "out", "--fold", "0", "--setting", "2"))
+    ran(*run_words(manifest, config, output, "--fold", "0", "--setting", "2"))
     for group, organs in DATA_SETS["chaos_t2"].excluded_together.items():
-        folder = tmp_path / "out" / "training" / f"fold0-{group}"
+        folder = output / "training" / f"fold0-{group}"
         seen = json.loads((folder / "cases.json").read_text(encoding="utf-8"))["cases"]
         assert all(case["targets"] == {"body": 1} for case in seen) and len(seen) == 11
         kept = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
         assert kept["label_share"] == 0 and kept["across"] == "registration" and not kept["shippable"]
-        (path,) = (tmp_path / "out" / "results").glob(f"*-{group}-*.json")
+        (path,) = (output / "results").glob(f"*-{group}-*.json")
         content = json.loads(path.read_text(encoding="utf-8"))
         assert {row["organ"] for row in content["scores"]} == set(organs)
         assert content["about"]["weights"] == Segmenter.from_pretrained(folder / "pipeline", "cpu").weights
@@ -260,17 +280,6 @@ def test_a_run_across_data_sets_without_two_parts_goes_from_the_command_line(
         assert torch.equal(value, trained.translator.state_dict()[key]), key  # nothing taught it
 
 
-@pytest.fixture(scope="module")
-def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """The folder of a run that trained two folds and tested them, and its configuration."""
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        spleen_alone(patch)
-        config = write_config(folder, steps=2, save_every=1)
-        ran(*run_words(manifest, config, folder / "out", "--fold", "0", "1"))
-        yield folder / "out", config
-
-
 def test_a_folder_of_another_configuration_is_refused(
     manifest: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +293,7 @@ def test_a_run_that_was_killed_in_its_second_training_goes_on_to_the_same_weight
 ) -> None:
     spleen_alone(monkeypatch)
     whole, config = finished
+    with_supervoxels(finished, tmp_path)
     words = [str(word) for word in run_words(manifest, config, tmp_path, "--fold", "0", "1")]
     first, second = (tmp_path / "training" / fold for fold in ("fold0-all", "fold1-all"))
     kill_before_it_saves_again(second / "segmentation.safetensors", benchmark_of, words)
@@ -308,17 +318,18 @@ def benchmark_of(words: list[str]) -> None:
 
 
 def test_two_processes_train_one_set_of_weights_and_one_of_them_tests(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spleen_alone(monkeypatch)
     from accelerate import debug_launcher
 
     stages = {"autoencoder_steps": 1, "denoising_steps": 1, "steps": 1, "accumulate": 2, "precision": "bf16"}
     config = write_config(tmp_path, **stages, synthetic_count=1, on_device=True)
-    words = [str(word) for word in run_words(manifest, config, tmp_path / "out", "--fold", "0")]
+    output = with_supervoxels(finished, tmp_path / "out")
+    words = [str(word) for word in run_words(manifest, config, output, "--fold", "0")]
     debug_launcher(benchmark_of, (words,), num_processes=2)
-    assert len(dice_of(tmp_path / "out")) == 4
-    training = tmp_path / "out" / "training" / "fold0-all"
+    assert len(dice_of(output)) == 4
+    training = output / "training" / "fold0-all"
     log = (training / "log.jsonl").read_text(encoding="utf-8")
     assert log.count("\n") == 3  # one for each stage, by one process
     for network in load_pipeline(training / "pipeline", "cpu").components.values():

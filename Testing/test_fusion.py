@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from SDFSMISLib.images import fusion
-from SDFSMISLib.images.fusion import PlaneMask, correct, fuse
+from SDFSMISLib.images.fusion import PlaneMask, correct, fuse, fuse_blocks, temporary_bytes
 from SDFSMISLib.images.planes import Plane
 
 SHAPE, SPACING = (10, 12, 14), (3.0, 1.0, 1.5)
@@ -77,6 +78,37 @@ def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> N
     expected = fuse(FOUND, PLANES, SPACING)
     monkeypatch.setattr(fusion, "BLOCK_VOXELS", block)
     np.testing.assert_array_equal(fuse(FOUND, PLANES, SPACING), expected)
+
+
+def test_it_gives_way_after_each_block_and_what_follows_is_left_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "BLOCK_VOXELS", 2 * SHAPE[1] * SHAPE[2])
+    expected, result = fuse(FOUND, PLANES, SPACING), np.zeros(SHAPE, dtype=np.uint8)
+    steps = fuse_blocks(result, FOUND, PLANES, SPACING)
+    done = [int(result.any(axis=(1, 2)).sum()) for _ in steps]
+    assert done == [0, 0, 0, 2, 4, 6, 8, 10], "after each axis, and each block of two slices"
+    np.testing.assert_array_equal(result, expected)
+    partly = np.zeros(SHAPE, dtype=np.uint8)
+    for _ in itertools.islice(fuse_blocks(partly, FOUND, PLANES, SPACING), 5):
+        pass
+    assert not partly[4:].any()
+
+
+@pytest.mark.parametrize("shape", [(24, 40, 40), (6, 80, 80)])
+def test_it_takes_no_more_memory_than_it_says(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "BLOCK_VOXELS", 5000)
+    found = {axis: RNG.integers(0, 256, shape, dtype=np.uint8) for axis in range(3)}
+    planes = []
+    for axis in (0, 1, 2, 0, 1, 2):
+        sides = [side for other, side in enumerate(shape) if other != axis]
+        known = np.ones(sides, dtype=bool) if len(planes) > 2 else None
+        planes.append(PlaneMask(Plane(axis, len(planes)), np.ones(sides, dtype=bool), known))
+    held_in_planes = sum(8 * one.mask.size for one in planes)  # their masks, and what is wrong on them
+    fuse(found, planes, SPACING)
+    tracemalloc.start()
+    fuse(found, planes, SPACING)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= found[0].nbytes + temporary_bytes(shape) + held_in_planes
 
 
 def test_what_is_wrong_on_a_plane_is_mended_around_it_and_less_farther_away() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.images.volume import Geometry
 from SDFSMISLib.inference.remote import RemoteSegmenter
 from SDFSMISLib.inference.run import EarlierResults, Result
+from SDFSMISLib.inference.segmentation import AxisFusion
 from SDFSMISLib.inference.volume_run import VolumeRun
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.options import RunOptions
@@ -321,3 +323,45 @@ def test_the_batch_size_changes_no_more_than_rounding(tiny: Segmenter) -> None:
     support = support_of(scan, labelmap, (0, 12))
     found = [tiny.segment(scan, support, batch_size=size).probabilities[1].astype(int) for size in (8, 1)]
     assert max(np.abs(found[0] - other).max() for other in found[1:]) <= 1
+
+
+def test_a_fusion_is_many_steps_between_which_a_run_can_be_stopped(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So other clients of a server get turns within it; and a cancelled one gives no fused slice."""
+    monkeypatch.setattr("SDFSMISLib.images.fusion.BLOCK_VOXELS", 1)
+    scan, labelmap = ball_scan()
+    support = support_of(scan, labelmap, *PLANES)
+    stacks = SliceStack.along(scan, [0, 1, 2])
+    run = segmenter.run(stacks, support, RunOptions())
+    stages = [{one.stage for one in results if isinstance(one, SliceResult)} for results in run.steps()]
+    last_preview = max(step for step, seen in enumerate(stages) if "preview" in seen)
+    first_final = min(step for step, seen in enumerate(stages) if "final" in seen)
+    assert first_final - last_preview > scan.geometry.shape[0], "at least one step for each slice"
+    seen: list[SliceResult] = []
+    asked = itertools.count()
+
+    def cancel() -> bool:
+        is_previewed = bool(seen) and seen[-1].finished == seen[-1].total
+        return is_previewed and next(asked) > 3
+
+    with pytest.raises(Cancelled):
+        segmenter.segment(scan, support, on_slice=seen.append, cancel=cancel)
+    assert {one.stage for one in seen} == {"preview"}
+
+
+def test_the_memory_that_a_fusion_says_it_takes_is_enough(segmenter: Segmenter) -> None:
+    scan, labelmap = ball_scan()
+    support = support_of(scan, labelmap, *PLANES)
+    fusion = AxisFusion(SliceStack.of(scan, 0), (0, 1, 2), {1: support.for_label(1)})
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    for axis in range(3):
+        for index, plane in enumerate(np.moveaxis(scan.voxels, axis, 0)):
+            noise = rng.integers(1, 256, plane.shape, dtype=np.uint8)
+            fusion.add(SliceResult(1, axis, index, noise, 1.0, 1, 1))
+    said = fusion.bytes
+    final = [one for batch in fusion.final(1, range(12), batch_size=1) for one in batch[:0]]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert final == [] and peak <= said

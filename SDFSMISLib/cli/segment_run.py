@@ -153,7 +153,7 @@ def run_segment(
     """
     if painted.support_set is not None and not queries:
         raise InputError("A support set holds painted slices, no scan to segment; name one with --query.")
-    _check_workers(workers, engine, settings)
+    _check_workers(workers, engine, settings.device)
     for path in painted.paths:
         if not path.exists():
             raise InputError(f"There is no file or folder {path}.")

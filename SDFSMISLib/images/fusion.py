@@ -9,7 +9,7 @@ numpy only, so that a front end can show the effect of a stroke without a networ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +17,15 @@ import numpy as np
 from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.planes import Plane
 
-__all__ = ["Error", "PlaneMask", "correct", "fuse", "spread_errors"]
+__all__ = ["Error", "PlaneMask", "correct", "fuse", "fuse_blocks", "spread_errors", "temporary_bytes"]
 
 FUSION_MM = 20.0  # distance from a painted plane at which the weight of its axis falls by e
 DOUBT = 0.2  # weight of a probability of 0.5, in those of 0 and 1, which are 1 more
 CORRECTION_MM = 10.0  # the same for what is corrected in the surroundings of a painted plane
 CORRECTION_REACH = 4.0  # in shares of `CORRECTION_MM`; farther away nothing is corrected
 SMALLEST_WEIGHT = 1e-12  # of a voxel; sums of weights below it count as this
-BLOCK_VOXELS = 1 << 23  # fused at once: 32 MiB of float32
+BLOCK_VOXELS = 1 << 21  # fused at once, in about a fifth of a second
+BYTES_PER_BLOCK_VOXEL = 64  # of the arrays of float32 that are in memory at the same time
 
 Box = tuple[slice, ...]
 
@@ -51,7 +52,7 @@ def fuse(
 ) -> np.ndarray:
     """The mean of the probabilities found along each axis, corrected by the painted planes (see `correct`).
 
-    Beyond input and output the memory is that of a block of `BLOCK_VOXELS`.
+    Beyond input and output the memory is `temporary_bytes`.
 
     Args:
         probabilities: by axis, uint8 (slices, height, width), 255 meaning 1; on each axis a plane shows the label.
@@ -67,7 +68,20 @@ def fuse(
     >>> fuse({0: axial, 2: sagittal}, planes, (20.0, 1.0, 1.0))[:, 1, 0].tolist()
     [255, 49, 12]
     """
-    shape = next(iter(probabilities.values())).shape
+    result = np.zeros(next(iter(probabilities.values())).shape, dtype=np.uint8)
+    for _ in fuse_blocks(result, probabilities, planes, spacing):
+        pass
+    return result
+
+
+def fuse_blocks(
+    result: np.ndarray,
+    probabilities: Mapping[int, np.ndarray],
+    planes: Sequence[PlaneMask],
+    spacing: tuple[float, float, float],
+) -> Iterator[None]:
+    """`fuse` into an array of zeros, step by step: whoever iterates can stop, or do other things, after each block."""
+    shape = result.shape
     axes = {axis: _axis_weights(axis, planes, shape[axis], spacing) for axis in probabilities}
 
     def mean(box: Box) -> np.ndarray:
@@ -80,7 +94,16 @@ def fuse(
             total = total + weight
         return weighted / (255 * np.maximum(total, SMALLEST_WEIGHT))
 
-    return _corrected(shape, mean, planes, spacing, _common_box([*probabilities.values()], planes, spacing))
+    boxes = []
+    for one in probabilities.values():
+        boxes.append(bounding_box(one))
+        yield
+    yield from _correct_blocks(result, mean, planes, spacing, boxes)
+
+
+def temporary_bytes(shape: tuple[int, int, int]) -> int:
+    """The most memory that the fusion of a volume takes beyond input and output."""
+    return BYTES_PER_BLOCK_VOXEL * min(math.prod(shape), max(BLOCK_VOXELS, shape[1] * shape[2]))
 
 
 def correct(probability: np.ndarray, planes: Sequence[PlaneMask], spacing: tuple[float, float, float]) -> np.ndarray:
@@ -105,20 +128,28 @@ def correct(probability: np.ndarray, planes: Sequence[PlaneMask], spacing: tuple
     def unchanged(box: Box) -> np.ndarray:
         return probability[box].astype(np.float32) / 255
 
-    return _corrected(probability.shape, unchanged, planes, spacing, _common_box([probability], planes, spacing))
+    result = np.zeros_like(probability)
+    for _ in _correct_blocks(result, unchanged, planes, spacing, [bounding_box(probability)]):
+        pass
+    return result
 
 
-def _corrected(
-    shape: tuple[int, ...],
+def _correct_blocks(
+    result: np.ndarray,
     probability: Callable[[Box], np.ndarray],
     planes: Sequence[PlaneMask],
     spacing: tuple[float, float, float],
-    box: Box | None,
-) -> np.ndarray:
-    """The corrected probabilities of a volume; `probability` gives the uncorrected ones of a box, float32, 0 to 1."""
-    result = np.zeros(shape, dtype=np.uint8)
+    boxes: Sequence[Box | None],
+) -> Iterator[None]:
+    """Write the corrected probabilities into an array of zeros, block by block.
+
+    Args:
+        probability: gives the uncorrected ones of a box, float32, 0 to 1.
+        boxes: around all that is not 0 in volumes that these come from; None around nothing.
+    """
+    box = _common_box(result.shape, boxes, planes, spacing)
     if box is None:
-        return result
+        return
     errors = [_error(one, probability, box) for one in planes]
     plane_voxels = (box[1].stop - box[1].start) * (box[2].stop - box[2].start)
     thickness = max(BLOCK_VOXELS // plane_voxels, 1)
@@ -135,11 +166,11 @@ def _corrected(
             spacing,
         )
         result[block] = np.rint(255 * np.clip(values, 0, 1))
+        yield
     for one in planes:
         held = np.moveaxis(result, one.plane.axis, 0)[one.plane.index]
         known = np.ones_like(one.mask) if one.known is None else one.known
         held[known] = 255 * one.mask[known].astype(np.uint8)
-    return result
 
 
 def _rows_of(known: np.ndarray | None, rows: slice) -> np.ndarray | None:
@@ -211,20 +242,23 @@ def _error(one: PlaneMask, probability: Callable[[Box], np.ndarray], box: Box) -
 
 
 def _common_box(
-    volumes: Sequence[np.ndarray], planes: Sequence[PlaneMask], spacing: tuple[float, float, float]
+    shape: tuple[int, ...],
+    boxes: Sequence[Box | None],
+    planes: Sequence[PlaneMask],
+    spacing: tuple[float, float, float],
 ) -> Box | None:
-    """The box around all that is not 0, and all that a painted plane can make so; None if nothing is."""
-    boxes = [box for box in map(bounding_box, volumes) if box is not None]
+    """The box around other boxes, and around all that a painted plane can make other than 0; None if there is none."""
+    around = [box for box in boxes if box is not None]
     for painted in planes:
         inside = bounding_box(painted.mask)
         if inside is not None:
             axis, index = painted.plane
             reach = int(CORRECTION_REACH * CORRECTION_MM / spacing[axis])
-            side = slice(max(index - reach, 0), min(index + reach + 1, volumes[0].shape[axis]))
-            boxes.append((*inside[:axis], side, *inside[axis:]))
-    if not boxes:
+            side = slice(max(index - reach, 0), min(index + reach + 1, shape[axis]))
+            around.append((*inside[:axis], side, *inside[axis:]))
+    if not around:
         return None
-    low, high = (np.array([[getattr(side, end) for side in box] for box in boxes]) for end in ("start", "stop"))
+    low, high = (np.array([[getattr(side, end) for side in box] for box in around]) for end in ("start", "stop"))
     return tuple(slice(int(a), int(b)) for a, b in zip(low.min(axis=0), high.max(axis=0), strict=True))
 
 

@@ -40,13 +40,15 @@ def bounding_box(array: np.ndarray) -> tuple[slice, ...] | None:
     >>> bounding_box(np.array([[0, 0, 0], [0, 1, 1]]))
     (slice(1, 2, None), slice(1, 3, None))
     """
-    box = []
-    for axis in range(array.ndim):
-        filled = np.flatnonzero(array.any(axis=tuple(other for other in range(array.ndim) if other != axis)))
-        if not filled.size:
-            return None
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
-    return tuple(box)
+    filled = np.flatnonzero(array.any(axis=tuple(range(1, array.ndim))))
+    if not filled.size:
+        return None
+    side = slice(int(filled[0]), int(filled[-1]) + 1)
+    if array.ndim == 1:
+        return (side,)
+    others = bounding_box(np.asarray(array[side].any(axis=0)))  # a volume is read twice, in its memory's order
+    assert others is not None
+    return (side, *others)
 
 
 def label_boxes(voxels: np.ndarray) -> dict[int, np.ndarray]:

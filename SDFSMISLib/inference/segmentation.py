@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from SDFSMISLib.images.fusion import PlaneMask, fuse
+from SDFSMISLib.images.fusion import PlaneMask, fuse_blocks, temporary_bytes
 from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.postprocess import Postprocessing, restore_painted
 from SDFSMISLib.images.suggestion import ExpectedErrors
@@ -122,8 +122,9 @@ class AxisFusion:
     >>> finished = fusion.add(SliceResult(1, 0, 3, 255 * mask[4], certainty=1.0, finished=1, total=22))
     >>> finished.stage
     'preview'
-    >>> [index for index, _ in fusion.final(1, requested=[3, 4, 5])]
-    [3, 5]
+    >>> batches = fusion.final(1, requested=[3, 4, 5], batch_size=8)
+    >>> [[index for index, _ in batch] for batch in batches if batch]
+    [[3, 5]]
     """
 
     def __init__(self, scan: SliceStack, axes: Sequence[int], support: Mapping[int, Sequence[SupportSlice]]) -> None:
@@ -141,9 +142,11 @@ class AxisFusion:
 
     @property
     def bytes(self) -> int:
-        """The most memory that it takes: each fused label along each of its axes, and one label while it is fused."""
-        axes = [len(self.axes[label]) for label in self.fused]
-        return math.prod(self._scan.scan_shape) * (sum(axes) + max(axes) + 2) if axes else 0
+        """The most memory that it takes: each fused label along each of its axes, one volume while a label is fused,
+        another one of the result, and what the fusion needs for a while."""
+        shape = self._scan.scan_shape
+        volumes = sum(len(self.axes[label]) for label in self.fused) + 2
+        return math.prod(shape) * volumes + temporary_bytes(shape) if self.fused else 0
 
     def labels(self, axis: int) -> dict[int, list[SupportSlice]]:
         """The labels that are followed along an axis, with their painted slices."""
@@ -156,27 +159,37 @@ class AxisFusion:
         self._found[result.label, result.axis][result.index] = result.probability
         return replace(result, stage="preview")
 
-    def final(self, label: int, requested: Sequence[int]) -> list[tuple[int, np.ndarray]]:
-        """The fused slices of a label, which can be asked for once.
+    def final(self, label: int, requested: Sequence[int], batch_size: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """The fused slices of a label, which can be asked for once; an empty list after each part of the fusion.
 
         Args:
             requested: indices of slices along the main axis; those that were painted as a whole are left out.
+            batch_size: slices that are given at once.
 
         Returns:
-            (index, probability as uint8 (rows, columns), native).
+            lists of (index, probability as uint8 (rows, columns), native).
         """
         main = self._scan.plane.axis
         planes = [
             PlaneMask(Plane(one.plane.axis, one.index), one.mask(label), one.known) for one in self._planes(label)
         ]
-        found = {axis: self._found.pop((label, axis)) for axis in self.axes[label]}
-        for one in planes:  # no run gives a plane that was painted as a whole
-            if one.plane.axis in found and one.known is None:
-                found[one.plane.axis][one.plane.index] = 255 * one.mask.astype(np.uint8)
-        volumes = {axis: one.volume(axis, self._scan.scan_shape[axis]) for axis, one in found.items()}
-        fused = np.moveaxis(fuse(volumes, planes, self._scan.scan_spacing), main, 0)
+        volumes = {}
+        for axis in self.axes[label]:
+            found = self._found.pop((label, axis))
+            for one in planes:  # no run gives a plane that was painted as a whole
+                if one.plane.axis == axis and one.known is None:
+                    found[one.plane.index] = 255 * one.mask.astype(np.uint8)
+            volumes[axis] = found.volume(axis, self._scan.scan_shape[axis])
+            del found
+            yield []
+        fused = np.zeros(self._scan.scan_shape, dtype=np.uint8)
+        for _ in fuse_blocks(fused, volumes, planes, self._scan.scan_spacing):
+            yield []
+        along = np.moveaxis(fused, main, 0)
         whole = {one.plane.index for one in planes if one.plane.axis == main and one.known is None}
-        return [(index, np.ascontiguousarray(fused[index])) for index in requested if index not in whole]
+        kept = [index for index in requested if index not in whole]
+        for start in range(0, len(kept), batch_size):
+            yield [(index, np.ascontiguousarray(along[index])) for index in kept[start : start + batch_size]]
 
     def _usable(self, label: int, painted: Sequence[SupportSlice], axes: Sequence[int]) -> list[SupportSlice]:
         """The support of a label without planes of this scan along axes that are left out, if it has others."""

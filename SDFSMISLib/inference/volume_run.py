@@ -127,7 +127,7 @@ class VolumeRun:
         return list(dict.fromkeys(chain.from_iterable(found)))
 
     def steps(self) -> Generator[list[Result], None, None]:
-        """The results of each batch; an empty list if a batch finished no slice."""
+        """The results of each batch; an empty list if a batch finished no slice, and after each part of a fusion."""
         for axis, run in self.runs.items():
             for (label, index), probability in run.earlier_slices.items():
                 self._fusion.add(SliceResult(label, axis, index, probability, 1.0, run.done, run.total))
@@ -135,11 +135,10 @@ class VolumeRun:
             for results in run.steps():
                 yield [self._counted(result, before) for result in results]
         for label in self._fusion.fused:
-            final = self._fusion.final(label, self.requested)
-            for start in range(0, len(final), self.options.batch_size):
+            for batch in self._fusion.final(label, self.requested, self.options.batch_size):
                 yield [
                     SliceResult(label, self.axis, index, probability, certainty_of(probability), self.done, self.total)
-                    for index, probability in final[start : start + self.options.batch_size]
+                    for index, probability in batch
                 ]
 
     def _counted(self, result: Result, before: int) -> Result:

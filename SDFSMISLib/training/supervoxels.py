@@ -154,10 +154,10 @@ def graph_components(
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., np.ndarray]:
-    """`_component_roots`, compiled once in a process; numba takes longer to import than most of what imports this."""
+    """`_component_roots`, compiled and kept on disk; numba takes longer to import than most of what imports this."""
     import numba
 
-    return numba.njit(_component_roots)
+    return numba.njit(_component_roots, cache=True)
 
 
 def _neighbours(shape: tuple[int, ...], step: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
