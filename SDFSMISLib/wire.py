@@ -26,6 +26,7 @@ from SDFSMISLib.support import SupportSlice
 __all__ = [
     "ARRAY_TYPE",
     "ArrayTooLarge",
+    "MAX_EARLIER_RECORDS",
     "PROTOCOL",
     "PROTOCOL_HEADER",
     "PackedProbabilities",
@@ -52,6 +53,7 @@ __all__ = [
 
 PROTOCOL = 2
 PROTOCOL_HEADER = "X-SDFSMIS-Protocol"
+MAX_EARLIER_RECORDS = 1 << 16  # slices, and lanes, of an earlier stream in one request
 ARRAY_TYPE, RECORDS_TYPE = "application/octet-stream", "application/x-ndjson"
 
 MAGIC, VERSION = b"SDFA", 1

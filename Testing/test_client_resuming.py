@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import small_backend
-from client_examples import ADDRESSES, OTHER_SCAN, SCAN, STACKS, SUPPORT, collected, places
+from client_examples import ADDRESSES, OTHER_SCAN, SCAN, STACKS, SUPPORT, TWO_LABELS, collected, places
 from SDFSMISLib.client import Client
 from SDFSMISLib.client import connection as retries
 from SDFSMISLib.client.errors import (
@@ -85,6 +85,19 @@ def test_what_is_too_much_to_hand_back_is_computed_again(url: str, backend: Smal
             assert [one.finished for one in run] == [*range(1, 15), *6 * [14]]
         numbers.append((len(backend.asked[-1]["finished"]), {one["axis"] for one in backend.asked[-1]["lanes"]}))
     assert numbers == [(6 + 4, {0, 2}), (6, {0})]
+
+
+def test_of_more_records_than_a_request_may_have_whole_labels_are_computed_again(
+    url: str, backend: SmallBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = places(1, 2, without={(1, 2), (2, 2), (2, 4)})
+    for most, labels in ((11, {1, 2}), (10, {1}), (5, set())):
+        monkeypatch.setattr("SDFSMISLib.client.remote_run.MAX_EARLIER_RECORDS", most)
+        backend.faults.append(Fault(after=2 + 2 * len(expected)))
+        assert set(collected(Client(url).segment(STACKS, TWO_LABELS))) == expected
+        again = backend.asked[-1]
+        assert {one["label"] for one in again["finished"]} == {one["label"] for one in again["lanes"]} == labels
+        assert max(len(again["finished"]), len(again["lanes"])) <= most
 
 
 def test_many_cuts_in_a_row_lose_nothing(url: str, backend: SmallBackend) -> None:

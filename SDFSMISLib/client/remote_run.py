@@ -17,7 +17,7 @@ from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
 from SDFSMISLib.support import SupportSlice
-from SDFSMISLib.wire import PROTOCOL, query_fields, support_fields, unpack_probability
+from SDFSMISLib.wire import MAX_EARLIER_RECORDS, PROTOCOL, query_fields, support_fields, unpack_probability
 
 __all__ = ["Phase", "RemoteRun"]
 
@@ -214,17 +214,19 @@ class RemoteRun:
                 yield result
 
     def _body(self, request: Mapping[str, Any], limits: Limits) -> bytes:
-        """A request with what has come, along as many axes as the backend takes; the rest is computed once more."""
-        axes = list(self.stacks)
+        """A request with what has come of as many axes and labels as the backend takes; the rest is computed again."""
+        kept = [(axis, label) for axis in self.stacks for label in self.labels]
         while True:
             finished, lanes = (
-                [one for one in kept.values() if one["axis"] in axes] for kept in (self._finished, self._lanes)
+                [one for one in records.values() if (one["axis"], one["label"]) in kept]
+                for records in (self._finished, self._lanes)
             )
-            body = json.dumps({**request, "finished": finished, "lanes": lanes, "found": self._found}).encode()
-            if len(body) <= limits.body_bytes or not axes:
-                limits.check_body(len(body))
-                return body
-            axes.pop()
+            if max(len(finished), len(lanes)) <= MAX_EARLIER_RECORDS:
+                body = json.dumps({**request, "finished": finished, "lanes": lanes, "found": self._found}).encode()
+                if len(body) <= limits.body_bytes or not kept:
+                    limits.check_body(len(body))
+                    return body
+            kept.pop()
 
     def _receive(self, record: Mapping[str, Any]) -> SliceResult | None:
         """Process a record; the slice if it is a new one. Records of unknown types are ignored."""

@@ -16,7 +16,7 @@ from SDFSMISLib.images.geometry import SliceOrientation
 from SDFSMISLib.options import THRESHOLD_RANGE, Region, Strategy
 from SDFSMISLib.slices import SlicePlane, SliceStack
 from SDFSMISLib.support import SupportSlice
-from SDFSMISLib.wire import PROTOCOL, WireError, decode_labels, decode_mask
+from SDFSMISLib.wire import MAX_EARLIER_RECORDS, PROTOCOL, WireError, decode_labels, decode_mask
 
 Address = Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="content address (sha256, hex) of a slice")]
 Index = Annotated[int, Field(ge=0, le=2**31 - 1, description="slice, from 0")]
@@ -32,7 +32,7 @@ Spacing = Annotated[tuple[Millimetres, Millimetres], Field(description="(row, co
 Plane = Literal["axial", "coronal", "sagittal"]
 
 # Bounds on what is parsed at all, since each wrong element takes time and memory; `ServerLimits` may be lower.
-MAX_SLICES, MAX_MASKS, MAX_PROBABILITIES = 1 << 16, 1 << 10, 1 << 16
+MAX_SLICES, MAX_MASKS = 1 << 16, 1 << 10
 
 
 class RequestModel(BaseModel):
@@ -187,10 +187,10 @@ class SegmentationRequest(RequestModel):
     threshold: Annotated[float, Field(gt=THRESHOLD_RANGE[0], lt=THRESHOLD_RANGE[1], allow_inf_nan=False)] = 0.5
     finished: Annotated[
         list[SliceProbability],
-        Field(max_length=MAX_PROBABILITIES, description="previews, and final slices of labels that are not fused"),
+        Field(max_length=MAX_EARLIER_RECORDS, description="previews, and final slices of labels that are not fused"),
         FailFast(),
     ] = []
-    lanes: Annotated[list[TrackProbability], Field(max_length=MAX_PROBABILITIES), FailFast()] = []
+    lanes: Annotated[list[TrackProbability], Field(max_length=MAX_EARLIER_RECORDS), FailFast()] = []
     found: Annotated[list[SliceProbability] | None, Field(max_length=MAX_MASKS)] = None
 
     @field_validator("protocol")
