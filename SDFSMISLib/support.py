@@ -395,9 +395,14 @@ def _named(
         if axis == "auto":
             axes = sorted({plane.axis for plane in labels_by_plane(voxels, wanted, geometry.default_axis())})
             if len(axes) > 1:
+                index = indices[0]
+                fitting = [one for one in axes if 0 <= index < geometry.shape[one]]
+                if not fitting:
+                    there = " and ".join(f"0 to {geometry.shape[one] - 1} of axis {one}" for one in axes)
+                    raise InputError(f"Slice {index} was named; the painted slices are among {there}.")
                 raise InputError(
-                    f"Slice {indices[0]} was named without its axis, but slices of the axes {_listed(axes)} are "
-                    f"painted; name it as {axes[0]}:{indices[0]}, or name the axis."
+                    f"Slice {index} was named without its axis, but slices of the axes {_listed(axes)} are painted; "
+                    f"name it as {fitting[0]}:{index}, or name the axis."
                 )
             axis = axes[0]
         planes |= {Plane(axis, index) for index in indices}

@@ -116,6 +116,20 @@ def test_evaluate_runs_baselines_alone_and_says_what_it_left_out(run: Run, manif
     assert "growcut was left out: no task of the protocol cross-volume" in ran.out
 
 
+def test_evaluate_that_measures_nothing_says_so(run: Run, manifest: Path) -> None:
+    """With a baseline that needs two painted slices, and with targets that no label map shows."""
+    ran = run(*evaluation(manifest, "--baselines", "fill-between", "--model", "none"))
+    assert ran.code == 2 and "Nothing was measured: of the 1 cases chosen (balls/one)" in ran.err, ran
+    content = json.loads(manifest.read_text())
+    for case in content["cases"]:
+        case["targets"] = {"cyst": 7}
+    manifest.write_text(json.dumps(content))
+    for protocol in ("same-volume", "interactive"):
+        ran = run(*evaluation(manifest, protocol=protocol))
+        assert ran.code == 2 and "Nothing was measured" in ran.err and ran.out == "", ran
+    assert not (manifest.parent / "results" / "report.html").exists()
+
+
 def test_evaluate_in_field_has_models_take_each_slice_alone(
     run: Run, manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

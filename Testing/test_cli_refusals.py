@@ -126,6 +126,8 @@ def test_masks_that_say_nothing(refused: Callable[..., str], files: Path) -> Non
     assert "no label 4; it has 1" in refused(*segment(files, *out, "--label", 4))
     assert "Slice 12 was named" in refused(*segment(files, *out, "--slice", 12))
     assert "Slice -1 was named" in refused(*segment(files, *out, "--slice", -1))
+    assert "Slice 12 was named" in refused(*segment(files, *out, "--slice", "5,0:12"))
+    assert "several as 2:40,2:45" in refused(*segment(files, *out, "--slice", "0:3,0:"))
     assert "painted slices: slice 5 of axis 0" in refused(*segment(files, *out, "--slice", 3))
     image = SimpleITK.ReadImage(str(files / "painted.seg.nrrd"))
     image.SetOrigin((1000.0, 0.0, 0.0))

@@ -70,6 +70,8 @@ def test_one_slice_of_a_full_labelmap(run: Run, files: Path) -> None:
     assert ran.code == 0 and "Support: slice 5 of axis 0" in ran.err
     ran = run(*words, "--slice", 4, 6, "--slice", 7, "--axis", "0")
     assert ran.code == 0 and "Support: slices 4, 6, 7 of axis 0" in ran.err
+    ran = run(*words, "--slice", "0:4,0:6", "0:7,")
+    assert ran.code == 0 and "Support: slices 4, 6, 7 of axis 0" in ran.err
     ran = run(*words, "--slice", 20, "--axis=1")
     assert ran.code == 0 and "Support: slice 20 of axis 1 (coronal)" in ran.err
 

@@ -296,6 +296,11 @@ def test_slices_are_named_with_their_axis_where_several_were_painted() -> None:
     ]
     with pytest.raises(InputError, match="Slice 6 was named without its axis.*0, 1, 2.*0:6"):
         SupportSet.from_labelmap(scan, mask, slices=[6])
+    with pytest.raises(InputError, match="name it as 1:20, or"):
+        SupportSet.from_labelmap(scan, mask, slices=[20])  # axis 0 has no such slice
+    for index in (-1, 40):
+        with pytest.raises(InputError, match=f"Slice {index} was named; .* 0 to 11 of axis 0 and .* 0 to 39 of axis 2"):
+            SupportSet.from_labelmap(scan, mask, slices=[index])
     with pytest.raises(InputError, match="axis 2 of the scan has slices 0 to 39"):
         SupportSet.from_labelmap(scan, mask, slices=[(2, 40)])
     assert [one.index for one in SupportSet.from_labelmap(scan, mask, slices=[6], axis=0).slices] == [6]

@@ -358,6 +358,13 @@ def evaluate(
                 mispaired=models if diagnostics else (),
                 directions=directions,
             )
+        if not rows:
+            some = ", ".join(case.id for case in chosen[:3]) + (", …" if len(chosen) > 3 else "")
+            raise InputError(
+                f"Nothing was measured: of the {len(chosen)} cases chosen ({some}) none has a task of the protocol "
+                f"{protocol} that {', '.join(methods)} can do. Look whether their label maps show the targets on "
+                "enough slices, or choose other --shots, --protocol, --split, --groups or methods."
+            )
         if output is not None:
             write_report(output, manifest, command_line(ctx), advance)
     console = Console()

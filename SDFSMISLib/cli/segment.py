@@ -122,8 +122,9 @@ SUPPORT_SET = _painted("Painted examples saved by --save-support-set, in place o
 SAVE = _painted("Save the painted slices as a support set: examples to segment other scans with.", "FILE")
 LABEL = _painted("Label value in the mask; several may follow. Default: each label.", "N ...")
 SLICE = _painted(
-    "Slices of the mask that are the support, counted from 0 in array order: 40, or with its axis 2:40. Default: every "
-    "painted one. A slice that is named but lacks a label shows that the structure is not there.",
+    "Slices of the mask that are the support, counted from 0 in array order: 40, or with its axis 2:40; several with "
+    "blanks or commas between them. Default: every painted one. A slice that is named but lacks a label shows that the "
+    "structure is not there.",
     "[AXIS:]K ...",
     "--slice",
 )

@@ -86,7 +86,7 @@ class SupportFiles:
             scan,
             labelmap,
             label=self.labels or None,
-            slices=[_named_slice(text) for text in self.slices] or None,
+            slices=[_named_slice(text) for word in self.slices for text in word.strip(",").split(",")] or None,
             axis="auto" if self.axis == "auto" else int(self.axis),
         )
         left_out = [] if self.labels else sorted(set(label_values(labelmap.voxels)) - set(support.labels))
@@ -102,7 +102,9 @@ def _named_slice(text: str) -> int | tuple[int, int]:
     try:
         return (int(axis), int(index)) if colon else int(index)
     except ValueError:
-        raise InputError(f"--slice {text} was given; a slice is named as 40, or with its axis as 2:40.") from None
+        raise InputError(
+            f"--slice {text} was given; a slice is named as 40, or with its axis as 2:40, several as 2:40,2:45."
+        ) from None
 
 
 def backend_of(
