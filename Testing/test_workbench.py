@@ -145,6 +145,25 @@ def test_a_corrected_slice_is_support_of_the_next_run_and_stays(panel: PaintedSc
     assert differ(panel.held(result)[8, 14:, 14:], panel.answer()[8, 14:, 14:]) == 0, "far from the stroke it is found"
 
 
+def test_a_corrected_slice_can_be_removed_from_the_list_until_the_next_stroke_on_it(panel: PaintedScene) -> None:
+    panel.run()
+    result = only(panel.results())
+    wrong = np.zeros_like(panel.truth)
+    wrong[8, 5:9, 5:9] = True
+    panel.editor.paint(result, wrong)
+    panel.drive(lambda: [entry.index for entry in panel.entries] == [6, 8])
+    panel.workbench.support.remove(["here:0:8"])
+    assert [entry.index for entry in panel.entries] == [6]
+    support = panel.workbench.support.snapshot()
+    assert support.used.keys() == {(0, 6)} and support.painting is not None and not support.painting.corrections
+    panel.run()
+    panel.rest()
+    assert [entry.index for entry in panel.entries] == [6], "a run reads the painting anew"
+    assert panel.held(only(panel.results()))[wrong].all(), "what was painted stays"
+    panel.editor.paint(only(panel.results()), np.roll(wrong, 4, axis=2))
+    panel.drive(lambda: [(one.index, one.origin) for one in panel.entries] == [(6, "painted"), (8, "corrected")])
+
+
 def test_a_stroke_in_another_view_is_kept_and_a_slice_can_be_said_to_be_right(panel: PaintedScene) -> None:
     for name in ("Yellow", "Green"):
         panel.show_view(name)
@@ -236,6 +255,20 @@ def test_the_threshold_acts_on_kept_probabilities(backend: Backend) -> None:
         panel.workbench.review.set_threshold(0.3)
         panel.rest()
         assert panel.held(result)[7].any()
+        panel.workbench.close()
+
+
+def test_suggestions_and_certainty_follow_the_threshold() -> None:
+    with running(BrightPipeline(answer=0.6)) as unsure:
+        panel = PaintedScene(unsure.url)
+        panel.run()
+        review = panel.workbench.review
+        panel.drive(lambda: review.view.suggestion != "")
+        before = review.view.results[0].certainty
+        review.set_threshold(0.8)
+        panel.drive(lambda: not np.array_equal(review.view.results[0].certainty, before, equal_nan=True))
+        expected = review._scans[0].writer.doubts_task()()
+        assert review._scans[0].suggestions == expected.suggestions
         panel.workbench.close()
 
 

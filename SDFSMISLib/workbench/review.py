@@ -76,6 +76,12 @@ class _Reviewed:
         found = self.suggestion()
         return None if found is None else found.plane
 
+    def forget_suggestions(self) -> None:
+        """They are searched for again. One that is named stays so until it is corrected."""
+        if self.searching is not None:
+            self.searching.cancel.set()
+        self.searching = self.suggestions = None
+
     def stop(self) -> None:
         """Ask the threads to stop."""
         for thread in (self.cleaning, self.searching):
@@ -151,6 +157,8 @@ class Review(Part[ReviewView]):
         if threshold == self.view.threshold:  # a change that is none must not write again what was undone
             return
         self.view = replace(self.view, threshold=threshold)
+        for one in self._scans:
+            one.forget_suggestions()  # another border is uncertain elsewhere
         self._change(lambda writer: writer.set_threshold(threshold))
 
     def set_cleaning(self, keep_largest: bool, smooth_mm: float) -> None:
@@ -272,8 +280,8 @@ class Review(Part[ReviewView]):
             one.cleaning = Background("SDFSMIS cleaning", lambda post, cancel: post(compute()))
 
     def _search(self, one: _Reviewed) -> None:
-        """Find where one more painted slice would help most."""
-        if one.searching is None and one.suggestions is None:
+        """Find where one more painted slice would help most, when the threshold rests."""
+        if one.searching is None and one.suggestions is None and time.monotonic() - self._changed_at > REST:
             compute = one.writer.doubts_task()
             one.searching = Background("SDFSMIS suggestions", lambda post, cancel: post(compute()))
         for message in one.searching.messages() if one.searching is not None else ():

@@ -62,7 +62,7 @@ class SupportSnapshot:
         templates: name and colour of each structure, by label value of the run.
         painting: what is painted on the scan; None = nothing.
         axis: array axis along which results on the painted scan come.
-        used: the painted slices to use, of any view, and the labels painted on each; corrected ones are always used.
+        used: the painted slices to use, of any view, and the labels painted on each.
         complete: those of them on which every structure counts as painted, also one that is not there.
         loaded: slices from files, with the label values of the run.
     """

@@ -182,7 +182,6 @@ class SupportList(Part[SupportView]):
         self._reader = PaintingReader()
         self._stamp: Any = None
         self._thumbnails: dict[str, tuple[Any, np.ndarray]] = {}
-        self._message = ""
 
     # -- what the user chooses -----------------------------------------------------------------------------------------
 
@@ -192,7 +191,7 @@ class SupportList(Part[SupportView]):
             if segmentation is not self.segmentation:
                 self._chosen_segments = None
             self.scan, self.segmentation = scan, segmentation
-            self._chosen, self._excluded, self._message = set(), {}, ""
+            self._chosen, self._excluded = set(), {}
             self._thumbnails.clear()
         self.refresh()
 
@@ -240,19 +239,14 @@ class SupportList(Part[SupportView]):
             self.use_slice(slice_node)
 
     def remove(self, keys: Collection[str]) -> None:
-        """Remove slices by their keys. Paint stays in the scene; a stroke on a removed slice brings the slice back."""
-        painting = self._read.painting
-        self._message = ""
+        """Remove slices by their keys, corrected ones too: no examples for the next run. Paint stays in the scene; a
+        stroke on a removed slice brings the slice back."""
         for key in keys:
             where, first, second = key.split(":")
             plane = Plane(int(first), int(second))
             if where == FILE:
                 one = self._loaded[int(first)]
                 self._loaded[int(first)] = replace(one, removed=one.removed | {int(second)})
-            elif painting is not None and plane in painting.corrections:
-                self._message = _(
-                    "{slice} was corrected by hand in a result, so it stays; undo the correction to take it out."
-                ).format(slice=painting.describe(plane))
             else:
                 self._chosen.discard(plane)
                 self._excluded[plane] = self._digest(plane)
@@ -319,7 +313,11 @@ class SupportList(Part[SupportView]):
         shown_on = {plane: self._content(plane).labels for plane in used}
         if painting is not None:
             here = {label for labels in shown_on.values() for label in labels}
-            painting = replace(painting, names={k: name for k, name in painting.names.items() if k in here})
+            painting = replace(
+                painting,
+                names={k: name for k, name in painting.names.items() if k in here},
+                corrections={plane: one for plane, one in painting.corrections.items() if plane in shown_on},
+            )
         complete = frozenset({*self._chosen, *(painting.corrections if painting is not None else ())})
         return SupportSnapshot(templates, painting if used else None, self._axis(used), shown_on, complete, pieces)
 
@@ -337,7 +335,7 @@ class SupportList(Part[SupportView]):
         painted = painting_stamp(self.scan, self.segmentation, segments) if segments and self.scan is not None else None
         names = [(one.name, one.color) for one in self._painted()]
         chosen = self._chosen_segments, self._every, frozenset(self._chosen), tuple(self._excluded.items())
-        return self.scan, self.segmentation, segments, painted, names, chosen, [*self._loaded.values()], self._message
+        return self.scan, self.segmentation, segments, painted, names, chosen, [*self._loaded.values()]
 
     def _painted(self) -> list[Any]:
         """The segments that are no results."""
@@ -353,9 +351,14 @@ class SupportList(Part[SupportView]):
         painting = self._read.painting
         if painting is None:
             return ()
-        self._excluded = {plane: digest for plane, digest in self._excluded.items() if digest == self._digest(plane)}
-        used = self._read.slices.keys() - self._excluded.keys() if self._every else set[Plane]()
-        return tuple(sorted(used | self._chosen | painting.corrections.keys()))
+        there = self._read.slices  # without corrections during a run
+        self._excluded = {
+            plane: digest
+            for plane, digest in self._excluded.items()
+            if plane not in there or digest == there[plane].digest
+        }
+        used = self._read.slices.keys() if self._every else painting.corrections.keys()
+        return tuple(sorted((used - self._excluded.keys()) | self._chosen))
 
     def _axis(self, used: Sequence[Plane]) -> int:
         """The array axis along which results on the scan come."""
@@ -395,7 +398,7 @@ class SupportList(Part[SupportView]):
         for number, one in self._loaded.items():
             entries += [self._entry_of_file(number, one, slot) for slot in one.slices]
         painting = read.painting
-        notes = (*(painting.notes if painting is not None else ()), *([self._message] if self._message else []))
+        notes = tuple(painting.notes) if painting is not None else ()
         problem = self._problem(templates, used, pieces)
         return SupportView(self._segments(), tuple(entries), problem, notes, self._every, self._slice_count())
 

@@ -33,7 +33,7 @@ class PaintedSlice:
     """What is painted on a slice.
 
     Attributes:
-        digest: a checksum of the paint and its place.
+        digest: a checksum of the paint and its place, and of what is known of a corrected slice.
         labels: of the painted structures, sorted.
         pixels: number of painted pixels.
     """
@@ -151,7 +151,11 @@ def _look_through(
 
 def painted_slice(painting: Painting, plane: Plane) -> PaintedSlice:
     """What is painted on a slice, recognised as painted or not."""
-    labels = painting.labels_on(plane)
+    labels, correction = painting.labels_on(plane), painting.corrections.get(plane)
+    digest = zlib.crc32(np.ascontiguousarray(labels).data)
+    if correction is not None:
+        known = np.ones(labels.shape, dtype=bool) if correction.known is None else correction.known
+        digest = zlib.crc32(np.packbits(known).data, digest)
     counts = np.bincount(labels.ravel())
     present = np.flatnonzero(counts[1:]) + 1
-    return PaintedSlice(zlib.crc32(np.ascontiguousarray(labels).data), tuple(present.tolist()), int(counts[1:].sum()))
+    return PaintedSlice(digest, tuple(present.tolist()), int(counts[1:].sum()))
