@@ -186,6 +186,12 @@ def answer(scan: Volume, painted: np.ndarray, axis: int | Literal["auto"] = 0) -
     return Segmenter(BrightPipeline(), "bright").segment(scan, support).labelmap.voxels == 1
 
 
+def only(results: dict[str, str]) -> str:
+    """The ID of the only result."""
+    (segment_id,) = results.values()
+    return segment_id
+
+
 def differ(one: np.ndarray, other: np.ndarray) -> int:
     """In how many voxels two masks differ."""
     assert one.shape == other.shape

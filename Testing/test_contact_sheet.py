@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,22 @@ def labels() -> np.ndarray:
     return voxels
 
 
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the legends say, as they are drawn."""
+    from matplotlib.figure import Figure
+
+    texts: list[str] = []
+    legend = Figure.legend
+
+    def drawn(figure: Figure, *arguments: Any, **options: Any) -> Any:
+        texts.extend(handle.get_label() for handle in options["handles"])
+        return legend(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "legend", drawn)
+    return texts
+
+
 def picture(path: Path) -> np.ndarray:
     from matplotlib.image import imread
 
@@ -84,15 +101,8 @@ def test_slices_are_shown_as_radiologists_see_them(
 
 
 def test_painted_slices_of_other_axes_are_lines_and_do_not_count(
-    tmp_path: Path, scan: np.ndarray, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scan: np.ndarray, labels: np.ndarray, entries: list[str]
 ) -> None:
-    from matplotlib.figure import Figure
-
-    entries: list[str] = []
-    legend = Figure.legend
-    monkeypatch.setattr(
-        Figure, "legend", lambda *a, **k: [entries.extend(h.get_label() for h in k["handles"]), legend(*a, **k)][1]
-    )
     row = int(np.flatnonzero((labels == 1).any(axis=(0, 2)))[0])
     prediction = labels.copy()
     prediction[:, row] = 0  # wrong there, and nowhere else
@@ -109,15 +119,8 @@ def test_painted_slices_of_other_axes_are_lines_and_do_not_count(
 
 
 def test_painted_slices_are_framed_and_a_reference_is_scored(
-    tmp_path: Path, scan: np.ndarray, labels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scan: np.ndarray, labels: np.ndarray, entries: list[str]
 ) -> None:
-    from matplotlib.figure import Figure
-
-    entries: list[str] = []
-    legend = Figure.legend
-    monkeypatch.setattr(
-        Figure, "legend", lambda *a, **k: [entries.extend(h.get_label() for h in k["handles"]), legend(*a, **k)][1]
-    )
     prediction = labels.copy()
     prediction[3] = 0
     prediction[5] = 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +71,30 @@ def test_even_slices_are_spread_anew_each_time(manifest: Manifest) -> None:
     assert [row.painted for row in rows[:4]] == [(2,), (3, 6), (3, 5, 7), (2, 4, 5, 7)]
     assert len(rows) == 7 and rows[5].painted == rows[6].painted == (2, 3, 4, 5, 6, 7)  # it has no more
     assert {row.axis for row in rows} == {0}
+
+
+def test_no_more_is_held_than_some_results_of_one_structure(tmp_path: Path) -> None:
+    """Whatever the number of structures and rounds, so that a long run takes no more memory than a short one."""
+    maker = ManifestMaker(tmp_path)
+    for number in range(3):
+        maker.add(f"a/{number}", boxes(COLUMN), {"column": 1})
+    held: list[tuple[str, weakref.ref[np.ndarray]]] = []
+    numbers = []
+
+    def method(task: Task) -> np.ndarray:
+        mask = misses_the_last_rows(task)
+        living = [case for case, one in held if one() is not None]
+        assert set(living) <= {task.case.id}
+        numbers.append(len(living))
+        held.append((task.case.id, weakref.ref(mask)))
+        return mask
+
+    gc.disable()  # what is let go of goes at once, not with the next collection
+    try:
+        evaluate_interactive(read_manifest(maker.write()), {"m": method}, rounds=6, paintings=["worst", "even"])
+    finally:
+        gc.enable()
+    assert len(numbers) > 3 * 8 and max(numbers) <= 2, "the first, and the last"
 
 
 def test_the_product_s_suggestion_is_painted_and_a_stopped_run_ends_as_one_that_was_not(

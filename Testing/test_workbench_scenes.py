@@ -16,11 +16,10 @@ from slicer_standin import install
 
 install()
 
-from panel_examples import PaintedScene, dice, differ  # noqa: E402
+from panel_examples import PaintedScene, dice, differ, only  # noqa: E402
 from SDFSMISLib.workbench.views import RunRequest  # noqa: E402
 from serving import Backend, running  # noqa: E402
 from small_scans import ball_scan  # noqa: E402
-from test_workbench import only  # noqa: E402
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0)

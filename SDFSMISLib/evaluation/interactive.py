@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -113,7 +113,6 @@ class _Session:
     ) -> None:
         self.case, self.target, self.name, self.method = case, target, name, method
         self._load = load
-        self._first = cache(self._with_first_slice)  # the same for all ways of painting
 
     def rows(self, painting: str, rounds: int, kept: ResultsFile | None) -> list[Row]:
         """A row for each round; empty if the method does not apply. Rows of an earlier run are taken as they are."""
@@ -128,7 +127,7 @@ class _Session:
                     result = result or self._result(rows[-1].planes)
                     following = self._after(result, painting, shots) if result else None
                 else:
-                    following = self._first()
+                    following = self._first
                 result = following or result
                 if result is None:
                     return []
@@ -140,7 +139,9 @@ class _Session:
             rows.append(row)
         return rows
 
-    def _with_first_slice(self) -> _Result | None:
+    @cached_property
+    def _first(self) -> _Result | None:
+        """The result with one painted slice, the same for all ways of painting."""
         task = same_volume(self.case, self.target, (), self._load, 1)
         return None if task is None else self._result(task.planes)
 
