@@ -13,18 +13,14 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from SDFSMISLib.client import Client
 from SDFSMISLib.server.ray_serving import APPLICATION, ray, serve
-from SDFSMISLib.wire import content_address, pack_array
 
 TESTING = Path(__file__).resolve().parent
 ROOT = TESTING.parent
@@ -104,26 +100,10 @@ class OnRay:
         return Client(url or self.url, token, ca_file=str(self.certificate))
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> http.client.HTTPResponse:
-        connection = self._connection()
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        connection = http.client.HTTPSConnection(urlsplit(self.url).netloc, timeout=SECONDS, context=context)
         connection.request(method, path, body, {"Authorization": f"Bearer {TOKEN}", **headers})
         return connection.getresponse()
-
-    @contextmanager
-    def sending(self, array: np.ndarray) -> Iterator[None]:
-        """Within it a client is in the middle of sending a slice."""
-        connection, body = self._connection(), pack_array(array)
-        connection.putrequest("PUT", f"/slices/{content_address(array)}")
-        connection.putheader("Authorization", f"Bearer {TOKEN}")
-        connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders()
-        connection.send(body[:1])
-        yield
-        connection.send(body[1:])
-        assert connection.getresponse().status in (200, 201)
-
-    def _connection(self) -> http.client.HTTPSConnection:
-        context = ssl.create_default_context(cafile=str(self.certificate))
-        return http.client.HTTPSConnection(urlsplit(self.url).netloc, timeout=SECONDS, context=context)
 
     def ask_each(self, method: str, path: str) -> list[tuple[int, str]]:
         """Status and body with which each replica answers, asked directly: which one a proxy asks is up to chance."""

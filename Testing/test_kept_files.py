@@ -1,16 +1,20 @@
-"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a scene, results."""
+"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a scene, results, a
+training."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from SDFSMISLib import SupportSet, Volume
+from SDFSMISLib.benchmark.scores import organ_means, read_fold_results
 from SDFSMISLib.cli.app import main
 from SDFSMISLib.evaluation import Row, copy_support, evaluate, read_manifest, read_results
 from SDFSMISLib.evaluation.baselines import Method
@@ -110,6 +114,36 @@ def test_a_kept_evaluation_is_complete_and_goes_on_when_asked_for_more(
         assert one.scores == pytest.approx(other.scores, rel=1e-5)
         predictions = (Prediction.load(prediction_path(Path("results"), row.key)) for row in (one, other))
         assert all(np.array_equal(a, b) for a, b in zip(*(vars(its).values() for its in predictions), strict=True))
+
+
+def test_a_kept_benchmark_run_is_put_into_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    (kept,) = read_fold_results(KEPT / "benchmark")
+    content = json.loads(kept.path.read_text(encoding="utf-8"))
+    assert len(kept.scores) == len(content["scores"]) == 16 and kept.about == content["about"]
+    for kind, dice in content["dice"].items():
+        assert organ_means([kept], kind) == pytest.approx(dice)
+    assert main(["benchmark", "table", "--results", str(KEPT / "benchmark")]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "ours: every scan once" in line]
+    organs = ("liver", "right kidney", "left kidney", "spleen", "mean")
+    assert [f"{100 * content['dice']['own'][organ]:.2f}" for organ in organs] == re.findall(r"\d+\.\d\d", row)
+
+
+def test_a_kept_training_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from SDFSMISLib.training.config import TrainingConfig
+    from SDFSMISLib.training.trainer import train
+
+    shutil.copy(KEPT / "training" / "segmentation.safetensors", tmp_path)
+    config = TrainingConfig.read(
+        KEPT / "training" / "config.json", output=str(tmp_path), start=str(KEPT / "pipeline"), steps=3
+    )
+    steps: list[int] = []
+    folder = train(config, lambda done, total, text: steps.append(done))
+    assert steps == [2, 3], "the first was done"
+    before, after = (load_pipeline(str(one), "cpu").components for one in (KEPT / "pipeline", folder))
+    for name, network in after.items():
+        same = all(torch.equal(value, before[name].state_dict()[key]) for key, value in network.state_dict().items())
+        assert same == (name != "image_encoder"), name
 
 
 def test_a_kept_scene_gives_its_results_and_corrections_back(tmp_path: Path) -> None:

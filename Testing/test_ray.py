@@ -9,7 +9,7 @@ import csv
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,19 +159,21 @@ def test_several_clients_at_once_get_a_second_replica_and_what_a_run_gives_witho
         while not enough.is_set():
             assert_same(RemoteSegmenter(served.client()).segment(asked.scan, asked.support), expected)
 
+    def work_until(is_so: Callable[[], bool]) -> None:
+        enough = threading.Event()
+        with ThreadPoolExecutor(2) as clients:
+            working = [clients.submit(work, enough) for _ in range(2)]
+            try:
+                wait_for(lambda: any(client.done() for client in working) or is_so())
+            finally:
+                enough.set()
+        for client in working:
+            client.result()
+
     assert len(served.replicas()) == 1
-    with served.sending(asked.scan.slice(0, 0)), served.sending(asked.scan.slice(0, 1)):
-        wait_for(lambda: served.ready_replicas() == 2)
-    enough = threading.Event()
-    with ThreadPoolExecutor(2) as clients:
-        working = [clients.submit(work, enough) for _ in range(2)]
-        try:
-            done = 'sdfsmis_runs_total{outcome="done"}'
-            wait_for(lambda: any(client.done() for client in working) or all(served.figures(done)))
-        finally:
-            enough.set()
-    for client in working:
-        client.result()
+    work_until(lambda: len(served.replicas()) == 2)
+    wait_for(lambda: served.ready_replicas() == 2)
+    work_until(lambda: all(served.figures('sdfsmis_runs_total{outcome="done"}')))
 
 
 def test_a_slice_that_one_replica_was_sent_is_seen_by_the_other(served: OnRay) -> None:
