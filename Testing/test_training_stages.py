@@ -19,7 +19,6 @@ from SDFSMISLib.evaluation import held_out_dice
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.loading import load_pipeline
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, with_folding_autoencoder
 from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
@@ -184,20 +183,14 @@ def test_the_result_is_the_moving_average_of_the_weights(tmp_path: Path) -> None
     assert not torch.equal(seen[-1][f"average.{name}"], seen[-1][f"network.{name}"])
 
 
-def test_with_synthetic_episodes_on_the_device_those_of_scans_still_come_from_the_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[str] = []
-    for maker in (EpisodeSampler, DeviceEpisodes):
-
-        def recorded(self: Any, size: int, number: int, late: bool = False, real: Any = maker.batch) -> EpisodeBatch:
-            made.append(type(self).__name__)
-            return real(self, size, number, late)
-
-        monkeypatch.setattr(maker, "batch", recorded)
-    settings = ONE_STAGE | {"cases": str(write_manifest(tmp_path)), "steps": 8, "save_every": 8}
-    train(tiny_config(tmp_path / "out", **settings, on_device=True, synthetic_share=0.5))
-    assert len(made) == 8 and set(made) == {"EpisodeSampler", "DeviceEpisodes"}
+def test_episodes_made_on_the_device_are_those_of_the_workers(tmp_path: Path) -> None:
+    settings = ONE_STAGE | {"cases": str(write_manifest(tmp_path)), "steps": 2, "save_every": 2, "synthetic_share": 0.5}
+    trained = []
+    for name, on_device in (("workers", False), ("device", True)):
+        folder = tmp_path / name
+        train(tiny_config(folder, **settings, on_device=on_device, workers=1), cache=tmp_path / "cache")
+        trained.append(weights(folder))
+    assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
 
 
 # -- what is written

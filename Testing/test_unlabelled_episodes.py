@@ -88,7 +88,7 @@ def settings(**changes: Any) -> TrainingConfig:
 def sampler(scans: list[TrainingVolume], **changes: Any) -> UnlabelledSampler:
     matching = SliceMatching(0.0, 1.0, 1.0, scans[0].maps[0].shape[0])
     pairs = {(a.name, b.name): matching for a in scans for b in scans if a is not b}
-    return UnlabelledSampler(scans, 32, settings(**changes), pairs, scans)
+    return UnlabelledSampler(scans, 32, settings(**changes), pairs)
 
 
 @pytest.mark.parametrize("backwards", [False, True])

@@ -51,11 +51,10 @@ class TrainingConfig(BaseModel):
         group_weights: how often a group of scans is drawn, as a factor; 1 for groups that are not named.
         without_hints: share of the passes without the finished neighbour's image and mask as inputs and without
             likeness, so that the supports' keys, values and condition have to tell what they know.
-        on_device: make synthetic episodes on the device of the networks, in whole batches; else in the workers.
+        on_device: make episodes on the device of the networks, where all volumes then lie; else in the workers.
         across: targets of `cross` episodes: `labels` that both scans have, or `registration`: parts of one scan that
             are warped onto the other, which needs no labels, with one painted slice each and none `swapped`; some
-            `propagate` episodes then have a painted slice of another scan too; see `UnlabelledSampler`. Synthetic
-            episodes made `on_device` know their labels and stay the same.
+            `propagate` episodes then have a painted slice of another scan too; see `UnlabelledSampler`.
         window: how intensities of training scans become [-1, 1]: `robust`, or `minmax`, the paper's.
         supervoxels: `slic`; `felzenszwalb`, the literature's; `labels`: labels in their place, as in the official code.
         supervoxel_size: least voxels of a `felzenszwalb` supervoxel.
@@ -143,8 +142,8 @@ class TrainingConfig(BaseModel):
         for name, shares in (("mix", self.mix), ("losses", self.losses)):
             if not any(shares.values()):
                 raise ValueError(f"{name} has nothing above 0")
-        if self.on_device and (not self.synthetic_count or self.mix.get("paper")):
-            raise ValueError("on_device is for synthetic episodes: it needs a synthetic_count, and no paper in the mix")
+        if self.on_device and self.mix.get("paper"):
+            raise ValueError("on_device makes no paper episodes; leave paper out of the mix, or set on_device to false")
         if not self.cases and not self.synthetic_count:
             raise ValueError("there is nothing to draw episodes from: name cases, or a synthetic_count above 0")
         if not self.learned:

@@ -7,22 +7,33 @@ supervoxel, as SD-FSMIS trains).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.labelmap import bounding_box
-from SDFSMISLib.inference.network_images import Contrast, Region, known_on_grid
-from SDFSMISLib.inference.registration import displacement
+from SDFSMISLib.inference.network_images import Region, known_on_grid
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.synthesis import GRID, augment, random_appearance
+from SDFSMISLib.training.rendering import (
+    RandomDraws,
+    View,
+    VolumeStore,
+    augment_intensity,
+    equalizing_contrasts,
+    imperfect,
+    registered,
+    render,
+    with_contrast,
+)
+from SDFSMISLib.training.synthesis import GRID, augment
 from SDFSMISLib.training.volumes import (
     BatchPlan,
     Crop,
     EpisodeBatch,
+    MaskedSlice,
     PreviousSlices,
     SliceTarget,
     TrainingVolume,
@@ -33,6 +44,8 @@ LEAST_PIXELS = 5  # of a target on the painted slice, at least: a spinal cord in
 MIN_NEXT_PIXELS = 3  # on the slices that follow
 BEYOND_END_SHARE = 0.35  # share of propagate episodes whose query lies behind the structure's end
 OTHER_SCAN_SHARE = 0.15  # share of propagate episodes on labels whose painted slices are of another scan
+MIN_PAINTED_PIXELS = 8  # of the grid, that a painted target takes
+MIN_EARLIER_PIXELS = 6  # of the grid, that a slice shows from which the next mask is predicted
 UNION_SHARE = 0.1  # share of targets that are made of two
 OTHER_AXES_SHARE = 0.25  # share of targets of scans with thick slices that are seen on slices across these
 TWO_LINES_SHARE = 0.4  # share of queries with known lines that have two
@@ -45,11 +58,36 @@ MIN_PAPER_SHARE = 200 / GRID**2  # of the slice, that a supervoxel takes on one 
 CONTRAST_SHARE = 0.9  # share of episodes seen with a region's contrast, as by the segmenter's region `auto`
 
 
+@dataclass(frozen=True)
+class Episode:
+    """One episode as it is chosen, before its pixels are sampled.
+
+    Attributes:
+        views: the painted slices; in `propagate` then the slice before the finished neighbour, the neighbour, and the
+            query; else the query last.
+        held: the neighbour with the mask that the track hands on; None: no finished neighbour.
+        contrast: for each view the one whose contrast it gets.
+        is_exact: whether the handed-on mask is the painted one, without errors.
+        wanted: whether the neighbour's mask may be predicted from the slice before.
+        known: (R, R), see `EpisodeBatch`.
+        is_twin: whether it shows the images of the episode before it, and asks for another target.
+    """
+
+    views: tuple[View, ...]
+    contrast: tuple[int, ...]
+    held: View | None = None
+    is_exact: bool = False
+    wanted: bool = False
+    known: torch.Tensor | None = None
+    is_twin: bool = False
+
+
 class EpisodeSampler:
     """Draws batches of episodes; seed and number of a batch determine it, whatever was drawn before.
 
     Args:
         volumes: to draw from; synthetic ones have no image.
+        device: on which pixels are made, where the volumes lie too.
         resolution: R, side of the network's grid in pixels.
         config: ``seed``; ``mix``, the share of each kind; ``synthetic_share``, of episodes from synthetic volumes;
             ``label_share``, of those on real volumes whose target is a label rather than a supervoxel; ``rollout``, of
@@ -66,8 +104,16 @@ class EpisodeSampler:
     (torch.Size([2, 32, 32]), 2)
     """
 
-    def __init__(self, volumes: list[TrainingVolume], resolution: int, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        volumes: Sequence[TrainingVolume],
+        resolution: int,
+        config: TrainingConfig,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.resolution, self.config, self.seed = resolution, config, config.seed
+        self.store = VolumeStore(volumes, torch.device(device))
+        volumes = self.store.volumes
         self.synthetic_share, self.label_share = config.synthetic_share, config.label_share
         self.rng = np.random.default_rng(config.seed)
         self.real = [v for v in volumes if v.image is not None]
@@ -96,36 +142,102 @@ class EpisodeSampler:
         """
         self.rng = np.random.default_rng([self.seed, number])
         plan = BatchPlan.drawn(self.rng, self.config, late)
-        kind, shots, painted, swapped = plan.kind, plan.shots, plan.painted, plan.swapped
-        episodes: list[tuple[torch.Tensor, ...]] = []
-        tries = 0
-        while len(episodes) < size:
-            tries += 1
-            if tries > MAX_TRIES:
-                raise InputError(
-                    f"Of {tries - 1} episodes of the kind {kind!r} that were drawn, {len(episodes)} show their target "
-                    "well enough; take scans with larger targets, or another mix."
-                )
-            if kind == "propagate":
-                found = self._propagate(painted, plan.rolled)
-                episodes += [found] if found is not None else []
-            elif kind == "paper":
-                episodes += self._paper()
-            elif kind == "independent" or not self.shared_groups:
-                episodes += self._independent(shots, swapped)
+        if plan.kind == "cross" and not self.shared_groups:
+            plan = replace(plan, kind="independent")
+        episodes: list[Episode] = []
+        papers: list[tuple[torch.Tensor, ...]] = []
+        for _ in range(MAX_TRIES):
+            if plan.kind == "paper":
+                papers += self._paper()
             else:
-                episodes += self._cross(shots, swapped)
-        supports, masks, queries, answers, *more = (torch.stack(x) for x in zip(*episodes[:size], strict=True))
-        if not more:
-            return EpisodeBatch(supports, masks, queries, answers, supports.shape[1])
-        moved, *more = more
-        known, more = (more[0], more[1:]) if kind == "propagate" else (None, more)
-        before = PreviousSlices(*more) if plan.rolled else None
-        return EpisodeBatch(supports, masks, queries, answers, painted, moved, before, kind != "propagate", known)
+                episodes += self._drawn(plan)
+            if len(episodes) + len(papers) >= size:
+                break
+        else:
+            raise InputError(
+                f"Of {MAX_TRIES} episodes of the kind {plan.kind!r} that were drawn, {len(episodes) + len(papers)} "
+                "show their target well enough; take scans with larger targets, or another mix."
+            )
+        if papers:
+            supports, masks, queries, answers = (torch.stack(x) for x in zip(*papers[:size], strict=True))
+            return EpisodeBatch(supports, masks, queries, answers, painted=1)
+        return self._pixels(episodes[:size], plan)
+
+    def _drawn(self, plan: BatchPlan) -> list[Episode]:
+        """One episode of this kind, or two twins; none if what was drawn shows too little."""
+        if plan.kind == "propagate":
+            return self._propagate(plan.painted)
+        return (
+            self._independent(plan.shots, plan.swapped)
+            if plan.kind == "independent"
+            else self._cross(plan.shots, plan.swapped)
+        )
+
+    def _pixels(self, episodes: Sequence[Episode], plan: BatchPlan) -> EpisodeBatch:
+        """The batch of these episodes, all with equally many views."""
+        draws = RandomDraws(int(self.rng.integers(1 << 62)), self.store.device)
+        plain = self._images(draws, episodes, plan)
+        contrast = torch.tensor([one.contrast for one in episodes], device=plain.device)
+        values = equalizing_contrasts(plain.flatten(0, 1)).unflatten(0, plain.shape[:2])
+        values = values.gather(1, contrast[..., None].expand_as(values))
+        images = with_contrast(plain.flatten(0, 1), values.flatten(0, 1)).view(plain.shape)
+        images = torch.where(draws.chance(CONTRAST_SHARE, len(episodes), 1, 1, 1), images, plain)
+        masks = self._masks([view for one in episodes for view in one.views]).view(plain.shape)
+        if plan.kind != "propagate":
+            return self._without_neighbour(draws, plan, images, masks)
+        p, before = plan.painted, None
+        held = self._masks([one.held for one in episodes if one.held is not None])
+        exact = torch.tensor([one.is_exact for one in episodes], device=plain.device)
+        held = torch.where(exact[:, None, None], held, imperfect(draws, held))
+        moved = registered(plain[:, p + 1], plain[:, p + 2])
+        if plan.rolled:
+            wanted = torch.tensor([one.wanted for one in episodes], device=plain.device)
+            wanted &= masks[:, p].sum((1, 2)) >= MIN_EARLIER_PIXELS
+            there = registered(plain[:, p], plain[:, p + 1])
+            before = PreviousSlices(images[:, p], imperfect(draws, masks[:, p]), there, wanted)
+        known = torch.stack([one.known for one in episodes if one.known is not None]).to(plain.device)
+        supports = torch.cat([images[:, :p], images[:, p + 1 : p + 2]], dim=1)
+        support_masks = torch.cat([masks[:, :p], held[:, None]], dim=1)
+        return EpisodeBatch(
+            supports, support_masks, images[:, -1], masks[:, -1], p, moved, before, warped=False, known=known
+        )
+
+    def _without_neighbour(
+        self, draws: RandomDraws, plan: BatchPlan, images: torch.Tensor, masks: torch.Tensor
+    ) -> EpisodeBatch:
+        """The batch of images and masks (B, S + 1, R, R), the query last."""
+        return EpisodeBatch(images[:, :-1], masks[:, :-1], images[:, -1], masks[:, -1], images.shape[1] - 1)
+
+    def _images(self, draws: RandomDraws, episodes: Sequence[Episode], plan: BatchPlan) -> torch.Tensor:
+        """Images (B, S, R, R) in [-1, 1]; intensities change for the task, and a little for each slice."""
+        side, same_scan = self.resolution, plan.same_scan
+        views = [view for one in episodes for view in one.views]
+        images = torch.zeros(len(views), side, side, device=self.store.device)
+        scans = [row for row, (target, _) in enumerate(views) if target.volume.image is not None]
+        if scans:
+            images[scans] = self.store.images([views[row] for row in scans], side)
+        shape = (len(episodes), -1, side, side)
+        drawn = [row for row, one in enumerate(episodes) if one.views[0][0].volume.image is None]
+        images = images.view(shape)
+        if drawn:
+            labels = self.store.looks([view for row in drawn for view in episodes[row].views], side)
+            images[drawn] = render(draws, labels.view(len(drawn), -1, 1, side, side), same_scan)
+        images = augment_intensity(draws, images, same_scan)
+        rows = [row - 1 if one.is_twin and row else row for row, one in enumerate(episodes)]
+        return images[rows]
+
+    def _masks(self, views: Sequence[View]) -> torch.Tensor:
+        """The targets' masks (N, R, R), 0 or 1."""
+        masks = self.store.masks(views, self.resolution)
+        for row, (target, crop) in enumerate(views):
+            if isinstance(target, MaskedSlice):
+                own = torch.from_numpy(target.mask().astype(np.float32))
+                masks[row] = (resampled(own, target.spacing, crop, self.resolution) > 0.5).float()
+        return masks
 
     # -- the four kinds
 
-    def _propagate(self, painted: int, rolled: bool) -> tuple[torch.Tensor, ...] | None:
+    def _propagate(self, painted: int) -> list[Episode]:
         """The painted slice(s), the finished neighbour with the kind of errors a prediction has, and the next slice.
 
         Some queries (`BEYOND_END_SHARE`) lie behind the end of the structure: the answer is empty although the finished
@@ -138,7 +250,7 @@ class EpisodeSampler:
         first = replace(first, thick=int(self.rng.integers(1, gap + 1)) if self.rng.random() < 0.5 else 1)
         ahead = [z for z in present if 0 < (z - first.index) * way <= 12 * gap]
         if not ahead:
-            return None
+            return []
         end = max(present, key=lambda z: z * way)
         index = int(self.rng.choice(ahead))
         beyond = (
@@ -147,16 +259,16 @@ class EpisodeSampler:
         if beyond:
             index = end + way * int(self.rng.integers(1, 1 + (gap if self.rng.random() < 0.6 else 6 * gap)))
             if not 0 <= index < first.volume.maps[0].shape[first.axis]:
-                return None
+                return []
         back = min(gap, abs(index - first.index))
         previous, query = first.at(index - way * back), first.at(index)
         lost = (previous.index - end) * way > 0  # a track that has missed the end keeps the mask from there
         held = first.at(end) if lost else previous
         neighbour_mask = held.mask()
         if not neighbour_mask.any():
-            return None
+            return []
         turn, mirror = self._random_angle(), bool(self.rng.random() < 0.5)
-        shown: list[tuple[SliceTarget, Crop]] = []
+        shown: list[View] = []
         foreign = self._other_scan_support(first)
         for number in range(painted):
             target = first if number == 0 else first.at(int(self.rng.choice(present)))
@@ -168,23 +280,19 @@ class EpisodeSampler:
         is_first = previous.index == first.index and foreign is None
         before = previous if is_first or lost else self._slice_before(first, previous, gap)
         shown += [(before, crop), (previous, crop), (query, crop)]
-        images, masks = self._render(shown, same_scan=True)
-        plain, contrast = images, self._contrast(images[0 if foreign is None else painted])
-        images = [self._own_contrast(contrast, image) for image in images[:painted]] + [
-            contrast(x) for x in images[painted:]
+        if not self._shows_enough(shown[0]):
+            return []
+        source = 0 if foreign is None else painted
+        return [
+            Episode(
+                views=tuple(shown),
+                contrast=(*range(painted), source, source, source),
+                held=(held, crop),
+                is_exact=is_first,
+                wanted=before.index != previous.index,
+                known=self._known(query, crop, held),
+            )
         ]
-        soft = resampled(torch.from_numpy(neighbour_mask.astype(np.float32)), held.spacing, crop, self.resolution)
-        exact = (soft > 0.5).float()
-        masks[-2] = exact if is_first else self._imperfect(exact)
-        moved = displacement(plain[-2], plain[-1])
-        earlier: tuple[torch.Tensor, ...] = ()
-        if rolled:
-            wanted = before.index != previous.index and bool(masks[painted].sum() >= MIN_NEXT_PIXELS)
-            there = displacement(plain[painted], plain[-2]) if wanted else torch.zeros_like(moved)
-            earlier = (images[painted], self._imperfect(masks[painted]), there, torch.tensor(wanted))
-        del images[painted], masks[painted]
-        split = self._split(images, masks)
-        return None if split is None else (*split, moved, self._known(query, crop, held), *earlier)
 
     def _known(self, query: SliceTarget, crop: Crop, near: SliceTarget) -> torch.Tensor:
         """What painted slices of other views tell of a query: (R, R), 1 inside, -1 outside, 0 unknown.
@@ -239,15 +347,7 @@ class EpisodeSampler:
         away = previous.index - first.index
         return first.at(previous.index - int(np.sign(away)) * min(gap, abs(away)))
 
-    def _contrast(self, image: torch.Tensor) -> Contrast:
-        return Contrast.of(image) if self.rng.random() < CONTRAST_SHARE else Contrast.unchanged()
-
-    @staticmethod
-    def _own_contrast(contrast: Contrast, image: torch.Tensor) -> torch.Tensor:
-        """The image with its own contrast, unless none is changed in this episode."""
-        return Contrast.of(image)(image) if not contrast.is_unchanged else image
-
-    def _independent(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
+    def _independent(self, shots: int, swapped: bool) -> list[Episode]:
         """Painted slices and a query of the same scan, seen through one frame; one query in eight lacks the target."""
         first = self._target()
         present = self._slices_with_target(first, MIN_NEXT_PIXELS)
@@ -268,9 +368,9 @@ class EpisodeSampler:
             crop = self._crop_around(union, first.spacing, (1.6, 3.5), 0.25)
         turn, mirror = self._random_angle(), bool(self.rng.random() < 0.5)
         shown = [(target, self._jittered(replace(crop, angle=turn, mirror=mirror))) for target in [*targets, query]]
-        return self._episodes_of(shown, bool(self.rng.random() < 0.8), swapped)
+        return self._episodes_of(shown, swapped)
 
-    def _cross(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
+    def _cross(self, shots: int, swapped: bool) -> list[Episode]:
         """Painted slices of one scan, a query of another scan of the same anatomy."""
         members = self.families[str(self.rng.choice(self.shared_groups))]
         a, b = self.rng.choice(len(members), 2, replace=False)
@@ -293,7 +393,7 @@ class EpisodeSampler:
                 else self._crop_around(mask, target.spacing, (2.0, 4.0), 0.3)
             )
             shown.append((target, self._jittered(replace(crop, angle=turn, mirror=mirror))))
-        return self._episodes_of(shown, True, swapped)
+        return self._episodes_of(shown, swapped)
 
     def _paper(self) -> list[tuple[torch.Tensor, ...]]:
         """Two adjacent slices of one scan with a supervoxel, in either order, one of them augmented.
@@ -319,22 +419,28 @@ class EpisodeSampler:
         ]
         changed = int(self.rng.integers(2))
         images[changed], masks[changed] = augment(self.rng, images[changed], masks[changed])
-        split = self._split(images, masks)
-        return [] if split is None else [split]
+        if masks[0].sum() < MIN_PAINTED_PIXELS:
+            return []
+        return [(images[0][None], masks[0][None], images[1], masks[1])]
 
-    def _episodes_of(
-        self, shown: list[tuple[SliceTarget, Crop]], same_scan: bool, swapped: bool
-    ) -> list[tuple[torch.Tensor, ...]]:
+    def _episodes_of(self, shown: Sequence[View], swapped: bool) -> list[Episode]:
         """The episode of these slices, the query last; `swapped`: and one that asks for another target on them."""
-        images, masks = self._render(shown, same_scan)
-        contrast = self._contrast(images[0])
-        images = [self._own_contrast(contrast, image) for image in images]
-        episodes = [self._split(images, masks)]
+        if not self._shows_enough(shown[0]):
+            return []
+        own = tuple(range(len(shown)))
+        episodes = [Episode(tuple(shown), own)]
         others = self._other_targets(shown[0][0], shown[-1][0]) if swapped else []
         if others:
             values = (int(self.rng.choice(others)),)
-            episodes.append(self._split(images, self._masks([(replace(k, values=values), f) for k, f in shown])))
-        return [episode for episode in episodes if episode is not None]
+            twin = tuple((replace(target, values=values), crop) for target, crop in shown)
+            episodes.append(Episode(twin, own, is_twin=True))
+        return episodes
+
+    def _shows_enough(self, view: View) -> bool:
+        """Whether a painted target takes enough of the grid."""
+        target, crop = view
+        pixels = target.mask().sum() * target.spacing[0] * target.spacing[1] / (2 * crop.half / self.resolution) ** 2
+        return bool(pixels >= MIN_PAINTED_PIXELS)
 
     # -- choosing
 
@@ -428,90 +534,3 @@ class EpisodeSampler:
             angle=crop.angle + float(self.rng.normal(0, 0.08)),
             bend=bend,
         )
-
-    # -- rendering
-
-    def _render(
-        self, shown: list[tuple[SliceTarget, Crop]], same_scan: bool
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Images in [-1, 1] and masks, R x R each; intensities change for the task, and a little for each slice."""
-        if shown[0][0].volume.image is None:
-            labels = [
-                resampled(torch.from_numpy(k.image().astype(np.float32)), k.spacing, f, self.resolution, "nearest")
-                for k, f in shown
-            ]
-            images = random_appearance(self.rng, labels, same_scan)
-        else:
-            images = [
-                resampled(torch.from_numpy(k.image().astype(np.float32)) + 1, k.spacing, f, self.resolution) - 1
-                for k, f in shown
-            ]
-        look = self._intensity_parameters()
-        looks = [self._intensity_parameters(look, 0.15) if same_scan else self._intensity_parameters() for _ in images]
-        fields = [
-            self._bias_field(look) if same_scan else self._bias_field(mine)
-            for mine in looks[: 1 if same_scan else None]
-        ]
-        fields *= len(images) if same_scan else 1
-        seen = [self._with_intensity(i, x, f) for i, x, f in zip(images, looks, fields, strict=True)]
-        return seen, self._masks(shown)
-
-    def _masks(self, shown: list[tuple[SliceTarget, Crop]]) -> list[torch.Tensor]:
-        """The targets' masks (R, R), 0 or 1."""
-        found = [
-            resampled(torch.from_numpy(k.mask().astype(np.float32)), k.spacing, f, self.resolution) for k, f in shown
-        ]
-        return [(mask > 0.5).float() for mask in found]
-
-    def _bias_field(self, look: np.ndarray) -> torch.Tensor:
-        """A coil's uneven sensitivity, (R, R), around 1."""
-        if look[5] < 0.1:
-            return torch.ones(self.resolution, self.resolution)
-        field = torch.from_numpy(self.rng.normal(0, look[5], (1, 1, 3, 3)).astype(np.float32))
-        size = (self.resolution, self.resolution)
-        return F.interpolate(field, size=size, mode="bicubic", align_corners=True)[0, 0].exp()
-
-    def _intensity_parameters(self, base: np.ndarray | None = None, amount: float = 1.0) -> np.ndarray:
-        """Log gamma, log gain, offset, noise, inversion, bias: drawn anew, or near `base`."""
-        drawn = amount * self.rng.normal(0, [0.35, 0.2, 0.12, 0.0, 0.0, 0.0])
-        if base is None:
-            drawn[3:] = abs(self.rng.normal(0, 0.02)), float(self.rng.random() < 0.2), abs(self.rng.normal(0, 0.25))
-            return drawn
-        return base + drawn
-
-    def _with_intensity(self, image: torch.Tensor, look: np.ndarray, field: torch.Tensor) -> torch.Tensor:
-        gamma, gain, offset, noise, inverted, _ = look
-        x = ((image + 1) / 2).clamp(0, 1) ** float(np.exp(gamma)) * field
-        if inverted > 0.5:
-            x = 1 - x
-        x = (x - 0.5) * float(np.exp(gain)) + 0.5 + float(offset)
-        x = x + max(0.0, noise) * torch.from_numpy(self.rng.standard_normal(image.shape, dtype=np.float32))
-        return (2 * x - 1).clamp(-1, 1)
-
-    def _imperfect(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask (R, R) with the errors of a prediction: wavy, eroded, dilated, shifted, leaking; or unchanged."""
-        if self.rng.random() < 0.2:
-            return mask
-        size = mask.shape[-1]
-        sigma = float(self.rng.uniform(1.0, 5.0))
-        radius = int(2 * sigma) + 1
-        x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-        kernel = torch.exp(-(x**2) / (2 * sigma**2))
-        kernel = kernel / kernel.sum()
-        soft = F.conv2d(mask[None, None], kernel.view(1, 1, -1, 1), padding=(radius, 0))
-        soft = F.conv2d(soft, kernel.view(1, 1, 1, -1), padding=(0, radius))
-        near = soft
-        grain = int(self.rng.integers(4, 14))
-        wave = torch.from_numpy(self.rng.normal(0, 1, (1, 1, grain, grain)).astype(np.float32))
-        soft = soft + float(self.rng.uniform(0, 0.22)) * F.interpolate(wave, size=(size, size), mode="bicubic")
-        wrong = ((soft > float(self.rng.uniform(0.3, 0.7))) & (near > 0.01))[0, 0].float()
-        down, right = (int(round(s)) for s in self.rng.normal(0, 1.2, 2))
-        wrong = F.pad(wrong, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)))
-        wrong = wrong[max(-down, 0) :, max(-right, 0) :][:size, :size]
-        return wrong if wrong.sum() >= 4 else mask
-
-    @staticmethod
-    def _split(images: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, ...] | None:
-        if masks[0].sum() < 8:
-            return None
-        return torch.stack(images[:-1]), torch.stack(masks[:-1]), images[-1], masks[-1]

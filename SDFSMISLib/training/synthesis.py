@@ -19,7 +19,6 @@ SHIFT = 5.0  # pixels, either way
 SCALE = (0.9, 1.2)
 ELASTIC_STRENGTH, ELASTIC_SMOOTHNESS = 10.0, 5.0  # alpha and sigma, pixels
 GAMMA = (0.5, 1.5)
-ALIKE_SHARE = 0.3  # share of synthetic images with a few grey levels only
 
 
 def augment(rng: np.random.Generator, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,41 +87,3 @@ def smooth_partition(rng: np.random.Generator, shape: tuple[int, ...], parts: in
 def _smooth_noise(rng: np.random.Generator, side: int, scale: int) -> np.ndarray:
     noise = torch.from_numpy(rng.standard_normal((1, 1, scale, scale, scale), dtype=np.float32))
     return F.interpolate(noise, size=(side,) * 3, mode="trilinear", align_corners=False)[0, 0].numpy()
-
-
-def random_appearance(rng: np.random.Generator, labels: list[torch.Tensor], same_scan: bool) -> list[torch.Tensor]:
-    """Grey images of label images.
-
-    Args:
-        labels: images (H, W) of label values.
-        same_scan: one grey level per label for all images (up to a small change), else drawn anew for each.
-
-    Returns:
-        images (H, W) float32, around [-1, 1].
-    """
-    levels = rng.uniform(-1, 1, 256).astype(np.float32)
-    levels[0] = -1 if rng.random() < 0.7 else levels[0]
-    if rng.random() < ALIKE_SHARE:  # neighbours look alike: only shape tells one from the other
-        levels[1:] = rng.choice(rng.uniform(-1, 1, int(rng.integers(3, 7))), 255)
-    coarse = int(rng.integers(6, 40))
-    texture = rng.uniform(0.0, 0.25, 256 if rng.random() < 0.5 else 1).astype(np.float32)
-    texture = np.broadcast_to(texture, 256).copy()
-    blur = rng.uniform(0.4, 1.2)
-    images = []
-    for image in labels:
-        mine = levels if same_scan else rng.uniform(-1, 1, 256).astype(np.float32)
-        mine = mine + rng.normal(0, 0.02, 256).astype(np.float32)
-        grey = torch.from_numpy(mine)[image.long()]
-        height, width = grey.shape
-        noise = torch.from_numpy(rng.standard_normal((1, 1, coarse, coarse), dtype=np.float32))
-        grain = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=False)[0, 0]
-        images.append(_blurred(grey + torch.from_numpy(texture)[image.long()] * grain, blur))
-    return images
-
-
-def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    x = torch.arange(-3, 4, dtype=torch.float32)
-    kernel = torch.exp(-(x**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    padded = F.pad(image[None, None], (3, 3, 3, 3), mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 7, 1)), kernel.view(1, 1, 1, 7))[0, 0]

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers import AutoencoderKL
@@ -30,7 +29,6 @@ from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportQueryUNet
 from SDFSMISLib.training.checkpoint import Checkpoint, Log, write_episodes
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.device_episodes import DeviceEpisodes
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import (
     Denoiser,
@@ -94,12 +92,11 @@ def train(
     synthetic = synthetic_volumes(config.synthetic_count, config.seed)
     if config.label_maps:
         synthetic += label_volumes(Path(config.label_maps), config)
-    on_device = None
-    if config.on_device:
-        on_device = DeviceEpisodes(synthetic, pipeline.config.resolution, config, accelerator.device)
-    sampler = _sampler(config, volumes, [] if on_device else synthetic, pipeline, progress)
+    sampler = _sampler(
+        config, volumes, synthetic, pipeline, accelerator.device if config.on_device else "cpu", progress
+    )
     log = Log(output, accelerator.is_main_process)
-    run = TrainingRun(config, accelerator, sampler, on_device, log, progress, validate)
+    run = TrainingRun(config, accelerator, sampler, log, progress, validate)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
     if config.denoising_steps:
@@ -129,6 +126,7 @@ def _sampler(
     scans: list[TrainingVolume],
     synthetic: list[TrainingVolume],
     pipeline: SDFSMISPipeline,
+    device: torch.device | str,
     progress: Progress | None,
 ) -> EpisodeSampler:
     resolution = pipeline.config.resolution
@@ -142,8 +140,8 @@ def _sampler(
         if len(scans) > 1 and not pairs:
             text = "No two scans look alike: episodes across scans show slices of one scan, bent as if of another."
             warnings.warn(text, stacklevel=2)
-        return UnlabelledSampler(scans + synthetic, resolution, config, pairs, scans, pipeline.takes_neighbours)
-    return EpisodeSampler(scans + synthetic, resolution, config)
+        return UnlabelledSampler(scans + synthetic, resolution, config, pairs, pipeline.takes_neighbours, device)
+    return EpisodeSampler(scans + synthetic, resolution, config, device)
 
 
 def _write(pipeline: SDFSMISPipeline, output: Path, half: bool) -> None:
@@ -163,12 +161,11 @@ class TrainingRun:
         config: TrainingConfig,
         accelerator: Accelerator,
         sampler: EpisodeSampler,
-        on_device: DeviceEpisodes | None,
         log: Log,
         progress: Progress | None,
         validate: Validator | None,
     ) -> None:
-        self.config, self.accelerator, self.sampler, self.on_device = config, accelerator, sampler, on_device
+        self.config, self.accelerator, self.sampler = config, accelerator, sampler
         self.log, self.progress, self.validate = log, progress, validate
         self.output = Path(config.output)
 
@@ -262,25 +259,18 @@ class TrainingRun:
             for step in range(first, last)
             for part in range(config.accumulate)
         ]
-        ahead = 4 if config.workers else None
+        workers = 0 if config.on_device else config.workers
+        ahead = 4 if workers else None
         late = offset + round(last * (1 - config.late)) * config.accumulate * accelerator.num_processes
         dataset = _Episodes(self.sampler, config, numbers, late)
-        loader = DataLoader(
-            dataset, batch_size=None, num_workers=config.workers, prefetch_factor=ahead, worker_init_fn=_use_one_thread
+        batches = iter(
+            DataLoader(
+                dataset, batch_size=None, num_workers=workers, prefetch_factor=ahead, worker_init_fn=_use_one_thread
+            )
         )
-        batches = iter(loader)
         for step in range(first, last):
             torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
-            yield step, (self._resolved(next(batches), late) for _ in range(config.accumulate))
-
-    def _resolved(self, batch: EpisodeBatch | int | InputError, late: int) -> EpisodeBatch:
-        """The batch, or that of this number, made here; raises what a worker could not."""
-        if isinstance(batch, EpisodeBatch):
-            return batch
-        if isinstance(batch, InputError):
-            raise batch
-        assert self.on_device is not None
-        return self.on_device.batch(self.config.batch, batch, batch >= late)
+            yield step, (_or_raise(next(batches)) for _ in range(config.accumulate))
 
     def _optimise(self, model: nn.Module, optimizer: Any, loss: torch.Tensor) -> None:
         with self.accelerator.accumulate(model):
@@ -317,8 +307,7 @@ def _use_one_thread(_: int) -> None:
 
 
 class _Episodes(Dataset):
-    """Place -> batch, so that a resumed run goes on with the very batches that were to come; or the number of one that
-    is to be made on the device."""
+    """Place -> batch, so that a resumed run goes on with the very batches that were to come."""
 
     def __init__(self, sampler: EpisodeSampler, config: TrainingConfig, numbers: list[int], late: int) -> None:
         self.sampler, self.config, self.numbers, self.late = sampler, config, numbers, late
@@ -326,16 +315,19 @@ class _Episodes(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> EpisodeBatch | int | InputError:
+    def __getitem__(self, place: int) -> EpisodeBatch | InputError:
         number = self.numbers[place]
-        if self.config.on_device:
-            drawn = np.random.default_rng([self.config.seed, number, 1]).random()
-            if not self.sampler.real or drawn < self.config.synthetic_share:
-                return number
         try:
             return self.sampler.batch(self.config.batch, number, number >= self.late)
         except InputError as error:  # which a loader would wrap in a traceback
             return error
+
+
+def _or_raise(batch: EpisodeBatch | InputError) -> EpisodeBatch:
+    """The batch; raises what a worker could not."""
+    if isinstance(batch, InputError):
+        raise batch
+    return batch
 
 
 class _Reconstruction(nn.Module):

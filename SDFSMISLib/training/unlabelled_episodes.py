@@ -30,8 +30,16 @@ from SDFSMISLib.inference.registration import (
     warp,
 )
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import LEAST_PIXELS, MIN_NEXT_PIXELS, OTHER_SCAN_SHARE, EpisodeSampler
-from SDFSMISLib.training.volumes import Crop, SliceTarget, TrainingVolume
+from SDFSMISLib.training.episodes import MIN_NEXT_PIXELS, OTHER_SCAN_SHARE, Episode, EpisodeSampler
+from SDFSMISLib.training.rendering import RandomDraws, imperfect
+from SDFSMISLib.training.volumes import (
+    BatchPlan,
+    Crop,
+    EpisodeBatch,
+    MaskedSlice,
+    SliceTarget,
+    TrainingVolume,
+)
 
 MATCHING_SIDE = 64  # of the grid on which bodies are compared
 PROBES = 8  # slices of the one scan, and twice as many of the other
@@ -163,18 +171,7 @@ ANGLE_SPREAD = 0.1  # radians, of both slices together
 FULL_SLICE = (0.85, 1.05)  # of half a slice's longer side
 MAX_MISALIGNMENT = 0.06  # of half a side, by which warped masks are misplaced beyond the errors of registration
 ERROR_SHARE = 0.5  # share of the warped masks that get the errors of a prediction
-SAME_APPEARANCE_SHARE = 0.8  # share of episodes across scans in which both slices look as one scanner shows them
-
-
-@dataclass(frozen=True)
-class MaskedSlice(SliceTarget):
-    """A slice with a mask of its own, bool canonical (rows, columns)."""
-
-    own_mask: np.ndarray | None = None
-
-    def mask(self) -> np.ndarray:
-        assert self.own_mask is not None
-        return self.own_mask
+LEAST_WARPED_PIXELS = 24  # of a slice, that a mask takes after it was warped
 
 
 class UnlabelledSampler(EpisodeSampler):
@@ -186,26 +183,25 @@ class UnlabelledSampler(EpisodeSampler):
         resolution: int,
         config: TrainingConfig,
         pairs: ScanPairs,
-        painted: Sequence[TrainingVolume],
         takes_warped_masks: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         """
         Args:
             volumes: scans with maps of supervoxels, where the first map may be labels; synthetic ones too.
             pairs: how slices of scans match; see `match_scans`.
-            painted: scans that targets may be warped onto as painted masks.
-            brings: whether the networks have an input for warped masks.
+            takes_warped_masks: whether the networks have an input for warped masks.
         """
-        super().__init__(volumes, resolution, config)
+        super().__init__(volumes, resolution, config, device)
         self.takes_warped_masks = takes_warped_masks
-        query_names, shown = {volume.name for volume in self.real}, {volume.name: volume for volume in painted}
+        scans = {volume.name: volume for volume in self.real}
         self.partners: dict[str, list[tuple[TrainingVolume, SliceMatching]]] = {}
         for (one, other), matching in pairs.items():
-            if one in query_names and other in shown:
-                self.partners.setdefault(one, []).append((shown[other], matching))
+            if one in scans and other in scans:
+                self.partners.setdefault(one, []).append((scans[other], matching))
         self.shared_groups = [volume.group for volume in self.real][:1]
 
-    def _cross(self, shots: int, swapped: bool) -> list[tuple[torch.Tensor, ...]]:
+    def _cross(self, shots: int, swapped: bool) -> list[Episode]:
         """One painted slice of another scan, and a query near its level."""
         query = self._query()
         present = self._slices_with_target(query, MIN_NEXT_PIXELS)
@@ -225,9 +221,7 @@ class UnlabelledSampler(EpisodeSampler):
             else self._painted_episode(painted, query, is_own)
         )
 
-    def _painted_episode(
-        self, painted: SliceTarget, query: SliceTarget, is_own: bool
-    ) -> list[tuple[torch.Tensor, ...]]:
+    def _painted_episode(self, painted: SliceTarget, query: SliceTarget, is_own: bool) -> list[Episode]:
         """Whole slices, as the segmenter sees a scan on which nothing is painted; one that `is_own` is bent as if it
         were another's."""
         bend = torch.from_numpy(self.rng.normal(0, BEND, (1, 4, 4, 2)).astype(np.float32)) if is_own else None
@@ -236,9 +230,9 @@ class UnlabelledSampler(EpisodeSampler):
         for target in (painted, query):
             crop = self._jittered(replace(self._full_slice_crop(target), angle=turn))
             shown.append((target, replace(crop, bend=bend) if bend is not None and target is painted else crop))
-        return self._episodes_of(shown, bool(self.rng.random() < SAME_APPEARANCE_SHARE), False)
+        return self._episodes_of(shown, False)
 
-    def _warped_episode(self, painted: SliceTarget, query: SliceTarget) -> list[tuple[torch.Tensor, ...]]:
+    def _warped_episode(self, painted: SliceTarget, query: SliceTarget) -> list[Episode]:
         """The painted slice, the query with the mask warped onto it, and the query; see
         `inference.cross_scan`."""
         image = query.image().astype(np.float32)
@@ -246,7 +240,7 @@ class UnlabelledSampler(EpisodeSampler):
         shot = Shot(painted.image().astype(np.float32), painted.mask(), painted.spacing)
         mask = region.from_grid(PaintedBody.of(shot, side).register_to(region.to_grid(image, side, -1.0))[1])
         found = refine_by_histogram(image, region.paste(mask, image.shape), query.spacing) > 0.5
-        if found.sum() < LEAST_PIXELS:
+        if found.sum() < LEAST_WARPED_PIXELS:
             return []
         warped = MaskedSlice(query.volume, query.axis, query.index, query.map_number, query.values, own_mask=found)
         turn, mirror = self._random_angle() * 0.3, bool(self.rng.random() < 0.5)
@@ -255,18 +249,23 @@ class UnlabelledSampler(EpisodeSampler):
         bend = torch.from_numpy(
             self.rng.normal(0, self.rng.uniform(0, MAX_MISALIGNMENT), (1, 5, 5, 2)).astype(np.float32)
         )
-        shown = [
-            (painted, replace(first, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)),
-            (warped, replace(crop, bend=bend)),
-            (query, crop),
-        ]
-        images, masks = self._render(shown, bool(self.rng.random() < SAME_APPEARANCE_SHARE))
-        contrast = self._contrast(images[2])
-        seen = contrast(images[2])
-        if self.rng.random() < ERROR_SHARE:
-            masks[1] = self._imperfect(masks[1])
-        split = self._split([self._own_contrast(contrast, images[0]), seen, seen], masks)
-        return [] if split is None else [(*split, torch.zeros(*seen.shape, 2))]
+        first = replace(first, angle=turn + self.rng.normal(0, 0.05), mirror=mirror)
+        if not self._shows_enough((painted, first)):
+            return []
+        return [Episode(((painted, first), (warped, replace(crop, bend=bend)), (query, crop)), (0, 2, 2))]
+
+    def _without_neighbour(
+        self, draws: RandomDraws, plan: BatchPlan, images: torch.Tensor, masks: torch.Tensor
+    ) -> EpisodeBatch:
+        """Across scans the query stands for its own neighbour, with the mask warped onto it, to which errors are
+        added."""
+        if not (plan.kind == "cross" and self.takes_warped_masks):
+            return super()._without_neighbour(draws, plan, images, masks)
+        wrong = draws.chance(ERROR_SHARE, len(masks), 1, 1)
+        masks[:, 1] = torch.where(wrong, imperfect(draws, masks[:, 1]), masks[:, 1])
+        images[:, 1] = images[:, 2]
+        still = torch.zeros(*images[:, 2].shape, 2, device=images.device)
+        return EpisodeBatch(images[:, :2], masks[:, :2], images[:, 2], masks[:, 2], 1, still, warped=True)
 
     def _full_slice_crop(self, target: SliceTarget) -> Crop:
         rows, columns = target.mask().shape
@@ -305,6 +304,6 @@ class UnlabelledSampler(EpisodeSampler):
         mask = region.to_grid(target.mask().astype(np.float32), SIDE, 0.0)
         moved = warp(mask[None], displacement(moving, fixed)[None])[0]
         found = other.paste(other.from_grid(moved), seen.shape) > 0.5
-        if found.sum() < LEAST_PIXELS:
+        if found.sum() < LEAST_WARPED_PIXELS:
             return None
         return MaskedSlice(partner, there.axis, index, target.map_number, target.values, own_mask=found)

@@ -88,6 +88,17 @@ class SliceTarget:
         return np.ascontiguousarray(self.volume.orientations[self.axis].apply(np.take(array, index, axis=self.axis)))
 
 
+@dataclass(frozen=True)
+class MaskedSlice(SliceTarget):
+    """A slice with a mask of its own, bool canonical (rows, columns)."""
+
+    own_mask: np.ndarray | None = None
+
+    def mask(self) -> np.ndarray:
+        assert self.own_mask is not None
+        return self.own_mask
+
+
 def resampled(
     image: torch.Tensor, spacing: tuple[float, float], crop: Crop, resolution: int, mode: str = "bilinear"
 ) -> torch.Tensor:
@@ -298,6 +309,9 @@ def _real_volume(case: Case, cache: Path, config: TrainingConfig) -> TrainingVol
 SHOTS = {1: 0.45, 2: 0.2, 3: 0.15, 4: 0.1, 5: 0.1}  # how often so many slices are painted
 
 
+SAME_SCANNER_SHARE = 0.8  # share of batches whose slices have the look of one scanner
+
+
 @dataclass(frozen=True)
 class EpisodeBatch:
     """B episodes with S supports each on an R x R grid.
@@ -350,6 +364,7 @@ class BatchPlan:
     painted: int
     rolled: bool
     swapped: bool
+    same_scan: bool
 
     @classmethod
     def drawn(cls, rng: np.random.Generator, config: TrainingConfig, late: bool) -> BatchPlan:
@@ -360,4 +375,6 @@ class BatchPlan:
         shots = int(rng.choice(list(SHOTS), p=list(SHOTS.values())))
         painted = 1 if kind != "propagate" else int(rng.choice([1, 2], p=[0.8, 0.2]))
         rolled = bool(kind == "propagate" and rng.random() < config.rollout)
-        return cls(kind, shots, painted, rolled, bool(late and rng.random() < config.swapped))
+        swapped = bool(late and rng.random() < config.swapped)
+        same_scan = kind == "propagate" or bool(rng.random() < SAME_SCANNER_SHARE)
+        return cls(kind, shots, painted, rolled, swapped, same_scan)
