@@ -29,15 +29,17 @@ settings.load_profile("project")
 
 LONGEST_FIRST = (
     "test_benchmark_run.py",
-    "test_panel_backend.py",
-    "test_serving.py",
-    "test_ray.py",  # not first: its many processes import what the first ones have compiled
     "test_volume_run.py",
+    "test_ray.py",  # not first: its many processes import what the first ones have compiled
     "test_benchmark_parts.py",
     "test_training_stages.py",
     "test_bench.py",
-    "test_cohort.py",
+    "test_cli_commands.py",
+    "test_self_test.py",
     "test_convert.py",
+    "test_serving.py",
+    "test_cohort.py",
+    "test_panel_backend.py",
 )
 """Files that take a process a quarter of a minute or more: at the end one would keep the other processes waiting."""
 
