@@ -242,9 +242,9 @@ def with_supervoxels(finished: tuple[Path, Path], output: Path) -> Path:
 
 
 def test_a_run_trains_without_labels_and_tests_what_it_trained(
-    manifest: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = with_supervoxels(finished, tmp_path / "out")
+    output = tmp_path / "out"
     few_organs(monkeypatch, "left kidney", "spleen")
     monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.MAX_PARTNERS", 1)  # to be fast
     monkeypatch.setattr("SDFSMISLib.training.unlabelled_episodes.PROBES", 4)
