@@ -68,7 +68,15 @@ def evaluation(manifest: Path, *words: object, protocol: str = "same-volume") ->
     return ("evaluate", "--cases", manifest, "--protocol", protocol, "--output", output, *words)
 
 
+def with_targets(manifest: Path, **targets: int) -> None:
+    content = json.loads(manifest.read_text())
+    for case in content["cases"]:
+        case["targets"] = targets
+    manifest.write_text(json.dumps(content))
+
+
 def test_evaluate_measures_models_beside_baselines(run: Run, manifest: Path) -> None:
+    with_targets(manifest, ball=1)
     ran = run(
         *evaluation(manifest, "--baselines", "copy,growcut", "registration", "--groups", "balls", "--split", "test")
     )
@@ -120,10 +128,7 @@ def test_evaluate_that_measures_nothing_says_so(run: Run, manifest: Path) -> Non
     """With a baseline that needs two painted slices, and with targets that no label map shows."""
     ran = run(*evaluation(manifest, "--baselines", "fill-between", "--model", "none"))
     assert ran.code == 2 and "Nothing was measured: of the 1 cases chosen (balls/one)" in ran.err, ran
-    content = json.loads(manifest.read_text())
-    for case in content["cases"]:
-        case["targets"] = {"cyst": 7}
-    manifest.write_text(json.dumps(content))
+    with_targets(manifest, cyst=7)
     for protocol in ("same-volume", "interactive"):
         ran = run(*evaluation(manifest, protocol=protocol))
         assert ran.code == 2 and "Nothing was measured" in ran.err and ran.out == "", ran
