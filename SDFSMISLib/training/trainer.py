@@ -95,6 +95,7 @@ def train(
     sampler = _sampler(
         config, volumes, synthetic, pipeline, accelerator.device if config.on_device else "cpu", progress
     )
+    del volumes, synthetic  # of which the sampler has copies
     log = Log(output, accelerator.is_main_process)
     run = TrainingRun(config, accelerator, sampler, log, progress, validate)
     if config.autoencoder_steps:
