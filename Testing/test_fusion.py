@@ -73,6 +73,14 @@ def test_the_axis_of_the_nearer_plane_counts_more() -> None:
     assert fused[4, 11, 0] > 200 > fused[0, 5, 0] and fused[0, 5, 0] < 55
 
 
+def test_an_axis_whose_slices_have_long_pixels_counts_less() -> None:
+    """Sagittal slices through axial ones of 10 mm: the axial ones count more, even far from their painted slice."""
+    ones, zeros = np.full(SHAPE, 255, dtype=np.uint8), np.zeros(SHAPE, dtype=np.uint8)
+    unknown = [replace(one, known=np.zeros_like(one.mask)) for one in (PLANES[0], PLANES[2])]
+    thick, fine = ((fuse({0: ones, 2: zeros}, unknown, (size, 1.0, 1.0))[2, 6, 6]) for size in (10.0, 1.0))
+    assert thick > 180 > 140 > fine
+
+
 @pytest.mark.parametrize("block", [1, 500, 1 << 23])
 def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = fuse(FOUND, PLANES, SPACING)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Shot
-from SDFSMISLib.inference.propagate import NEAREST_PAINTED, _Taper, tracks_from
+from SDFSMISLib.inference.propagate import NEAREST_PAINTED, Track, _Between, _Taper, tracks_from
 from SDFSMISLib.slices import SliceStack
 
 MASK = np.ones((2, 2), dtype=bool)
@@ -126,3 +126,57 @@ def test_a_part_behind_a_slice_without_the_structure_does_not_tell_how_another_o
     starts = {index: mask for index, mask in masks.items() if mask.any()}
     outwards = tracks_from(1, starts, shots, [], list(range(20)), 20)[-1]
     assert outwards.path[0] == 10 and not outwards.behind
+
+
+# -- between two painted slices
+
+GAP_GRID = Geometry((20, 40, 40), (1.0, 1.0, 3.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+GAP_SCAN = SliceStack.of(Volume(np.zeros(GAP_GRID.shape, dtype=np.int16), GAP_GRID), axis=0)
+NOTHING = np.zeros((40, 40), dtype=np.uint8)
+
+
+def inwards(first: np.ndarray, second: np.ndarray) -> list[Track]:
+    """The tracks from either of two painted slices, 4 and 12, to the other one."""
+    shots = {k: Shot(np.zeros((40, 40), dtype=np.float32), mask, (1.0, 1.0)) for k, mask in ((4, first), (12, second))}
+    return [track for track in tracks_from(1, {4: first, 12: second}, shots, [], list(range(20)), 20) if track.gap]
+
+
+def found_between(track: Track, probability: np.ndarray, share: float = 0.5) -> np.ndarray:
+    between = _Between.of(track, GAP_SCAN)
+    assert between is not None
+    return between.combine(probability, share, 0.5) > 127
+
+
+def test_a_lost_structure_is_taken_to_change_evenly_from_one_painted_slice_to_the_next() -> None:
+    upwards, downwards = inwards(disc(12), disc(8))
+    np.testing.assert_array_equal(found_between(upwards, NOTHING), found_between(downwards, NOTHING))
+    areas = [np.count_nonzero(found_between(upwards, NOTHING, share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    assert disc(12).sum() >= areas[0] and all(np.diff(areas) < 0) and areas[-1] >= disc(8).sum()
+
+
+def test_a_lost_oblique_structure_is_found_on_its_way() -> None:
+    way = found_between(inwards(np.roll(disc(4), -10, axis=1), np.roll(disc(4), 10, axis=1))[0], NOTHING)
+    assert way[20, 20] and not way[20, [10, 30]].any()
+
+
+def test_what_the_networks_find_counts_more_than_what_is_expected_unless_they_lose_the_structure() -> None:
+    (upwards, _), bulge = inwards(disc(8), disc(8)), np.roll(disc(8), 2, axis=0)
+    np.testing.assert_array_equal(found_between(upwards, 255 * bulge.astype(np.uint8)), bulge)
+    np.testing.assert_array_equal(found_between(upwards, 255 * disc(8).astype(np.uint8)), disc(8))
+    remnant = np.roll(disc(2), 6, axis=0)
+    assert found_between(upwards, 255 * remnant.astype(np.uint8)).sum() > disc(6).sum()
+
+
+def test_masks_that_have_nothing_in_common_leave_it_to_the_networks() -> None:
+    """A ring around the other mask: moved onto each other they share no pixel."""
+    ring = disc(16) & ~disc(12)
+    between = _Between.of(inwards(ring, disc(6))[0], GAP_SCAN)
+    assert between is not None and between.likeness == 0
+    found = np.roll(disc(5), 12, axis=0)
+    np.testing.assert_array_equal(between.combine(255 * found.astype(np.uint8), 0.5, 0.5) > 127, found)
+
+
+def test_only_tracks_to_another_painted_slice_expect_a_shape() -> None:
+    shots = {k: Shot(np.zeros((40, 40), dtype=np.float32), disc(6), (1.0, 1.0)) for k in (4, 12)}
+    made = tracks_from(1, {4: disc(6), 12: disc(6)}, shots, [], list(range(20)), 20)
+    assert [_Between.of(track, GAP_SCAN) is None for track in made] == [True, False, False, True]

@@ -1,9 +1,10 @@
 """Fusion in 3D: probabilities found along several axes become one volume, corrected by what painted planes know.
 
-Along each axis the slices near a painted plane are the surest. So each voxel's probability is the mean over the axes,
-weighted by the distance to the painted planes of each axis, by the area that these show, and by how sure it is itself.
-What is wrong with that mean on the painted planes is known there, and is corrected in their surroundings too. Needs
-numpy only, so that a front end can show the effect of a stroke without a network.
+Along each axis the slices near a painted plane are the surest, and those with fine pixels are surer than those with
+coarse ones. So each voxel's probability is the mean over the axes, weighted by the distance to the painted planes of
+each axis, by the area that these show, by the size of its pixels, and by how sure it is itself. What is wrong with that
+mean on the painted planes is known there, and is corrected in their surroundings too. Needs numpy only, so that a front
+end can show the effect of a stroke without a network.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["Error", "PlaneMask", "correct", "fuse", "fuse_blocks", "spread_error
 
 FUSION_MM = 20.0  # distance from a painted plane at which the weight of its axis falls by e
 DOUBT = 0.2  # weight of a probability of 0.5, in those of 0 and 1, which are 1 more
+COARSENESS = 1.5  # power of its pixels' longer side with which the weight of an axis falls
 CORRECTION_MM = 10.0  # the same for what is corrected in the surroundings of a painted plane
 CORRECTION_REACH = 4.0  # in shares of `CORRECTION_MM`; farther away nothing is corrected
 SMALLEST_WEIGHT = 1e-12  # of a voxel; sums of weights below it count as this
@@ -66,7 +68,7 @@ def fuse(
     >>> whole = np.ones((3, 3), dtype=bool)
     >>> planes = [PlaneMask(Plane(0, 0), whole), PlaneMask(Plane(2, 2), whole, known=np.zeros((3, 3), dtype=bool))]
     >>> fuse({0: axial, 2: sagittal}, planes, (20.0, 1.0, 1.0))[:, 1, 0].tolist()
-    [255, 49, 12]
+    [255, 229, 191]
     """
     result = np.zeros(next(iter(probabilities.values())).shape, dtype=np.uint8)
     for _ in fuse_blocks(result, probabilities, planes, spacing):
@@ -268,14 +270,16 @@ def _axis_weights(
     """float64 (slices along the axis,): the logarithm of the weight of what is found along it.
 
     It falls with the distance to the painted planes of this axis, and grows with the square root of the area that they
-    show: a plane through the edge of a structure tells less of it than one through its middle.
+    show: a plane through the edge of a structure tells less of it than one through its middle. It falls with the length
+    of the pixels: sagittal slices through thick axial ones show a structure in few rows, and its border less well.
     """
+    pixel = max(size for other, size in enumerate(spacing) if other != axis)
     weights = np.full(count, -np.inf)
     for one in planes:
         if one.plane.axis == axis and one.mask.any():
             area = np.count_nonzero(one.mask) / spacing[axis]  # in pixels times thickness: mm2, but for a factor
             apart = np.abs(np.arange(count) - one.plane.index) * spacing[axis]
-            weights = np.maximum(weights, math.log(area) / 2 - apart / FUSION_MM)
+            weights = np.maximum(weights, math.log(area) / 2 - COARSENESS * math.log(pixel) - apart / FUSION_MM)
     return weights if np.isfinite(weights).all() else np.zeros(count)  # it was found by examples of another scan
 
 

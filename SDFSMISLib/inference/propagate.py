@@ -3,8 +3,9 @@
 A `Track` is one front of the propagation: it leaves a painted slice in one direction and visits slice after slice. Its
 support is the nearest painted slices (encoded once) and the last slice on which it found the structure. The region
 follows the structure. A track ends where the structure ends; the slices behind stay empty. Between two painted slices
-one track comes from either side, and each slice is the mean of both, weighted by distance. All tracks (both directions,
-several labels) advance together, in one batch.
+one track comes from either side, and each slice is the mean of both, weighted by distance; a shape that changes evenly
+counts as evidence besides what the networks find. All tracks (both directions, several labels) advance together, in one
+batch.
 
 Networks with a neighbour input (`SupportQueryUNet`, ``neighbour=True``) also get the last finished slice and its mask,
 registered onto the query. This is not part of the paper (arXiv 2604.03134, which segments each slice alone); it lets a
@@ -14,14 +15,16 @@ network of a few million parameters follow the structure.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import center_of_mass, distance_transform_edt, shift
 
+from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.inference.independent import SliceProbability, on_slice_grid, slice_name
 from SDFSMISLib.inference.known import KnownPlanes
 from SDFSMISLib.inference.network_images import Contrast, Region, Shot, as_rgb, encode_shots, known_on_grid
@@ -37,6 +40,12 @@ END_PIXELS = 4  # a structure with fewer pixels on the network's grid has ended
 MIN_CONFIRMATION = 0.3  # it has also ended if the confirmation falls below this share of the start slice's
 TAPER = 2.0  # how much faster than between painted slices a structure may shrink behind the last one
 TAPER_GAP_MM = 5.0  # least distance of the painted slices that tell it
+DOUBT_MM = 1.0  # between painted slices, distance from the expected border at which the log odds are 1: this,
+DOUBT_SIZE = 0.02  # a share of the structure's size,
+DOUBT_CHANGE = 0.4  # and, farthest from both slices, half this share of the change from one to the other
+MOST_LOG_ODDS = 9.0  # that the expected border gives
+EXPECTED_WEIGHT = 0.3  # of these log odds, in those of the networks, while a track has the structure
+LOST_SHARE = 0.5  # area, as a share of the expected one, below which a track has lost the structure
 CUT_SHARE = 0.4  # length of a crossing plane's line through a mask, as a share of the longest, that tells where it ends
 END_MARGIN_MM = 5.0  # how far a structure may go on behind the last slice on which crossing planes show it
 STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
@@ -64,6 +73,7 @@ class Track:
         shift: added to the log odds of every probability, so that masks that come out a little too small on each slice
             do not vanish over many slices.
         behind: masks of the painted slices on the other side of the start, bool canonical, by index.
+        ahead: mask of the next painted slice ahead, bool canonical; None if there is none.
         is_cut: whether a crossing plane goes through the middle of the first `mask`, and so tells where the structure
             ends.
 
@@ -89,6 +99,7 @@ class Track:
     probability: np.ndarray | None = None
     shift: float = 0.0
     behind: dict[int, np.ndarray] = field(default_factory=dict)
+    ahead: np.ndarray | None = None
     is_cut: bool = False
 
     def __post_init__(self) -> None:
@@ -165,6 +176,79 @@ class _Taper:
         return self.border + self.change * distance > 0
 
 
+@dataclass(frozen=True, eq=False)
+class _Between:
+    """Where a structure is likely to be between two painted slices, if its shape changes evenly.
+
+    The signed distance from its border is interpolated. If the two masks are more alike when moved onto each other, the
+    shape in between moves from the one to the other too: the structure runs obliquely.
+
+    Attributes:
+        box: the part of the slices where the structure can be: around both masks, as far as its size and half the
+            distance of the painted slices reach.
+        borders: distance from the border on the painted slices, mm, above 0 inside; float32 canonical (rows, columns),
+            of the box.
+        move: from the first mask to the second, (rows, columns), in pixels.
+        size: of the structure, mm.
+        likeness: Dice coefficient of the two masks, moved onto each other, 0 to 1.
+    """
+
+    box: tuple[slice, ...]
+    borders: tuple[np.ndarray, np.ndarray]
+    move: tuple[float, float]
+    size: float
+    likeness: float
+
+    @classmethod
+    def of(cls, track: Track, scan: SliceStack) -> _Between | None:
+        """None for a track that leads to no painted slice."""
+        if track.gap is None or track.ahead is None:
+            return None
+        masks = track.mask, track.ahead
+        size = math.sqrt(max(np.count_nonzero(mask) for mask in masks) * math.prod(scan.spacing))
+        extent = bounding_box(masks[0] | masks[1])
+        assert extent is not None, "both masks show the structure"
+        reach = size + track.gap * scan.plane.thickness / 2
+        margins = [math.ceil(reach / pixel) for pixel in scan.spacing]
+        box = tuple(slice(max(one.start - more, 0), one.stop + more) for one, more in zip(extent, margins, strict=True))
+        first, second = (_border_distance(mask, scan.spacing)[box] for mask in masks)
+        rows, columns = np.subtract(*(center_of_mass(mask) for mask in masks[::-1]))
+        still, moved = (_overlap(_moved(first, way) > 0, second > 0) for way in ((0.0, 0.0), (rows, columns)))
+        move = (float(rows), float(columns)) if moved > still else (0.0, 0.0)
+        return cls(box, (first, second), move, size, max(still, moved))
+
+    def combine(self, probability: np.ndarray, share: float, threshold: float) -> np.ndarray:
+        """A probability, uint8 canonical (rows, columns), and where the structure is expected, as one probability.
+
+        If the networks find much less of the structure than expected, they have lost it, and do not count.
+
+        Args:
+            share: of the way from the first painted slice to the second, 0 to 1.
+            threshold: see `run_propagate`.
+        """
+        rows, columns = self.move
+        first = _moved(self.borders[0], (share * rows, share * columns))
+        second = _moved(self.borders[1], ((share - 1) * rows, (share - 1) * columns))
+        border = (1 - share) * first + share * second
+        doubt = DOUBT_MM + DOUBT_SIZE * self.size + DOUBT_CHANGE * min(share, 1 - share) * abs(first - second)
+        expected = self.likeness * np.clip(border / doubt, -MOST_LOG_ODDS, MOST_LOG_ODDS)
+        values = probability[self.box].astype(np.float32) / 255
+        found = np.log((values + 0.01) / (1.01 - values))
+        is_lost = np.count_nonzero(values > threshold) < LOST_SHARE * np.count_nonzero(border > 0)
+        log_odds = expected if is_lost else found + EXPECTED_WEIGHT * expected
+        combined = np.zeros_like(probability)
+        combined[self.box] = np.rint(255 / (1 + np.exp(-log_odds)))
+        return combined
+
+
+def _moved(values: np.ndarray, move: tuple[float, float]) -> np.ndarray:
+    return values if move == (0.0, 0.0) else shift(values, move, order=1, mode="nearest")
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * (one & other).sum() / max(one.sum() + other.sum(), 1))
+
+
 def _border_distance(mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
     """float32 (rows, columns): distance from the border of a mask that shows something, mm; below 0 outside."""
     inside, outside = distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing)
@@ -199,7 +283,8 @@ def tracks_from(
                 absent = [side * index for index in edges if index not in starts and side * (start - index) > 0]
                 nearest = max(absent, default=-full_count)  # what lies behind it is another part
                 behind = {index: mask for index, mask in starts.items() if nearest < side * index < side * start}
-                tracks.append(Track(label, start, starts[start], path, painted, gap, behind=behind))
+                ahead = starts[left + right - start] if gap is not None else None
+                tracks.append(Track(label, start, starts[start], path, painted, gap, behind=behind, ahead=ahead))
     return tracks
 
 
@@ -274,6 +359,7 @@ class _Propagation:
     blend: _Blend = field(default_factory=_Blend)
     digests: dict[int, bytes] = field(default_factory=dict)
     tapers: dict[Track, _Taper] = field(default_factory=dict)
+    between: dict[Track, _Between] = field(default_factory=dict)
 
     def run(self, tracks: Sequence[Track]) -> Iterator[PropagationStep]:
         side, size = self.networks.side, self.networks.batch_size
@@ -285,6 +371,9 @@ class _Propagation:
             taper = _Taper.of(track, self.scan)
             if taper is not None:
                 self.tapers[track] = taper
+            between = _Between.of(track, self.scan)
+            if between is not None:
+                self.between[track] = between
             lines = self.known.on(track.label, track.first) if self.known is not None else None
             track.is_cut = lines is not None and lines.cut(track.mask) >= CUT_SHARE
         self.banks = _track_banks(self.networks.pipeline, tracks, self.full, side)
@@ -346,6 +435,9 @@ class _Propagation:
         is_small = int((shifted > self.threshold).sum()) < END_PIXELS
         if track in self.tapers:
             probability = np.where(self.tapers[track].reaches(abs(index - track.first)), probability, np.uint8(0))
+        if track in self.between:
+            share = abs(index - track.first) / track.gap
+            probability = self.between[track].combine(probability, share, self.threshold)
         has_ended = is_small or prediction.confirmation < MIN_CONFIRMATION * track.confirmation
         lines = self.known.on(track.label, index) if self.known is not None else None
         if lines is not None:
