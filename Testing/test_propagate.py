@@ -132,7 +132,7 @@ def test_a_part_behind_a_slice_without_the_structure_does_not_tell_how_another_o
 
 GAP_GRID = Geometry((20, 40, 40), (1.0, 1.0, 3.0), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 GAP_SCAN = SliceStack.of(Volume(np.zeros(GAP_GRID.shape, dtype=np.int16), GAP_GRID), axis=0)
-NOTHING = np.zeros((40, 40), dtype=np.uint8)
+TRACE = np.full((40, 40), 10, dtype=np.uint8)
 
 
 def inwards(first: np.ndarray, second: np.ndarray) -> list[Track]:
@@ -149,14 +149,18 @@ def found_between(track: Track, probability: np.ndarray, share: float = 0.5) -> 
 
 def test_a_lost_structure_is_taken_to_change_evenly_from_one_painted_slice_to_the_next() -> None:
     upwards, downwards = inwards(disc(12), disc(8))
-    np.testing.assert_array_equal(found_between(upwards, NOTHING), found_between(downwards, NOTHING))
-    areas = [np.count_nonzero(found_between(upwards, NOTHING, share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    np.testing.assert_array_equal(found_between(upwards, TRACE), found_between(downwards, TRACE))
+    areas = [np.count_nonzero(found_between(upwards, TRACE, share)) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
     assert disc(12).sum() >= areas[0] and all(np.diff(areas) < 0) and areas[-1] >= disc(8).sum()
 
 
 def test_a_lost_oblique_structure_is_found_on_its_way() -> None:
-    way = found_between(inwards(np.roll(disc(4), -10, axis=1), np.roll(disc(4), 10, axis=1))[0], NOTHING)
+    way = found_between(inwards(np.roll(disc(4), -10, axis=1), np.roll(disc(4), 10, axis=1))[0], TRACE)
     assert way[20, 20] and not way[20, [10, 30]].any()
+
+
+def test_a_structure_of_which_the_networks_find_no_trace_is_absent() -> None:
+    assert not found_between(inwards(disc(8), disc(8))[0], np.zeros((40, 40), dtype=np.uint8)).any()
 
 
 def test_what_the_networks_find_counts_more_than_what_is_expected_unless_they_lose_the_structure() -> None:

@@ -45,7 +45,8 @@ DOUBT_SIZE = 0.02  # a share of the structure's size,
 DOUBT_CHANGE = 0.4  # and, farthest from both slices, half this share of the change from one to the other
 MOST_LOG_ODDS = 9.0  # that the expected border gives
 EXPECTED_WEIGHT = 0.3  # of these log odds, in those of the networks, while a track has the structure
-LOST_SHARE = 0.5  # area, as a share of the expected one, below which a track has lost the structure
+LOST_SHARE = 0.5  # area, as a share of the expected one, below which a track has lost the structure,
+FAINT = 0.02  # if any probability is above this; else the structure is absent there
 CUT_SHARE = 0.4  # length of a crossing plane's line through a mask, as a share of the longest, that tells where it ends
 END_MARGIN_MM = 5.0  # how far a structure may go on behind the last slice on which crossing planes show it
 STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
@@ -212,7 +213,7 @@ class _Between:
         margins = [math.ceil(reach / pixel) for pixel in scan.spacing]
         box = tuple(slice(max(one.start - more, 0), one.stop + more) for one, more in zip(extent, margins, strict=True))
         first, second = (_border_distance(mask, scan.spacing)[box] for mask in masks)
-        rows, columns = np.subtract(*(center_of_mass(mask) for mask in masks[::-1]))
+        rows, columns = np.subtract(center_of_mass(track.ahead), center_of_mass(track.mask))
         still, moved = (_overlap(_moved(first, way) > 0, second > 0) for way in ((0.0, 0.0), (rows, columns)))
         move = (float(rows), float(columns)) if moved > still else (0.0, 0.0)
         return cls(box, (first, second), move, size, max(still, moved))
@@ -220,19 +221,22 @@ class _Between:
     def combine(self, probability: np.ndarray, share: float, threshold: float) -> np.ndarray:
         """A probability, uint8 canonical (rows, columns), and where the structure is expected, as one probability.
 
-        If the networks find much less of the structure than expected, they have lost it, and do not count.
+        If the networks find much less of the structure than expected, they have lost it, and do not count; if they find
+        no trace of it, it is absent.
 
         Args:
             share: of the way from the first painted slice to the second, 0 to 1.
             threshold: see `run_propagate`.
         """
+        values = probability[self.box].astype(np.float32) / 255
+        if values.max() < FAINT:
+            return np.zeros_like(probability)
         rows, columns = self.move
         first = _moved(self.borders[0], (share * rows, share * columns))
         second = _moved(self.borders[1], ((share - 1) * rows, (share - 1) * columns))
         border = (1 - share) * first + share * second
         doubt = DOUBT_MM + DOUBT_SIZE * self.size + DOUBT_CHANGE * min(share, 1 - share) * abs(first - second)
         expected = self.likeness * np.clip(border / doubt, -MOST_LOG_ODDS, MOST_LOG_ODDS)
-        values = probability[self.box].astype(np.float32) / 255
         found = np.log((values + 0.01) / (1.01 - values))
         is_lost = np.count_nonzero(values > threshold) < LOST_SHARE * np.count_nonzero(border > 0)
         log_odds = expected if is_lost else found + EXPECTED_WEIGHT * expected
@@ -436,8 +440,7 @@ class _Propagation:
         if track in self.tapers:
             probability = np.where(self.tapers[track].reaches(abs(index - track.first)), probability, np.uint8(0))
         if track in self.between:
-            share = abs(index - track.first) / track.gap
-            probability = self.between[track].combine(probability, share, self.threshold)
+            probability = self.between[track].combine(probability, 1 - track.weight(index), self.threshold)
         has_ended = is_small or prediction.confirmation < MIN_CONFIRMATION * track.confirmation
         lines = self.known.on(track.label, index) if self.known is not None else None
         if lines is not None:
