@@ -181,8 +181,8 @@ class _Taper:
 class _Between:
     """Where a structure is likely to be between two painted slices, if its shape changes evenly.
 
-    The signed distance from its border is interpolated. If the two masks are more alike when moved onto each other, the
-    shape in between moves from the one to the other too: the structure runs obliquely.
+    The signed distance from its border is interpolated. If the two masks are more alike when moved onto each other, no
+    farther than the slices are apart, the shape in between moves too: the structure runs obliquely.
 
     Attributes:
         box: the part of the slices where the structure can be: around both masks, as far as its size and half the
@@ -202,21 +202,22 @@ class _Between:
 
     @classmethod
     def of(cls, track: Track, scan: SliceStack) -> _Between | None:
-        """None for a track that leads to no painted slice."""
+        """None for a track that leads to no painted slice, and if the masks share nothing: they may be two parts."""
         if track.gap is None or track.ahead is None:
             return None
         masks = track.mask, track.ahead
         size = math.sqrt(max(np.count_nonzero(mask) for mask in masks) * math.prod(scan.spacing))
         extent = bounding_box(masks[0] | masks[1])
         assert extent is not None, "both masks show the structure"
-        reach = size + track.gap * scan.plane.thickness / 2
-        margins = [math.ceil(reach / pixel) for pixel in scan.spacing]
+        distance = track.gap * scan.plane.thickness
+        margins = [math.ceil((size + distance / 2) / pixel) for pixel in scan.spacing]
         box = tuple(slice(max(one.start - more, 0), one.stop + more) for one, more in zip(extent, margins, strict=True))
         first, second = (_border_distance(mask, scan.spacing)[box] for mask in masks)
         rows, columns = np.subtract(center_of_mass(track.ahead), center_of_mass(track.mask))
         still, moved = (_overlap(_moved(first, way) > 0, second > 0) for way in ((0.0, 0.0), (rows, columns)))
-        move = (float(rows), float(columns)) if moved > still else (0.0, 0.0)
-        return cls(box, (first, second), move, size, max(still, moved))
+        is_oblique = moved > still and math.hypot(rows * scan.spacing[0], columns * scan.spacing[1]) <= distance
+        move, likeness = ((float(rows), float(columns)), moved) if is_oblique else ((0.0, 0.0), still)
+        return cls(box, (first, second), move, size, likeness) if likeness else None
 
     def combine(self, probability: np.ndarray, share: float, threshold: float) -> np.ndarray:
         """A probability, uint8 canonical (rows, columns), and where the structure is expected, as one probability.
