@@ -56,9 +56,10 @@ def test_the_environment_of_slicers_python_finds_its_standard_library(python_lik
     broken = place.variables | {"PYTHONPLATLIBDIR": "nowhere"}
     environment = place.environment(startup=broken, slicer=slicers)
     assert environment.make(str(python_like_slicers), never, quiet) == "slicer"
-    code = "import sys, pip; print(sys.base_prefix, sys.prefix)"
+    code = "import os, sys, pip; print(os.__file__); print(sys.prefix)"
     done = run_command([str(environment.python), "-c", code], environment.environments["slicer"])
-    assert done.lines[-1] == f"{tmp_path / 'Slicer' / 'lib' / 'Python'} {environment.folder}"
+    library = tmp_path / "Slicer" / "lib" / "Python" / "lib" / Path(sysconfig.get_path("stdlib")).name
+    assert Path(done.lines[-2]).samefile(library / "os.py") and done.lines[-1] == str(environment.folder)
     write_library(tmp_path / "SDFSMISLib")
     place.require("torch\n")
     environment.copy_library()
