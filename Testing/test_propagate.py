@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.inference.network_images import Shot
-from SDFSMISLib.inference.propagate import NEAREST_PAINTED, Track, _Between, _Taper, tracks_from
+from SDFSMISLib.inference.painted_shapes import Between, Taper
+from SDFSMISLib.inference.propagate import NEAREST_PAINTED, Track, tracks_from
 from SDFSMISLib.slices import SliceStack
 
 MASK = np.ones((2, 2), dtype=bool)
@@ -83,14 +84,14 @@ def disc(radius: float) -> np.ndarray:
     return (rows - 20) ** 2 + (columns - 20) ** 2 <= radius**2
 
 
-def taper_behind(painted: dict[int, np.ndarray], thickness: float = 3.0) -> _Taper | None:
+def taper_behind(painted: dict[int, np.ndarray], thickness: float = 3.0) -> Taper | None:
     """That of the track from the last painted slice upwards."""
     grid = Geometry((20, 40, 40), (1.0, 1.0, thickness), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
     scan = SliceStack.of(Volume(np.zeros(grid.shape, dtype=np.int16), grid), axis=0)
     shots = {index: Shot(np.zeros(mask.shape, dtype=np.float32), mask, (1.0, 1.0)) for index, mask in painted.items()}
     outwards = tracks_from(1, painted, shots, [], list(range(20)), 20)[-1]
     assert outwards.path == list(range(max(painted) + 1, 20))
-    return _Taper.of(outwards, scan)
+    return Taper.of(outwards, scan)
 
 
 def test_a_structure_that_shrinks_towards_the_last_painted_slice_shrinks_on_behind_it_and_ends() -> None:
@@ -142,7 +143,7 @@ def inwards(first: np.ndarray, second: np.ndarray) -> list[Track]:
 
 
 def found_between(track: Track, probability: np.ndarray, share: float = 0.5) -> np.ndarray:
-    between = _Between.of(track, GAP_SCAN)
+    between = Between.of(track, GAP_SCAN)
     assert between is not None
     return between.combine(probability, share, 0.5) > 127
 
@@ -163,6 +164,32 @@ def test_a_structure_of_which_the_networks_find_no_trace_is_absent() -> None:
     assert not found_between(inwards(disc(8), disc(8))[0], np.zeros((40, 40), dtype=np.uint8)).any()
 
 
+def test_a_trace_elsewhere_is_none_of_the_structure() -> None:
+    elsewhere = np.zeros((40, 40), dtype=np.uint8)
+    elsewhere[2, 2] = 200
+    track = inwards(disc(6), disc(6))[0]
+    assert not found_between(track, elsewhere).any()
+    np.testing.assert_array_equal(found_between(track, np.maximum(elsewhere, TRACE))[8:], disc(6)[8:])
+
+
+def test_masks_that_are_little_alike_leave_the_background_as_it_is() -> None:
+    first, second = disc(9), np.roll(disc(3), 11, axis=1) & ~disc(8)
+    between = Between.of(inwards(first, second)[0], GAP_SCAN)
+    assert between is not None and 0 < between.likeness < 0.5
+    found = between.combine(TRACE, 0.5, 0.5)
+    around = np.hypot(*(np.mgrid[:40, :40] - 20)) < 17
+    assert found[~around].max() < 40
+
+
+@pytest.mark.parametrize("move", [0, 1, 3, 5])
+def test_a_line_of_one_pixel_stays_one_where_it_moves(move: int) -> None:
+    line = np.zeros((40, 40), dtype=bool)
+    line[10:30, 18] = True
+    track = inwards(line, np.roll(line, move, axis=1))[0]
+    areas = {int(found_between(track, TRACE, share).sum()) for share in (0.1, 0.3, 0.5, 0.7, 0.9)}
+    assert areas == {20}
+
+
 def test_what_the_networks_find_counts_more_than_what_is_expected_unless_they_lose_the_structure() -> None:
     (upwards, _), bulge = inwards(disc(8), disc(8)), np.roll(disc(8), 2, axis=0)
     np.testing.assert_array_equal(found_between(upwards, 255 * bulge.astype(np.uint8)), bulge)
@@ -173,12 +200,12 @@ def test_what_the_networks_find_counts_more_than_what_is_expected_unless_they_lo
 
 def test_masks_that_share_nothing_let_nothing_be_expected() -> None:
     """A ring around the other mask; and a move of 30 mm between slices that are 24 mm apart."""
-    assert _Between.of(inwards(disc(16) & ~disc(12), disc(6))[0], GAP_SCAN) is None
+    assert Between.of(inwards(disc(16) & ~disc(12), disc(6))[0], GAP_SCAN) is None
     left, right = (np.roll(disc(4), columns, axis=1) for columns in (-15, 15))
-    assert _Between.of(inwards(left, right)[0], GAP_SCAN) is None
+    assert Between.of(inwards(left, right)[0], GAP_SCAN) is None
 
 
 def test_only_tracks_to_another_painted_slice_expect_a_shape() -> None:
     shots = {k: Shot(np.zeros((40, 40), dtype=np.float32), disc(6), (1.0, 1.0)) for k in (4, 12)}
     made = tracks_from(1, {4: disc(6), 12: disc(6)}, shots, [], list(range(20)), 20)
-    assert [_Between.of(track, GAP_SCAN) is None for track in made] == [True, False, False, True]
+    assert [Between.of(track, GAP_SCAN) is None for track in made] == [True, False, False, True]

@@ -105,6 +105,16 @@ def test_a_label_map_without_image_is_drawn_with_a_new_look_each_time(tmp_path):
     config = TrainingConfig(cases="", output="", mix={"propagate": 1.0}, synthetic_share=1)
     drawn = EpisodeSampler([volume], 32, config)
     assert not torch.equal(drawn.batch(1, 0).query_images, drawn.batch(1, 1).query_images)
+    for entry["split"], entry["labels"] in (("test", "labels.nii.gz"), ("train", "empty.nii.gz")):
+        (tmp_path / "maps.json").write_text(json.dumps(content))
+        if entry["split"] == "test":
+            assert not label_volumes(tmp_path / "maps.json", PLAIN_CONFIG)
+            Volume(labels * 0, grid).write(tmp_path / "empty.nii.gz")
+        else:
+            with pytest.raises(InputError, match="is empty"):
+                label_volumes(tmp_path / "maps.json", PLAIN_CONFIG)
+    del entry["split"]
+    (tmp_path / "maps.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="no field 'split'"):
         read_manifest(tmp_path / "maps.json")
 
@@ -136,6 +146,31 @@ def test_swapped_episodes_ask_for_two_targets_of_the_same_slices():
                 assert not torch.equal(batch.support_masks[one, 0], batch.support_masks[one + 1, 0])
                 pairs += 1
     assert pairs >= 8
+
+
+def test_twins_show_the_same_slices_and_each_a_painted_target():
+    config = TrainingConfig(cases="", output="", mix={"independent": 1.0}, swapped=1.0)
+    drawn = EpisodeSampler(synthetic(2), 64, config)
+    pairs = 0
+    for number in range(12):
+        batch = drawn.batch(8, number, late=True)
+        assert (batch.support_masks[:, 0].sum((1, 2)) >= 8).all()
+        images = torch.cat([batch.support_images, batch.query_images[:, None]], dim=1)
+        same_query = [torch.equal(images[row, -1], images[row - 1, -1]) for row in range(1, 8)]
+        same = [torch.equal(images[row], images[row - 1]) for row in range(1, 8)]
+        assert same == same_query
+        pairs += sum(same)
+    assert pairs >= 20
+
+
+def test_volumes_of_one_name_and_labels_that_are_too_large_are_refused():
+    with pytest.raises(InputError, match="Two volumes are named 'a'"):
+        EpisodeSampler([scan_volume("a", 0), scan_volume("a", 5)], 32, PLAIN_CONFIG)
+    volume = scan_volume("a", 0)
+    with pytest.raises(InputError, match="label 40000"):
+        EpisodeSampler([replace(volume, maps=(volume.maps[0] * np.uint16(40000),))], 32, PLAIN_CONFIG)
+    with pytest.raises(InputError, match="0 for every group"):
+        EpisodeSampler([volume], 32, PLAIN_CONFIG.model_copy(update={"group_weights": {"balls": 0.0}}))
 
 
 def test_no_targets_are_swapped_early():

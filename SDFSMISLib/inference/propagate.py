@@ -15,20 +15,18 @@ network of a few million parameters follow the structure.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
-from scipy.ndimage import center_of_mass, distance_transform_edt, shift
 
-from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.inference.independent import SliceProbability, on_slice_grid, slice_name
 from SDFSMISLib.inference.known import KnownPlanes
 from SDFSMISLib.inference.network_images import Contrast, Region, Shot, as_rgb, encode_shots, known_on_grid
 from SDFSMISLib.inference.networks import Networks
+from SDFSMISLib.inference.painted_shapes import Between, Taper
 from SDFSMISLib.inference.registration import displacement, warp
 from SDFSMISLib.model.likeness import likeness
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
@@ -38,15 +36,6 @@ from SDFSMISLib.slices import SliceStack
 NEAREST_PAINTED = 3  # painted slices in the support of a track
 END_PIXELS = 4  # a structure with fewer pixels on the network's grid has ended
 MIN_CONFIRMATION = 0.3  # it has also ended if the confirmation falls below this share of the start slice's
-TAPER = 2.0  # how much faster than between painted slices a structure may shrink behind the last one
-TAPER_GAP_MM = 5.0  # least distance of the painted slices that tell it
-DOUBT_MM = 1.0  # between painted slices, distance from the expected border at which the log odds are 1: this,
-DOUBT_SIZE = 0.02  # a share of the structure's size,
-DOUBT_CHANGE = 0.4  # and, farthest from both slices, half this share of the change from one to the other
-MOST_LOG_ODDS = 9.0  # that the expected border gives
-EXPECTED_WEIGHT = 0.3  # of these log odds, in those of the networks, while a track has the structure
-LOST_SHARE = 0.5  # area, as a share of the expected one, below which a track has lost the structure,
-FAINT = 0.02  # if any probability is above this; else the structure is absent there
 CUT_SHARE = 0.4  # length of a crossing plane's line through a mask, as a share of the longest, that tells where it ends
 END_MARGIN_MM = 5.0  # how far a structure may go on behind the last slice on which crossing planes show it
 STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
@@ -142,122 +131,6 @@ class _Prediction:
     values: torch.Tensor
     region: Region
     confirmation: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Taper:
-    """How far a structure can reach behind the outermost of several painted slices, by how it shrinks towards it.
-
-    The signed distance from its border, which changes from slice to slice, goes on to change behind the last painted
-    slice: where it falls, `TAPER` times as fast, since a ball shrinks the faster the nearer its end is.
-
-    Attributes:
-        border: distance from the border on the last painted slice, mm, above 0 inside; float32 canonical (rows,
-            columns).
-        change: of it, in mm a slice. A fall of one pixel in the whole gap counts as an error of painting.
-    """
-
-    border: np.ndarray
-    change: np.ndarray
-
-    @classmethod
-    def of(cls, track: Track, scan: SliceStack) -> _Taper | None:
-        """None for a track towards another painted slice, and unless two slices were painted behind its start, one of
-        them at least `TAPER_GAP_MM` away: two slices alone may lie on either side of a waist."""
-        gaps = {abs(track.first - index): mask for index, mask in track.behind.items()}
-        gap = min((gap for gap in gaps if gap * scan.plane.thickness >= TAPER_GAP_MM), default=None)
-        if track.gap is not None or gap is None or len(gaps) < 2:
-            return None
-        border, behind = (_border_distance(mask, scan.spacing) for mask in (track.mask, gaps[gap]))
-        change = border - behind
-        return cls(border, np.where(change < 0, np.minimum(TAPER * change + min(scan.spacing), 0), change) / gap)
-
-    def reaches(self, distance: int) -> np.ndarray:
-        """Where the structure can be, so many slices behind the last painted one: bool canonical (rows, columns)."""
-        return self.border + self.change * distance > 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Between:
-    """Where a structure is likely to be between two painted slices, if its shape changes evenly.
-
-    The signed distance from its border is interpolated. If the two masks are more alike when moved onto each other, no
-    farther than the slices are apart, the shape in between moves too: the structure runs obliquely.
-
-    Attributes:
-        box: the part of the slices where the structure can be: around both masks, as far as its size and half the
-            distance of the painted slices reach.
-        borders: distance from the border on the painted slices, mm, above 0 inside; float32 canonical (rows, columns),
-            of the box.
-        move: from the first mask to the second, (rows, columns), in pixels.
-        size: of the structure, mm.
-        likeness: Dice coefficient of the two masks, moved onto each other, 0 to 1.
-    """
-
-    box: tuple[slice, ...]
-    borders: tuple[np.ndarray, np.ndarray]
-    move: tuple[float, float]
-    size: float
-    likeness: float
-
-    @classmethod
-    def of(cls, track: Track, scan: SliceStack) -> _Between | None:
-        """None for a track that leads to no painted slice, and if the masks share nothing: they may be two parts."""
-        if track.gap is None or track.ahead is None:
-            return None
-        masks = track.mask, track.ahead
-        size = math.sqrt(max(np.count_nonzero(mask) for mask in masks) * math.prod(scan.spacing))
-        extent = bounding_box(masks[0] | masks[1])
-        assert extent is not None, "both masks show the structure"
-        distance = track.gap * scan.plane.thickness
-        margins = [math.ceil((size + distance / 2) / pixel) for pixel in scan.spacing]
-        box = tuple(slice(max(one.start - more, 0), one.stop + more) for one, more in zip(extent, margins, strict=True))
-        first, second = (_border_distance(mask, scan.spacing)[box] for mask in masks)
-        rows, columns = np.subtract(center_of_mass(track.ahead), center_of_mass(track.mask))
-        still, moved = (_overlap(_moved(first, way) > 0, second > 0) for way in ((0.0, 0.0), (rows, columns)))
-        is_oblique = moved > still and math.hypot(rows * scan.spacing[0], columns * scan.spacing[1]) <= distance
-        move, likeness = ((float(rows), float(columns)), moved) if is_oblique else ((0.0, 0.0), still)
-        return cls(box, (first, second), move, size, likeness) if likeness else None
-
-    def combine(self, probability: np.ndarray, share: float, threshold: float) -> np.ndarray:
-        """A probability, uint8 canonical (rows, columns), and where the structure is expected, as one probability.
-
-        If the networks find much less of the structure than expected, they have lost it, and do not count; if they find
-        no trace of it, it is absent.
-
-        Args:
-            share: of the way from the first painted slice to the second, 0 to 1.
-            threshold: see `run_propagate`.
-        """
-        values = probability[self.box].astype(np.float32) / 255
-        if values.max() < FAINT:
-            return np.zeros_like(probability)
-        rows, columns = self.move
-        first = _moved(self.borders[0], (share * rows, share * columns))
-        second = _moved(self.borders[1], ((share - 1) * rows, (share - 1) * columns))
-        border = (1 - share) * first + share * second
-        doubt = DOUBT_MM + DOUBT_SIZE * self.size + DOUBT_CHANGE * min(share, 1 - share) * abs(first - second)
-        expected = self.likeness * np.clip(border / doubt, -MOST_LOG_ODDS, MOST_LOG_ODDS)
-        found = np.log((values + 0.01) / (1.01 - values))
-        is_lost = np.count_nonzero(values > threshold) < LOST_SHARE * np.count_nonzero(border > 0)
-        log_odds = expected if is_lost else found + EXPECTED_WEIGHT * expected
-        combined = np.zeros_like(probability)
-        combined[self.box] = np.rint(255 / (1 + np.exp(-log_odds)))
-        return combined
-
-
-def _moved(values: np.ndarray, move: tuple[float, float]) -> np.ndarray:
-    return values if move == (0.0, 0.0) else shift(values, move, order=1, mode="nearest")
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    return float(2 * (one & other).sum() / max(one.sum() + other.sum(), 1))
-
-
-def _border_distance(mask: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
-    """float32 (rows, columns): distance from the border of a mask that shows something, mm; below 0 outside."""
-    inside, outside = distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing)
-    return (inside - outside).astype(np.float32)
 
 
 def tracks_from(
@@ -363,8 +236,8 @@ class _Propagation:
     banks: dict[Track, SupportBank] = field(default_factory=dict)
     blend: _Blend = field(default_factory=_Blend)
     digests: dict[int, bytes] = field(default_factory=dict)
-    tapers: dict[Track, _Taper] = field(default_factory=dict)
-    between: dict[Track, _Between] = field(default_factory=dict)
+    tapers: dict[Track, Taper] = field(default_factory=dict)
+    between: dict[Track, Between] = field(default_factory=dict)
 
     def run(self, tracks: Sequence[Track]) -> Iterator[PropagationStep]:
         side, size = self.networks.side, self.networks.batch_size
@@ -373,10 +246,10 @@ class _Propagation:
                 region = Region.around(track.mask, self.scan.spacing)
                 track.contrast = Contrast.of(region.to_grid(self.scan.image(track.start), side, -1.0))
         for track in tracks:
-            taper = _Taper.of(track, self.scan)
+            taper = Taper.of(track, self.scan)
             if taper is not None:
                 self.tapers[track] = taper
-            between = _Between.of(track, self.scan)
+            between = Between.of(track, self.scan)
             if between is not None:
                 self.between[track] = between
             lines = self.known.on(track.label, track.first) if self.known is not None else None

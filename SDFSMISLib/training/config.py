@@ -49,8 +49,8 @@ class TrainingConfig(BaseModel):
         synthetic_count: synthetic volumes to draw episodes from.
         label_maps: manifest of label volumes without images, which are drawn like synthetic ones; "": none.
         group_weights: how often a group of scans is drawn, as a factor; 1 for groups that are not named.
-        without_hints: share of the passes without the finished neighbour's image and mask as inputs and without
-            likeness, so that the supports' keys, values and condition have to tell what they know.
+        without_hints: share of the passes without the finished neighbour's image and mask as inputs, without likeness
+            and known lines, so that the supports' keys, values and condition have to tell what they know.
         on_device: make episodes on the device of the networks, where all volumes then lie; else in the workers.
         across: targets of `cross` episodes: `labels` that both scans have, or `registration`: parts of one scan that
             are warped onto the other, which needs no labels, with one painted slice each and none `swapped`; some
@@ -144,8 +144,10 @@ class TrainingConfig(BaseModel):
                 raise ValueError(f"{name} has nothing above 0")
         if self.on_device and self.mix.get("paper"):
             raise ValueError("on_device makes no paper episodes; leave paper out of the mix, or set on_device to false")
-        if not self.cases and not self.synthetic_count:
-            raise ValueError("there is nothing to draw episodes from: name cases, or a synthetic_count above 0")
+        if not self.cases and not self.synthetic_count and not self.label_maps:
+            raise ValueError(
+                "there is nothing to draw episodes from: name cases or label_maps, or a synthetic_count above 0"
+            )
         if not self.learned:
             raise ValueError("learned names no part; unet, image_encoder, translator and decoder are accepted")
         if self.average >= 1:

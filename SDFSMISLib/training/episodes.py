@@ -82,6 +82,11 @@ class Episode:
     is_twin: bool = False
 
 
+def _scenes(episodes: Sequence[Episode]) -> list[int]:
+    """For each episode the row of the one whose images it shows: its own, or that of the twin before it."""
+    return [row - 1 if one.is_twin and row else row for row, one in enumerate(episodes)]
+
+
 class EpisodeSampler:
     """Draws batches of episodes; seed and number of a batch determine it, whatever was drawn before.
 
@@ -122,9 +127,14 @@ class EpisodeSampler:
         for volume in self.real:
             self.families.setdefault(volume.group, []).append(volume)
         self.shared_groups = [g for g, members in self.families.items() if len(members) > 1]
-        wanted = [config.group_weights.get(name.split(" ")[0], 1.0) for name in self.families]
-        sizes = np.array([len(members) for members in self.families.values()]) ** FAMILY_POWER * wanted
+        wanted = {name: config.group_weights.get(name.rsplit(" [", 1)[0], 1.0) for name in self.families}
+        sizes = np.array([len(members) ** FAMILY_POWER * wanted[name] for name, members in self.families.items()])
+        if self.real and not sizes.any():
+            raise InputError("group_weights is 0 for every group of scans; leave one above 0.")
         self._family_weights = sizes / sizes.sum() if len(sizes) else sizes
+        self.shared_groups = [name for name in self.shared_groups if wanted[name]]
+        shared = np.array([wanted[name] for name in self.shared_groups])
+        self._shared_weights = shared / shared.sum() if len(shared) else shared
         if config.mix.get("paper") and not self.real:
             raise InputError("Episodes of the kind 'paper' are made of scans; name a manifest of them as 'cases'.")
         self._counts: dict[tuple[str, int, int], np.ndarray] = {}
@@ -181,7 +191,7 @@ class EpisodeSampler:
         values = equalizing_contrasts(plain.flatten(0, 1)).unflatten(0, plain.shape[:2])
         values = values.gather(1, contrast[..., None].expand_as(values))
         images = with_contrast(plain.flatten(0, 1), values.flatten(0, 1)).view(plain.shape)
-        images = torch.where(draws.chance(CONTRAST_SHARE, len(episodes), 1, 1, 1), images, plain)
+        images = torch.where(draws.chance(CONTRAST_SHARE, len(episodes), 1, 1, 1)[_scenes(episodes)], images, plain)
         masks = self._masks([view for one in episodes for view in one.views]).view(plain.shape)
         if plan.kind != "propagate":
             return self._without_neighbour(draws, plan, images, masks)
@@ -223,8 +233,7 @@ class EpisodeSampler:
             labels = self.store.looks([view for row in drawn for view in episodes[row].views], side)
             images[drawn] = render(draws, labels.view(len(drawn), -1, 1, side, side), same_scan)
         images = augment_intensity(draws, images, same_scan)
-        rows = [row - 1 if one.is_twin and row else row for row, one in enumerate(episodes)]
-        return images[rows]
+        return images[_scenes(episodes)]
 
     def _masks(self, views: Sequence[View]) -> torch.Tensor:
         """The targets' masks (N, R, R), 0 or 1."""
@@ -372,7 +381,7 @@ class EpisodeSampler:
 
     def _cross(self, shots: int, swapped: bool) -> list[Episode]:
         """Painted slices of one scan, a query of another scan of the same anatomy."""
-        members = self.families[str(self.rng.choice(self.shared_groups))]
+        members = self.families[str(self.rng.choice(self.shared_groups, p=self._shared_weights))]
         a, b = self.rng.choice(len(members), 2, replace=False)
         first = self._target(members[a], labels=True)
         query = replace(first, volume=members[b])
@@ -433,14 +442,15 @@ class EpisodeSampler:
         if others:
             values = (int(self.rng.choice(others)),)
             twin = tuple((replace(target, values=values), crop) for target, crop in shown)
-            episodes.append(Episode(twin, own, is_twin=True))
+            if self._shows_enough(twin[0]):
+                episodes.append(Episode(twin, own, is_twin=True))
         return episodes
 
     def _shows_enough(self, view: View) -> bool:
         """Whether a painted target takes enough of the grid."""
         target, crop = view
-        pixels = target.mask().sum() * target.spacing[0] * target.spacing[1] / (2 * crop.half / self.resolution) ** 2
-        return bool(pixels >= MIN_PAINTED_PIXELS)
+        mask = torch.from_numpy(target.mask().astype(np.float32))
+        return bool((resampled(mask, target.spacing, crop, self.resolution) > 0.5).sum() >= MIN_PAINTED_PIXELS)
 
     # -- choosing
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.network_images import AIR, LEAST_PIXELS, LEVELS, LIMIT, SHARE
 from SDFSMISLib.inference.registration import displacement, warp
 from SDFSMISLib.training.volumes import Crop, SliceTarget, TrainingVolume
@@ -215,7 +216,7 @@ def imperfect(draws: RandomDraws, masks: torch.Tensor) -> torch.Tensor:
 
 FINE = 1.4  # pixels of the grid that are larger than so many of the slice are averages of 2 x 2
 PARTS = 3  # of a thick slice, at most, that are averaged
-WHITE = 32767  # of images as they are kept, int16
+MOST_LABEL = 32767  # that the buffer holds
 
 View = tuple[SliceTarget, Crop]
 """A slice, and the square of it that is seen."""
@@ -231,6 +232,9 @@ class VolumeStore:
         volumes: with different names.
         device: where to keep them.
 
+    Raises:
+        InputError: for two volumes of one name, and for labels that are too large.
+
     >>> from SDFSMISLib.training.volumes import synthetic_volumes
     >>> store = VolumeStore(synthetic_volumes(1, seed=0), torch.device("cpu"))
     >>> target = SliceTarget(store.volumes[0], axis=0, index=40, map_number=1, values=(1,))
@@ -243,14 +247,20 @@ class VolumeStore:
         maps = [one for volume in volumes for one in volume.maps]
         images = [volume.image for volume in volumes if volume.image is not None]
         labels = torch.empty(sum(one.size for one in maps), dtype=torch.int16)
-        levels = torch.empty(sum(one.size for one in images), dtype=torch.int16)
+        levels = torch.empty(sum(one.size for one in images), dtype=torch.float16)
         self._places: dict[tuple[str, int], int] = {}
         self.volumes = []
         first = first_level = 0
         for volume in volumes:
+            if (volume.name, 0) in self._places:
+                raise InputError(f"Two volumes are named {volume.name!r}; scans and label maps need different ids.")
             kept = []
             for number, one in enumerate(volume.maps):
                 part = labels[first : first + one.size].numpy().reshape(one.shape)
+                if one.max() > MOST_LABEL:
+                    raise InputError(
+                        f"{volume.name!r} has the label {one.max()}; labels up to {MOST_LABEL} are accepted."
+                    )
                 part[:] = one
                 kept.append(part)
                 self._places[volume.name, number] = first
@@ -258,18 +268,17 @@ class VolumeStore:
             image = volume.image
             if image is not None:
                 self._places[volume.name, -1] = first_level
-                levels[first_level : first_level + image.size] = torch.from_numpy(
-                    np.rint(image.astype(np.float32).ravel() * WHITE).astype(np.int16)
-                )
-                first_level += image.size
-            self.volumes.append(replace(volume, maps=tuple(kept)))
+                part = levels[first_level : first_level + image.size].numpy().reshape(image.shape)
+                part[:] = image
+                first_level, image = first_level + image.size, part
+            self.volumes.append(replace(volume, image=image, maps=tuple(kept)))
         self._labels, self._levels = labels.to(device), levels.to(device)
 
     def images(self, views: Sequence[View], side: int) -> torch.Tensor:
         """Intensities (N, side, side) in [-1, 1] of slices of scans; -1 outside of them."""
         parts = [_parts(target) for target, _ in views]
         flat = [(replace(target, index=z), crop) for (target, crop), zs in zip(views, parts, strict=True) for z in zs]
-        seen = self._sampled(flat, side, self._levels, True, lambda levels, rows: levels / WHITE + 1) - 1
+        seen = self._sampled(flat, side, self._levels, True, lambda levels, rows: levels + 1) - 1
         return torch.stack([part.mean(0) for part in seen.split([len(zs) for zs in parts])])
 
     def looks(self, views: Sequence[View], side: int) -> torch.Tensor:

@@ -239,16 +239,23 @@ def label_volumes(manifest: Path, config: TrainingConfig) -> list[TrainingVolume
 
     Args:
         manifest: as `read_manifest` takes it, cases without image and split.
-        config: `shippable` leaves out groups whose terms forbid weights that are passed on; `seed`.
+        config: `shippable` leaves out groups whose terms forbid weights that are passed on, `held_out` single ones;
+            `seed`.
+
+    Raises:
+        InputError: for a label volume without labels.
     """
     content = read_manifest(manifest, label_maps=True)
     rng = np.random.default_rng(config.seed)
     made = []
     for case in content.cases:
-        if config.shippable and not content.groups[case.group].may_train_shipped_weights:
+        allowed = content.groups[case.group].may_train_shipped_weights or not config.shippable
+        if not allowed or case.split != "train" or case.id in config.held_out:
             continue
         scan = load_case(case).labelmap
         codes = np.flatnonzero(np.bincount(scan.voxels.ravel())[1:]) + 1
+        if not len(codes):
+            raise InputError(f"{case.labels} is empty; leave {case.id!r} out of the label maps, or correct it.")
         numbers = np.zeros(codes.max() + 1, dtype=np.uint8 if len(codes) < 256 else np.uint16)
         numbers[codes] = 1 + np.arange(len(codes))
         labels = numbers[scan.voxels]
