@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import socket
 import ssl
 import subprocess
 import sys
@@ -20,18 +19,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from SDFSMISLib.client import Client
-from SDFSMISLib.server.ray_serving import APPLICATION, ray, serve
+from SDFSMISLib.server.ray_serving import APPLICATION, quiet_port, ray, serve
 
 TESTING = Path(__file__).resolve().parent
 ROOT = TESTING.parent
 TOKEN = "a-token-of-more-than-16-letters"
 SECONDS = 120.0  # that things may take on a slow machine
 NODE = {"num_gpus": 0, "object_store_memory": 80 << 20, "include_log_monitor": False}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 ENVIRONMENT = {
@@ -51,7 +45,7 @@ ENVIRONMENT = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_prestart_worker_first_driver": "0",
     # The nodes of a real cluster have addresses of their own; here they have ports.
-    "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(free_port()),
+    "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(quiet_port("127.0.0.1")),
 }
 
 

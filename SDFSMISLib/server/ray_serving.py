@@ -8,7 +8,9 @@ by load; `_ProxyErrors` makes the proxies' own errors into answers that clients 
 from __future__ import annotations
 
 import logging
+import random
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -58,11 +60,26 @@ POLL_SECONDS = 0.5  # between two checks whether to stop; on Windows a signal do
 
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 PROXY_VARIABLES = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.middlewares"}
+QUIET_PORTS = range(20000, 30000)  # systems give outgoing connections higher ones
 RAY_SERVE_PATHS = "/-/"  # by which load balancers check a proxy
 
 # A run keeps a replica busy, so a second one at the same time is worth another replica. Replicas stay for a while: a
 # correction follows soon, and finds the latents of its scan in the replica that computed them.
 SCALING = {"target_ongoing_requests": 1, "look_back_period_s": 15, "upscale_delay_s": 5, "downscale_delay_s": 600}
+
+
+def quiet_port(host: str) -> int:
+    """A free port that no outgoing connection gets by itself: Ray binds it seconds later, and makes many of those.
+
+    >>> 20000 <= quiet_port("127.0.0.1") < 30000
+    True
+    """
+    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+    for port in random.SystemRandom().sample(QUIET_PORTS, 100):
+        with socket.socket(family) as trial, suppress(OSError):
+            trial.bind((host, port))
+            return port
+    return 0
 
 
 def run_ray_server(settings: ServeSettings) -> int:
@@ -81,7 +98,7 @@ def run_ray_server(settings: ServeSettings) -> int:
         InputError: as `run_server`; also if Ray is not installed or cannot be reached, something else serves on the
             cluster, or the cluster lacks the requested device.
     """
-    address = ListeningAddress.open(settings)
+    address = ListeningAddress.open(replace(settings, port=settings.port or quiet_port(settings.host)))
     address.listener.close()  # the port is free; Ray Serve binds it itself
     with connected():
         _check_not_serving()
