@@ -40,7 +40,7 @@ from SDFSMISLib.training.volumes import (
     resampled,
 )
 
-LEAST_PIXELS = 5  # of a target on the painted slice, at least: a spinal cord in coarse CT has six
+LEAST_PIXELS = 5  # of a target on the painted slice, at least: a spinal cord in coarse CT has a dozen
 MIN_NEXT_PIXELS = 3  # on the slices that follow
 BEYOND_END_SHARE = 0.35  # share of propagate episodes whose query lies behind the structure's end
 OTHER_SCAN_SHARE = 0.15  # share of propagate episodes on labels whose painted slices are of another scan
