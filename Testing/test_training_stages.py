@@ -18,10 +18,11 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import held_out_dice
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.training import trainer
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
 from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, with_folding_autoencoder
-from SDFSMISLib.training.trainer import learn_only, starting_pipeline, train
+from SDFSMISLib.training.trainer import Pace, learn_only, starting_pipeline, train
 from SDFSMISLib.training.volumes import EpisodeBatch, synthetic_volumes
 from training_examples import kill_before_it_saves_again, tiny_config, tiny_settings, write_manifest
 
@@ -191,6 +192,89 @@ def test_episodes_made_on_the_device_are_those_of_the_workers(tmp_path: Path) ->
         train(tiny_config(folder, **settings, on_device=on_device, workers=1), cache=tmp_path / "cache")
         trained.append(weights(folder))
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
+
+
+# -- by the clock
+
+
+class Clock:
+    """In place of the module `time`: it goes on by so many seconds from step to step."""
+
+    def __init__(self, *steps: float) -> None:
+        self.now, self.steps = 0.0, list(steps)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def step(self) -> None:
+        self.now += self.steps.pop(0)
+
+
+def paced(clock: Clock, seconds: float, spent: float = 0.0) -> list[float]:
+    """How far each step found the stage."""
+    pace, shares = Pace(0, seconds, spent), []
+    for number in pace.all_steps(first=5):
+        assert number == 5 + len(shares)
+        shares.append(pace.share)
+        clock.step()
+    assert pace.is_last
+    return shares
+
+
+def test_the_last_step_by_the_clock_begins_at_the_end_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(*[10.0] * 10)
+    monkeypatch.setattr(trainer, "time", clock)
+    assert paced(clock, seconds=50) == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert clock.now == 50, "the time is used up and not exceeded"
+    clock.now = 1000.0
+    assert paced(clock, seconds=50, spent=30) == pytest.approx([0.6, 1.0]), "a run that goes on"
+
+
+def test_a_step_longer_than_all_the_time_is_followed_by_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(70.0, 1.0)
+    monkeypatch.setattr(trainer, "time", clock)
+    assert paced(clock, seconds=50) == [0.0, 1.0]
+
+
+def test_some_steps_are_late_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(69.0, 2.0)
+    monkeypatch.setattr(trainer, "time", clock)
+    pace, late = Pace(0, seconds=100), []
+    for _ in range(2):
+        clock.step()
+        late.append(pace.is_late(step=0, late=0.3))
+    assert late == [False, True]
+
+
+def test_a_stopped_run_goes_on_with_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, reached = Clock(25.0, 25.0, 5.0, 10.0, 20.0, 0.0), []
+    monkeypatch.setattr(trainer, "time", clock)
+    config = tiny_config(tmp_path, **ONE_STAGE, minutes=1.0, save_every=1)
+
+    def progress(done: int, total: int, text: str) -> None:
+        clock.step()
+        reached.append((done, total))
+        if len(reached) == 2:  # of which the second is not saved
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress)
+    clock.now += 1000.0
+    train(config, progress)
+    train(config, progress)  # it is over
+    assert reached == [(0, 60), (25, 60), (25, 60), (30, 60), (40, 60), (60, 60)]
+
+
+def test_the_pipeline_is_written_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, found = Clock(*[30.0] * 4), []
+    monkeypatch.setattr(trainer, "time", clock)
+
+    def written(folder: Path) -> None:
+        found.append((clock.now, load_pipeline(folder, "cpu").unet.state_dict()["conv_out.weight"]))
+
+    train(tiny_config(tmp_path, **ONE_STAGE, write_every=1.0), lambda *_: clock.step(), written=written)
+    assert [now for now, _ in found] == [60.0, 120.0], "after a minute, and at the end"
+    assert not torch.equal(found[0][1], found[1][1])
 
 
 # -- what is written

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,6 +50,8 @@ def displacement(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
         >>> bool((warp(moving[None], field[None])[0] - fixed).abs().mean() < (moving - fixed).abs().mean() / 3)
         True
     """
+    import cv2  # here, so that training on a GPU, which registers in torch, does without it
+
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     flow.setFinestScale(0)  # the grid is coarse: its full resolution counts
     flow.setVariationalRefinementAlpha(SMOOTHNESS)

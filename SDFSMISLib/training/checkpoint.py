@@ -81,21 +81,24 @@ class Log:
 
     def __init__(self, output: Path, writes: bool) -> None:
         self.path, self.writes = output / "log.jsonl", writes
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
         self.began, self.steps, self.text = time.monotonic(), 0, ""
         self.board = _tensorboard(output) if writes else None
 
-    def add(self, step: int, steps: int, parts: dict[str, float]) -> str:
-        """Adds a step's numbers; returns loss and overlap of the last line that was written, in words."""
+    def add(self, step: int, parts: dict[str, torch.Tensor], rate: float, is_last: bool) -> str:
+        """Adds a step's numbers; returns loss and overlap of the last line that was written, in words.
+
+        The numbers stay on their device until a line is written, so that the device need not be waited for.
+        """
         self.steps += 1
         for name, value in parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
-        if step % LOG_EVERY == 0 or step == steps:
+        if step % LOG_EVERY == 0 or is_last:
+            means = {name: float(self.sums[name]) / self.counts[name] for name in self.sums}
             seconds = (time.monotonic() - self.began) / self.steps
-            means = {name: self.sums[name] / self.counts[name] for name in self.sums}
-            self.write({"step": step, "seconds": round(seconds, 2)} | means)
+            self.write({"step": step, "seconds": seconds, "rate": rate} | means)
             self.text = ", ".join(f"{name} {means[name]:.3f}" for name in ("loss", "overlap") if name in means)
             self.sums, self.counts = {}, {}
         return self.text
@@ -104,7 +107,8 @@ class Log:
         if not self.writes:
             return
         with self.path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({name: round(value, 5) for name, value in record.items()}) + "\n")
+            numbers = {name: x if isinstance(x, int) else float(f"{x:.5g}") for name, x in record.items()}
+            log.write(json.dumps(numbers) + "\n")
         if self.board is not None:
             for name, value in record.items():
                 self.board.add_scalar(name, value, int(record["step"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -63,6 +63,8 @@ class TrainingConfig(BaseModel):
         autoencoder_steps, autoencoder_rate: first stage, the decoder; 0 steps: it stays as in `start`.
         denoising_steps, denoising_rate: second stage, the U-Net on images without labels; 0 steps: left out.
         steps: optimiser steps of the last stage, on episodes. batch: episodes per pass. accumulate: passes per step.
+        minutes: length of the last stage by the clock, in place of `steps`: rate and `late` follow the time, so that
+            the rate is at its end in the last step, however fast the computer is. 0: `steps` counts.
         rate: peak learning rate. translator_rate: factor of it for the translator.
         schedule: `cosine` to 3 %, or `polynomial` of power 1 to 0.01 %, the paper's.
         warmup: steps. decay: of AdamW. clip: of the gradient's norm.
@@ -79,8 +81,9 @@ class TrainingConfig(BaseModel):
         precision: `no` (float32) or `bf16`.
         checkpointing: recompute activations for the gradients: less memory, more time.
         save_every, validate_every, picture_every: steps between checkpoints, validations, pictures; 0: never.
+        write_every: minutes after which the pipeline is written though the run goes on; 0: it is written at the end.
         half: write the finished pipeline in float16.
-        workers: processes that make episodes.
+        workers: processes that make episodes; with `on_device` they choose them, on Linux.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,6 +116,7 @@ class TrainingConfig(BaseModel):
     denoising_steps: NonNegativeInt = 0
     denoising_rate: NonNegativeFloat = 8e-4
     steps: NonNegativeInt = 4000
+    minutes: NonNegativeFloat = 0.0
     batch: PositiveInt = 8
     accumulate: PositiveInt = 1
     rate: NonNegativeFloat = 8e-4
@@ -132,6 +136,7 @@ class TrainingConfig(BaseModel):
     save_every: PositiveInt = 100
     validate_every: NonNegativeInt = 0
     picture_every: NonNegativeInt = 0
+    write_every: NonNegativeFloat = 0.0
     half: bool = True
     workers: NonNegativeInt = 1
 
@@ -157,8 +162,8 @@ class TrainingConfig(BaseModel):
         return self
 
     @classmethod
-    def read(cls, path: Path, **changes: str) -> TrainingConfig:
-        """The configuration in a JSON file, with `changes` (`cases`, `start`, `output`) in place of its values.
+    def read(cls, path: Path, **changes: Any) -> TrainingConfig:
+        """The configuration in a JSON file, with `changes`, such as `cases` or `output`, in place of its values.
 
         Args:
             path: a file, or the name of one that comes with the package, such as `built_in`, with or without `.json`.

@@ -127,7 +127,7 @@ class EpisodeSampler:
         for volume in self.real:
             self.families.setdefault(volume.group, []).append(volume)
         self.shared_groups = [g for g, members in self.families.items() if len(members) > 1]
-        wanted = {name: config.group_weights.get(name.rsplit(" [", 1)[0], 1.0) for name in self.families}
+        wanted = {name: config.group_weights.get(few[0].source, 1.0) for name, few in self.families.items()}
         sizes = np.array([len(members) ** FAMILY_POWER * wanted[name] for name, members in self.families.items()])
         if self.real and not sizes.any():
             raise InputError("group_weights is 0 for every group of scans; leave one above 0.")

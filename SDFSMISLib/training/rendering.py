@@ -4,16 +4,16 @@ Slices of many volumes are sampled by one gather. The look of a batch is drawn t
 SynthSeg (Billot et al., MedIA 2023), a mean and a spread of grey for each label, texture, blur and low resolution; then
 for scans too bias field, gamma, inversion and noise; and the contrast of a region as the segmenter spreads it.
 
-On a GPU, neighbouring slices are registered in torch, by Lucas and Kanade (IJCAI 1981) from coarse to fine with
-smoothing, in place of the product's dense inverse search. On 63 pairs of real slices about 5 mm apart, of several
-groups of scans, warped masks had Dice 0.85 (dense inverse search 0.86, copied masks 0.78).
+On a GPU, or without OpenCV, neighbouring slices are registered in torch, by Lucas and Kanade (IJCAI 1981) from coarse
+to fine with smoothing, in place of the product's dense inverse search. On 63 pairs of real slices about 5 mm apart, of
+several groups of scans, warped masks had Dice 0.85 (dense inverse search 0.86, copied masks 0.78).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -32,10 +32,20 @@ LONGEST = 1.0  # pixels per step
 
 
 def registered(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-    """`registration.displacement` of pairs (B, side, side): on a CPU the product's own, elsewhere `displacements`."""
-    if moving.device.type == "cpu":
+    """`registration.displacement` of pairs (B, side, side): on a CPU the product's own, where it is not installed and
+    on a GPU `displacements`."""
+    if moving.device.type == "cpu" and _has_opencv():
         return torch.stack([displacement(*pair) for pair in zip(moving, fixed, strict=True)])
     return displacements(moving, fixed)
+
+
+@cache
+def _has_opencv() -> bool:
+    try:
+        import cv2  # noqa: F401
+    except ImportError:  # on a machine that is for training alone
+        return False
+    return True
 
 
 def displacements(moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:

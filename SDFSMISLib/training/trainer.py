@@ -3,14 +3,17 @@ episodes.
 
 It runs on accelerate: `sdfsmis train` on a CPU or one GPU, `accelerate launch -m SDFSMISLib.cli train` on several GPUs
 or machines. A run that was stopped at any moment goes on from its last checkpoint with the very batches and draws
-that were to come, so that on a CPU it ends in the same weights, bit by bit.
+that were to come, so that on a CPU it ends in the same weights, bit by bit; unless it has so many `minutes`, when rates
+and the number of steps depend on the computer.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast
 from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -53,7 +57,7 @@ COSINE_FLOOR = 0.03
 POLYNOMIAL_FLOOR = 1e-4
 
 Progress = Callable[[int, int, str], None]
-"""(steps done, steps in total, the last losses in words)"""
+"""(steps done, steps in total, the last losses in words); seconds in place of steps where the clock ends a run"""
 
 Validator = Callable[[SDFSMISPipeline, Path, Sequence[str]], Mapping[str, float]]
 """(networks, manifest, ids of its held-out cases) -> mean Dice by group; see `evaluation.held_out_dice`."""
@@ -64,6 +68,9 @@ def train(
     progress: Progress | None = None,
     cache: Path | None = None,
     validate: Validator | None = None,
+    *,
+    scans: Sequence[TrainingVolume] | None = None,
+    written: Callable[[Path], None] | None = None,
 ) -> Path:
     """Train, or go on training, and return the folder of the finished pipeline.
 
@@ -72,6 +79,8 @@ def train(
         progress: called after each step of the main process.
         cache: folder of the supervoxels, shared by several trainings on the same scans; None: one in `output`.
         validate: measures held-out cases every `validate_every` steps; None: they are not measured.
+        scans: scans, and label volumes without image, in place of those that `cases` and `label_maps` name.
+        written: called with the folder of the pipeline each time that it was written.
 
     Raises:
         InputError: for scans that cannot be used, and a checkpoint of another configuration.
@@ -85,26 +94,27 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     pipeline = starting_pipeline(config)
     pipeline.register_to_config(without=list(config.without))
-    volumes: list[TrainingVolume] = []
-    if config.cases:
+    volumes: list[TrainingVolume] = [volume for volume in scans or () if volume.image is not None]
+    synthetic = synthetic_volumes(config.synthetic_count, config.seed)
+    synthetic += [volume for volume in scans or () if volume.image is None]
+    if config.cases and scans is None:
         with accelerator.main_process_first():  # which leaves the supervoxels for the others
             volumes += load_training_volumes(Path(config.cases), cache or output / "cache", config)
-    synthetic = synthetic_volumes(config.synthetic_count, config.seed)
-    if config.label_maps:
+    if config.label_maps and scans is None:
         synthetic += label_volumes(Path(config.label_maps), config)
     sampler = _sampler(
         config, volumes, synthetic, pipeline, accelerator.device if config.on_device else "cpu", progress
     )
-    del volumes, synthetic  # of which the sampler has copies
+    del volumes, synthetic, scans  # of which the sampler has copies
     log = Log(output, accelerator.is_main_process)
-    run = TrainingRun(config, accelerator, sampler, log, progress, validate)
+    run = TrainingRun(config, accelerator, sampler, log, progress, validate, written)
     if config.autoencoder_steps:
         run.autoencoder(pipeline)
     if config.denoising_steps:
         run.denoising(pipeline)
     result = run.segmentation(pipeline)
     if accelerator.is_main_process:
-        _write(result, output, config.half)
+        run.write(result)
     accelerator.wait_for_everyone()
     return output / "pipeline"
 
@@ -145,13 +155,67 @@ def _sampler(
     return EpisodeSampler(scans + synthetic, resolution, config, device)
 
 
-def _write(pipeline: SDFSMISPipeline, output: Path, half: bool) -> None:
-    part = output / ".pipeline.part"
-    with quiet():
-        pipeline.to("cpu", torch.float16 if half else torch.float32)
-        pipeline.save_pretrained(part)
-    shutil.rmtree(output / "pipeline", ignore_errors=True)
-    part.rename(output / "pipeline")
+class Pace:
+    """How far a stage has come: by its steps, or by the clock.
+
+    By the clock a step begins at the share of the time that has passed of all but the last step's, as long as the one
+    before it; so the last one begins at 1, as the rate wants it, and ends about when the time does.
+
+    Args:
+        steps: of the stage, if `seconds` is 0.
+        seconds: of the stage by the clock, of which a run that goes on has `spent` some.
+        device: None for a single process; else of the processes, which all end with the step of the first one.
+
+    Attributes:
+        step: number of the step that has begun.
+        share: how far the stage was when it began, 0 to 1.
+        is_last: whether it is the last one.
+    """
+
+    def __init__(self, steps: int, seconds: float = 0.0, spent: float = 0.0, device: torch.device | None = None):
+        self.steps, self.seconds, self.device = steps, seconds, device
+        self.began = time.monotonic() - spent
+        self.step, self.share, self.is_last = -1, 0.0, False
+
+    @property
+    def spent(self) -> float:
+        """Seconds that the stage took until now."""
+        return time.monotonic() - self.began
+
+    def is_over(self, first: int) -> bool:
+        """Whether a run that goes on has no step left, `first` the next one."""
+        return self.spent >= self.seconds if self.seconds else first >= self.steps
+
+    def all_steps(self, first: int) -> Iterator[int]:
+        """The numbers of the steps from `first` on, each when it is to begin."""
+        begun = self.spent
+        for step in itertools.count(first) if self.seconds else range(first, self.steps):
+            self.step = step
+            if self.seconds:
+                before, begun = begun, self.spent
+                self.share = self._share(begun, begun - before)
+                self.is_last = self.share == 1
+            else:
+                self.share, self.is_last = step / self.steps, step + 1 == self.steps
+            yield step
+            if self.is_last:
+                return
+
+    def _share(self, now: float, step: float) -> float:
+        """Of the time without a last step of `step` seconds."""
+        share = min(1.0, now / (self.seconds - step)) if step < self.seconds else 1.0
+        if self.device is None:
+            return share
+        return float(broadcast(torch.tensor([share], device=self.device)))
+
+    def is_late(self, step: int, late: float) -> bool:
+        """Whether a batch that is made now for this step belongs to the share `late` at the end."""
+        done = self.spent / self.seconds if self.seconds else step / self.steps
+        return done >= 1 - late
+
+    def is_due(self, every: int) -> bool:
+        """Whether something that is done every so many steps, 0 for never, and behind the last one, is due."""
+        return bool(every) and ((self.step + 1) % every == 0 or self.is_last)
 
 
 class TrainingRun:
@@ -165,9 +229,10 @@ class TrainingRun:
         log: Log,
         progress: Progress | None,
         validate: Validator | None,
+        written: Callable[[Path], None] | None,
     ) -> None:
         self.config, self.accelerator, self.sampler = config, accelerator, sampler
-        self.log, self.progress, self.validate = log, progress, validate
+        self.log, self.progress, self.validate, self.written = log, progress, validate, written
         self.output = Path(config.output)
 
     def autoencoder(self, pipeline: SDFSMISPipeline) -> None:
@@ -179,14 +244,16 @@ class TrainingRun:
         first, extra = checkpoint.load()
         model = _Reconstruction(vae)
         learner, ready = self.accelerator.prepare(model, optimizer)
-        for step, batches in self._batches_by_step(first, config.autoencoder_steps, AUTOENCODER):
-            set_rate(optimizer, config.autoencoder_rate * _cosine(step, config.autoencoder_steps, config.warmup))
+        pace = self._pace(config.autoencoder_steps)
+        for step, batches in self._batches_by_step(first, pace, AUTOENCODER):
+            rate = config.autoencoder_rate * _cosine(step, pace.share, config.warmup)
+            set_rate(optimizer, rate)
             for batch in batches:
                 loss, image, mask, spread = learner(*_images_and_masks(batch, 2 * config.batch))
                 self._optimise(learner, ready, loss)
             extra = {"scaling_factor": 1 / float(self.accelerator.gather(spread[None]).mean())}  # the same everywhere
-            self._log_step(step, config.autoencoder_steps, {"autoencoder": loss.detach(), "image": image, "mask": mask})
-            if self._is_due(step, config.autoencoder_steps, config.save_every):
+            self._log_step(pace, {"autoencoder": loss.detach(), "image": image, "mask": mask}, rate)
+            if self._is_due(pace, config.save_every):
                 checkpoint.save(step + 1, extra)
         vae.register_to_config(scaling_factor=float(extra["scaling_factor"]))
 
@@ -198,13 +265,15 @@ class TrainingRun:
         checkpoint = Checkpoint(self.output / "denoising.safetensors", {"network.unet": unet}, optimizer)
         first, _ = checkpoint.load()
         model, ready = self.accelerator.prepare(Denoiser(self._learner_view(pipeline)), optimizer)
-        for step, batches in self._batches_by_step(first, config.denoising_steps, DENOISING):
-            set_rate(optimizer, config.denoising_rate * _cosine(step, config.denoising_steps, config.warmup))
+        pace = self._pace(config.denoising_steps)
+        for step, batches in self._batches_by_step(first, pace, DENOISING):
+            rate = config.denoising_rate * _cosine(step, pace.share, config.warmup)
+            set_rate(optimizer, rate)
             for batch in batches:
                 loss = model(_images_and_masks(batch, 2 * config.batch)[0])
                 self._optimise(model, ready, loss)
-            self._log_step(step, config.denoising_steps, {"denoising": loss.detach()})
-            if self._is_due(step, config.denoising_steps, config.save_every):
+            self._log_step(pace, {"denoising": loss.detach()}, rate)
+            if self._is_due(pace, config.save_every):
                 checkpoint.save(step + 1)
         copy_input_weights(pipeline)
 
@@ -218,25 +287,47 @@ class TrainingRun:
         if config.average:
             kept |= {f"average.{name}": network for name, network in _trained_networks(average, of=pipeline).items()}
         checkpoint = Checkpoint(self.output / "segmentation.safetensors", kept, optimizer)
-        first, _ = checkpoint.load()
+        first, extra = checkpoint.load()
         model, ready = self.accelerator.prepare(EpisodeLearner(self._learner_view(pipeline), config), optimizer)
-        for step, batches in self._batches_by_step(first, config.steps, SEGMENTATION):
-            set_rate(optimizer, config.rate * rate_share(step, config))
+        pace = self._pace(config.steps, 60 * config.minutes, extra.get("seconds", 0.0))
+        next_writing = pace.spent + 60 * config.write_every
+        for step, batches in self._batches_by_step(first, pace, SEGMENTATION):
+            rate = config.rate * rate_share(step, config, pace.share)
+            set_rate(optimizer, rate)
             for batch in batches:
                 learned = model(batch)
                 self._optimise(model, ready, learned.loss)
             if config.average:
                 _update_average(average, pipeline, min(config.average, (1 + step) / (10 + step)))
-            self._log_step(step, config.steps, learned.parts)
-            if self._is_due(step, config.steps, config.picture_every):
+            self._log_step(pace, learned.parts, rate)
+            if self._is_due(pace, config.picture_every):
                 self._picture(step + 1, self._learner_view(pipeline), batch, learned.predicted)
-            if self._is_due(step, config.steps, config.save_every):
-                checkpoint.save(step + 1)
-            if self._is_due(step, config.steps, config.validate_every):
+            if self._is_due(pace, config.save_every):
+                checkpoint.save(step + 1, {"seconds": pace.seconds if pace.is_last else pace.spent})
+            if self._is_due(pace, config.validate_every):
                 self._validate(step + 1, self._learner_view(average))
+            if config.write_every and pace.spent >= next_writing and not pace.is_last:
+                next_writing += 60 * config.write_every
+                if self.accelerator.is_main_process:
+                    self.write(average)
         return average
 
+    def write(self, pipeline: SDFSMISPipeline) -> None:
+        """Write these weights as the run's pipeline, in place of what it has written before."""
+        part, folder = self.output / ".pipeline.part", self.output / "pipeline"
+        parts = copy.deepcopy(pipeline.components)  # which go on learning elsewhere, in another type
+        with quiet():
+            kept = type(pipeline)(**parts, **own_settings(pipeline))
+            kept.to("cpu", torch.float16 if self.config.half else torch.float32).save_pretrained(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        if self.written:
+            self.written(folder)
+
     # -- what the stages need
+
+    def _pace(self, steps: int, seconds: float = 0.0, spent: float = 0.0) -> Pace:
+        return Pace(steps, seconds, spent, self.accelerator.device if self.accelerator.num_processes > 1 else None)
 
     def _prepare(self, pipeline: SDFSMISPipeline, learned: tuple[str, ...]) -> None:
         """On the device, these parts to learn."""
@@ -250,26 +341,20 @@ class TrainingRun:
     def _learner_view(self, pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
         return pipeline if self.config.decoded else with_folding_autoencoder(pipeline)
 
-    def _batches_by_step(self, first: int, last: int, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
+    def _batches_by_step(self, first: int, pace: Pace, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
         """(step, its batches on this process), with the random numbers that belong to the step."""
         accelerator, config = self.accelerator, self.config
-        if first >= last:
+        if pace.is_over(first):
             return
-        numbers = [
-            offset + (step * config.accumulate + part) * accelerator.num_processes + accelerator.process_index
-            for step in range(first, last)
-            for part in range(config.accumulate)
-        ]
         workers = 0 if config.on_device else config.workers
         ahead = 4 if workers else None
-        late = offset + round(last * (1 - config.late)) * config.accumulate * accelerator.num_processes
-        dataset = _Episodes(self.sampler, config, numbers, late)
+        dataset = _Episodes(self.sampler, config, accelerator, pace, first, offset)
         batches = iter(
             DataLoader(
                 dataset, batch_size=None, num_workers=workers, prefetch_factor=ahead, worker_init_fn=_use_one_thread
             )
         )
-        for step in range(first, last):
+        for step in pace.all_steps(first):
             torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
             yield step, (_or_raise(next(batches)) for _ in range(config.accumulate))
 
@@ -281,13 +366,14 @@ class TrainingRun:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def _log_step(self, step: int, steps: int, parts: dict[str, torch.Tensor]) -> None:
-        text = self.log.add(step + 1, steps, {name: float(value) for name, value in parts.items()})
+    def _log_step(self, pace: Pace, parts: dict[str, torch.Tensor], rate: float) -> None:
+        text = self.log.add(pace.step + 1, parts, rate, pace.is_last)
         if self.progress and self.accelerator.is_main_process:
-            self.progress(step + 1, steps, text)
+            done, of = (pace.spent, pace.seconds) if pace.seconds else (pace.step + 1, pace.steps)
+            self.progress(round(done), round(of), text)
 
-    def _is_due(self, step: int, steps: int, every: int) -> bool:
-        return self.accelerator.is_main_process and bool(every) and ((step + 1) % every == 0 or step + 1 == steps)
+    def _is_due(self, pace: Pace, every: int) -> bool:
+        return self.accelerator.is_main_process and pace.is_due(every)
 
     @torch.no_grad()
     def _picture(self, step: int, pipeline: SDFSMISPipeline, batch: EpisodeBatch, predicted: torch.Tensor) -> None:
@@ -307,19 +393,33 @@ def _use_one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
+LONGEST = 1_000_000  # steps of a stage that the clock ends
+
+
 class _Episodes(Dataset):
     """Place -> batch, so that a resumed run goes on with the very batches that were to come."""
 
-    def __init__(self, sampler: EpisodeSampler, config: TrainingConfig, numbers: list[int], late: int) -> None:
-        self.sampler, self.config, self.numbers, self.late = sampler, config, numbers, late
+    def __init__(
+        self,
+        sampler: EpisodeSampler,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        pace: Pace,
+        first: int,
+        offset: int,
+    ) -> None:
+        self.sampler, self.config, self.pace, self.first, self.offset = sampler, config, pace, first, offset
+        self.processes, self.process = accelerator.num_processes, accelerator.process_index
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        steps = LONGEST if self.pace.seconds else self.pace.steps - self.first
+        return steps * self.config.accumulate
 
     def __getitem__(self, place: int) -> EpisodeBatch | InputError:
-        number = self.numbers[place]
+        place += self.first * self.config.accumulate
+        late = self.pace.is_late(place // self.config.accumulate, self.config.late)
         try:
-            return self.sampler.batch(self.config.batch, number, number >= self.late)
+            return self.sampler.batch(self.config.batch, self.offset + place * self.processes + self.process, late)
         except InputError as error:  # which a loader would wrap in a traceback
             return error
 
@@ -406,10 +506,11 @@ def new_optimizer(pipeline: SDFSMISPipeline, config: TrainingConfig) -> torch.op
     return torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.decay)
 
 
-def rate_share(step: int, config: TrainingConfig) -> float:
-    """The rate at a step of the second stage, as a share of the peak."""
+def rate_share(step: int, config: TrainingConfig, share: float | None = None) -> float:
+    """The rate at a step of the last stage, as a share of the peak; `share`: of the stage that is over, if not told by
+    the step."""
     schedule = _polynomial if config.schedule == "polynomial" else _cosine
-    return schedule(step, config.steps, config.warmup)
+    return schedule(step, step / config.steps if share is None else share, config.warmup)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -417,13 +518,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("factor", 1.0)
 
 
-def _cosine(step: int, steps: int, warmup: int) -> float:
+def _cosine(step: int, share: float, warmup: int) -> float:
     """Share of the peak rate: warm-up, then half a cosine."""
-    falling = COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    falling = COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * share))
     return min(1.0, (step + 1) / max(warmup, 1)) * falling
 
 
-def _polynomial(step: int, steps: int, warmup: int) -> float:
+def _polynomial(step: int, share: float, warmup: int) -> float:
     """Share of the peak rate as in the official code: linear, to a floor of 1e-4."""
-    falling = POLYNOMIAL_FLOOR + (1 - POLYNOMIAL_FLOOR) * max(0.0, 1 - step / steps)
+    falling = POLYNOMIAL_FLOOR + (1 - POLYNOMIAL_FLOOR) * max(0.0, 1 - share)
     return min(1.0, (step + 1) / warmup) * falling if warmup else falling

@@ -177,6 +177,11 @@ class TrainingVolume:
     main: ScanAxis | None = None
 
     @property
+    def source(self) -> str:
+        """Name of the manifest's group; volumes of one `group` also have the same targets."""
+        return self.group.rsplit(" [", 1)[0]
+
+    @property
     def main_axis(self) -> int:
         """Number of the axis along which a scan is compared with others."""
         assert self.main is not None, "synthetic volumes are not compared"
