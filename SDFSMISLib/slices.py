@@ -16,12 +16,25 @@ from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.volume import Volume
 
-__all__ = ["CroppedSlices", "SlicePlane", "SliceResult", "SliceStack", "needed_slices", "place_in_slice"]
+__all__ = [
+    "AHEAD",
+    "CroppedSlices",
+    "SlicePlane",
+    "SliceResult",
+    "SliceStack",
+    "needed_slices",
+    "place_in_slice",
+    "propagation_stride",
+    "slices_ahead",
+]
 
 Number = TypeVar("Number", int, float)
 
 CUT_PIXELS = 1 << 20  # of neighbouring slices that are cut at once, which takes hardly longer than one
 CUT_BLOCKS = 4  # of such slices in memory
+STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
+LONGEST_STRIDE = 10  # slices
+AHEAD = 2  # slices that networks with an input for them see ahead of a query
 LONGEST_PIXEL = 100.0  # ratio of a pixel's sides; beyond it a header is wrong, and squares in mm have no bound
 
 
@@ -326,7 +339,38 @@ class CroppedSlices(MutableMapping[int, np.ndarray]):
         return volume
 
 
-def needed_slices(strategy: str, count: int, wanted: Collection[int], painted: Collection[int]) -> list[int]:
+def propagation_stride(thickness: float) -> int:
+    """How many slices, `thickness` mm from one to the next, propagation predicts at a time.
+
+    >>> [propagation_stride(mm) for mm in (0.01, 0.8, 2.0, 8.0)]
+    [10, 4, 2, 1]
+    """
+    return min(max(1, round(STRIDE_MM / thickness)), LONGEST_STRIDE)
+
+
+def slices_ahead(index: int, way: int, stride: int, count: int) -> list[int | None]:
+    """The slices that networks see ahead of slice `index` of `count`: one stride further, and two.
+
+    Strides, of 3 mm or of one thick slice, rather than the distance to the last finished slice: among several slices
+    that are predicted at a time, the first is a fraction of a millimetre from it, and nothing changes so soon.
+
+    Args:
+        way: 1 or -1, the direction in which a track goes; 0: it goes nowhere.
+        stride: see `propagation_stride`.
+
+    Returns:
+        `AHEAD` indices; None for each that is behind the end of the scan, and for all if the track goes nowhere.
+
+    >>> slices_ahead(5, way=-1, stride=4, count=100), slices_ahead(5, way=0, stride=4, count=100)
+    ([1, None], [None, None])
+    """
+    places = [index + way * stride * (1 + number) for number in range(AHEAD)]
+    return [place if way and 0 <= place < count else None for place in places]
+
+
+def needed_slices(
+    strategy: str, count: int, wanted: Collection[int], painted: Collection[int], ahead: int = 0
+) -> list[int]:
     """The indices of the slices that a run reads, sorted.
 
     ``independent`` reads the slices to segment. ``propagate`` also reads the painted ones and all in between; without
@@ -337,6 +381,7 @@ def needed_slices(strategy: str, count: int, wanted: Collection[int], painted: C
         count: slices of the scan.
         wanted: slices to segment.
         painted: slices of this scan on which a structure is painted, of all labels; empty if a label has none.
+        ahead: how far the networks look beyond a slice in `propagate`, in slices, either way.
 
     >>> needed_slices("propagate", count=100, wanted=[40, 50], painted=[44])
     [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50]
@@ -346,4 +391,4 @@ def needed_slices(strategy: str, count: int, wanted: Collection[int], painted: C
     if not painted:
         return list(range(count))
     ends = [*wanted, *painted]
-    return list(range(min(ends), max(ends) + 1))
+    return list(range(max(min(ends) - ahead, 0), min(max(ends) + ahead + 1, count)))

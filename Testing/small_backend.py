@@ -71,6 +71,7 @@ class SmallBackend:
     protocol: int = PROTOCOL
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     weights: str = "w1"
+    model: dict[str, Any] = field(default_factory=dict)
     accepted: dict[str, list[str]] = field(
         default_factory=lambda: {"strategy": ["propagate", "independent"], "region": ["auto", "full"]}
     )
@@ -193,7 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
             "name": "sdfsmis",
             "version": "9.9",
             "protocol": self.backend.protocol,
-            "models": [{"name": "small", "weights_sha256": self.backend.weights, "resolution": 64}],
+            "models": [
+                {"name": "small", "weights_sha256": self.backend.weights, "resolution": 64, **self.backend.model}
+            ],
             "device": {"name": "a processor", "kind": "cpu"},
             "seconds_per_slice": 0.5,
             "strategies": self.backend.accepted["strategy"],

@@ -51,7 +51,7 @@ class BrightPipeline:
 
     device = torch.device("cpu")
     takes_neighbours = sees_contrast = True
-    takes_known = False
+    takes_known = takes_ahead = False
 
     def __init__(self, resolution: int = 40, answer: float = 1.0) -> None:
         self.answer = answer

@@ -34,6 +34,12 @@ def test_only_missing_slices_are_sent_and_each_once(url: str, backend: SmallBack
         assert np.array_equal(backend.store[ADDRESSES[index]], SCAN.voxels[index])
 
 
+def test_slices_that_a_model_sees_ahead_are_sent_too(url: str, backend: SmallBackend) -> None:
+    backend.model["looks_ahead"] = True
+    collected(Client(url).segment(STACKS, SUPPORT, slices=[3]))
+    assert sorted(backend.puts()) == sorted(ADDRESSES), "those up to 6 mm away"
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_a_painted_slice_of_the_scan_is_not_sent_twice(url: str, backend: SmallBackend, dtype: str) -> None:
     scan = a_scan(5, dtype)

@@ -1,5 +1,7 @@
 """What a network is told of a query beside the supports: registered neighbours, likeness, and a region's contrast."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from SDFSMISLib.model.built_in import folded, new_built_in, unfolded
 from SDFSMISLib.model.likeness import likeness, likeness_table
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import NEIGHBOUR_MASK_WEIGHT, Hints
+from SDFSMISLib.slices import propagation_stride, slices_ahead
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.trainer import starting_pipeline
 
@@ -144,7 +147,75 @@ def test_folding_pixels_into_channels_is_undone_exactly_and_is_what_the_encoder_
     assert torch.corrcoef(torch.stack([latents.flatten(), folded(images).flatten()]))[0, 1] > 0.998
 
 
-# -- what crossing planes tell
+# -- what crossing planes tell, and the slices that come next
+
+
+def a_block() -> tuple[Volume, Volume]:
+    """A scan with a bright block in noise, and its labels."""
+    mask = np.zeros((12, 24, 24), dtype=np.uint8)
+    mask[1:10, 6:18, 6:18] = 1
+    noise = np.random.default_rng(0).normal(0, 5, mask.shape)
+    grid = Geometry(mask.shape, (1, 1, 1), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    return Volume((100 * mask + noise).astype(np.float32), grid), Volume(mask, grid)
+
+
+@cache
+def shows_ahead() -> SDFSMISPipeline:
+    """The built-in networks with an input for the slices that come next, which has learnt nothing."""
+    return starting_pipeline(TrainingConfig(cases="", output="", start="built-in", ahead=1.0))
+
+
+def teach(pipeline: SDFSMISPipeline, spread: float) -> None:
+    pipeline.unet.conv_in_ahead.weight.data.normal_(std=spread, generator=torch.Generator().manual_seed(1))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_the_slices_ahead_count_once_that_is_learnt_and_if_they_are_there(seed: int, there: list[bool]) -> None:
+    pipe = shows_ahead()
+    query, mask = blobs(seed)[None, None].expand(2, 3, -1, -1), disc(48, 48, 20)[None, None]
+    ahead = torch.stack([blobs(seed + 1 + number) for number in range(4)]).view(2, 2, 96, 96)
+    others = torch.stack([blobs(seed + 5 + number) for number in range(4)]).view(2, 2, 96, 96)
+    is_there = torch.tensor(there).view(2, 2)
+    mixed = torch.where(is_there[..., None, None], ahead, others)
+    with torch.no_grad():
+        bank, latents = pipe.encode_support(query[:1, None], mask), pipe.encode_images(query)
+
+        def predicted(*shown: torch.Tensor) -> torch.Tensor:
+            return pipe.predict(latents, bank, pipe.hints(query, bank, None, None, None, *shown))
+
+        teach(pipe, 0.0)
+        assert torch.equal(predicted(ahead, is_there), predicted())
+        teach(pipe, 0.1)
+        taught = predicted(ahead, is_there)
+        assert torch.equal(predicted(mixed, is_there), taught), "what is not there does not count"
+        for row in range(2):
+            changes = not torch.equal(taught[row], predicted()[row])
+            assert changes == bool(is_there[row].any())
+
+
+def test_a_new_input_for_the_slices_ahead_changes_no_voxel_before_it_has_learnt() -> None:
+    scan, labels = a_block()
+    support = SupportSet.from_labelmap(scan, labels, slices=[4])
+
+    def found(pipeline: SDFSMISPipeline, query: Volume = scan) -> np.ndarray:
+        with torch.no_grad():
+            return Segmenter(pipeline, "test").segment(query, support).probabilities[1]
+
+    pipe = shows_ahead()
+    teach(pipe, 0.0)
+    shipped = Segmenter.from_pretrained("built-in", "cpu").pipeline
+    assert pipe.takes_ahead and not shipped.takes_ahead
+    np.testing.assert_array_equal(found(pipe), found(shipped))
+    teach(pipe, 0.1)
+    assert np.abs(found(pipe).astype(int) - found(shipped)).max() > 10
+
+
+def test_the_slices_ahead_are_those_of_the_way_and_none_behind_the_end() -> None:
+    """Of a scan with slices of 8 mm, the next two, and of one with thin slices, those 3 and 6 mm further."""
+    assert slices_ahead(5, -1, propagation_stride(8.0), 20) == [4, 3]
+    assert slices_ahead(5, 1, propagation_stride(0.8), 12) == [9, None]
+    assert slices_ahead(11, 1, 1, 12) == slices_ahead(3, 0, 1, 12) == [None, None]
 
 
 def test_what_is_known_changes_nothing_at_first_and_reaches_the_networks_once_they_have_learnt_it() -> None:

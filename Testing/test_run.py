@@ -12,9 +12,12 @@ import torch
 from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.inference.networks import LatentCache, Networks
 from SDFSMISLib.inference.run import EarlierResults, Result, Run
+from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import Hints, SupportBank
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.slices import SliceResult, SliceStack
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.trainer import starting_pipeline
 from small_scans import BrightPipeline, ball_scan, painted_on
 
 
@@ -55,7 +58,25 @@ def kept(results: list[Result]) -> EarlierResults:
     return finished
 
 
-KINDS = ["one painted", "two painted", "independent", "another scan", "another scan, independent", "some slices"]
+@cache
+def looking_ahead() -> SDFSMISPipeline:
+    """The same networks with an input for the slices that come next, of which they have learnt a little."""
+    pipeline = starting_pipeline(TrainingConfig(cases="", output="", start="built-in", ahead=1.0))
+    pipeline.register_to_config(resolution=32)
+    pipeline.unet.conv_in_ahead.weight.data.normal_(std=0.03, generator=torch.Generator().manual_seed(1))
+    return pipeline
+
+
+KINDS = [
+    "one painted",
+    "two painted",
+    "independent",
+    "another scan",
+    "another scan, independent",
+    "some slices",
+    "looking ahead",
+    "looking ahead, some slices",
+]
 
 
 def run_of(kind: str, earlier: EarlierResults | None = None, latents: LatentCache | None = None) -> Run:
@@ -65,9 +86,10 @@ def run_of(kind: str, earlier: EarlierResults | None = None, latents: LatentCach
     support = SupportSet.from_labelmap(scan, painted_on(labelmap, *painted), None, axis=0)
     query = noisy(ball_scan((6, 32, 36), (1.0, 1.1, 3.0))[0]) if "another" in kind else scan
     options = RunOptions("independent" if "independent" in kind else "propagate", batch_size=4)
-    slices = [2, 5, 6] if kind == "some slices" else None
+    slices = [2, 5, 6] if "some slices" in kind else None
     labels = {label: support.for_label(label) for label in support.labels}
-    return Run(trained().pipeline, SliceStack.of(query, 0), labels, options, slices, latents, earlier)
+    pipeline = looking_ahead() if "ahead" in kind else trained().pipeline
+    return Run(pipeline, SliceStack.of(query, 0), labels, options, slices, latents, earlier)
 
 
 @cache
@@ -122,7 +144,7 @@ def test_latents_that_were_encoded_before_change_nothing(kind: str) -> None:
         np.testing.assert_array_equal(again[place], probability)
 
 
-@pytest.mark.parametrize("kind", ["one painted", "two painted"])
+@pytest.mark.parametrize("kind", ["one painted", "two painted", "looking ahead"])
 def test_what_was_predicted_before_is_not_predicted_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     latents = LatentCache(1 << 24)
     once = named_slices(kind, latents)
@@ -138,6 +160,31 @@ def test_another_painted_slice_changes_what_is_predicted() -> None:
     named_slices("one painted", latents)
     for place, probability in named_slices("two painted", latents).items():
         np.testing.assert_array_equal(probability, kept(whole("two painted")).slices[place])
+
+
+def test_another_slice_ahead_changes_what_is_predicted() -> None:
+    def found(latents: LatentCache | None, darkened: int | None = None) -> dict[tuple[int, int], np.ndarray]:
+        run = run_of("looking ahead, some slices", latents=latents)
+        read = run.scan.read
+        object.__setattr__(run.scan, "read", lambda index: read(index) * (0.2 if index == darkened else 1))
+        object.__setattr__(run.scan, "identity", lambda index: f"slice {index}{' dark' * (index == darkened)}")
+        return kept(results_of(run)).slices
+
+    latents = LatentCache(1 << 24)
+    before, after, expected = found(latents), found(latents, 7), found(None, 7)
+    for place, probability in expected.items():
+        np.testing.assert_array_equal(after[place], probability)
+    assert any((before[place] != expected[place]).any() for place in expected), "slice 7 itself is not segmented"
+
+
+@pytest.mark.parametrize(("kind", "needed"), [("some slices", range(2, 7)), ("looking ahead, some slices", range(8))])
+def test_a_run_reads_what_it_says(kind: str, needed: range) -> None:
+    run = run_of(kind)
+    read, places = run.scan.read, set()
+    object.__setattr__(run.scan, "read", lambda index: places.add(index) or read(index))
+    assert run.needed() == list(needed)
+    results_of(run)
+    assert places == set(needed)
 
 
 # -- memory

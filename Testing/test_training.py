@@ -12,8 +12,11 @@ from SDFSMISLib.cohort.cases import read_manifest
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.volume import Volume
+from SDFSMISLib.model.built_in import Size, new_built_in
+from SDFSMISLib.slices import propagation_stride
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
+from SDFSMISLib.training.learner import EpisodeLearner
 from SDFSMISLib.training.synthesis import synthetic_labels
 from SDFSMISLib.training.volumes import TrainingVolume, label_volumes, load_training_volumes, synthetic_volumes
 from training_examples import PLAIN, scan_volume, write_manifest
@@ -77,6 +80,62 @@ def test_queries_without_painted_slices_of_other_views_are_told_nothing():
     config = TrainingConfig(cases="", output="", mix={"propagate": 1.0}, synthetic_share=0.5, known=0.0)
     assert not EpisodeSampler(synthetic(1), 32, config).batch(3, 0).known.any()
     assert sampler("independent").batch(2, 0).known is None
+
+
+AHEAD_CONFIG = TrainingConfig(
+    cases="", output="", seed=3, start="built-in", mix={"propagate": 1.0}, synthetic_share=0.5, rollout=0.5, ahead=0.8
+)
+
+
+def test_the_slices_ahead_lie_behind_the_query_on_its_way_and_are_absent_behind_the_scan():
+    drawn = EpisodeSampler([scan_volume("a", 0), *synthetic(1)], 32, AHEAD_CONFIG)
+    episodes = [one for _ in range(300) for one in drawn._propagate(1, True)]
+    shown, missing, left_out = 0, 0, 0
+    for one in episodes:
+        _, _, (previous, crop), (query, _), *ahead = one.views
+        way = np.sign(query.index - previous.index)
+        stride = max(abs(query.index - previous.index), propagation_stride(query.volume.spacing[query.axis]))
+        left_out += not any(one.is_there)
+        for begin, pair, there in ((query, ahead[:2], one.is_there[:2]), (previous, ahead[2:], one.is_there[2:])):
+            for number, ((target, seen), is_there) in enumerate(zip(pair, there, strict=True)):
+                away = (target.index - begin.index) * way
+                assert seen == crop and target.thick == query.thick
+                if away:
+                    assert away >= stride * (number + 1), "as far as the track's next slices"
+                    shown += is_there
+                else:
+                    assert not is_there
+                    missing += 1
+    assert shown > 4 * missing > 0 and 0.1 < left_out / len(episodes) < 0.3
+
+
+def test_a_batch_shows_the_slices_ahead_of_queries_and_of_predicted_neighbours():
+    drawn = EpisodeSampler([scan_volume("a", 0), *synthetic(1)], 32, AHEAD_CONFIG)
+    batches = [drawn.batch(3, number) for number in range(12)]
+    rolled = [batch for batch in batches if batch.before is not None]
+    assert 0 < len(rolled) < 12
+    for one in [*batches, *(batch.before for batch in rolled)]:
+        assert one.ahead.shape == (3, 2, 32, 32) and one.is_there.shape == (3, 2)
+        assert one.ahead.abs().max() <= 1
+    batch, query = batches[0], batches[0].query_images
+    assert (batch.ahead[:, 0] - query).abs().mean() < (batch.ahead[:, 0] - query.flip(0)).abs().mean(), "one look"
+    empty = torch.cat([batch.is_there[~batch.query_masks.flatten(1).any(1)] for batch in batches])
+    assert 0 < len(empty) < 24 and empty.any(), "ends are seen from behind too"
+    plain = sampler("propagate").batch(2, 0)
+    assert plain.ahead is None and plain.is_there is None
+    assert (
+        EpisodeSampler(synthetic(1), 32, AHEAD_CONFIG.model_copy(update={"mix": {"independent": 1.0}}))
+        .batch(2, 0)
+        .ahead
+        is None
+    )
+
+
+def test_networks_learn_from_the_slices_ahead():
+    pipe = new_built_in(0, Size(resolution=32, channels=(16, 16), ahead=True))
+    batch = EpisodeSampler([scan_volume("a", 0)], 32, AHEAD_CONFIG).batch(4, 1)
+    EpisodeLearner(pipe, AHEAD_CONFIG)(batch).loss.backward()
+    assert pipe.unet.conv_in_ahead.weight.grad.abs().max() > 0
 
 
 def test_groups_are_drawn_by_their_weights():

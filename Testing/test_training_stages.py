@@ -125,9 +125,14 @@ def test_networks_of_our_own_kind_get_the_inputs_that_their_folder_lacks(tmp_pat
     begun = starting_pipeline(TrainingConfig(cases="", output="", start=str(tmp_path / "start")))
     assert begun.takes_neighbours and begun.unet.config.likeness
     assert not begun.unet.conv_in_neighbour.weight.any() and not begun.unet.conv_in_likeness.weight.any()
-    assert not begun.unet.conv_in_known.weight.any()
+    assert not begun.unet.conv_in_known.weight.any() and not begun.takes_ahead
     for name, value in made.unet.state_dict().items():
         assert torch.equal(value, begun.unet.state_dict()[name])
+    with_ahead = starting_pipeline(TrainingConfig(cases="", output="", start=str(tmp_path / "start"), ahead=0.5))
+    assert with_ahead.takes_ahead and not with_ahead.unet.conv_in_ahead.weight.any()
+    with_ahead.save_pretrained(tmp_path / "with")
+    again = starting_pipeline(TrainingConfig(cases="", output="", start=str(tmp_path / "with")))
+    assert again.takes_ahead, "an input stays when a later training does not show it"
 
 
 # -- steps

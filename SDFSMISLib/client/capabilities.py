@@ -22,12 +22,14 @@ class Model:
     Attributes:
         resolution: side of the square image that its networks take, in pixels.
         searches: whether its networks search for a structure on another scan; for other models registration does.
+        looks_ahead: whether its networks see slices ahead of the one that they segment, which are sent too.
     """
 
     name: str
     weights_sha256: str
     resolution: int
     searches: bool = True
+    looks_ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def _parse(answer: dict[str, Any]) -> Capabilities:
                 printable(one["weights_sha256"]),
                 int(one["resolution"]),
                 bool(one.get("searches", True)),
+                bool(one.get("looks_ahead", False)),
             )
             for one in answer["models"]
         ),

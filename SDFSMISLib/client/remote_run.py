@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
-from SDFSMISLib.client.capabilities import Capabilities, Limits, fetch_capabilities
+from SDFSMISLib.client.capabilities import Capabilities, Limits, Model, fetch_capabilities
 from SDFSMISLib.client.connection import Connection, Endpoint, Interrupt, RetryPolicy
 from SDFSMISLib.client.errors import BackendError, BackendFailed, error_of_answer, printable
 from SDFSMISLib.client.upload import OnProgress, SliceUpload, plan_upload, send_missing
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.options import RunOptions
-from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
+from SDFSMISLib.slices import AHEAD, SliceResult, SliceStack, needed_slices, propagation_stride
 from SDFSMISLib.support import SupportSlice
 from SDFSMISLib.wire import MAX_EARLIER_RECORDS, PROTOCOL, query_fields, support_fields, unpack_probability
 
@@ -113,7 +113,8 @@ class RemoteRun:
             capabilities = fetch_capabilities(connection)
             self._check(capabilities)
             self.phase = "sending"
-            upload = plan_upload(self.stacks, self._needed(), self.support, self._raise_if_cancelled)
+            needed = self._needed(capabilities.models[0])
+            upload = plan_upload(self.stacks, needed, self.support, self._raise_if_cancelled)
             request = self._request(upload)
             while True:
                 try:
@@ -157,7 +158,7 @@ class RemoteRun:
         indices = self._requested if axis == self.scan.plane.axis else range(self.stacks[axis].count)
         return [index for index in indices if index not in self._painted[label, axis]]
 
-    def _needed(self) -> list[int]:
+    def _needed(self, model: Model) -> list[int]:
         """The slices of the main axis that the backend will read."""
         if len(self.stacks) > 1:
             return list(range(self.scan.count))
@@ -167,7 +168,8 @@ class RemoteRun:
             return []
         starts = [{index for index, shows in self._painted[label, axis].items() if shows} for label in open_labels]
         painted = set().union(*starts) if all(starts) else set()
-        return needed_slices(self.options.strategy, self.scan.count, self._requested, painted)
+        ahead = AHEAD * propagation_stride(self.scan.plane.thickness) if model.looks_ahead else 0
+        return needed_slices(self.options.strategy, self.scan.count, self._requested, painted, ahead)
 
     def _request(self, upload: SliceUpload) -> dict[str, Any]:
         """The fields of the request, without those of an earlier connection."""

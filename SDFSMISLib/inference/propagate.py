@@ -9,7 +9,8 @@ batch.
 
 Networks with a neighbour input (`SupportQueryUNet`, ``neighbour=True``) also get the last finished slice and its mask,
 registered onto the query. This is not part of the paper (arXiv 2604.03134, which segments each slice alone); it lets a
-network of a few million parameters follow the structure.
+network of a few million parameters follow the structure. Those with an input for it (``ahead=True``) see the slices
+that come next in a track's direction (`SDFSMISLib.slices.slices_ahead`), so that an end shows before it is passed.
 """
 
 from __future__ import annotations
@@ -31,15 +32,13 @@ from SDFSMISLib.inference.registration import displacement, warp
 from SDFSMISLib.model.likeness import likeness
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportBank
-from SDFSMISLib.slices import SliceStack
+from SDFSMISLib.slices import SliceStack, propagation_stride, slices_ahead
 
 NEAREST_PAINTED = 3  # painted slices in the support of a track
 END_PIXELS = 4  # a structure with fewer pixels on the network's grid has ended
 MIN_CONFIRMATION = 0.3  # it has also ended if the confirmation falls below this share of the start slice's
 CUT_SHARE = 0.4  # length of a crossing plane's line through a mask, as a share of the longest, that tells where it ends
 END_MARGIN_MM = 5.0  # how far a structure may go on behind the last slice on which crossing planes show it
-STRIDE_MM = 3.0  # thin slices are predicted several at a time, so that errors are passed on less often
-LONGEST_STRIDE = 10  # slices
 CALIBRATION_LEVELS = tuple(np.round(np.arange(0.2, 0.81, 0.05), 2).tolist())
 
 
@@ -94,6 +93,7 @@ class Track:
 
     def __post_init__(self) -> None:
         self.first = self.start
+        self.way = int(np.sign(self.path[0] - self.start)) if self.path else 0
 
     def weight(self, index: int) -> float:
         """Weight of this track's probability on slice `index`, 0 to 1; the track from the other side has the rest."""
@@ -255,7 +255,7 @@ class _Propagation:
             lines = self.known.on(track.label, track.first) if self.known is not None else None
             track.is_cut = lines is not None and lines.cut(track.mask) >= CUT_SHARE
         self.banks = _track_banks(self.networks.pipeline, tracks, self.full, side)
-        stride = min(max(1, round(STRIDE_MM / self.scan.plane.thickness)), LONGEST_STRIDE)
+        stride = propagation_stride(self.scan.plane.thickness)
         tracks_per_batch = max(1, size // stride)
         for batch in _batches(tracks, tracks_per_batch):
             self._calibrate(batch)
@@ -382,7 +382,11 @@ class _Propagation:
         known = b""
         if self.networks.pipeline.takes_known:
             known = self._known_map(track, index, region).numpy().tobytes()
-        for part in (track.mask_to_warp.tobytes(), np.packbits(track.mask).tobytes(), shots, known):
+        ahead = b""
+        if self.networks.pipeline.takes_ahead:
+            shown = self._ahead(track, index)
+            ahead = repr([None if place is None else scan.identity(place) for place in shown]).encode()
+        for part in (track.mask_to_warp.tobytes(), np.packbits(track.mask).tobytes(), shots, known, ahead):
             digest.update(part)
         return name[0], ("prediction", self.full, name[1], digest.digest())
 
@@ -425,7 +429,7 @@ class _Propagation:
         painted = _stacked([self.banks[track] for track in tracks])
         last_bank = pipeline.encode_support(as_rgb(last)[:, None], torch.stack(masks)[:, None], painted.conditions)
         bank = painted.joined(last_bank).rows(torch.tensor(row, device=pipeline.device))
-        neighbours, neighbour_masks, known = None, None, None
+        neighbours, neighbour_masks, known, ahead, is_there = None, None, None, None, None
         if pipeline.takes_neighbours:
             to_warp = torch.stack([regions[r].to_grid(tracks[r].mask_to_warp, side, 0.0) for r in row])
             neighbours, neighbour_masks = as_rgb(warp(last[row], moves)), warp(to_warp, moves)
@@ -433,7 +437,9 @@ class _Propagation:
         latents = self.networks.encoded(seen, names)
         if pipeline.takes_known:
             known = torch.stack([self._known_map(*one, regions[r]) for r, one in zip(row, rows, strict=True)])
-        hints = pipeline.hints(seen, bank, neighbours, neighbour_masks, known)
+        if pipeline.takes_ahead:
+            ahead, is_there = self._seen_ahead(rows, [regions[r] for r in row])
+        hints = pipeline.hints(seen, bank, neighbours, neighbour_masks, known, ahead, is_there)
         maps = pipeline.segment(latents, bank, hints).mean(1).cpu()
         confirmations = torch.ones(len(row))
         if neighbour_masks is not None and painted.likeness is not None:
@@ -447,6 +453,28 @@ class _Propagation:
         if lines is None:
             return torch.zeros(side, side)
         return known_on_grid(region.to_grid(lines.map(), side, 0.0), max(region.height, region.width))
+
+    def _ahead(self, track: Track, index: int) -> list[int | None]:
+        """The slices that the networks see ahead of a track's slice; None for one that is not there."""
+        return slices_ahead(index, track.way, propagation_stride(self.scan.plane.thickness), self.scan.count)
+
+    def _seen_ahead(
+        self, rows: Sequence[tuple[Track, int]], regions: Sequence[Region]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slices ahead of each row, (Q, A, side, side), seen as the row is, and whether they are there, (Q, A)."""
+        side = self.networks.side
+        images, is_there = [], []
+        for (track, index), region in zip(rows, regions, strict=True):
+            places = self._ahead(track, index)
+            seen = [
+                torch.zeros(side, side)
+                if place is None
+                else track.contrast(region.to_grid(self.scan.image(place), side, -1.0))
+                for place in places
+            ]
+            images.append(torch.stack(seen))
+            is_there.append([place is not None for place in places])
+        return torch.stack(images), torch.tensor(is_there)
 
     def _region(self, track: Track) -> Region:
         """The part of a track's next slices that the networks see."""

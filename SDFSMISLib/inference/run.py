@@ -29,7 +29,7 @@ from SDFSMISLib.inference.propagate import (
 from SDFSMISLib.inference.segmentation import certainty_of, presence_of
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.options import RunOptions
-from SDFSMISLib.slices import SliceResult, SliceStack, needed_slices
+from SDFSMISLib.slices import AHEAD, SliceResult, SliceStack, needed_slices, propagation_stride
 from SDFSMISLib.support import SupportSlice
 
 SEARCH_MARGIN = 3.0  # half side of the second search pass's region, in half sides of the first pass's mask
@@ -193,7 +193,8 @@ class Run:
             return []
         starts = [self._labels[label].starts for label in labels]
         painted = {index for one in starts for index in one} if all(starts) else set()
-        return needed_slices(self.options.strategy, self.scan.count, self.requested, painted)
+        ahead = AHEAD * propagation_stride(self.scan.plane.thickness) if self._networks.pipeline.takes_ahead else 0
+        return needed_slices(self.options.strategy, self.scan.count, self.requested, painted, ahead)
 
     def steps(self) -> Generator[list[Result], None, None]:
         """The results of each batch; an empty list if a batch finished no slice."""

@@ -35,7 +35,7 @@ class Size:
         factor: pixels per latent position along each side, 4 or 8; the latent has ``factor ** 2`` channels.
         channels: of the U-Net's levels, the finest first; multiples of 8.
         layers: residual blocks per level.
-        neighbour, likeness, known: see `SupportQueryUNet`.
+        neighbour, likeness, known, ahead: see `SupportQueryUNet`.
 
     Raises:
         InputError: for values that do not fit together.
@@ -51,6 +51,7 @@ class Size:
     neighbour: bool = True
     likeness: bool = True
     known: bool = True
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         if self.factor not in AUTOENCODER_CHANNELS:
@@ -130,6 +131,7 @@ def _unet(size: Size) -> SupportQueryUNet:
         neighbour=size.neighbour,
         likeness=size.likeness,
         known=size.known,
+        ahead=size.ahead,
     )
 
 

@@ -126,6 +126,11 @@ class SDFSMISPipeline(DiffusionPipeline):
         return bool(self.unet.config.known)
 
     @property
+    def takes_ahead(self) -> bool:
+        """Whether the U-Net has an input for the slices ahead of a query (`SupportQueryUNet`, `ahead`)."""
+        return bool(self.unet.config.ahead)
+
+    @property
     def sees_contrast(self) -> bool:
         """Whether the weights were trained on regions with spread contrast (`network_images.Contrast`), as those
         of the built-in kind were and the paper's were not."""
@@ -292,6 +297,8 @@ class SDFSMISPipeline(DiffusionPipeline):
         neighbours: torch.Tensor | None = None,
         neighbour_masks: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
+        ahead: torch.Tensor | None = None,
+        is_there: torch.Tensor | None = None,
     ) -> Hints:
         """Optional inputs of the U-Net for queries; empty for networks without such inputs.
 
@@ -303,8 +310,11 @@ class SDFSMISPipeline(DiffusionPipeline):
             neighbour_masks (`torch.Tensor`, *optional*): (Q, H, W), 0 to 1, their masks, warped likewise.
             known (`torch.Tensor`, *optional*): (Q, H, W), what is known of the queries: 1 inside of the structure, -1
                 outside, 0 unknown.
+            ahead (`torch.Tensor`, *optional*): (Q, A, H, W) in [-1, 1], the slices that come next behind the queries,
+                seen as they are, without registration.
+            is_there (`torch.Tensor`, *optional*): bool (Q, A), which of these there are; the others count for nothing.
         """
-        neighbour, likely, told = None, None, None
+        neighbour, likely, told, next_slices = None, None, None, None
         if self.takes_neighbours and neighbours is not None and neighbour_masks is not None:
             masks = self.encode_masks(neighbour_masks.to(self.device))
             neighbour = torch.cat([self.encode_images(neighbours), masks], dim=1)
@@ -312,7 +322,16 @@ class SDFSMISPipeline(DiffusionPipeline):
             likely = self.encode_masks(likeness(images[:, 0].to(self.device), bank.likeness))
         if self.takes_known and known is not None:
             told = self.encode_masks((known.to(self.device) + 1) / 2)
-        return Hints(neighbour, likely, told)
+        if self.takes_ahead and ahead is not None and is_there is not None:
+            next_slices = self._encode_ahead(ahead.to(self.device), is_there.to(self.device))
+        return Hints(neighbour, likely, told, next_slices)
+
+    def _encode_ahead(self, ahead: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
+        """See `Hints.ahead`. Slices that are not there are encoded too: how many images there are would change the last
+        bits of the others."""
+        latents = self.encode_images(ahead.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)).unflatten(0, ahead.shape[:2])
+        there = is_there[..., None, None, None].to(latents)
+        return torch.cat([latents * there, there.expand_as(latents[:, :, :1])], dim=2).flatten(1, 2)
 
     def predict(self, latents: torch.Tensor, bank: SupportBank, hints: Hints | None = None) -> torch.Tensor:
         """Scaled mask latents (Q, c, h, w) of query latents.

@@ -11,6 +11,7 @@ from diffusers import ModelMixin, UNet2DConditionModel  # noqa: F401 (diffusers 
 from torch import nn
 
 from SDFSMISLib.model.sqi import ConditionAttention, PassValues, SupportQueryAttention
+from SDFSMISLib.slices import AHEAD
 
 NEIGHBOUR_MASK_WEIGHT = 0.25  # initial weight of the neighbour's mask latent in the output
 TIMESTEP = 1  # one step without noise: for segmentation the timestep is fixed
@@ -83,11 +84,14 @@ class Hints:
             query.
         likeness: (Q, c, h, w), latent of the query's likeness to the painted structure (`SDFSMISLib.model.likeness`).
         known: (Q, c, h, w), latent of what is known of the query: 1 inside of the structure, -1 outside, 0 unknown.
+        ahead: (Q, A * (c + 1), h, w), of each of the A = `AHEAD` slices that come next behind the query the latent and
+            a channel of 1; all 0 for a slice that is not there.
     """
 
     neighbour: torch.Tensor | None = None
     likeness: torch.Tensor | None = None
     known: torch.Tensor | None = None
+    ahead: torch.Tensor | None = None
 
 
 class SupportQueryUNet(UNet2DConditionModel):
@@ -109,6 +113,9 @@ class SupportQueryUNet(UNet2DConditionModel):
             channels), for the latent of the query's likeness to the painted structure. Not part of the paper.
         known (`bool`, defaults to `False`): whether there is an input convolution ``conv_in_known`` (c channels), for
             what painted slices of other views tell of the query. Not part of the paper.
+        ahead (`bool`, defaults to `False`): whether there is an input convolution ``conv_in_ahead`` (A * (c + 1)
+            channels), for the slices that come next behind the query, so that a structure's end is seen before it is
+            passed. Not part of the paper.
 
     Example:
         >>> from SDFSMISLib.model.built_in import Size, new_built_in
@@ -122,10 +129,16 @@ class SupportQueryUNet(UNet2DConditionModel):
     """
 
     def __init__(
-        self, *args: Any, neighbour: bool = False, likeness: bool = False, known: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        neighbour: bool = False,
+        likeness: bool = False,
+        known: bool = False,
+        ahead: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.register_to_config(neighbour=neighbour, likeness=likeness, known=known)
+        self.register_to_config(neighbour=neighbour, likeness=likeness, known=known, ahead=ahead)
         old = self.conv_in
         self.conv_in_ref = nn.Conv2d(old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
         if neighbour:
@@ -135,6 +148,8 @@ class SupportQueryUNet(UNet2DConditionModel):
             self.conv_in_likeness = _zero_convolution(old, old.in_channels // 2)
         if known:
             self.conv_in_known = _zero_convolution(old, old.in_channels // 2)
+        if ahead:
+            self.conv_in_ahead = _zero_convolution(old, AHEAD * (old.in_channels // 2 + 1))
         self.set_attn_processor(
             {
                 name: _processor_for(name.removesuffix(".processor"))
@@ -218,6 +233,8 @@ class SupportQueryUNet(UNet2DConditionModel):
             hidden = hidden + self.conv_in_likeness(hints.likeness)
         if hints is not None and hints.known is not None:
             hidden = hidden + self.conv_in_known(hints.known)
+        if hints is not None and hints.ahead is not None:
+            hidden = hidden + self.conv_in_ahead(hints.ahead)
         output = self._run(hidden, passing)
         if hints is not None and hints.neighbour is not None:
             mask = hints.neighbour[:, hints.neighbour.shape[1] // 2 :]
@@ -298,7 +315,7 @@ def _signature_with(*added: str) -> inspect.Signature:
     return known.replace(parameters=[*known.parameters.values(), *switches])
 
 
-SupportQueryUNet.__init__.__signature__ = _signature_with("neighbour", "likeness", "known")  # type: ignore[attr-defined]
+SupportQueryUNet.__init__.__signature__ = _signature_with("neighbour", "likeness", "known", "ahead")  # type: ignore[attr-defined]
 
 
 def _processor_for(layer: str) -> SupportQueryAttention | ConditionAttention:

@@ -134,6 +134,7 @@ def _add_state_routes(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
             weights_sha256=segmenter.weights,
             resolution=segmenter.pipeline.config.resolution,
             searches=segmenter.searches,
+            looks_ahead=segmenter.pipeline.takes_ahead,
         )
         return CapabilitiesResponse(
             version=__version__,

@@ -225,6 +225,13 @@ class ModelInfo(BaseModel):
     weights_sha256: str
     resolution: Annotated[int, Field(description="side of the square on which the networks see, pixels")]
     searches: Annotated[bool, Field(description="the networks search on another scan: a second pass over its slices")]
+    looks_ahead: Annotated[
+        bool,
+        Field(
+            description="propagation also reads slices ahead of each one, up to 6 mm away, at least 2 slices and at "
+            "most 20; send them too"
+        ),
+    ]
 
 
 class DeviceInfo(BaseModel):

@@ -44,7 +44,7 @@ class TrainingConfig(BaseModel):
         network: size of new networks, if `start` is ""; by default that of `built-in`.
         seed: of weights, episodes and draws.
         mix: share of each kind of episode: propagate, independent, cross, paper.
-        synthetic_share, label_share, rollout, swapped, known: see `EpisodeSampler`.
+        synthetic_share, label_share, rollout, swapped, known, ahead: see `EpisodeSampler`.
         late: share of the steps, at the end, in which `swapped` applies.
         synthetic_count: synthetic volumes to draw episodes from.
         label_maps: manifest of label volumes without images, which are drawn like synthetic ones; "": none.
@@ -104,6 +104,7 @@ class TrainingConfig(BaseModel):
     rollout: NonNegativeFloat = 0.5
     swapped: NonNegativeFloat = 0.5
     known: NonNegativeFloat = 0.4
+    ahead: NonNegativeFloat = 0.0
     late: NonNegativeFloat = 0.3
     across: Literal["labels", "registration"] = "labels"
     window: Literal["robust", "minmax"] = "robust"
@@ -147,6 +148,8 @@ class TrainingConfig(BaseModel):
         for name, shares in (("mix", self.mix), ("losses", self.losses)):
             if not any(shares.values()):
                 raise ValueError(f"{name} has nothing above 0")
+        if self.ahead and not self.start and not self.network.ahead:
+            raise ValueError("ahead shows slices to an input that new networks lack; set ahead of network to true")
         if self.on_device and self.mix.get("paper"):
             raise ValueError("on_device makes no paper episodes; leave paper out of the mix, or set on_device to false")
         if not self.cases and not self.synthetic_count and not self.label_maps:

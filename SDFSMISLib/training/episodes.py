@@ -16,6 +16,7 @@ import torch
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.inference.network_images import Region, known_on_grid
+from SDFSMISLib.slices import AHEAD, propagation_stride, slices_ahead
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.rendering import (
     RandomDraws,
@@ -64,12 +65,13 @@ class Episode:
 
     Attributes:
         views: the painted slices; in `propagate` then the slice before the finished neighbour, the neighbour, and the
-            query; else the query last.
+            query, and the slices ahead of the query, and of the neighbour, if these are shown; else the query last.
         held: the neighbour with the mask that the track hands on; None: no finished neighbour.
         contrast: for each view the one whose contrast it gets.
         is_exact: whether the handed-on mask is the painted one, without errors.
         wanted: whether the neighbour's mask may be predicted from the slice before.
         known: (R, R), see `EpisodeBatch`.
+        is_there: which of the slices ahead the networks are shown.
         is_twin: whether it shows the images of the episode before it, and asks for another target.
     """
 
@@ -79,6 +81,7 @@ class Episode:
     is_exact: bool = False
     wanted: bool = False
     known: torch.Tensor | None = None
+    is_there: tuple[bool, ...] = ()
     is_twin: bool = False
 
 
@@ -97,7 +100,8 @@ class EpisodeSampler:
         config: ``seed``; ``mix``, the share of each kind; ``synthetic_share``, of episodes from synthetic volumes;
             ``label_share``, of those on real volumes whose target is a label rather than a supervoxel; ``rollout``, of
             `propagate` batches with what comes ``before``; ``swapped``, see `batch`; ``known``, of `propagate` queries
-            on which painted slices of other views tell the mask along one or two lines.
+            on which painted slices of other views tell the mask along one or two lines; ``ahead``, of `propagate`
+            episodes that show the slices that come next.
 
     Raises:
         InputError: if the mix has `paper` episodes and no volume is a scan.
@@ -176,7 +180,7 @@ class EpisodeSampler:
     def _drawn(self, plan: BatchPlan) -> list[Episode]:
         """One episode of this kind, or two twins; none if what was drawn shows too little."""
         if plan.kind == "propagate":
-            return self._propagate(plan.painted)
+            return self._propagate(plan.painted, plan.rolled)
         return (
             self._independent(plan.shots, plan.swapped)
             if plan.kind == "independent"
@@ -192,10 +196,13 @@ class EpisodeSampler:
         values = values.gather(1, contrast[..., None].expand_as(values))
         images = with_contrast(plain.flatten(0, 1), values.flatten(0, 1)).view(plain.shape)
         images = torch.where(draws.chance(CONTRAST_SHARE, len(episodes), 1, 1, 1)[_scenes(episodes)], images, plain)
-        masks = self._masks([view for one in episodes for view in one.views]).view(plain.shape)
+        p, before = plan.painted, None
+        masked = p + 3 if plan.kind == "propagate" else None
+        masks = self._masks([view for one in episodes for view in one.views[:masked]])
+        masks = masks.unflatten(0, (len(episodes), -1))
         if plan.kind != "propagate":
             return self._without_neighbour(draws, plan, images, masks)
-        p, before = plan.painted, None
+        ahead = self._ahead_of(images[:, masked:], episodes)
         held = self._masks([one.held for one in episodes if one.held is not None])
         exact = torch.tensor([one.is_exact for one in episodes], device=plain.device)
         held = torch.where(exact[:, None, None], held, imperfect(draws, held))
@@ -204,13 +211,33 @@ class EpisodeSampler:
             wanted = torch.tensor([one.wanted for one in episodes], device=plain.device)
             wanted &= masks[:, p].sum((1, 2)) >= MIN_EARLIER_PIXELS
             there = registered(plain[:, p], plain[:, p + 1])
-            before = PreviousSlices(images[:, p], imperfect(draws, masks[:, p]), there, wanted)
+            before = PreviousSlices(images[:, p], imperfect(draws, masks[:, p]), there, wanted, *ahead[1])
         known = torch.stack([one.known for one in episodes if one.known is not None]).to(plain.device)
         supports = torch.cat([images[:, :p], images[:, p + 1 : p + 2]], dim=1)
         support_masks = torch.cat([masks[:, :p], held[:, None]], dim=1)
         return EpisodeBatch(
-            supports, support_masks, images[:, -1], masks[:, -1], p, moved, before, warped=False, known=known
+            supports,
+            support_masks,
+            images[:, p + 2],
+            masks[:, p + 2],
+            p,
+            moved,
+            before,
+            known=known,
+            ahead=ahead[0][0],
+            is_there=ahead[0][1],
         )
+
+    @staticmethod
+    def _ahead_of(
+        images: torch.Tensor, episodes: Sequence[Episode]
+    ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """The slices ahead of the queries, then those of the neighbours: (B, A, R, R) of all such images (B, n, R, R),
+        and whether they are there, (B, A); None if no slices ahead are shown."""
+        if not images.shape[1]:
+            return [(None, None), (None, None)]
+        is_there = torch.tensor([one.is_there for one in episodes], device=images.device)
+        return list(zip(images.split(AHEAD, dim=1), is_there.split(AHEAD, dim=1), strict=True))
 
     def _without_neighbour(
         self, draws: RandomDraws, plan: BatchPlan, images: torch.Tensor, masks: torch.Tensor
@@ -246,7 +273,7 @@ class EpisodeSampler:
 
     # -- the four kinds
 
-    def _propagate(self, painted: int) -> list[Episode]:
+    def _propagate(self, painted: int, rolled: bool) -> list[Episode]:
         """The painted slice(s), the finished neighbour with the kind of errors a prediction has, and the next slice.
 
         Some queries (`BEYOND_END_SHARE`) lie behind the end of the structure: the answer is empty although the finished
@@ -291,15 +318,26 @@ class EpisodeSampler:
         shown += [(before, crop), (previous, crop), (query, crop)]
         if not self._shows_enough(shown[0]):
             return []
+        known = self._known(query, crop, held)
+        is_there: list[bool] = []
+        if self.config.ahead:
+            is_shown = bool(self.rng.random() < self.config.ahead)
+            stride = max(gap, propagation_stride(first.volume.spacing[first.axis]))
+            for target in (query, previous) if rolled else (query,):
+                count = first.volume.maps[0].shape[first.axis]
+                places = slices_ahead(target.index, way, stride, count)
+                shown += [(target if place is None else target.at(place), crop) for place in places]
+                is_there += [is_shown and place is not None for place in places]
         source = 0 if foreign is None else painted
         return [
             Episode(
                 views=tuple(shown),
-                contrast=(*range(painted), source, source, source),
+                contrast=(*range(painted), *(source,) * (len(shown) - painted)),
                 held=(held, crop),
                 is_exact=is_first,
                 wanted=before.index != previous.index,
-                known=self._known(query, crop, held),
+                known=known,
+                is_there=tuple(is_there),
             )
         ]
 

@@ -127,7 +127,8 @@ class EpisodeLearner(nn.Module):
         if torch.rand(()) < self.without_hints:
             hints = Hints()
         else:
-            hints = self._hints(queries, bank, images[:, -1, 0], neighbour_masks, batch.displacements, batch.known)
+            neighbour = images[:, -1, 0], neighbour_masks, batch.displacements
+            hints = self._hints(queries, bank, *neighbour, batch.known, batch.ahead, batch.is_there)
         predicted = pipeline.predict(query_latents, bank, hints)
         parts = {"latent": F.mse_loss(predicted.float(), answer.float())}
         if self.weights.get("entropy") or self.weights.get("dice"):
@@ -170,12 +171,14 @@ class EpisodeLearner(nn.Module):
         masks: torch.Tensor,
         displacements: torch.Tensor | None,
         known: torch.Tensor | None = None,
+        ahead: torch.Tensor | None = None,
+        is_there: torch.Tensor | None = None,
     ) -> Hints:
         """Hints for queries (B, 3, R, R) with finished neighbours (B, R, R), if they have some."""
         if displacements is None:
             return self.pipeline.hints(queries, bank, known=known)
         moved = as_rgb(warp(images, displacements)), warp(masks, displacements)
-        return self.pipeline.hints(queries, bank, *moved, known=known)
+        return self.pipeline.hints(queries, bank, *moved, known, ahead, is_there)
 
     @torch.no_grad()
     def _with_predicted_neighbour(
@@ -195,7 +198,8 @@ class EpisodeLearner(nn.Module):
         painted = torch.cat([masks[:, : batch.painted], earlier_mask[:, None]], dim=1)
         bank = pipeline.encode_support(shown, painted, conditions)
         bank = replace(bank, likeness=self._likeness_table(batch, images))
-        hints = self._hints(images[:, -1], bank, earlier, self._soften(earlier_mask), before.displacements)
+        neighbour = earlier, self._soften(earlier_mask), before.displacements
+        hints = self._hints(images[:, -1], bank, *neighbour, None, before.ahead, before.is_there)
         predicted = pipeline.predict(pipeline.encode_images(images[:, -1]), bank, hints)
         probability = pipeline.decode(predicted).mean(1)
         found = (probability > 0.5).float()

@@ -126,7 +126,8 @@ def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
     begun = load_pipeline(config.start, "cpu")
     if not begun.has_folding_autoencoder:
         return begun
-    fresh = SupportQueryUNet.from_config(dict(begun.unet.config) | {"neighbour": True, "likeness": True, "known": True})
+    inputs = {"neighbour": True, "likeness": True, "known": True, "ahead": begun.takes_ahead or config.ahead > 0}
+    fresh = SupportQueryUNet.from_config(dict(begun.unet.config) | inputs)
     fresh.load_state_dict(fresh.state_dict() | begun.unet.state_dict())
     begun.register_modules(unet=fresh)
     return begun

@@ -339,6 +339,9 @@ class EpisodeBatch:
         warped: whether the last support is the query itself, with a mask warped from another scan.
         known: (B, R, R), what painted slices of other views tell of the queries: 1 inside, -1 outside, 0 unknown.
             None: nothing.
+        ahead: (B, A, R, R), the slices that come next behind the queries, of `propagate` episodes. None: none.
+        is_there: bool (B, A), which of `ahead` the networks are shown; the others are behind the end of the scan, or
+            left out. None like `ahead`.
     """
 
     support_images: torch.Tensor
@@ -350,6 +353,8 @@ class EpisodeBatch:
     before: PreviousSlices | None = None
     warped: bool = False
     known: torch.Tensor | None = None
+    ahead: torch.Tensor | None = None
+    is_there: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -359,12 +364,15 @@ class PreviousSlices:
     Attributes:
         images: (B, R, R). masks: (B, R, R), 0 or 1. displacements: (B, R, R, 2), from here to the last support.
         wanted: bool (B,); False: the last support's mask stays as it is.
+        ahead, is_there: as in `EpisodeBatch`, of the last supports.
     """
 
     images: torch.Tensor
     masks: torch.Tensor
     displacements: torch.Tensor
     wanted: torch.Tensor
+    ahead: torch.Tensor | None = None
+    is_there: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
