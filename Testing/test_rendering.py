@@ -13,7 +13,6 @@ from SDFSMISLib.inference.network_images import Contrast
 from SDFSMISLib.inference.registration import warp
 from SDFSMISLib.training.rendering import (
     RandomDraws,
-    VolumeStore,
     blurred,
     displacements,
     equalizing_contrasts,
@@ -21,6 +20,7 @@ from SDFSMISLib.training.rendering import (
     render,
     with_contrast,
 )
+from SDFSMISLib.training.volume_store import VolumeStore, pixels_on_grid
 from SDFSMISLib.training.volumes import Crop, SliceTarget, TrainingVolume, resampled
 from test_hints import blobs, disc
 from training_examples import scan_volume
@@ -48,13 +48,17 @@ def test_slices_are_sampled_together_as_each_of_them_alone(axis: int, crop: Crop
     bent = replace(crop, bend=torch.from_numpy(rng.normal(0, 0.05, (1, 5, 5, 2)).astype(np.float32)))
     views = [(SliceTarget(store.volumes[1], axis, z, 1, (1, 3)), one) for z, one in ((4, crop), (9, bent), (20, crop))]
     views.append((SliceTarget(store.volumes[0], axis, 3, 0, (2,)), crop))
-    images, masks = store.images(views, 24), store.masks(views, 24)
+    images = store.images(store.image_cuts(views, 24), 24)
+    masks = store.masks(store.mask_cuts(views, 24), 24)
     for (target, one), found, mask in zip(views, images, masks, strict=True):
         alone = resampled(torch.from_numpy(target.image().astype(np.float32)) + 1, target.spacing, one, 24) - 1
         torch.testing.assert_close(found, alone, rtol=0, atol=2e-3)
         inside = resampled(torch.from_numpy(target.mask().astype(np.float32)), target.spacing, one, 24)
         unsure = (inside - 0.5).abs() < 1e-3
         assert torch.equal((inside > 0.5) | unsure, (mask > 0) | unsure)
+    counted = [pixels_on_grid(*view, 24) for view in views]
+    assert counted == masks.sum((1, 2)).tolist() and max(counted) > 10
+    assert [pixels_on_grid(*view, 24, step=3) for view in views] == masks[:, 1::3, 1::3].sum((1, 2)).tolist()
 
 
 def test_a_thick_slice_is_the_mean_of_thin_ones() -> None:
@@ -63,9 +67,13 @@ def test_a_thick_slice_is_the_mean_of_thin_ones() -> None:
     store = VolumeStore([replace(volume, image=image)], CPU)
     target = SliceTarget(store.volumes[0], 0, 12, 0, (1,))
     crop = Crop((20.0, 20.0), 8.0)
-    thin, thick = store.images([(target, crop), (replace(target, thick=3), crop)], 8)
+
+    def images(*targets: SliceTarget) -> torch.Tensor:
+        return store.images(store.image_cuts([(one, crop) for one in targets], 8), 8)
+
+    thin, thick = images(target, replace(target, thick=3))
     torch.testing.assert_close(thin, thick, rtol=0, atol=1e-3)
-    thicker = store.images([(replace(target, index=1, thick=10), crop)], 8)  # cut off by the scan's end
+    thicker = images(replace(target, index=1, thick=10))  # cut off by the scan's end
     assert float(thicker.mean()) == pytest.approx(float(image[0:6, 0, 0].mean()), abs=0.05)
 
 

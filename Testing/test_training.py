@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -56,6 +57,25 @@ def test_a_batch_depends_on_seed_and_number_only(kind):
     drawn.batch(2, 0)
     again, fresh = drawn.batch(2, 5), sampler(kind).batch(2, 5)
     assert torch.equal(again.support_images, fresh.support_images) and torch.equal(again.query_masks, fresh.query_masks)
+
+
+@pytest.mark.parametrize("kind", ["propagate", "independent", "cross"])
+def test_what_was_drawn_for_a_batch_can_be_handed_to_another_process(kind):
+    drawn = sampler(kind).drawn(3, 4)
+    content = ForkingPickler.dumps(drawn)
+    assert len(content) < 100_000, "it holds no volumes"
+    one, other = sampler(kind).rendered(ForkingPickler.loads(content)), sampler(kind).batch(3, 4)
+    assert torch.equal(one.query_images, other.query_images)
+    assert torch.equal(one.support_masks, other.support_masks)
+
+
+def test_labels_are_counted_ahead_as_when_they_are_needed():
+    drawn, ahead = sampler("propagate"), sampler("propagate")
+    ahead.count_slices()
+    volume = ahead.store.volumes[0]
+    counts = ahead._counts[volume.name, 0, 1]
+    assert np.array_equal(counts, drawn._slice_counts(volume, 0, 1))
+    assert counts[:, 1].tolist() == (volume.maps[0] == 1).sum((0, 2)).tolist() and counts[:, 1].any()
 
 
 def test_a_propagate_episode_holds_the_neighbour_beside_the_painted_slice():

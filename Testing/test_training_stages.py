@@ -150,7 +150,7 @@ def descended(folder: Path, rows: list[slice], monkeypatch: pytest.MonkeyPatch) 
         )
         for r in rows
     )
-    monkeypatch.setattr(EpisodeSampler, "batch", lambda *_: next(parts))
+    monkeypatch.setattr(EpisodeSampler, "rendered", lambda *_: next(parts))
     with monkeypatch.context() as context:
         context.setattr(torch.optim, "AdamW", lambda groups, lr, weight_decay: torch.optim.SGD(groups, lr=lr))
         train(config)

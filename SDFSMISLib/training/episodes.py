@@ -20,8 +20,6 @@ from SDFSMISLib.slices import AHEAD, propagation_stride, slices_ahead
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.rendering import (
     RandomDraws,
-    View,
-    VolumeStore,
     augment_intensity,
     equalizing_contrasts,
     imperfect,
@@ -30,6 +28,7 @@ from SDFSMISLib.training.rendering import (
     with_contrast,
 )
 from SDFSMISLib.training.synthesis import GRID, augment
+from SDFSMISLib.training.volume_store import DrawnBatch, View, VolumeStore, pixels_on_grid, slice_counts
 from SDFSMISLib.training.volumes import (
     BatchPlan,
     Crop,
@@ -83,11 +82,6 @@ class Episode:
     known: torch.Tensor | None = None
     is_there: tuple[bool, ...] = ()
     is_twin: bool = False
-
-
-def _scenes(episodes: Sequence[Episode]) -> list[int]:
-    """For each episode the row of the one whose images it shows: its own, or that of the twin before it."""
-    return [row - 1 if one.is_twin and row else row for row, one in enumerate(episodes)]
 
 
 class EpisodeSampler:
@@ -154,6 +148,10 @@ class EpisodeSampler:
         Raises:
             InputError: if no or too few episodes show their target well enough.
         """
+        return self.rendered(self.drawn(size, number, late))
+
+    def drawn(self, size: int, number: int, late: bool = False) -> DrawnBatch:
+        """The part of `batch` that chooses, on the host; a process that does nothing else needs no GPU."""
         self.rng = np.random.default_rng([self.seed, number])
         plan = BatchPlan.drawn(self.rng, self.config, late)
         if plan.kind == "cross" and not self.shared_groups:
@@ -164,7 +162,7 @@ class EpisodeSampler:
             if plan.kind == "paper":
                 papers += self._paper()
             else:
-                episodes += self._drawn(plan)
+                episodes += self._of_kind(plan)
             if len(episodes) + len(papers) >= size:
                 break
         else:
@@ -174,10 +172,10 @@ class EpisodeSampler:
             )
         if papers:
             supports, masks, queries, answers = (torch.stack(x) for x in zip(*papers[:size], strict=True))
-            return EpisodeBatch(supports, masks, queries, answers, painted=1)
-        return self._pixels(episodes[:size], plan)
+            return DrawnBatch(plan, paper=EpisodeBatch(supports, masks, queries, answers, painted=1))
+        return self._in_numbers(episodes[:size], plan)
 
-    def _drawn(self, plan: BatchPlan) -> list[Episode]:
+    def _of_kind(self, plan: BatchPlan) -> list[Episode]:
         """One episode of this kind, or two twins; none if what was drawn shows too little."""
         if plan.kind == "propagate":
             return self._propagate(plan.painted, plan.rolled)
@@ -187,34 +185,66 @@ class EpisodeSampler:
             else self._cross(plan.shots, plan.swapped)
         )
 
-    def _pixels(self, episodes: Sequence[Episode], plan: BatchPlan) -> EpisodeBatch:
-        """The batch of these episodes, all with equally many views."""
-        draws = RandomDraws(int(self.rng.integers(1 << 62)), self.store.device)
-        plain = self._images(draws, episodes, plan)
-        contrast = torch.tensor([one.contrast for one in episodes], device=plain.device)
+    def _in_numbers(self, episodes: Sequence[Episode], plan: BatchPlan) -> DrawnBatch:
+        side, views = self.resolution, [view for one in episodes for view in one.views]
+        scans = [row for row, (target, _) in enumerate(views) if target.volume.image is not None]
+        drawn = [row for row, one in enumerate(episodes) if one.views[0][0].volume.image is None]
+        shown = [view for row in drawn for view in episodes[row].views]
+        last = plan.painted + 3 if plan.kind == "propagate" else None  # no masks of the slices ahead
+        masked = [view for one in episodes for view in one.views[:last]]
+        own = [row for row, (target, _) in enumerate(masked) if isinstance(target, MaskedSlice)]
+        held = [one.held for one in episodes if one.held is not None]
+        known = [one.known for one in episodes if one.known is not None]
+        return DrawnBatch(
+            plan,
+            seed=int(self.rng.integers(1 << 62)),
+            masks=self.store.mask_cuts(masked, side),
+            scans=self.store.image_cuts([views[row] for row in scans], side) if scans else None,
+            looks=self.store.look_cuts(shown, side) if drawn else None,
+            scan_rows=torch.tensor(scans),
+            look_rows=torch.tensor(drawn),
+            scenes=torch.tensor([row - 1 if one.is_twin and row else row for row, one in enumerate(episodes)]),
+            contrast=torch.tensor([one.contrast for one in episodes]),
+            held=self.store.mask_cuts(held, side) if held else None,
+            is_exact=torch.tensor([one.is_exact for one in episodes]),
+            wanted=torch.tensor([one.wanted for one in episodes]),
+            known=torch.stack(known).half() if known else None,
+            is_there=torch.tensor([one.is_there for one in episodes]) if episodes[0].is_there else None,
+            mask_rows=torch.tensor(own) if own else None,
+            own_masks=torch.stack([self._on_grid(*masked[row]) for row in own]).float() if own else None,
+        )
+
+    def rendered(self, drawn: DrawnBatch) -> EpisodeBatch:
+        """The part of `batch` that makes the pixels, on the device."""
+        if drawn.paper is not None:
+            return drawn.paper
+        on = drawn.to(self.store.device)
+        assert on.masks and on.scenes is not None and on.contrast is not None
+        draws, plan, episodes = RandomDraws(on.seed, self.store.device), on.plan, len(on.scenes)
+        plain = self._images(draws, on)
         values = equalizing_contrasts(plain.flatten(0, 1)).unflatten(0, plain.shape[:2])
-        values = values.gather(1, contrast[..., None].expand_as(values))
+        values = values.gather(1, on.contrast[..., None].expand_as(values))
         images = with_contrast(plain.flatten(0, 1), values.flatten(0, 1)).view(plain.shape)
-        images = torch.where(draws.chance(CONTRAST_SHARE, len(episodes), 1, 1, 1)[_scenes(episodes)], images, plain)
-        p, before = plan.painted, None
-        masked = p + 3 if plan.kind == "propagate" else None
-        masks = self._masks([view for one in episodes for view in one.views[:masked]])
-        masks = masks.unflatten(0, (len(episodes), -1))
+        images = torch.where(draws.chance(CONTRAST_SHARE, episodes, 1, 1, 1)[on.scenes], images, plain)
+        masks = self.store.masks(on.masks, self.resolution)
+        if on.mask_rows is not None and on.own_masks is not None:
+            masks[on.mask_rows] = on.own_masks
+        masks = masks.unflatten(0, (episodes, -1))
         if plan.kind != "propagate":
             return self._without_neighbour(draws, plan, images, masks)
-        ahead = self._ahead_of(images[:, masked:], episodes)
-        held = self._masks([one.held for one in episodes if one.held is not None])
-        exact = torch.tensor([one.is_exact for one in episodes], device=plain.device)
-        held = torch.where(exact[:, None, None], held, imperfect(draws, held))
+        assert on.held and on.is_exact is not None and on.wanted is not None and on.known is not None
+        p, before = plan.painted, None
+        ahead = self._ahead_of(images[:, masks.shape[1] :], on.is_there)
+        held = self.store.masks(on.held, self.resolution)
+        held = torch.where(on.is_exact[:, None, None], held, imperfect(draws, held))
         moved = registered(plain[:, p + 1], plain[:, p + 2])
         if plan.rolled:
-            wanted = torch.tensor([one.wanted for one in episodes], device=plain.device)
-            wanted &= masks[:, p].sum((1, 2)) >= MIN_EARLIER_PIXELS
+            wanted = on.wanted & (masks[:, p].sum((1, 2)) >= MIN_EARLIER_PIXELS)
             there = registered(plain[:, p], plain[:, p + 1])
             before = PreviousSlices(images[:, p], imperfect(draws, masks[:, p]), there, wanted, *ahead[1])
-        known = torch.stack([one.known for one in episodes if one.known is not None]).to(plain.device)
         supports = torch.cat([images[:, :p], images[:, p + 1 : p + 2]], dim=1)
         support_masks = torch.cat([masks[:, :p], held[:, None]], dim=1)
+        known = on.known.float()
         return EpisodeBatch(
             supports,
             support_masks,
@@ -230,13 +260,12 @@ class EpisodeSampler:
 
     @staticmethod
     def _ahead_of(
-        images: torch.Tensor, episodes: Sequence[Episode]
+        images: torch.Tensor, is_there: torch.Tensor | None
     ) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
         """The slices ahead of the queries, then those of the neighbours: (B, A, R, R) of all such images (B, n, R, R),
         and whether they are there, (B, A); None if no slices ahead are shown."""
-        if not images.shape[1]:
+        if is_there is None:
             return [(None, None), (None, None)]
-        is_there = torch.tensor([one.is_there for one in episodes], device=images.device)
         return list(zip(images.split(AHEAD, dim=1), is_there.split(AHEAD, dim=1), strict=True))
 
     def _without_neighbour(
@@ -245,31 +274,17 @@ class EpisodeSampler:
         """The batch of images and masks (B, S + 1, R, R), the query last."""
         return EpisodeBatch(images[:, :-1], masks[:, :-1], images[:, -1], masks[:, -1], images.shape[1] - 1)
 
-    def _images(self, draws: RandomDraws, episodes: Sequence[Episode], plan: BatchPlan) -> torch.Tensor:
+    def _images(self, draws: RandomDraws, on: DrawnBatch) -> torch.Tensor:
         """Images (B, S, R, R) in [-1, 1]; intensities change for the task, and a little for each slice."""
-        side, same_scan = self.resolution, plan.same_scan
-        views = [view for one in episodes for view in one.views]
-        images = torch.zeros(len(views), side, side, device=self.store.device)
-        scans = [row for row, (target, _) in enumerate(views) if target.volume.image is not None]
-        if scans:
-            images[scans] = self.store.images([views[row] for row in scans], side)
-        shape = (len(episodes), -1, side, side)
-        drawn = [row for row, one in enumerate(episodes) if one.views[0][0].volume.image is None]
-        images = images.view(shape)
-        if drawn:
-            labels = self.store.looks([view for row in drawn for view in episodes[row].views], side)
-            images[drawn] = render(draws, labels.view(len(drawn), -1, 1, side, side), same_scan)
-        images = augment_intensity(draws, images, same_scan)
-        return images[_scenes(episodes)]
-
-    def _masks(self, views: Sequence[View]) -> torch.Tensor:
-        """The targets' masks (N, R, R), 0 or 1."""
-        masks = self.store.masks(views, self.resolution)
-        for row, (target, crop) in enumerate(views):
-            if isinstance(target, MaskedSlice):
-                own = torch.from_numpy(target.mask().astype(np.float32))
-                masks[row] = (resampled(own, target.spacing, crop, self.resolution) > 0.5).float()
-        return masks
+        side, same_scan = self.resolution, on.plan.same_scan
+        assert on.contrast is not None and on.scenes is not None
+        images = torch.zeros(*on.contrast.shape, side, side, device=self.store.device)
+        if on.scans:
+            images.flatten(0, 1)[on.scan_rows] = self.store.images(on.scans, side)
+        if on.looks:
+            labels = self.store.looks(on.looks, side)
+            images[on.look_rows] = render(draws, labels.view(-1, images.shape[1], 1, side, side), same_scan)
+        return augment_intensity(draws, images, same_scan)[on.scenes]
 
     # -- the four kinds
 
@@ -486,9 +501,15 @@ class EpisodeSampler:
 
     def _shows_enough(self, view: View) -> bool:
         """Whether a painted target takes enough of the grid."""
-        target, crop = view
+        some = pixels_on_grid(*view, self.resolution, step=3)  # which is mostly enough to tell
+        return (
+            max(some, pixels_on_grid(*view, self.resolution) if some < MIN_PAINTED_PIXELS else 0) >= MIN_PAINTED_PIXELS
+        )
+
+    def _on_grid(self, target: SliceTarget, crop: Crop) -> torch.Tensor:
+        """The target's mask on the grid, bool (R, R), by itself."""
         mask = torch.from_numpy(target.mask().astype(np.float32))
-        return bool((resampled(mask, target.spacing, crop, self.resolution) > 0.5).sum() >= MIN_PAINTED_PIXELS)
+        return resampled(mask, target.spacing, crop, self.resolution) > 0.5
 
     # -- choosing
 
@@ -536,16 +557,19 @@ class EpisodeSampler:
         known = [v for v in target.values if v < counts.shape[1]]
         return [int(z) for z in np.flatnonzero(counts[:, known].sum(1) >= least)]
 
+    def count_slices(self) -> None:
+        """Count all labels on the device, which is fast on a GPU, before other processes draw from copies."""
+        for volume in self.store.volumes:
+            for number in range(len(volume.maps)):
+                labels = self.store.labels(volume, number)
+                for axis in range(3):
+                    self._counts[volume.name, number, axis] = slice_counts(labels, axis)
+
     def _slice_counts(self, volume: TrainingVolume, number: int, axis: int) -> np.ndarray:
         """Voxels of every label on every slice: integers (slices, labels)."""
         key = (volume.name, number, axis)
         if key not in self._counts:
-            planes = np.moveaxis(volume.maps[number], axis, 0)
-            labels = planes.reshape(len(planes), -1).astype(np.int64)
-            width = int(labels.max()) + 1
-            offset = np.arange(len(planes))[:, None] * width
-            counts = np.bincount((labels + offset).ravel(), minlength=len(planes) * width)
-            self._counts[key] = counts.reshape(-1, width)
+            self._counts[key] = slice_counts(torch.from_numpy(volume.maps[number]), axis)
         return self._counts[key]
 
     # -- crops

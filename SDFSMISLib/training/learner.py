@@ -264,4 +264,5 @@ def _mean_dice(found: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     present = target.flatten(1).any(1)
     both = 2 * (found & target).flatten(1).sum(1)
     dice = both / (found.flatten(1).sum(1) + target.flatten(1).sum(1)).clamp(min=1)
-    return dice[present].mean() if present.any() else torch.ones((), device=dice.device)
+    number = present.sum()
+    return torch.where(number > 0, (dice * present).sum() / number.clamp(min=1), 1.0)

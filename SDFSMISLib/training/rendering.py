@@ -1,8 +1,8 @@
 """The pixels of episodes, a whole batch at once, on a CPU or a GPU.
 
-Slices of many volumes are sampled by one gather. The look of a batch is drawn together: that of label volumes after
-SynthSeg (Billot et al., MedIA 2023), a mean and a spread of grey for each label, texture, blur and low resolution; then
-for scans too bias field, gamma, inversion and noise; and the contrast of a region as the segmenter spreads it.
+The look of a batch is drawn together: that of label volumes after SynthSeg (Billot et al., MedIA 2023), a mean and a
+spread of grey for each label, texture, blur and low resolution; then for scans too bias field, gamma, inversion and
+noise; and the contrast of a region as the segmenter spreads it.
 
 On a GPU, or without OpenCV, neighbouring slices are registered in torch, by Lucas and Kanade (IJCAI 1981) from coarse
 to fine with smoothing, in place of the product's dense inverse search. On 63 pairs of real slices about 5 mm apart, of
@@ -11,18 +11,14 @@ several groups of scans, warped masks had Dice 0.85 (dense inverse search 0.86, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.network_images import AIR, LEAST_PIXELS, LEVELS, LIMIT, SHARE
 from SDFSMISLib.inference.registration import displacement, warp
-from SDFSMISLib.training.volumes import Crop, SliceTarget, TrainingVolume
 
 PYRAMID_LEVELS = 4
 STEPS = 3  # per level
@@ -104,6 +100,7 @@ class RandomDraws:
     def __init__(self, seed: int, device: torch.device) -> None:
         self.device = device
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.numbers = np.random.default_rng(seed)
 
     def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(shape, generator=self.generator, device=self.device)
@@ -118,6 +115,10 @@ class RandomDraws:
     def below(self, most: int, *shape: int) -> torch.Tensor:
         """Integers from 0 to `most` - 1."""
         return torch.randint(most, shape, generator=self.generator, device=self.device)
+
+    def number(self, low: float, high: float) -> float:
+        """One number, drawn on the host, so that no device is waited for."""
+        return float(self.numbers.uniform(low, high))
 
     def field(self, spread: float, grain: int, count: int, side: int) -> torch.Tensor:
         """Smooth noise (count, side, side), of `grain` independent values across."""
@@ -146,12 +147,12 @@ def render(draws: RandomDraws, labels: torch.Tensor, same_scan: bool) -> torch.T
     flat = labels.long().flatten(2)
     grey = levels.gather(2, flat).view(labels.shape).mean(2)
     spread = spreads.expand(-1, shown, -1).gather(2, flat).view(labels.shape).mean(2)
-    grain = int(draws.below(34, 1)) + 6
+    grain = int(draws.number(6, 40))
     texture = draws.field(1.0, grain, batch * shown, side).view(grey.shape) * draws.uniform(0, 0.25, batch, 1, 1, 1)
     grey = grey + spread * draws.normal(1.0, *grey.shape) + texture
     grey = blurred(grey.flatten(0, 1), draws.uniform(0.4, 1.2, batch).repeat_interleave(shown))
-    if bool(draws.chance(0.25, 1)):  # low resolution, of the whole batch
-        coarse = int(side / float(draws.uniform(1.3, 2.5, 1)))
+    if draws.number(0, 1) < 0.25:  # low resolution, of the whole batch
+        coarse = int(side / draws.number(1.3, 2.5))
         small = F.interpolate(grey[:, None], size=(coarse, coarse), mode="area")
         grey = F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False)[:, 0]
     return grey.view(batch, shown, side, side)
@@ -214,7 +215,7 @@ def imperfect(draws: RandomDraws, masks: torch.Tensor) -> torch.Tensor:
     batch, side, _ = masks.shape
     soft = blurred(masks, draws.uniform(1.0, 5.0, batch))
     near = soft > 0.01
-    wave = draws.field(1.0, int(draws.below(10, 1)) + 4, batch, side)
+    wave = draws.field(1.0, int(draws.number(4, 14)), batch, side)
     wrong = ((soft + draws.uniform(0, 0.22, batch, 1, 1) * wave > draws.uniform(0.3, 0.7, batch, 1, 1)) & near).float()
     theta = torch.eye(2, 3, device=masks.device).repeat(batch, 1, 1)
     theta[:, :, 2] = draws.normal(1.2, batch, 2).round() * 2 / side
@@ -222,182 +223,3 @@ def imperfect(draws: RandomDraws, masks: torch.Tensor) -> torch.Tensor:
     wrong = F.grid_sample(wrong[:, None], grid, mode="nearest", align_corners=False)[:, 0]
     kept = draws.chance(0.2, batch) | (wrong.sum((1, 2)) < 4)
     return torch.where(kept[:, None, None], masks, wrong)
-
-
-FINE = 1.4  # pixels of the grid that are larger than so many of the slice are averages of 2 x 2
-PARTS = 3  # of a thick slice, at most, that are averaged
-MOST_LABEL = 32767  # that the buffer holds
-
-View = tuple[SliceTarget, Crop]
-"""A slice, and the square of it that is seen."""
-
-
-class VolumeStore:
-    """Volumes on a device, of which the slices of a batch are cut together.
-
-    Images and label maps lie side by side in one buffer each. `volumes` are those that were given, with arrays that, on
-    a CPU, share the buffers' memory, so that the given ones can be let go.
-
-    Args:
-        volumes: with different names.
-        device: where to keep them.
-
-    Raises:
-        InputError: for two volumes of one name, and for labels that are too large.
-
-    >>> from SDFSMISLib.training.volumes import synthetic_volumes
-    >>> store = VolumeStore(synthetic_volumes(1, seed=0), torch.device("cpu"))
-    >>> target = SliceTarget(store.volumes[0], axis=0, index=40, map_number=1, values=(1,))
-    >>> store.masks([(target, Crop((40.0, 40.0), half=20.0))], 32).shape
-    torch.Size([1, 32, 32])
-    """
-
-    def __init__(self, volumes: Sequence[TrainingVolume], device: torch.device) -> None:
-        self.device = device
-        maps = [one for volume in volumes for one in volume.maps]
-        images = [volume.image for volume in volumes if volume.image is not None]
-        labels = torch.empty(sum(one.size for one in maps), dtype=torch.int16)
-        levels = torch.empty(sum(one.size for one in images), dtype=torch.float16)
-        self._places: dict[tuple[str, int], int] = {}
-        self.volumes = []
-        first = first_level = 0
-        for volume in volumes:
-            if (volume.name, 0) in self._places:
-                raise InputError(f"Two volumes are named {volume.name!r}; scans and label maps need different ids.")
-            kept = []
-            for number, one in enumerate(volume.maps):
-                part = labels[first : first + one.size].numpy().reshape(one.shape)
-                if one.max() > MOST_LABEL:
-                    raise InputError(
-                        f"{volume.name!r} has the label {one.max()}; labels up to {MOST_LABEL} are accepted."
-                    )
-                part[:] = one
-                kept.append(part)
-                self._places[volume.name, number] = first
-                first += one.size
-            image = volume.image
-            if image is not None:
-                self._places[volume.name, -1] = first_level
-                part = levels[first_level : first_level + image.size].numpy().reshape(image.shape)
-                part[:] = image
-                first_level, image = first_level + image.size, part
-            self.volumes.append(replace(volume, image=image, maps=tuple(kept)))
-        self._labels, self._levels = labels.to(device), levels.to(device)
-
-    def images(self, views: Sequence[View], side: int) -> torch.Tensor:
-        """Intensities (N, side, side) in [-1, 1] of slices of scans; -1 outside of them."""
-        parts = [_parts(target) for target, _ in views]
-        flat = [(replace(target, index=z), crop) for (target, crop), zs in zip(views, parts, strict=True) for z in zs]
-        seen = self._sampled(flat, side, self._levels, True, lambda levels, rows: levels + 1) - 1
-        return torch.stack([part.mean(0) for part in seen.split([len(zs) for zs in parts])])
-
-    def looks(self, views: Sequence[View], side: int) -> torch.Tensor:
-        """The first map's labels (N, side, side) on slices of label volumes, integers; 0 outside."""
-        views = [(replace(target, map_number=0), crop) for target, crop in views]
-        return self._sampled(views, side, self._labels, False, lambda labels, rows: labels).long()
-
-    def masks(self, views: Sequence[View], side: int) -> torch.Tensor:
-        """The targets (N, side, side), 0 or 1."""
-        most = max(len(target.values) for target, _ in views)
-        values = [(*target.values, *(target.values[-1:] * (most - len(target.values)))) for target, _ in views]
-        wanted = torch.tensor(values, device=self.device)
-
-        def shown(labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            return (labels[..., None] == wanted[rows][:, None]).any(-1).float()
-
-        return (self._sampled(views, side, self._labels, True, shown) > 0.5).float()
-
-    def _sampled(
-        self,
-        views: Sequence[View],
-        side: int,
-        buffer: torch.Tensor,
-        smooth: bool,
-        value: Callable[..., torch.Tensor],
-    ) -> torch.Tensor:
-        """What `value` makes of voxels (N, P) of the views of rows (N,), interpolated where `smooth`, 0 outside of the
-        slices: (N, side, side); means of 2 x 2 where the grid's pixels are much larger than the slice's.
-        """
-        found = torch.zeros(len(views), side, side, device=self.device)
-        coarse = [smooth and 2 * crop.half / side > FINE * min(target.spacing) for target, crop in views]
-        for fine, here in ((1, False), (2, True)):
-            rows = [row for row, one in enumerate(coarse) if one == here]
-            if rows:
-                chosen, number = [views[row] for row in rows], torch.tensor(rows, device=self.device)
-                points = _points([crop for _, crop in chosen], [target.spacing for target, _ in chosen], side * fine)
-                seen = self._gathered(chosen, points.to(self.device), buffer, smooth, partial(value, rows=number))
-                seen = seen.view(len(rows), 1, side * fine, side * fine)
-                found[number] = (F.avg_pool2d(seen, fine) if fine > 1 else seen)[:, 0]
-        return found
-
-    def _gathered(
-        self,
-        views: Sequence[View],
-        points: torch.Tensor,
-        buffer: torch.Tensor,
-        smooth: bool,
-        value: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Values (N, P) at points (N, P, 2), rows and columns of the slices."""
-        layout = torch.tensor(
-            [_layout(target, self._places[target.volume.name, self._number(buffer, target)]) for target, _ in views]
-        ).to(self.device)
-        start, steps, sizes = layout[:, :1], layout[:, None, 1:3], layout[:, None, 3:]
-
-        def at(places: torch.Tensor) -> torch.Tensor:
-            inside = ((places >= 0) & (places < sizes)).all(-1)
-            index = start + (torch.minimum(places.clamp(min=0), sizes - 1) * steps).sum(-1)
-            return value(buffer[index].float()) * inside
-
-        if not smooth:
-            return at(points.round().long())
-        lower = points.floor()
-        down, right = (points - lower).unbind(-1)
-        corner, found = lower.long(), torch.zeros(points.shape[:2], device=self.device)
-        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            weight = (down if row else 1 - down) * (right if column else 1 - right)
-            found += weight * at(corner + torch.tensor([row, column], device=self.device))
-        return found
-
-    def _number(self, buffer: torch.Tensor, target: SliceTarget) -> int:
-        return -1 if buffer is self._levels else target.map_number
-
-
-def _parts(target: SliceTarget) -> list[int]:
-    """The slices that make a thick one, all or `PARTS` of them."""
-    first = max(target.index - target.thick // 2, 0)
-    last = min(target.index - target.thick // 2 + target.thick, target.volume.maps[0].shape[target.axis]) - 1
-    return np.unique(np.linspace(first, last, min(target.thick, PARTS)).round().astype(int)).tolist()
-
-
-def _layout(target: SliceTarget, place: int) -> tuple[int, int, int, int, int]:
-    """(first element of a slice, steps from row to row and from column to column, rows, columns), in its volume's
-    buffer, of which the volume begins at `place`."""
-    shape, axis, turn = target.volume.maps[0].shape, target.axis, target.volume.orientations[target.axis]
-    steps = (shape[1] * shape[2], shape[2], 1)
-    place += target.index * steps[axis]
-    (down, rows), (right, columns) = ((steps[a], shape[a]) for a in range(3) if a != axis)
-    if turn.transpose:
-        (down, rows), (right, columns) = (right, columns), (down, rows)
-    if turn.flip_rows:
-        place, down = place + (rows - 1) * down, -down
-    if turn.flip_columns:
-        place, right = place + (columns - 1) * right, -right
-    return place, down, right, rows, columns
-
-
-def _points(crops: Sequence[Crop], spacings: Sequence[tuple[float, float]], side: int) -> torch.Tensor:
-    """Where the pixels (side, side) of the crops lie in their slices: (N, side * side, 2), row and column."""
-    line = (torch.arange(side) + 0.5) * (2 / side) - 1
-    down, right = torch.meshgrid(line, line, indexing="ij")
-    angle, half = (torch.tensor([getattr(crop, name) for crop in crops])[:, None, None] for name in ("angle", "half"))
-    mirror = torch.tensor([-1.0 if crop.mirror else 1.0 for crop in crops])[:, None, None]
-    cos, sin = angle.cos(), angle.sin()
-    places = torch.stack([mirror * sin * right + cos * down, mirror * cos * right - sin * down], dim=-1)
-    for row, crop in enumerate(crops):
-        if crop.bend is not None:
-            field = crop.bend.permute(0, 3, 1, 2)
-            field = F.interpolate(field, size=(side, side), mode="bicubic", align_corners=True)[0]
-            places[row] += field.permute(1, 2, 0).flip(-1)
-    centres = torch.tensor([crop.centre for crop in crops])[:, None, None]
-    return ((centres + half[..., None] * places) / torch.tensor(spacings)[:, None, None]).flatten(1, 2).float()

@@ -13,6 +13,7 @@ import copy
 import itertools
 import math
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import SupportQueryUNet
 from SDFSMISLib.training.checkpoint import Checkpoint, Log, write_episodes
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.episodes import EpisodeSampler
+from SDFSMISLib.training.episodes import DrawnBatch, EpisodeSampler
 from SDFSMISLib.training.learner import (
     Denoiser,
     EpisodeLearner,
@@ -347,17 +348,29 @@ class TrainingRun:
         accelerator, config = self.accelerator, self.config
         if pace.is_over(first):
             return
-        workers = 0 if config.on_device else config.workers
-        ahead = 4 if workers else None
-        dataset = _Episodes(self.sampler, config, accelerator, pace, first, offset)
-        batches = iter(
-            DataLoader(
-                dataset, batch_size=None, num_workers=workers, prefetch_factor=ahead, worker_init_fn=_use_one_thread
-            )
+        workers = config.workers
+        if config.on_device and workers:
+            # Forks share the volumes, and leave the GPU to this process; what would count on it is counted before.
+            workers = workers if sys.platform == "linux" else 0
+            self.sampler.count_slices()
+        loader = DataLoader(
+            _Episodes(self.sampler, config, accelerator, pace, first, offset),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_use_one_thread,
+            pin_memory=config.on_device and accelerator.device.type == "cuda",
         )
+        batches = iter(loader)
         for step in pace.all_steps(first):
             torch.manual_seed(config.seed + offset + step * accelerator.num_processes + accelerator.process_index)
-            yield step, (_or_raise(next(batches)) for _ in range(config.accumulate))
+            yield step, (self._pixels(next(batches)) for _ in range(config.accumulate))
+
+    def _pixels(self, made: EpisodeBatch | DrawnBatch | InputError) -> EpisodeBatch:
+        """The batch that a worker made or drew; raises what it could not."""
+        if isinstance(made, InputError):
+            raise made
+        return made if isinstance(made, EpisodeBatch) else self.sampler.rendered(made)
 
     def _optimise(self, model: nn.Module, optimizer: Any, loss: torch.Tensor) -> None:
         with self.accelerator.accumulate(model):
@@ -398,7 +411,8 @@ LONGEST = 1_000_000  # steps of a stage that the clock ends
 
 
 class _Episodes(Dataset):
-    """Place -> batch, so that a resumed run goes on with the very batches that were to come."""
+    """Place -> batch, or with `on_device` what was drawn for it, so that a resumed run goes on with the very batches
+    that were to come."""
 
     def __init__(
         self,
@@ -416,20 +430,15 @@ class _Episodes(Dataset):
         steps = LONGEST if self.pace.seconds else self.pace.steps - self.first
         return steps * self.config.accumulate
 
-    def __getitem__(self, place: int) -> EpisodeBatch | InputError:
+    def __getitem__(self, place: int) -> EpisodeBatch | DrawnBatch | InputError:
         place += self.first * self.config.accumulate
         late = self.pace.is_late(place // self.config.accumulate, self.config.late)
         try:
-            return self.sampler.batch(self.config.batch, self.offset + place * self.processes + self.process, late)
+            number = self.offset + place * self.processes + self.process
+            drawn = self.sampler.drawn(self.config.batch, number, late)
+            return drawn if self.config.on_device else self.sampler.rendered(drawn)
         except InputError as error:  # which a loader would wrap in a traceback
             return error
-
-
-def _or_raise(batch: EpisodeBatch | InputError) -> EpisodeBatch:
-    """The batch; raises what a worker could not."""
-    if isinstance(batch, InputError):
-        raise batch
-    return batch
 
 
 class _Reconstruction(nn.Module):
@@ -490,8 +499,8 @@ def _moving_average(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
 @torch.no_grad()
 def _update_average(average: SDFSMISPipeline, pipeline: SDFSMISPipeline, decay: float) -> None:
     for name, network in _trained_networks(average, of=pipeline).items():
-        for kept, now in zip(network.parameters(), getattr(pipeline, name).parameters(), strict=True):
-            kept.lerp_(now, 1 - decay)
+        now = list(getattr(pipeline, name).parameters())
+        torch._foreach_lerp_(list(network.parameters()), now, 1 - decay)  # in a few launches on a GPU
 
 
 # -- optimiser and rates

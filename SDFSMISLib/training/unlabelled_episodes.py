@@ -224,7 +224,7 @@ class UnlabelledSampler(EpisodeSampler):
     def _painted_episode(self, painted: SliceTarget, query: SliceTarget, is_own: bool) -> list[Episode]:
         """Whole slices, as the segmenter sees a scan on which nothing is painted; one that `is_own` is bent as if it
         were another's."""
-        bend = torch.from_numpy(self.rng.normal(0, BEND, (1, 4, 4, 2)).astype(np.float32)) if is_own else None
+        bend = torch.from_numpy(self.rng.normal(0, BEND, (1, 5, 5, 2)).astype(np.float32)) if is_own else None
         turn = self.rng.normal(0, ANGLE_SPREAD)
         shown = []
         for target in (painted, query):

@@ -82,7 +82,11 @@ class SliceTarget:
 
     def mask(self) -> np.ndarray:
         """The target: bool (rows, columns)."""
-        return np.isin(self._canonical(self.volume.maps[self.map_number], self.index), self.values)
+        labels = self._canonical(self.volume.maps[self.map_number], self.index)
+        mask = labels == self.values[0]
+        for value in self.values[1:]:  # one more at most; np.isin takes ten times as long
+            mask |= labels == value
+        return mask
 
     def _canonical(self, array: np.ndarray, index: int) -> np.ndarray:
         return np.ascontiguousarray(self.volume.orientations[self.axis].apply(np.take(array, index, axis=self.axis)))
