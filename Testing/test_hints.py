@@ -194,6 +194,23 @@ def test_the_slices_ahead_count_once_that_is_learnt_and_if_they_are_there(seed: 
             assert changes == bool(is_there[row].any())
 
 
+def test_the_slices_ahead_are_encoded_or_folded_to_the_same_grey_levels() -> None:
+    pipe = starting_pipeline(TrainingConfig(cases="", output="", start="built-in", ahead=1.0))
+    query, mask = blobs(0).expand(1, 3, -1, -1), disc(48, 48, 20)[None]
+    ahead = torch.stack([blobs(1), blobs(2)])[None]
+    with torch.no_grad():
+        bank = pipe.encode_support(query[None], mask[None])
+        folds, encodes = [], []
+        for found in (folds, encodes):
+            hints = pipe.hints(query, bank, ahead=ahead, is_there=torch.tensor([[True, False]]))
+            first, is_first_there, *second = hints.ahead[0].split([16, 1, 17])
+            found.append(first.mean(0))
+            assert is_first_there.eq(1).all() and not second[0].any()
+            pipe.vae.register_to_config(latent_channels=4)  # as of an autoencoder that cannot fold pixels
+    torch.testing.assert_close(folds[0], encodes[0], atol=0.1, rtol=0)
+    torch.testing.assert_close(folds[0], F.avg_pool2d(ahead[:1, 0], 4)[0] * pipe.vae.config.scaling_factor)
+
+
 def test_a_new_input_for_the_slices_ahead_changes_no_voxel_before_it_has_learnt() -> None:
     scan, labels = a_block()
     support = SupportSet.from_labelmap(scan, labels, slices=[4])

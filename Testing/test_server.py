@@ -17,6 +17,8 @@ import torch
 from SDFSMISLib import Segmenter
 from SDFSMISLib.options import RunOptions
 from SDFSMISLib.server.settings import ServerLimits
+from SDFSMISLib.training.config import TrainingConfig
+from SDFSMISLib.training.trainer import starting_pipeline
 from SDFSMISLib.wire import content_address
 from serving import Backend, is_right, records, request_of, running, segmented, task
 from small_scans import BrightPipeline
@@ -91,6 +93,21 @@ def test_the_same_scan_is_sent_once(backend: Backend) -> None:
     assert sent == [{"missing": []}, {"missing": []}]
     metrics = backend.ask("GET", "/metrics")[2].decode()
     assert 'sdfsmis_stored_slices_asked_total{there="yes"}' in metrics
+
+
+def test_networks_that_look_ahead_get_the_slices_for_it_and_give_the_same_as_here() -> None:
+    pipeline = starting_pipeline(TrainingConfig(cases="", output="", start="built-in", ahead=1.0))
+    pipeline.register_to_config(resolution=32)
+    pipeline.unet.conv_in_ahead.weight.data.normal_(std=0.03, generator=torch.Generator().manual_seed(1))
+    asked = task((16, 40, 40), seed=9)
+    with torch.no_grad():
+        here = Segmenter(pipeline, "looks ahead").segment(asked.scan, asked.support, slices=[9])
+    with running(pipeline) as backend:
+        assert backend.client().capabilities().models[0].looks_ahead
+        found = segmented(backend.client(), asked, slices=[9])
+        assert backend.store.bytes == 10 * asked.scan.voxels[0].nbytes, "slices 8 and 9, and 8 mm on either side"
+    np.testing.assert_array_equal(found[9], here.probabilities[1][9])
+    assert (found[9] > 127).any()
 
 
 def test_a_correction_encodes_only_what_looks_otherwise(backend: Backend) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from transformers import Dinov2Model
@@ -327,9 +328,15 @@ class SDFSMISPipeline(DiffusionPipeline):
         return Hints(neighbour, likely, told, next_slices)
 
     def _encode_ahead(self, ahead: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
-        """See `Hints.ahead`. Slices that are not there are encoded too: how many images there are would change the last
-        bits of the others."""
-        latents = self.encode_images(ahead.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)).unflatten(0, ahead.shape[:2])
+        """See `Hints.ahead`. Where a latent position has a channel for each pixel, the pixels themselves are its
+        latent, which saves two passes of the encoder a query. Else, slices that are not there are encoded too: how many
+        images there are would change the last bits of the others."""
+        if self.has_folding_autoencoder:
+            latents = F.pixel_unshuffle(ahead, self.latent_factor).unflatten(1, (ahead.shape[1], -1))
+            latents = latents.to(_precision(self.unet)) * self.vae.config.scaling_factor
+        else:
+            grey = ahead.flatten(0, 1)[:, None]
+            latents = self.encode_images(grey.expand(-1, 3, -1, -1)).unflatten(0, ahead.shape[:2])
         there = is_there[..., None, None, None].to(latents)
         return torch.cat([latents * there, there.expand_as(latents[:, :, :1])], dim=2).flatten(1, 2)
 

@@ -84,8 +84,8 @@ class Hints:
             query.
         likeness: (Q, c, h, w), latent of the query's likeness to the painted structure (`SDFSMISLib.model.likeness`).
         known: (Q, c, h, w), latent of what is known of the query: 1 inside of the structure, -1 outside, 0 unknown.
-        ahead: (Q, A * (c + 1), h, w), of each of the A = `AHEAD` slices that come next behind the query the latent and
-            a channel of 1; all 0 for a slice that is not there.
+        ahead: (Q, A * (c + 1), h, w), of each of the A = `AHEAD` slices that come next behind the query the latent (or
+            c pixels of each position) and a channel of 1; all 0 for a slice that is not there.
     """
 
     neighbour: torch.Tensor | None = None
