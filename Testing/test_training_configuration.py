@@ -72,6 +72,7 @@ def test_a_size_can_be_asked_for(tmp_path: Path) -> None:
         ({"start": "built-in", "network": {"layers": 2}}, "network tells the size"),
         ({"mix": {"propagate": 0}}, "mix has nothing"),
         ({"losses": {}}, "losses has nothing"),
+        ({"ahead": 0.5}, "input that new networks lack"),
         ({"on_device": True, "mix": {"paper": 1}}, "on_device makes no paper"),
         ({"synthetic_count": 0}, "nothing to draw episodes from"),
         ({"held_out": ["a"], "validate_every": 5}, "no manifest"),
