@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from SDFSMISLib import SupportSet, Volume
 from SDFSMISLib.images.geometry import Geometry
@@ -47,15 +46,3 @@ def test_a_plane_through_the_middle_tells_where_a_structure_ends_and_one_through
     assert on(crossed_by(12), 8).cut(seen(crossed_by(12), DISC)) == 1
     assert on(crossed_by(5), 8).cut(seen(crossed_by(5), DISC)) < 0.5
     assert on(crossed_by(5, 12), 8).cut(seen(crossed_by(12), DISC)) == 1
-
-
-@pytest.mark.parametrize(
-    ("index", "columns", "excluded"), [(17, (8, 17), True), (8, (8, 17), False), (17, (0, 4), False)]
-)
-def test_a_line_excludes_what_lies_on_it_but_not_what_lies_beside(
-    index: int, columns: tuple[int, int], excluded: bool
-) -> None:
-    drawn = np.zeros((24, 24), dtype=bool)
-    drawn[8:17, slice(*columns)] = True
-    planes = crossed_by(12)
-    assert on(planes, index).exclude(seen(planes, drawn)) is excluded

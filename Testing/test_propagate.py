@@ -108,10 +108,16 @@ def test_a_structure_that_stays_may_go_on_but_not_beside_what_was_painted() -> N
 
 
 def test_an_oblique_structure_may_go_on_where_it_is_heading() -> None:
-    taper = taper_behind({0: disc(5), 4: disc(5), 8: np.roll(disc(5), 6, axis=1)})
+    taper = taper_behind({0: disc(5), 4: np.roll(disc(5), 3, axis=1), 8: np.roll(disc(5), 6, axis=1)})
     assert taper is not None
     reached = taper.reaches(4)
-    assert reached[20, 32] and not reached[20, 20]
+    assert reached[20, 29] and not reached[20, 20]
+
+
+def test_a_thin_sheet_that_moves_from_slice_to_slice_does_not_end_by_that() -> None:
+    sheets = [np.roll(disc(15) & (abs(np.arange(40) - 20) < 2), move, axis=1) for move in (0, 4, 1)]
+    assert taper_behind({0: sheets[0], 4: sheets[1], 8: sheets[2]}) is None
+    assert taper_behind({0: sheets[0], 4: sheets[0], 8: sheets[0]}) is not None
 
 
 def test_slices_side_by_side_or_only_two_do_not_tell_how_a_structure_ends() -> None:

@@ -1,10 +1,11 @@
 """Fusion in 3D: probabilities found along several axes become one volume, corrected by what painted planes know.
 
 Along each axis the slices near a painted plane are the surest, and those with fine pixels are surer than those with
-coarse ones. So each voxel's probability is the mean over the axes, weighted by the distance to the painted planes of
-each axis, by the area that these show, by the size of its pixels, and by how sure it is itself. What is wrong with that
-mean on the painted planes is known there, and is corrected in their surroundings too. Needs numpy only, so that a front
-end can show the effect of a stroke without a network.
+coarse ones. The planes of the other axes tell what is wrong with an axis: that is corrected in their surroundings too.
+Then each voxel's probability is the mean over the axes, weighted by the distance to the painted planes of each axis, by
+the area that these show, by the size of its pixels, by how wrong the axis is on the planes of the others, and by how
+sure it is itself. What is still wrong on the painted planes is corrected in the same way. Needs numpy only, so that a
+front end can show the effect of a stroke without a network.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ __all__ = ["Error", "PlaneMask", "correct", "fuse", "fuse_blocks", "spread_error
 
 FUSION_MM = 20.0  # distance from a painted plane at which the weight of its axis falls by e
 DOUBT = 0.2  # weight of a probability of 0.5, in those of 0 and 1, which are 1 more
+MISTRUST = 1.0  # power of its error on the planes of other axes with which the weight of an axis falls;
+LEAST_WRONG = 0.05  # a smaller error counts as this
 COARSENESS = 1.5  # power of its pixels' longer side with which the weight of an axis falls
 CORRECTION_MM = 10.0  # the same for what is corrected in the surroundings of a painted plane
 CORRECTION_REACH = 4.0  # in shares of `CORRECTION_MM`; farther away nothing is corrected
@@ -68,7 +71,7 @@ def fuse(
     >>> whole = np.ones((3, 3), dtype=bool)
     >>> planes = [PlaneMask(Plane(0, 0), whole), PlaneMask(Plane(2, 2), whole, known=np.zeros((3, 3), dtype=bool))]
     >>> fuse({0: axial, 2: sagittal}, planes, (20.0, 1.0, 1.0))[:, 1, 0].tolist()
-    [255, 229, 191]
+    [255, 254, 251]
     """
     result = np.zeros(next(iter(probabilities.values())).shape, dtype=np.uint8)
     for _ in fuse_blocks(result, probabilities, planes, spacing):
@@ -84,23 +87,35 @@ def fuse_blocks(
 ) -> Iterator[None]:
     """`fuse` into an array of zeros, step by step: whoever iterates can stop, or do other things, after each block."""
     shape = result.shape
-    axes = {axis: _axis_weights(axis, planes, shape[axis], spacing) for axis in probabilities}
-
-    def mean(box: Box) -> np.ndarray:
-        weighted, total = np.zeros((), dtype=np.float32), np.zeros((), dtype=np.float32)
-        largest = max(float(one[box[axis]].max()) for axis, one in axes.items())  # keeps weights above 0
-        for axis, one in probabilities.items():
-            values = one[box].astype(np.float32)
-            weight = _along(np.exp(axes[axis][box[axis]] - largest), axis) * (DOUBT + np.abs(values / 127.5 - 1))
-            weighted = weighted + weight * values
-            total = total + weight
-        return weighted / (255 * np.maximum(total, SMALLEST_WEIGHT))
-
     boxes = []
     for one in probabilities.values():
         boxes.append(bounding_box(one))
         yield
-    yield from _correct_blocks(result, mean, planes, spacing, boxes)
+    box = _common_box(shape, boxes, planes, spacing)
+    if box is None:
+        return
+    errors, axes = {}, {}
+    for axis, one in probabilities.items():
+        crossing = [plane for plane in planes if plane.plane.axis != axis]
+        errors[axis] = [_error(plane, _found_in(one), box) for plane in crossing]
+        axes[axis] = _axis_weights(axis, planes, shape[axis], spacing)
+        axes[axis] -= MISTRUST * math.log(max(_wrong(errors[axis], crossing, box), LEAST_WRONG))
+        yield
+
+    def mean(block: Box) -> np.ndarray:
+        weighted, total = np.zeros((), dtype=np.float32), np.zeros((), dtype=np.float32)
+        largest = max(float(one[block[axis]].max()) for axis, one in axes.items())  # keeps weights above 0
+        for axis, one in probabilities.items():
+            values = _found_in(one)(block)
+            spread_errors(values, [_within(error, box, block) for error in errors[axis]], spacing)
+            np.clip(values, 0, 1, out=values)
+            weight = _along(np.exp(axes[axis][block[axis]] - largest), axis) * (DOUBT + np.abs(2 * values - 1))
+            total = total + weight
+            values *= weight
+            weighted = weighted + values
+        return weighted / np.maximum(total, SMALLEST_WEIGHT)
+
+    yield from _correct_blocks(result, mean, planes, spacing, box)
 
 
 def temporary_bytes(shape: tuple[int, int, int]) -> int:
@@ -126,13 +141,11 @@ def correct(probability: np.ndarray, planes: Sequence[PlaneMask], spacing: tuple
     >>> correct(nothing, [PlaneMask(Plane(0, 0), pixel)], (6.0, 1.0, 1.0)).ravel().tolist()
     [255, 140, 77]
     """
-
-    def unchanged(box: Box) -> np.ndarray:
-        return probability[box].astype(np.float32) / 255
-
     result = np.zeros_like(probability)
-    for _ in _correct_blocks(result, unchanged, planes, spacing, [bounding_box(probability)]):
-        pass
+    box = _common_box(result.shape, [bounding_box(probability)], planes, spacing)
+    if box is not None:
+        for _ in _correct_blocks(result, _found_in(probability), planes, spacing, box):
+            pass
     return result
 
 
@@ -141,42 +154,27 @@ def _correct_blocks(
     probability: Callable[[Box], np.ndarray],
     planes: Sequence[PlaneMask],
     spacing: tuple[float, float, float],
-    boxes: Sequence[Box | None],
+    box: Box,
 ) -> Iterator[None]:
     """Write the corrected probabilities into an array of zeros, block by block.
 
     Args:
         probability: gives the uncorrected ones of a box, float32, 0 to 1.
-        boxes: around all that is not 0 in volumes that these come from; None around nothing.
+        box: around all that is not 0, before or after.
     """
-    box = _common_box(result.shape, boxes, planes, spacing)
-    if box is None:
-        return
     errors = [_error(one, probability, box) for one in planes]
     plane_voxels = (box[1].stop - box[1].start) * (box[2].stop - box[2].start)
     thickness = max(BLOCK_VOXELS // plane_voxels, 1)
     for start in range(box[0].start, box[0].stop, thickness):
         block = (slice(start, min(start + thickness, box[0].stop)), *box[1:])
         values = probability(block)
-        rows = slice(start - box[0].start, block[0].stop - box[0].start)
-        spread_errors(
-            values,
-            [
-                one if one.axis == 0 else replace(one, error=one.error[rows], known=_rows_of(one.known, rows))
-                for one in (replace(one, index=one.index - block[one.axis].start) for one in errors)
-            ],
-            spacing,
-        )
+        spread_errors(values, [_within(one, box, block) for one in errors], spacing)
         result[block] = np.rint(255 * np.clip(values, 0, 1))
         yield
     for one in planes:
         held = np.moveaxis(result, one.plane.axis, 0)[one.plane.index]
         known = np.ones_like(one.mask) if one.known is None else one.known
         held[known] = 255 * one.mask[known].astype(np.uint8)
-
-
-def _rows_of(known: np.ndarray | None, rows: slice) -> np.ndarray | None:
-    return None if known is None else known[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,15 +230,46 @@ def spread_errors(values: np.ndarray, errors: Sequence[Error], spacing: Sequence
         along += correction
 
 
+def _found_in(probability: np.ndarray) -> Callable[[Box], np.ndarray]:
+    """Gives the probabilities of a box, float32, 0 to 1, of uint8 ones with 255 meaning 1."""
+    return lambda box: probability[box].astype(np.float32) / 255
+
+
 def _error(one: PlaneMask, probability: Callable[[Box], np.ndarray], box: Box) -> Error:
-    """How much probability a plane lacks, within the box."""
+    """How much probability a plane lacks, within the box; outside of it there is none. Its index is the volume's."""
     axis, index = one.plane
-    inside = tuple(side for other, side in enumerate(box) if other != axis)
-    mask = one.mask[inside]
-    found = probability((*box[:axis], slice(index, index + 1), *box[axis + 1 :])).reshape(mask.shape)
-    known = None if one.known is None else one.known[inside]
-    error = mask - found
+    mask = one.mask[_beside(axis, box)]
+    error = mask.astype(np.float32)
+    if box[axis].start <= index < box[axis].stop:
+        error -= probability((*box[:axis], slice(index, index + 1), *box[axis + 1 :])).reshape(mask.shape)
+    known = None if one.known is None else one.known[_beside(axis, box)]
     return Error(axis, index, error if known is None else np.where(known, error, np.float32(0)), known)
+
+
+def _wrong(errors: Sequence[Error], planes: Sequence[PlaneMask], box: Box) -> float:
+    """How wrong probabilities are on planes: 1 - Dice coefficient, 0 to 1; 0 where nothing is known or found."""
+    wrong = both = 0.0
+    for error, one in zip(errors, planes, strict=True):
+        mask = one.mask[_beside(error.axis, box)]
+        shown = np.count_nonzero(mask if error.known is None else mask & error.known)
+        wrong += float(np.abs(error.error).sum(dtype=np.float64))
+        both += 2 * shown - float(error.error.sum(dtype=np.float64))  # an error is mask minus probability
+    return wrong / both if both > 0 else 0.0
+
+
+def _within(one: Error, box: Box, block: Box) -> Error:
+    """An error on a plane of a box, whose index is the volume's, as one of a block of this box, counted from there."""
+    inside = tuple(
+        slice(part.start - whole.start, part.stop - whole.start)
+        for part, whole in zip(_beside(one.axis, block), _beside(one.axis, box), strict=True)
+    )
+    known = None if one.known is None else one.known[inside]
+    return replace(one, index=one.index - block[one.axis].start, error=one.error[inside], known=known)
+
+
+def _beside(axis: int, box: Box) -> Box:
+    """The sides of a box along the other axes."""
+    return tuple(side for other, side in enumerate(box) if other != axis)
 
 
 def _common_box(

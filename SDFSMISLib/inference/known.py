@@ -50,12 +50,6 @@ class KnownPixels:
         shares = [inside.sum() / max(drawn.sum(axis=1 - axis).max(), 1) for axis, _, _, inside in self.lines]
         return float(max(shares, default=0))
 
-    def exclude(self, mask: np.ndarray) -> bool:
-        """Whether a mask, bool canonical (rows, columns), lies on lines that show the structure nowhere on it."""
-        drawn = self.plane.orientation.undo(mask)
-        on_lines = [(drawn.take(index, axis=axis) & known, inside) for axis, index, known, inside in self.lines]
-        return any(one.any() for one, _ in on_lines) and not any((one & inside).any() for one, inside in on_lines)
-
     def apply(self, probability: np.ndarray) -> np.ndarray:
         """A probability, uint8 canonical (rows, columns), that agrees with what is known, and is corrected around the
         lines (see `spread_errors`)."""

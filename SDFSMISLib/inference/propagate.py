@@ -289,7 +289,7 @@ class _Propagation:
         step = PropagationStep()
         for track, indices in ahead.items():
             for index in indices:
-                probability, has_ended = self._probability(track, index, predicted.get((track, index)))
+                probability, state, has_ended = self._probability(track, index, predicted.get((track, index)))
                 track.path.pop(0)
                 if track.gap is None and self._ends(track, index, has_ended):
                     for behind in (index, *track.path):
@@ -297,32 +297,37 @@ class _Propagation:
                     track.path.clear()
                     break
                 self.blend.add(step, track, index, probability)
-                mask = self._mask(probability)
+                mask = self._mask(state)
                 if mask.any():
-                    track.start, track.mask, track.probability = index, mask, probability.astype(np.float32) / 255
+                    track.start, track.mask, track.probability = index, mask, state.astype(np.float32) / 255
         return step
 
-    def _probability(self, track: Track, index: int, prediction: _Prediction | None) -> tuple[np.ndarray, bool]:
-        """The probability of a slice, uint8 canonical, and whether the structure has ended there."""
-        if prediction is None:
-            earlier = self.earlier(track, index)
-            assert earlier is not None, "every slice without an earlier probability was predicted"
-            return earlier, not self._mask(earlier).any()
-        shifted = _shifted(prediction.values, track.shift)
-        probability = on_slice_grid(prediction.region, shifted, self.scan.shape)
-        is_small = int((shifted > self.threshold).sum()) < END_PIXELS
-        if track in self.tapers:
-            probability = np.where(self.tapers[track].reaches(abs(index - track.first)), probability, np.uint8(0))
-        if track in self.between:
-            probability = self.between[track].combine(probability, 1 - track.weight(index), self.threshold)
-        has_ended = is_small or prediction.confirmation < MIN_CONFIRMATION * track.confirmation
+    def _probability(
+        self, track: Track, index: int, prediction: _Prediction | None
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The probability of a slice, uint8 canonical, the same where it agrees with what is known of the slice, and
+        whether the structure has ended there.
+
+        The track goes on with the second. The first is what was found: its error on the lines of crossing planes tells
+        how far to trust the axis (see `SDFSMISLib.images.fusion`)."""
         lines = self.known.on(track.label, index) if self.known is not None else None
-        if lines is not None:
-            has_ended |= self._is_behind(track, index) and (
-                (track.is_cut and lines.is_whole) or lines.exclude(self._mask(probability))
-            )
-            probability = lines.apply(probability)
-        return probability, has_ended or not self._mask(probability).any()
+        if prediction is None:
+            probability = self.earlier(track, index)
+            assert probability is not None, "every slice without an earlier probability was predicted"
+            has_ended = False
+        else:
+            shifted = _shifted(prediction.values, track.shift)
+            probability = on_slice_grid(prediction.region, shifted, self.scan.shape)
+            is_small = int((shifted > self.threshold).sum()) < END_PIXELS
+            if track in self.tapers:
+                probability = np.where(self.tapers[track].reaches(abs(index - track.first)), probability, np.uint8(0))
+            if track in self.between:
+                probability = self.between[track].combine(probability, 1 - track.weight(index), self.threshold)
+            has_ended = is_small or prediction.confirmation < MIN_CONFIRMATION * track.confirmation
+            if lines is not None and track.is_cut and lines.is_whole:
+                has_ended |= self._is_behind(track, index)
+        state = probability if lines is None else lines.apply(probability)
+        return probability, state, has_ended or not self._mask(state).any()
 
     def _ends(self, track: Track, index: int, has_ended: bool) -> bool:
         """Whether a track ends where it seems to: not if crossing planes show the structure there or further ahead."""
@@ -345,10 +350,9 @@ class _Propagation:
         end."""
         missing = []
         for index in indices:
-            earlier = self.earlier(track, index)
-            if earlier is None:
+            if self.earlier(track, index) is None:
                 missing.append(index)
-            elif track.gap is None and self._ends(track, index, not self._mask(earlier).any()):
+            elif track.gap is None and self._ends(track, index, self._probability(track, index, None)[2]):
                 break
         return missing
 

@@ -97,7 +97,8 @@ class AxisFusion:
     """Collects what is found along each axis of a scan, and fuses it on the slices of the main axis.
 
     A label is followed along every axis on which a plane of the scan shows it; on a scan on which it was not painted,
-    along the main one. If that is the main axis alone, what is found there is final already.
+    along the main one. If that is the main axis alone, and no other slice tells of the label, what is found there is
+    final already.
 
     Args:
         scan: the slices along the main axis.
@@ -128,13 +129,13 @@ class AxisFusion:
     """
 
     def __init__(self, scan: SliceStack, axes: Sequence[int], support: Mapping[int, Sequence[SupportSlice]]) -> None:
-        self._scan = scan
+        self._scan, main = scan, scan.plane.axis
         self.support = {label: self._usable(label, painted, axes) for label, painted in support.items()}
         self.axes = {label: self._axes_of(label, axes) for label in support}
         self.fused = [
             label
             for label, along in self.axes.items()
-            if along != (scan.plane.axis,) or any(one.known is not None for one in self._planes(label))
+            if along != (main,) or any(one.plane.axis != main or one.known is not None for one in self._planes(label))
         ]
         self._found = {
             (label, axis): CroppedSlices(self._slice_shape(axis)) for label in self.fused for axis in self.axes[label]
