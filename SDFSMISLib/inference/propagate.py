@@ -327,7 +327,7 @@ class _Propagation:
             if lines is not None and track.is_cut and lines.is_whole:
                 has_ended |= self._is_behind(track, index)
         state = probability if lines is None else lines.apply(probability)
-        return probability, state, has_ended or not self._mask(state).any()
+        return probability, state, has_ended or not (self._mask(probability).any() and self._mask(state).any())
 
     def _ends(self, track: Track, index: int, has_ended: bool) -> bool:
         """Whether a track ends where it seems to: not if crossing planes show the structure there or further ahead."""
