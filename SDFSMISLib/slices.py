@@ -277,8 +277,8 @@ class SliceResult:
         probability: uint8 (rows, columns) on the query's own grid, 255 meaning 1.
         certainty: 0 to 1, see `certainty_of`.
         finished, total: slices done so far, this one included, and slices in all (labels counted one by one).
-        stage: ``preview`` if the slice comes once more, fused with what was found along other axes, and corrected by what
-            was painted across it.
+        stage: ``preview`` if the slice comes once more, corrected by what was painted across it and fused with what was
+            found along other axes.
     """
 
     label: int
