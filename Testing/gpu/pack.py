@@ -7,8 +7,9 @@
     python Testing/gpu/pack.py --output .gpu/volumes.npz          # without data: small synthetic scans
 
 Images become 8 bits and WebP, all slices of a scan on one picture; labels and supervoxels are compressed without loss,
-supervoxels at the half size at which they were found. The file holds what its manifests name, so it may be passed on
-where they may, and is not committed.
+supervoxels at the half size at which they were found. Of groups with many or with large volumes a few are taken
+(`--at-most`), and supervoxels of a few scans of each group. The file holds what its manifests name, so it may be passed
+on where they may, and is not committed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import io
 import json
 import lzma
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,7 +41,9 @@ from SDFSMISLib.training.volumes import (
 )
 
 MIB = 1 << 20
-QUALITY = 50  # of WebP: about 0.5 bits per voxel, errors of 2 % of the window
+QUALITY = 40  # of WebP: about 0.4 bits per voxel
+AT_MOST = {"em_flyem": 1, "breast_dce": 1, "lm_synthseg": 3, "lm_headneck": 6, "lm_spl": 2}  # volumes of a group
+SUPERVOXELS = 6  # scans of a group that keep theirs
 
 
 def write_volumes(volumes: Sequence[TrainingVolume], path: Path, quality: int = QUALITY) -> dict[str, int]:
@@ -95,6 +99,33 @@ def example_scans(count: int = 3, side: int = 32) -> list[TrainingVolume]:
     labels = made[0].maps[0].astype(np.uint8)
     looks = np.where(labels > 0, 1 + labels % MOST_LOOKS, 0).astype(np.uint8)
     return [*made, replace(made[0], name="example_labels", image=None, maps=(looks, labels), main=None)]
+
+
+def chosen(manifest: Path, at_most: dict[str, int], folder: Path) -> Path:
+    """A manifest in `folder` with so many of the training cases of a group, spread evenly over them."""
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    by_group: dict[str, list[dict[str, Any]]] = {}
+    for case in content["cases"]:
+        if case.get("split", "train") == "train":
+            paths = {key: str((manifest.parent / case[key]).resolve()) for key in ("image", "labels") if key in case}
+            by_group.setdefault(case["group"], []).append(case | paths)
+    kept: list[dict[str, Any]] = []
+    for group, cases in by_group.items():
+        count = min(len(cases), at_most.get(group, len(cases)))
+        kept += [cases[number * len(cases) // count] for number in range(count)]
+    (folder / manifest.name).write_text(json.dumps(content | {"cases": kept}), encoding="utf-8")
+    return folder / manifest.name
+
+
+def with_few_supervoxels(volumes: Sequence[TrainingVolume], most: int) -> list[TrainingVolume]:
+    """The volumes, of which `most` scans of each group keep their supervoxels."""
+    seen: dict[str, int] = {}
+    made = []
+    for volume in volumes:
+        number = seen[volume.source] = seen.get(volume.source, 0) + 1
+        is_bare = volume.image is not None and number > most
+        made.append(replace(volume, maps=volume.maps[:1]) if is_bare else volume)
+    return made
 
 
 # -- one volume
@@ -197,7 +228,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=Path("built_in_next"), help="what to take and leave out")
     parser.add_argument("--cases", help="manifest of scans; without it, small synthetic scans are packed")
     parser.add_argument("--label-maps", default="", help="manifest of label volumes")
-    parser.add_argument("--without", nargs="*", default=[], metavar="GROUP", help="groups to leave out")
+    given_counts = " ".join(f"{group}={count}" for group, count in AT_MOST.items())
+    parser.add_argument(
+        "--at-most", nargs="*", default=given_counts.split(), metavar="GROUP=N", help=f"volumes; default {given_counts}"
+    )
+    parser.add_argument("--supervoxels", type=int, default=SUPERVOXELS, help="scans of a group that keep theirs")
     parser.add_argument("--cache", type=Path, default=Path("../training/supervoxels"), help="of supervoxels")
     parser.add_argument("--quality", type=int, default=QUALITY, help="of the images, 1 to 100")
     parser.add_argument("--most", type=float, default=20.0, help="MiB that the file may take")
@@ -207,16 +242,20 @@ def main(words: Sequence[str] | None = None) -> None:
     else:
         config = TrainingConfig.read(given.config, cases=given.cases, label_maps=given.label_maps)
         given.cache.mkdir(parents=True, exist_ok=True)
-        volumes = load_training_volumes(Path(given.cases), given.cache, config)
-        volumes += label_volumes(Path(given.label_maps), config) if given.label_maps else []
-        volumes = [volume for volume in volumes if volume.source not in given.without]
+        pairs = (words.partition("=") for words in given.at_most)
+        at_most = {group: int(count) for group, _, count in pairs}
+        with tempfile.TemporaryDirectory() as folder:
+            volumes = load_training_volumes(chosen(Path(given.cases), at_most, Path(folder)), given.cache, config)
+            volumes = with_few_supervoxels(volumes, given.supervoxels)
+            if given.label_maps:
+                volumes += label_volumes(chosen(Path(given.label_maps), at_most, Path(folder)), config)
     sizes = write_volumes(volumes, given.output, given.quality)
     for kind, size in sizes.items():
         print(f"{kind:8} {size / MIB:6.2f} MiB")
     total = given.output.stat().st_size / MIB
     print(f"{given.output}: {len(volumes)} volumes, {total:.2f} MiB")
     if total > given.most:
-        raise SystemExit(f"That is more than {given.most} MiB: lower --quality, or leave groups out (--without).")
+        raise SystemExit(f"That is more than {given.most} MiB: lower --quality, or take fewer volumes (--at-most).")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 
     python Testing/gpu/train.py --volumes .gpu/volumes.npz --output OUT --seconds 560
 
-What is trained, and on what, is the configuration `built_in_next` with the volumes of `pack.py`; here stands only what
-a large GPU changes. OUT gets four files: ``weights.tar``, a pipeline folder of float16, new every minute; ``log.jsonl``
-and ``episodes.png``, as `sdfsmis train` writes them; ``training.json``, what ran and how fast.
+What is trained, and on what, is a configuration, `built_in_next` by default, with the volumes of `pack.py`; here stands
+only what a large GPU changes. OUT gets four files: ``weights.tar``, a pipeline folder of float16, new every minute;
+``log.jsonl`` and ``episodes.png``, as `sdfsmis train` writes them; ``training.json``, what ran and how fast.
 """
 
 from __future__ import annotations
@@ -155,6 +155,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--volumes", type=Path, required=True, help="the file that pack.py made")
     parser.add_argument("--output", type=Path, required=True, help="folder for what comes back")
     parser.add_argument("--seconds", type=float, default=560.0, help="of this program, from its start to its end")
+    parser.add_argument("--config", type=Path, default=Path("built_in_next"), help="as in sdfsmis train")
     parser.add_argument("--changes", default="{}", help="values of the configuration, as JSON")
     given = parser.parse_args(words)
 
@@ -168,13 +169,13 @@ def main(words: Sequence[str] | None = None) -> None:
     changes = json.loads(given.changes)
     with tempfile.TemporaryDirectory(prefix="sdfsmis-training-") as work:
         settings = GPU | {"output": work} | changes
-        config = TrainingConfig.read(Path("built_in_next"), **settings)
+        config = TrainingConfig.read(given.config, **settings)
         report.batch = changes.get("batch") or fitting_batch(config, device, report)
         report.rate = changes.get("rate") or RATE * (report.batch / RATE_BATCH) ** RATE_POWER
         report.seconds_before = time.time() - began
         report.minutes = max(given.seconds - RESERVE - report.seconds_before, LEAST) / 60
         config = TrainingConfig.read(
-            Path("built_in_next"),
+            given.config,
             **settings | {"batch": report.batch, "rate": report.rate, "minutes": report.minutes},
         )
         output = Output(given.output, Path(work), report)
