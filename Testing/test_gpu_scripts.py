@@ -65,7 +65,7 @@ def test_packed_volumes_come_back(tmp_path: Path, script: Callable[[str], Module
 
 
 def test_a_file_that_is_too_large_is_refused_with_its_size(tmp_path: Path, script: Callable[[str], ModuleType]) -> None:
-    with pytest.raises(SystemExit, match=r"more than 0.01 MiB: lower --quality"):
+    with pytest.raises(SystemExit, match=r"more than 0.01 MB: lower --quality"):
         script("pack").main(["--output", str(tmp_path / "volumes.npz"), "--most", "0.01"])
 
 

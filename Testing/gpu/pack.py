@@ -40,10 +40,10 @@ from SDFSMISLib.training.volumes import (
     load_training_volumes,
 )
 
-MIB = 1 << 20
+MB = 1_000_000
 QUALITY = 40  # of WebP: about 0.4 bits per voxel
-AT_MOST = {"em_flyem": 1, "breast_dce": 1, "lm_synthseg": 3, "lm_headneck": 6, "lm_spl": 2}  # volumes of a group
-SUPERVOXELS = 6  # scans of a group that keep theirs
+AT_MOST = {"em_flyem": 1, "breast_dce": 1, "lm_synthseg": 3, "lm_headneck": 2, "lm_spl": 2}  # volumes of a group
+SUPERVOXELS = 4  # scans of a group that keep theirs
 
 
 def write_volumes(volumes: Sequence[TrainingVolume], path: Path, quality: int = QUALITY) -> dict[str, int]:
@@ -235,7 +235,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--supervoxels", type=int, default=SUPERVOXELS, help="scans of a group that keep theirs")
     parser.add_argument("--cache", type=Path, default=Path("../training/supervoxels"), help="of supervoxels")
     parser.add_argument("--quality", type=int, default=QUALITY, help="of the images, 1 to 100")
-    parser.add_argument("--most", type=float, default=20.0, help="MiB that the file may take")
+    parser.add_argument("--most", type=float, default=20.0, help="MB that the file may take")
     given = parser.parse_args(words)
     if given.cases is None:
         volumes = example_scans()
@@ -251,11 +251,11 @@ def main(words: Sequence[str] | None = None) -> None:
                 volumes += label_volumes(chosen(Path(given.label_maps), at_most, Path(folder)), config)
     sizes = write_volumes(volumes, given.output, given.quality)
     for kind, size in sizes.items():
-        print(f"{kind:8} {size / MIB:6.2f} MiB")
-    total = given.output.stat().st_size / MIB
-    print(f"{given.output}: {len(volumes)} volumes, {total:.2f} MiB")
+        print(f"{kind:8} {size / MB:6.2f} MB")
+    total = given.output.stat().st_size / MB
+    print(f"{given.output}: {len(volumes)} volumes, {total:.2f} MB")
     if total > given.most:
-        raise SystemExit(f"That is more than {given.most} MiB: lower --quality, or take fewer volumes (--at-most).")
+        raise SystemExit(f"That is more than {given.most} MB: lower --quality, or take fewer volumes (--at-most).")
 
 
 if __name__ == "__main__":
