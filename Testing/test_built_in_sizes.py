@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.model.built_in import Size, folded, new_built_in, unfolded
+from SDFSMISLib.model.built_in import Size, new_built_in
+from SDFSMISLib.model.folding import folded, unfolded
 from SDFSMISLib.model.loading import load_pipeline
 from test_hints import blobs
 

@@ -13,7 +13,8 @@ from SDFSMISLib import Segmenter, SupportSet, Volume
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.inference.network_images import Contrast
 from SDFSMISLib.inference.registration import displacement, warp
-from SDFSMISLib.model.built_in import folded, new_built_in, unfolded
+from SDFSMISLib.model.built_in import Size, new_built_in
+from SDFSMISLib.model.folding import folded, unfolded
 from SDFSMISLib.model.likeness import likeness, likeness_table
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import NEIGHBOUR_MASK_WEIGHT, Hints
@@ -192,6 +193,20 @@ def test_the_slices_ahead_count_once_that_is_learnt_and_if_they_are_there(seed: 
         for row in range(2):
             changes = not torch.equal(taught[row], predicted()[row])
             assert changes == bool(is_there[row].any())
+
+
+def test_a_pipeline_that_folds_gives_masks_back_exactly_and_does_without_its_autoencoder() -> None:
+    pipe = new_built_in(0, Size(resolution=32, channels=(16, 16)))
+    images, masks = torch.rand(3, 3, 32, 32) * 2 - 1, (torch.rand(3, 32, 32) > 0.5).float()
+    plain = pipe(images[:1], masks[:1], images).probabilities
+    pipe.register_to_config(folds=True)
+    torch.testing.assert_close(pipe.decode(pipe.encode_masks(masks)).mean(1), masks)
+    output = pipe(images[:1], masks[:1], images)
+    assert output.maps.shape == (3, 3, 32, 32) and not torch.allclose(output.probabilities, plain)
+    for network in (pipe.vae.encoder, pipe.vae.decoder):
+        for parameter in network.parameters():
+            torch.nn.init.constant_(parameter, float("nan"))
+    torch.testing.assert_close(pipe(images[:1], masks[:1], images).probabilities, output.probabilities)
 
 
 def test_the_slices_ahead_are_encoded_or_folded_to_the_same_grey_levels() -> None:

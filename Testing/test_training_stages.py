@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,10 +19,11 @@ from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import held_out_dice
 from SDFSMISLib.model.built_in import Size, new_built_in
 from SDFSMISLib.model.loading import load_pipeline
+from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.training import trainer
 from SDFSMISLib.training.config import TrainingConfig
 from SDFSMISLib.training.episodes import EpisodeSampler
-from SDFSMISLib.training.learner import Denoiser, EpisodeLearner, with_folding_autoencoder
+from SDFSMISLib.training.learner import Denoiser, EpisodeLearner
 from SDFSMISLib.training.trainer import Pace, learn_only, starting_pipeline, train
 from SDFSMISLib.training.volumes import EpisodeBatch, synthetic_volumes
 from training_examples import kill_before_it_saves_again, tiny_config, tiny_settings, write_manifest
@@ -95,9 +97,10 @@ def test_denoising_learns_and_leaves_all_but_the_unet_alone(tmp_path: Path) -> N
     trained.unet.load_state_dict({k.removeprefix("unet."): x for k, x in after.items() if k.startswith("unet.")})
     losses = []
     for pipe in (before, trained):
+        pipe.register_to_config(folds=True)
         torch.manual_seed(0)
         with torch.no_grad():
-            losses.append(float(Denoiser(with_folding_autoencoder(pipe))(images)))
+            losses.append(float(Denoiser(pipe)(images)))
     assert losses[1] < 0.9 * losses[0]
 
 
@@ -111,11 +114,26 @@ def test_each_row_is_denoised_at_its_own_timestep() -> None:
     assert not torch.allclose(both[0], both[1], atol=1e-4)
 
 
-def test_pixels_are_not_folded_into_too_few_channels() -> None:
+def test_pixels_are_not_folded_into_too_few_channels(tmp_path: Path) -> None:
     pipe = new_built_in(0, SMALL)
-    pipe.vae.register_to_config(latent_channels=4)
+    vae = AutoencoderKL.from_config(dict(pipe.vae.config) | {"latent_channels": 4})
+    few = SDFSMISPipeline(vae, pipe.unet, pipe.image_encoder, pipe.translator, resolution=32)
+    few.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="set decoded to true"):
-        with_folding_autoencoder(pipe)
+        starting_pipeline(TrainingConfig(cases="", output="", start=str(tmp_path), decoded=False))
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace('"folds": false', '"folds": true'))
+    with pytest.raises(InputError, match="4 channels for 4 x 4 pixels"):
+        load_pipeline(tmp_path, "cpu")
+
+
+def test_weights_see_folded_pixels_as_they_did_in_training(tmp_path: Path) -> None:
+    folded = train(tiny_config(tmp_path / "first", **ONE_STAGE, decoded=False, steps=1))
+    assert load_pipeline(folded, "cpu").config.folds
+    further = tiny_settings(tmp_path / "second", **ONE_STAGE, start=str(folded), steps=1)
+    del further["network"]
+    through = train(TrainingConfig(**further))
+    assert not load_pipeline(through, "cpu").config.folds
 
 
 def test_networks_of_our_own_kind_get_the_inputs_that_their_folder_lacks(tmp_path: Path) -> None:

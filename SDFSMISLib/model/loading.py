@@ -71,7 +71,10 @@ def load_pipeline(
     index = _pipeline_index(folder)
     parts = {name: load_component(cls, folder / name) for name, cls in COMPONENTS.items()}
     known = inspect.signature(SDFSMISPipeline.__init__).parameters.keys() - COMPONENTS.keys()
-    pipeline = SDFSMISPipeline(**parts, **{name: value for name, value in index.items() if name in known})
+    try:
+        pipeline = SDFSMISPipeline(**parts, **{name: value for name, value in index.items() if name in known})
+    except ValueError as error:
+        raise InputError(f"The settings of {folder} do not fit its networks: {error}") from error
     try:
         with quiet():
             return pipeline.to(target, dtype)

@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from transformers import Dinov2Model
 
 from SDFSMISLib.model.cpu import align, fold_upsampling
+from SDFSMISLib.model.folding import folded, unfolded
 from SDFSMISLib.model.likeness import likeness, likeness_table
 from SDFSMISLib.model.sqi import query_probabilities, query_prototypes, support_prototypes
 from SDFSMISLib.model.translator import VisualToTextualTranslator, pooled_feature
@@ -66,6 +67,12 @@ class SDFSMISPipeline(DiffusionPipeline):
         without (`Sequence[str]`, defaults to `()`): parts of the method to leave out, for ablations: ``translator``
             (the condition token is zero), ``prototype`` (the query's prototype is zero), ``bank`` (queries do not
             attend to the support).
+        folds (`bool`, defaults to `False`): images and masks are folded into latents and back (see
+            `SDFSMISLib.model.folding`), in place of the autoencoder's work: for weights of our own kind that were
+            trained so. It takes about half the time on a CPU.
+
+    Raises:
+        ValueError: if `folds` is asked for, and the latent has not as many channels as its square has pixels.
 
     Example:
         >>> from SDFSMISLib.model.built_in import Size, new_built_in
@@ -92,12 +99,20 @@ class SDFSMISPipeline(DiffusionPipeline):
         resolution: int = 256,
         official_details: bool = False,
         without: Sequence[str] = (),
+        folds: bool = False,
     ) -> None:
         super().__init__()
         for part in (vae, unet, image_encoder, translator):
             align(part)
         self.register_modules(vae=vae, unet=unet, image_encoder=image_encoder, translator=translator)
-        self.register_to_config(resolution=resolution, official_details=official_details, without=list(without))
+        self.register_to_config(
+            resolution=resolution, official_details=official_details, without=list(without), folds=folds
+        )
+        if folds and not self.has_folding_autoencoder:
+            raise ValueError(
+                f"folds was asked for, but the latent has {vae.config.latent_channels} channels for "
+                f"{self.latent_factor} x {self.latent_factor} pixels; leave it out."
+            )
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +128,7 @@ class SDFSMISPipeline(DiffusionPipeline):
     @property
     def has_folding_autoencoder(self) -> bool:
         """Whether a latent position has as many channels as pixels, so that pixels can be folded into channels (see
-        `SDFSMISLib.model.built_in.fold_encoder`); true of the built-in size."""
+        `SDFSMISLib.model.folding.fold_encoder`); true of the built-in size."""
         return self.vae.config.latent_channels == self.latent_factor**2
 
     @property
@@ -207,6 +222,9 @@ class SDFSMISPipeline(DiffusionPipeline):
             noise (`torch.Tensor`, *optional*): standard normal (N, c, h, w), for a sample of the posterior, as in the
                 paper's training; `None` means its mode, as always in inference.
         """
+        if self.config.folds:
+            grey = images[:, 0].to(self.device, _precision(self.unet))
+            return folded(grey, self.latent_factor) * self.vae.config.scaling_factor
         images = images.to(self.device, _precision(self.vae))
         posterior = self.vae.encode(images).latent_dist
         latents = posterior.mode() if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
@@ -222,7 +240,10 @@ class SDFSMISPipeline(DiffusionPipeline):
 
     def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
         """The decoder's output before clipping, float32 (N, 3, H, W) around [-1, 1], for a loss on the decoded mask."""
-        return self.vae.decode((latents / self.vae.config.scaling_factor).to(_precision(self.vae))).sample.float()
+        latents = latents / self.vae.config.scaling_factor
+        if self.config.folds:
+            return unfolded(latents)[:, None].float().expand(-1, 3, -1, -1)
+        return self.vae.decode(latents.to(_precision(self.vae))).sample.float()
 
     # -- supports
 

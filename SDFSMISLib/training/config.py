@@ -75,9 +75,8 @@ class TrainingConfig(BaseModel):
             latent, the paper's only one; `autoencoder`, absolute error of an image or mask that the decoder makes of
             its own latent, for a decoder that learns too.
         drawn_latents: draw latents from the autoencoder's posterior, as the paper does; else take its mean.
-        decoded: train through the autoencoder; else pixels are folded into latents and back directly, which
-            `fold_encoder` comes close to, in half of the time; the decoder then has to learn in another run, as in
-            `built_in_finish`.
+        decoded: train through the autoencoder; else pixels are folded into latents and back directly, in half of the
+            time, and so they are with the weights that come out (see `SDFSMISPipeline`, `folds`).
         precision: `no` (float32) or `bf16`.
         checkpointing: recompute activations for the gradients: less memory, more time.
         save_every, validate_every, picture_every: steps between checkpoints, validations, pictures; 0: never.

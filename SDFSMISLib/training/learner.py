@@ -18,10 +18,8 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import nn
 
-from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.network_images import as_rgb
 from SDFSMISLib.inference.registration import warp
-from SDFSMISLib.model.built_in import folded, unfolded
 from SDFSMISLib.model.likeness import likeness_table
 from SDFSMISLib.model.pipeline import SDFSMISPipeline
 from SDFSMISLib.model.unet import Hints, SupportBank
@@ -213,34 +211,9 @@ class EpisodeLearner(nn.Module):
         return masks if torch.rand(()) < 0.5 else F.avg_pool2d(masks, 3, 1, 1)
 
 
-def with_folding_autoencoder(pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
-    """The same networks with an ideal autoencoder, which folds pixels into channels: what `fold_encoder` aims at.
-
-    Raises:
-        InputError: if the latent has fewer channels than its patch has pixels.
-    """
-    if not pipeline.has_folding_autoencoder:
-        channels, factor = pipeline.vae.config.latent_channels, pipeline.latent_factor
-        raise InputError(
-            f"This autoencoder has {channels} channels for {factor} x {factor} pixels, so that pixels cannot be folded "
-            "into them; set decoded to true."
-        )
-    return _FoldingPipeline(**pipeline.components, **own_settings(pipeline))
-
-
 def own_settings(pipeline: SDFSMISPipeline) -> dict[str, Any]:
     """The settings of a pipeline beside its networks, to make another pipeline of the same kind."""
-    return {name: pipeline.config[name] for name in ("resolution", "official_details", "without")}
-
-
-class _FoldingPipeline(SDFSMISPipeline):
-    """See `with_folding_autoencoder`."""
-
-    def encode_images(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        return folded(images[:, 0].to(self.device), self.latent_factor) * self.vae.config.scaling_factor
-
-    def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
-        return unfolded(latents / self.vae.config.scaling_factor)[:, None].float()
+    return {name: pipeline.config[name] for name in ("resolution", "official_details", "without", "folds")}
 
 
 def _task_losses(logits: torch.Tensor, target: torch.Tensor, areas: torch.Tensor) -> dict[str, torch.Tensor]:

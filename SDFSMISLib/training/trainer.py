@@ -40,7 +40,6 @@ from SDFSMISLib.training.learner import (
     EpisodeLearner,
     copy_input_weights,
     own_settings,
-    with_folding_autoencoder,
 )
 from SDFSMISLib.training.unlabelled_episodes import UnlabelledSampler, match_scans
 from SDFSMISLib.training.volumes import (
@@ -121,11 +120,20 @@ def train(
 
 
 def starting_pipeline(config: TrainingConfig) -> SDFSMISPipeline:
-    """The networks to begin with, float32; those of our own kind get the inputs that `start` lacks."""
-    if not config.start:
-        return new_built_in(config.seed, config.network)
-    begun = load_pipeline(config.start, "cpu")
-    if not begun.has_folding_autoencoder:
+    """The networks to begin with, float32; those of our own kind get the inputs that `start` lacks.
+
+    Raises:
+        InputError: if `decoded` is false and the latent has fewer channels than its square has pixels.
+    """
+    begun = load_pipeline(config.start, "cpu") if config.start else new_built_in(config.seed, config.network)
+    if not (begun.has_folding_autoencoder or config.decoded):
+        channels, factor = begun.vae.config.latent_channels, begun.latent_factor
+        raise InputError(
+            f"This autoencoder has {channels} channels for {factor} x {factor} pixels, so that pixels cannot be folded "
+            "into them; set decoded to true."
+        )
+    begun.register_to_config(folds=not config.decoded)
+    if not (config.start and begun.has_folding_autoencoder):
         return begun
     inputs = {"neighbour": True, "likeness": True, "known": True, "ahead": begun.takes_ahead or config.ahead > 0}
     fresh = SupportQueryUNet.from_config(dict(begun.unet.config) | inputs)
@@ -266,7 +274,7 @@ class TrainingRun:
         optimizer = torch.optim.AdamW(_trainable(unet), lr=config.denoising_rate, weight_decay=config.decay)
         checkpoint = Checkpoint(self.output / "denoising.safetensors", {"network.unet": unet}, optimizer)
         first, _ = checkpoint.load()
-        model, ready = self.accelerator.prepare(Denoiser(self._learner_view(pipeline)), optimizer)
+        model, ready = self.accelerator.prepare(Denoiser(pipeline), optimizer)
         pace = self._pace(config.denoising_steps)
         for step, batches in self._batches_by_step(first, pace, DENOISING):
             rate = config.denoising_rate * _cosine(step, pace.share, config.warmup)
@@ -290,7 +298,7 @@ class TrainingRun:
             kept |= {f"average.{name}": network for name, network in _trained_networks(average, of=pipeline).items()}
         checkpoint = Checkpoint(self.output / "segmentation.safetensors", kept, optimizer)
         first, extra = checkpoint.load()
-        model, ready = self.accelerator.prepare(EpisodeLearner(self._learner_view(pipeline), config), optimizer)
+        model, ready = self.accelerator.prepare(EpisodeLearner(pipeline, config), optimizer)
         pace = self._pace(config.steps, 60 * config.minutes, extra.get("seconds", 0.0))
         next_writing = pace.spent + 60 * config.write_every
         for step, batches in self._batches_by_step(first, pace, SEGMENTATION):
@@ -303,11 +311,11 @@ class TrainingRun:
                 _update_average(average, pipeline, min(config.average, (1 + step) / (10 + step)))
             self._log_step(pace, learned.parts, rate)
             if self._is_due(pace, config.picture_every):
-                self._picture(step + 1, self._learner_view(pipeline), batch, learned.predicted)
+                self._picture(step + 1, pipeline, batch, learned.predicted)
             if self._is_due(pace, config.save_every):
                 checkpoint.save(step + 1, {"seconds": pace.seconds if pace.is_last else pace.spent})
             if self._is_due(pace, config.validate_every):
-                self._validate(step + 1, self._learner_view(average))
+                self._validate(step + 1, average)
             if config.write_every and pace.spent >= next_writing and not pace.is_last:
                 next_writing += 60 * config.write_every
                 if self.accelerator.is_main_process:
@@ -339,9 +347,6 @@ class TrainingRun:
             if self.config.checkpointing:
                 network.enable_gradient_checkpointing()
         learn_only(pipeline, learned)
-
-    def _learner_view(self, pipeline: SDFSMISPipeline) -> SDFSMISPipeline:
-        return pipeline if self.config.decoded else with_folding_autoencoder(pipeline)
 
     def _batches_by_step(self, first: int, pace: Pace, offset: int) -> Iterator[tuple[int, Iterator[EpisodeBatch]]]:
         """(step, its batches on this process), with the random numbers that belong to the step."""

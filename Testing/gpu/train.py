@@ -29,7 +29,7 @@ from pack import read_volumes
 
 from SDFSMISLib.images.files import atomic_output, write_text
 from SDFSMISLib.training.config import TrainingConfig
-from SDFSMISLib.training.learner import EpisodeLearner, with_folding_autoencoder
+from SDFSMISLib.training.learner import EpisodeLearner
 from SDFSMISLib.training.trainer import learn_only, new_optimizer, starting_pipeline, train
 from SDFSMISLib.training.volumes import EpisodeBatch, PreviousSlices
 
@@ -96,7 +96,7 @@ def _step_seconds(config: TrainingConfig, batch: int, device: torch.device) -> f
         network.to(memory_format=torch.channels_last)
     learn_only(pipeline, config.learned)
     optimizer = new_optimizer(pipeline, config)
-    learner = EpisodeLearner(pipeline if config.decoded else with_folding_autoencoder(pipeline), config)
+    learner = EpisodeLearner(pipeline, config)
     accelerator = Accelerator(mixed_precision=config.precision)
     model, ready = accelerator.prepare(learner, optimizer)
     side = pipeline.config.resolution
