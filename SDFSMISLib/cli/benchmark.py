@@ -344,6 +344,7 @@ def _changed(settings: TrainingConfig, without: list[str], official: bool) -> Tr
     if not any(losses.values()):
         raise InputError("The configuration would have no loss left; name another one.")
     own = {"shippable": False, "held_out": (), "validate_every": 0, "label_share": 0.0, "across": "registration"}
+    own |= {"write_every": 0.0}  # a pipeline that is there is a finished one
     if official:
         own |= {"supervoxels": "labels", "across": "labels"}
     parts = {"without": _parts(without)} if _parts(without) else {}

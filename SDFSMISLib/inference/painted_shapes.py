@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 TAPER = 2.0  # how much faster than between painted slices a structure may shrink behind the last one
 TAPER_GAP_MM = 5.0  # least distance of the painted slices that tell it
-FORETOLD = 0.8  # share of the last painted mask that the painted slices behind it must have told in the same way
+THIN = 0.5  # depth of a mask, as a share of a disc's of the same area, below which it is a sheet
+FORETOLD = 0.8  # share of a sheet's last painted mask that the painted slices behind it must have told in the same way
 DOUBT_MM = 1.0  # between painted slices, distance from the expected border at which the log odds are 1: this,
 DOUBT_SIZE = 0.02  # a share of the structure's size,
 DOUBT_CHANGE = 0.4  # and, farthest from both slices, half this share of the change from one to the other
@@ -33,7 +34,7 @@ class Taper:
 
     The signed distance from its border, which changes from slice to slice, goes on to change behind the last painted
     slice: where it falls, `TAPER` times as fast, since a ball shrinks the faster the nearer its end is. This holds for
-    compact structures. It does not for a thin sheet that moves from slice to slice, so the two painted slices behind
+    compact structures. It does not for a thin sheet that moves from slice to slice: there the two painted slices behind
     the last one have to foretell that one's mask.
 
     Attributes:
@@ -48,8 +49,8 @@ class Taper:
     @classmethod
     def of(cls, track: Track, scan: SliceStack) -> Taper | None:
         """None for a track towards another painted slice, and unless two slices were painted behind its start, one of
-        them at least `TAPER_GAP_MM` away, that foretell most of the start's mask: two slices alone may lie on either
-        side of a waist."""
+        them at least `TAPER_GAP_MM` away, that foretell most of the start's mask if this is a sheet: two slices alone
+        may lie on either side of a waist."""
         gaps = {abs(track.first - index): mask for index, mask in track.behind.items()}
         if track.gap is not None or len(gaps) < 2 or max(gaps) * scan.plane.thickness < TAPER_GAP_MM:
             return None
@@ -57,9 +58,11 @@ class Taper:
         gap = min(gap for gap in gaps if gap * scan.plane.thickness >= TAPER_GAP_MM)
         border = _border_distance(track.mask, scan.spacing)
         borders = {one: _border_distance(gaps[one], scan.spacing) for one in {near, far, gap}}
-        foretold = borders[near] + (borders[near] - borders[far]) * near / (far - near) > 0
-        if np.count_nonzero(foretold & track.mask) < FORETOLD * np.count_nonzero(track.mask):
-            return None
+        area = np.count_nonzero(track.mask)
+        if border.max() < THIN * math.sqrt(area * math.prod(scan.spacing) / math.pi):
+            foretold = borders[near] + (borders[near] - borders[far]) * near / (far - near) > 0
+            if np.count_nonzero(foretold & track.mask) < FORETOLD * area:
+                return None
         change = border - borders[gap]
         return cls(border, np.where(change < 0, np.minimum(TAPER * change + min(scan.spacing), 0), change) / gap)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from transformers import Dinov2Model
@@ -353,7 +352,7 @@ class SDFSMISPipeline(DiffusionPipeline):
         latent, which saves two passes of the encoder a query. Else, slices that are not there are encoded too: how many
         images there are would change the last bits of the others."""
         if self.has_folding_autoencoder:
-            latents = F.pixel_unshuffle(ahead, self.latent_factor).unflatten(1, (ahead.shape[1], -1))
+            latents = folded(ahead.flatten(0, 1), self.latent_factor).unflatten(0, ahead.shape[:2])
             latents = latents.to(_precision(self.unet)) * self.vae.config.scaling_factor
         else:
             grey = ahead.flatten(0, 1)[:, None]

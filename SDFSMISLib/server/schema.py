@@ -228,8 +228,8 @@ class ModelInfo(BaseModel):
     looks_ahead: Annotated[
         bool,
         Field(
-            description="propagation also reads slices ahead of each one, up to 6 mm away, at least 2 slices and at "
-            "most 20; send them too"
+            description="propagation also reads slices ahead of each one, 2 n on either side, n being 3 mm in slices, "
+            "rounded (halves to even numbers), at least 1 and at most 10; send them too"
         ),
     ]
 

@@ -313,24 +313,28 @@ class TrainingRun:
             if self._is_due(pace, config.picture_every):
                 self._picture(step + 1, pipeline, batch, learned.predicted)
             if self._is_due(pace, config.save_every):
-                checkpoint.save(step + 1, {"seconds": pace.seconds if pace.is_last else pace.spent})
+                spent = {"seconds": pace.seconds if pace.is_last else pace.spent} if pace.seconds else {}
+                checkpoint.save(step + 1, spent)
             if self._is_due(pace, config.validate_every):
                 self._validate(step + 1, average)
             if config.write_every and pace.spent >= next_writing and not pace.is_last:
-                next_writing += 60 * config.write_every
+                next_writing = pace.spent + 60 * config.write_every
                 if self.accelerator.is_main_process:
                     self.write(average)
         return average
 
     def write(self, pipeline: SDFSMISPipeline) -> None:
         """Write these weights as the run's pipeline, in place of what it has written before."""
-        part, folder = self.output / ".pipeline.part", self.output / "pipeline"
+        part, replaced, folder = (self.output / name for name in (".pipeline.part", ".pipeline.old", "pipeline"))
         parts = copy.deepcopy(pipeline.components)  # which go on learning elsewhere, in another type
         with quiet():
             kept = type(pipeline)(**parts, **own_settings(pipeline))
             kept.to("cpu", torch.float16 if self.config.half else torch.float32).save_pretrained(part)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
         part.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         if self.written:
             self.written(folder)
 
