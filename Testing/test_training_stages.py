@@ -259,6 +259,13 @@ def test_a_step_longer_than_all_the_time_is_followed_by_the_last_one(monkeypatch
     assert paced(clock, seconds=50) == [0.0, 1.0]
 
 
+def test_the_schedule_does_not_go_back_after_a_step_that_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(1.0, 29.0, *[1.0] * 70)
+    monkeypatch.setattr(trainer, "time", clock)
+    shares = paced(clock, seconds=100)
+    assert shares == sorted(shares) and shares[2:4] == pytest.approx([30 / 71] * 2) and clock.now == 100
+
+
 def test_some_steps_are_late_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(69.0, 2.0)
     monkeypatch.setattr(trainer, "time", clock)

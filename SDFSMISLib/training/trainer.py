@@ -203,7 +203,7 @@ class Pace:
             self.step = step
             if self.seconds:
                 before, begun = begun, self.spent
-                self.share = self._share(begun, begun - before)
+                self.share = max(self.share, self._share(begun, begun - before))  # after a long step, such as a test
                 self.is_last = self.share == 1
             else:
                 self.share, self.is_last = step / self.steps, step + 1 == self.steps
