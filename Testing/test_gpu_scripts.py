@@ -92,7 +92,8 @@ def test_training_ends_by_the_clock_with_the_rate_at_its_end_and_leaves_weights_
     assert 2 <= last["step"] == report["steps"] < 24_000
     assert last["rate"] == pytest.approx(COSINE_FLOOR * TINY["rate"])
     with tarfile.open(out / "weights.tar") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # before Python 3.11.4 there is none
+        archive.extractall(tmp_path)
     scan, labelmap = ball_scan(shape=(4, 24, 24))
     segmenter = Segmenter.from_pretrained(tmp_path / "pipeline", device="cpu")
     found = segmenter.segment(scan, SupportSet.from_labelmap(scan, labelmap, slices=[2]), "independent")

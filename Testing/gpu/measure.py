@@ -116,7 +116,8 @@ def main(words: Sequence[str] | None = None) -> None:
         model = "built-in"
         if given.weights:
             with tarfile.open(given.weights) as archive:
-                archive.extractall(folder, filter="data")
+                archive.extraction_filter = getattr(tarfile, "data_filter", None)  # before Python 3.11.4 there is none
+                archive.extractall(folder)
             model = str(Path(folder) / "pipeline")
         if given.part == "memory":
             report = measure_memory(model, given.slices)
