@@ -189,6 +189,9 @@ def main(words: Sequence[str] | None = None) -> None:
                 last_line = time.monotonic()
                 print(f"{done} of {total} s, step {report.steps}: {text}", flush=True)
 
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # without those of the trial of batches
         train(config, progress, scans=scans, written=output.keep)
     print(json.dumps(asdict(report)), flush=True)
 
