@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from SDFSMISLib.client import Client, start_backend
     from SDFSMISLib.errors import InputError
+    from SDFSMISLib.examples import Example, Library
     from SDFSMISLib.images.volume import Volume, read_labelmap
     from SDFSMISLib.inference import RemoteSegmenter, Segmentation, Segmenter
     from SDFSMISLib.options import RunOptions
@@ -20,7 +21,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Client",
+    "Example",
     "InputError",
+    "Library",
     "RemoteSegmenter",
     "RunOptions",
     "Segmentation",
@@ -35,7 +38,9 @@ __all__ = [
 
 _HOME = {
     "Client": "SDFSMISLib.client",
+    "Example": "SDFSMISLib.examples",
     "InputError": "SDFSMISLib.errors",
+    "Library": "SDFSMISLib.examples",
     "RemoteSegmenter": "SDFSMISLib.inference",
     "RunOptions": "SDFSMISLib.options",
     "Segmentation": "SDFSMISLib.inference",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -73,17 +74,38 @@ def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, np.ndarray], dict
         OSError: if it cannot be read.
     """
     data = Path(path).read_bytes()
+    header, metadata, begin = _header(data, len(data))
+    try:
+        return {name: _tensor(entry, memoryview(data)[begin:]) for name, entry in header.items()}, metadata
+    except TensorFileError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise TensorFileError(f"its header is damaged ({error})") from error
+
+
+def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
+    """The table of strings of a safetensors file, without reading its arrays; errors as of :func:`read_tensors`."""
+    with Path(path).open("rb") as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(8)
+        start += file.read(min(int.from_bytes(start, "little"), LONGEST_HEADER))
+    return _header(start, size)[1]
+
+
+def _header(data: bytes, size: int) -> tuple[dict[str, Any], dict[str, str], int]:
+    """The entries of the arrays, the table of strings, and where the arrays begin.
+
+    ``data`` has the first bytes of a file of ``size`` bytes, its header at least.
+    """
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(LONGEST_HEADER, len(data) - 8):
+    if size < 8 or length > min(LONGEST_HEADER, size - 8):
         raise TensorFileError("it is not a safetensors file")
     try:
         header = json.loads(data[8 : 8 + length])
         metadata = {str(key): str(value) for key, value in header.pop(METADATA, {}).items()}
-        return {name: _tensor(entry, memoryview(data)[8 + length :]) for name, entry in header.items()}, metadata
-    except TensorFileError:
-        raise
+        header.items()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise TensorFileError(f"its header is damaged ({error})") from error
+    return header, metadata, 8 + length
 
 
 def _tensor(entry: Mapping[str, Any], data: memoryview) -> np.ndarray:
@@ -238,7 +260,7 @@ class SupportSet:
         if message:
             warnings.warn(message, stacklevel=2)
         matched = replace(matched, voxels=integer_labels(matched.voxels, "The mask"))
-        wanted = _wanted_labels(matched.voxels, label)
+        wanted = wanted_labels(matched.voxels, label)
         if slices is None:
             shown = labels_by_plane(matched.voxels, wanted, scan.geometry.default_axis(), axis)
         else:
@@ -337,8 +359,8 @@ def axes_in_order(planes: Collection[Plane], geometry: Geometry) -> tuple[int, .
     return tuple(sorted({plane.axis for plane in planes}, key=order))
 
 
-def _wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> list[int]:
-    """The label values of a ``label`` argument, sorted; all of them must be painted."""
+def wanted_labels(voxels: np.ndarray, label: int | Sequence[int] | None) -> list[int]:
+    """The label values of a ``label`` argument, sorted; :class:`InputError` unless all of them are painted."""
     present = label_values(voxels)
     if not present:
         raise InputError("The mask is empty; paint the structure on at least one slice.")

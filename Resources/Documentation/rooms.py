@@ -25,6 +25,7 @@ CAPTIONS = {
     "console": "progress and messages of the commands",
     "errors": "InputError",
     "evaluation": "protocols, metrics, baselines, report",
+    "examples": "finished scans, libraries of them",
     "images": "geometry, intensity, volume, labelmap, files",
     "inference": "Segmenter, runs, registration",
     "model": "the paper: SQI, VTCT, U-Net",

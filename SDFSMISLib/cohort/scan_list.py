@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from SDFSMISLib.errors import InputError
+from SDFSMISLib.images.files import scan_name
 
-__all__ = ["find_scans", "is_cohort", "result_names", "scan_name"]
+__all__ = ["find_scans", "is_cohort", "result_names"]
 
 LISTS = (".txt", ".csv")
 # Of files that hold a volume with its place in space; of a pair, the header. A .seg.nrrd is what was painted on one.
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".gipl", ".gipl.gz", ".mnc", ".mrc", ".vtk")
-TWO_PARTS = (".nii.gz", ".seg.nrrd", ".gipl.gz")  # extensions of which Path.stem would leave one part
 DICOM_MARK, DICOM_MARK_AT = b"DICM", 128
 
 
@@ -69,15 +69,6 @@ def result_names(scans: Sequence[Path]) -> list[str]:
         one, other, *_ = (scan for scan, name in zip(scans, names, strict=True) if name == again[0])
         raise InputError(f"{one} and {other} would have results of the same name; rename one, or leave it out.")
     return names
-
-
-def scan_name(path: Path) -> str:
-    """The name of a scan's file or folder without its extension."""
-    name = path.resolve().name
-    for extension in TWO_PARTS:
-        if name.lower().endswith(extension):
-            return name[: -len(extension)]
-    return name if path.is_dir() else Path(name).stem
 
 
 def _is_list(path: Path) -> bool:

@@ -133,6 +133,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 EXTENSIONS = (".seg.nrrd", ".nrrd", ".mha", ".nii.gz", ".nii")
+TWO_PARTS = (".nii.gz", ".seg.nrrd", ".gipl.gz")  # extensions of which Path.stem would leave one part
 LONGEST_MHA_FIELD = 30_000  # MetaImage cannot read a file with longer lines, nor line breaks within a field
 NIFTI_HEADER = 348  # bytes; NIfTI-2, which is longer, is not read by SimpleITK
 NIFTI_FLOAT64 = 64
@@ -203,6 +204,15 @@ def written_extension(path: Path) -> str:
         if path.name.lower().endswith(extension) and len(path.name) > len(extension):
             return path.name[-len(extension) :]
     raise InputError(f"Cannot write {path}: a volume's file name ends with one of {', '.join(EXTENSIONS)}.")
+
+
+def scan_name(path: Path) -> str:
+    """The name of a scan's file or folder without its extension."""
+    name = path.resolve().name
+    for extension in TWO_PARTS:
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return name if path.is_dir() else Path(name).stem
 
 
 def _holds_fields(extension: str, fields: dict[str, str]) -> bool:

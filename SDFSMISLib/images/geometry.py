@@ -133,6 +133,33 @@ class Geometry:
             rows, columns = columns, rows
         return SliceOrientation(transpose, anatomical[rows][1], anatomical[columns][1])
 
+    def nearest_to_lps(self) -> tuple[tuple[int, ...], tuple[bool, ...], Geometry]:
+        """How to store the same voxels in the anatomical orientation nearest to LPS: axis 0 runs to S, 1 to P, 2 to L.
+
+        Returns:
+            The array axes in their new order; which of the new axes are flipped then; and the geometry that results.
+
+        >>> grid = Geometry((2, 3, 4), (1, 1, 5), (0, 0, 0), (-1, 0, 0, 0, 0, 1, 0, -1, 0))
+        >>> order, flips, turned = grid.nearest_to_lps()
+        >>> order, flips, turned.shape, turned.spacing, turned.origin
+        ((1, 0, 2), (True, False, True), (3, 2, 4), (1.0, 5.0, 1.0), (-3.0, 0.0, -2.0))
+        """
+        anatomical = self._anatomical_axes()
+        order = tuple(sorted(range(3), key=lambda axis: -anatomical[axis][0]))
+        flips = tuple(anatomical[axis][1] for axis in order)
+        files = [2 - axis for axis in reversed(order)]  # the file's axes in their new order
+        first = [0.0, 0.0, 0.0, 1.0]  # the old file index of the voxel that comes first now
+        for axis, flip in zip(order, flips, strict=True):
+            first[2 - axis] = self.shape[axis] - 1.0 if flip else 0.0
+        direction = self._axes()[:, files] * [-1 if flip else 1 for flip in reversed(flips)]
+        turned = Geometry(
+            (self.shape[order[0]], self.shape[order[1]], self.shape[order[2]]),
+            (self.spacing[files[0]], self.spacing[files[1]], self.spacing[files[2]]),
+            tuple((self.index_to_physical() @ first)[:3]),
+            tuple(direction.ravel()),
+        )
+        return order, flips, turned
+
     def plane(self, axis: int) -> str:
         """The anatomical plane that slices along an array axis lie nearest to: sagittal, coronal or axial."""
         return ("sagittal", "coronal", "axial")[self._anatomical_axes()[_array_axis(axis)][0]]
