@@ -6,13 +6,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
-__all__ = ["duration", "one_line", "print_status", "progress", "waiting", "warnings_as_lines"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["duration", "one_line", "print_status", "progress", "table_console", "waiting", "warnings_as_lines"]
 
 PACKAGE = Path(__file__).resolve().parent
+FILE_WIDTH = 240  # columns of a table that is not for a terminal, which would be 80 and cut names off
 
 
 class ProgressCallback(Protocol):
@@ -44,6 +48,16 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def table_console() -> Console:
+    """For tables on standard output: as wide as the terminal, or so wide that a file has all of them."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
 
 
 @contextmanager

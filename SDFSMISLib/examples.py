@@ -33,6 +33,7 @@ __all__ = ["Example", "Library", "LibraryEntry", "Structure"]
 
 FORMAT, VERSION = "sdfsmis-example", "1"
 MOST_VOXELS = 1_500_000  # of a new example; a scan with more is stored on a coarser grid
+MOST_LABELS = 1000  # of a labelmap; one with more is a scan
 LARGEST_STORED = 1 << 27  # voxels that a file may declare
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 LONGEST_NAME = 100  # characters
@@ -111,8 +112,14 @@ class Example:
         values = integer_labels(matched.voxels, "The labelmap")
         if not values.any():
             raise InputError("The labelmap is empty; an example has at least one structure that is finished.")
+        present = label_values(values)
+        if len(present) > MOST_LABELS:
+            raise InputError(
+                f"The labelmap has {len(present)} different values, as a scan has; give one with at most {MOST_LABELS} "
+                "structures."
+            )
         wanted = wanted_labels(values, labels)
-        if len(wanted) < len(label_values(values)):
+        if len(wanted) < len(present):
             values = np.where(np.isin(values, wanted), values, 0)
         order, flips, turned = scan.geometry.nearest_to_lps()
         grid = _ExampleGrid.of(turned)

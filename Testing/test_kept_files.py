@@ -1,5 +1,5 @@
-"""What users have kept of version 0.1.0 is read as it was written: support sets, a pipeline, a scene, results, a
-training."""
+"""What users have kept of version 0.1.0 is read as it was written: support sets, an example, a pipeline, a scene,
+results, a training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from SDFSMISLib import SupportSet, Volume
+from SDFSMISLib import Example, SupportSet, Volume
 from SDFSMISLib.benchmark.scores import organ_means, read_fold_results
 from SDFSMISLib.cli.app import main
 from SDFSMISLib.evaluation import Row, copy_support, evaluate, read_manifest, read_results
@@ -24,6 +24,7 @@ from SDFSMISLib.model.loading import load_pipeline, weights_digest
 from small_scans import ball_scan
 
 KEPT = Path(__file__).parent / "kept_files"
+DIGEST = "6286c12b51862e9333b81759e567d081b3712694b0c37d3b858c998ab89872ee"  # of example.safetensors
 
 
 def test_a_kept_support_set_holds_its_painted_slice() -> None:
@@ -49,6 +50,18 @@ def test_a_kept_support_set_of_two_slices_has_both_labels_and_their_names() -> N
     assert (support.labels, support.names) == ((1, 2), {1: "ball", 2: "half"})
     assert [piece.index for piece in support.slices] == [3, 5]
     assert all(np.array_equal(piece.labels, labelmap[piece.index]) for piece in support.slices)
+
+
+def test_a_kept_example_has_its_scan_and_labels() -> None:
+    example = Example.load(KEPT / "example.safetensors")
+    scan, labelmap = ball_scan(shape=(8, 24, 24))
+    labelmap.voxels[5, :, 14:] *= 2
+    assert (example.name, example.names) == ("example", {1: "ball", 2: "half"})
+    assert np.array_equal(example.labels, labelmap.voxels) and example.scan == scan.content_hash()
+    assert example.geometry == scan.geometry and example.window == scan.window()
+    grey = (example.window.normalize(scan.voxels) + 1) * 127.5
+    assert np.abs(grey - example.image).max() <= 0.5
+    assert example.digest() == DIGEST
 
 
 def test_a_kept_pipeline_is_loaded() -> None:

@@ -18,8 +18,9 @@ import typer
 
 from SDFSMISLib import __version__
 from SDFSMISLib.cli.benchmark import benchmark
+from SDFSMISLib.cli.examples import examples
 from SDFSMISLib.cli.segment import EXAMPLES, Engine, ManyValues, command_line, segment
-from SDFSMISLib.console import one_line, print_status, progress, waiting, warnings_as_lines
+from SDFSMISLib.console import one_line, print_status, progress, table_console, waiting, warnings_as_lines
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.model.memory import collect_rarely, keep_freed_memory
 from SDFSMISLib.options import BUILT_IN
@@ -29,7 +30,6 @@ __all__ = ["main"]
 
 (UsageError,) = typer.BadParameter.__bases__  # of the click that typer works with: its own, or the installed one
 INTERRUPTED = 130
-FILE_WIDTH = 240  # columns of a table that is not for a terminal, which would be 80 and cut names off
 
 app = typer.Typer(
     help="Paint one slice of a medical scan and get the structure on every other slice (SD-FSMIS).\n\n"
@@ -67,6 +67,7 @@ def _sdfsmis(
 
 app.command(cls=ManyValues, epilog=EXAMPLES)(segment)
 app.add_typer(benchmark, name="benchmark")
+app.add_typer(examples, name="examples")
 
 
 @app.command()
@@ -318,8 +319,6 @@ def evaluate(
     device: Annotated[str, typer.Option(metavar="D", help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Measure models and baselines on cases with labels, and print the Dice of each target."""
-    from rich.console import Console
-
     from SDFSMISLib.evaluation import BASELINES, read_manifest, rich_table, summarise, write_report
     from SDFSMISLib.evaluation import evaluate as run_evaluation
     from SDFSMISLib.evaluation.interactive import PAINTINGS, ROUNDS, curves, curves_table, evaluate_interactive
@@ -367,9 +366,7 @@ def evaluate(
             )
         if output is not None:
             write_report(output, manifest, command_line(ctx), advance)
-    console = Console()
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
+    console = table_console()
     if interactive:
         found = curves(rows, None if output is None else predictions_in(output))
         console.print(curves_table(found).rich(f"{TITLES['dice_whole']}, after so many slices"))
@@ -440,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _usage(error: Any) -> str:
     """What is wrong with the command line, and where its options are explained."""
     command = error.ctx.command_path if error.ctx else "sdfsmis"
-    text = one_line(error.format_message()).replace("Value error, ", "").rstrip(".")
+    text = one_line(error.format_message()).replace("Value error, ", "").rstrip(".") or "A command is missing"
     return f"{text}; see {command} --help."
 
 
