@@ -126,6 +126,17 @@ def test_a_scan_that_fails_does_not_stop_the_others(run: Run, tmp_path: Path, li
     assert line.startswith(f"Failed: {tmp_path / 'scans' / 'b.nii.gz'}: Cannot read")
 
 
+def test_a_scan_of_a_cohort_may_lack_a_structure_but_not_all(run: Run, tmp_path: Path, library: Library) -> None:
+    for name, label in (("a", 1), ("b", 2), ("c", 3)):
+        scan, labelmap = ball_scan((6, 20, 20 + label))
+        scan.write(tmp_path / "scans" / f"{name}.nii.gz")
+        Volume(label * labelmap.voxels, scan.geometry).write(tmp_path / "labels" / f"{name}.nii.gz")
+    words = ("--scans", tmp_path / "scans", "--labelmaps", tmp_path / "labels", "--label", "1=liver", "2=spleen")
+    ran = run("examples", "add", library.folder, *words)
+    assert ran.code == 1 and "c.nii.gz: The mask has no label 1, 2; it has 3" in ran.err
+    assert [one.names for one in library.examples()] == [{1: "liver"}, {2: "spleen"}]
+
+
 def test_words_that_do_not_fit(refused: Callable[..., str], files: Path) -> None:
     place, scan, full = files / "library", files / "scan.nii.gz", files / "full.seg.nrrd"
     assert "Give a scan and its labelmap" in refused("add", place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,6 +122,8 @@ def test_thick_slices_are_not_made_finer(coarse: Callable[[int], None]) -> None:
     assert 1500 < one.image.size <= 2000 and one.geometry.spacing[0] == one.geometry.spacing[1] > 3
     extent = [side * step for side, step in zip(one.image.shape, reversed(one.geometry.spacing), strict=True)]
     assert extent == pytest.approx([54, 60, 60])
+    half, own_half = np.multiply(one.geometry.spacing, 0.5), np.multiply(scan.geometry.spacing, 0.5)
+    assert one.geometry.origin - half == pytest.approx(scan.geometry.origin - own_half), "it fills the same box"
 
 
 def test_grey_values_on_a_coarser_grid_are_means(coarse: Callable[[int], None]) -> None:
@@ -155,6 +158,14 @@ def test_a_thin_cord_neither_grows_nor_disappears(
         assert np.count_nonzero(one.labels == label) * volume == pytest.approx(np.sum(labels == label), abs=volume)
     along = np.flatnonzero((one.labels == 1).any(axis=tuple(other for other in range(3) if other != axis)))
     assert np.diff([-1, *along, side]).max() <= 3
+
+
+def test_a_header_rounded_by_another_program_means_no_oblique_scan() -> None:
+    scan, labelmap = ball_scan((8, 24, 24))
+    c, s = math.cos(0.003), math.sin(0.003)  # less than a tenth of a voxel at the far end
+    tilted = replace(scan.geometry, direction=(c, -s, 0, s, c, 0, 0, 0, 1))
+    one = Example.of(Volume(scan.voxels, tilted), Volume(labelmap.voxels, tilted))
+    assert one.geometry == scan.geometry and np.array_equal(one.labels, labelmap.voxels)
 
 
 def test_an_oblique_scan_lies_in_the_box_along_the_patient_s_axes() -> None:
@@ -250,12 +261,28 @@ def test_a_file_whose_content_does_not_fit_is_refused(tmp_path: Path, content: d
         Example.load(path)
 
 
-def test_a_decompression_bomb_is_not_decompressed(tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_not_decompressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = example().save(tmp_path / "ball.safetensors")
     tensors, metadata = read_tensors(path)
     bomb = np.frombuffer(zlib.compress(bytes(10**7), 9), np.uint8)
     path.write_bytes(write_tensors(tensors | {"labels": bomb}, metadata))
+    tracemalloc.start()
     with pytest.raises(InputError, match=f"does not have the {8 * 24 * 24} bytes"):
+        Example.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+    changed(path, shape=[1, 10, 10**6])
+    monkeypatch.setattr(examples, "LARGEST_STORED", 10**7 - 1)
+    with pytest.raises(InputError, match="it declares 10000000 voxels"):
+        Example.load(path)
+
+
+def test_compressed_data_without_their_end_are_refused(tmp_path: Path) -> None:
+    """All voxels are there, and the check sum is not."""
+    path = example().save(tmp_path / "ball.safetensors")
+    tensors, metadata = read_tensors(path)
+    path.write_bytes(write_tensors(tensors | {"image": tensors["image"][:-4]}, metadata))
+    with pytest.raises(InputError, match="is damaged"):
         Example.load(path)
 
 
@@ -348,6 +375,17 @@ def test_the_same_scan_again_joins_its_structures(tmp_path: Path) -> None:
     assert np.array_equal(joined.labels, expected), "kidney lies on liver, and spleen only where it is now"
     library.add(more)
     assert same(joined, next(library.examples()))
+
+
+def test_the_same_scan_again_on_another_grid_keeps_earlier_structures(
+    tmp_path: Path, coarse: Callable[[int], None]
+) -> None:
+    library = Library(tmp_path)
+    library.add(example())
+    coarse(600)
+    library.add(example(kidney=3))
+    (joined,) = library.examples()
+    assert joined.image.size <= 600 and joined.names == {1: "ball", 3: "kidney"}
 
 
 def test_structures_are_matched_by_name_then_by_value(tmp_path: Path) -> None:

@@ -146,15 +146,23 @@ def _labels(texts: Sequence[str] | None) -> dict[int, str]:
     return labels
 
 
-def _add(library: Path, scan: Path, labelmap: Path, labels: Mapping[int, str], name: str) -> LibraryEntry:
+def _add(
+    library: Path, scan: Path, labelmap: Path, labels: Mapping[int, str], name: str, all_labels: bool = True
+) -> LibraryEntry:
+    """The entry of the example. ``all_labels`` refuses a labelmap that lacks some of the labels, not only all."""
     from SDFSMISLib.examples import Example, Library, LibraryEntry
+    from SDFSMISLib.images.labelmap import label_values
     from SDFSMISLib.images.volume import Volume, read_labelmap
 
     finished = read_labelmap(labelmap)
     named = {value: name for value, name in labels.items() if name}
     names = _names_beside(labelmap) | {value: name for value, name in finished.segment_names.items() if name} | named
     finished = replace(finished, segment_names=names)
-    path = Library(library).add(Example.of(Volume.read(scan), finished, name, sorted(labels) or None))
+    wanted = sorted(labels)
+    if not all_labels:
+        present = label_values(finished.voxels)
+        wanted = [value for value in wanted if value in present] or wanted
+    path = Library(library).add(Example.of(Volume.read(scan), finished, name, wanted or None))
     entry = LibraryEntry.read(path)
     assert entry is not None
     return entry
@@ -188,7 +196,7 @@ def _add_cohort(
     with progress("Adding", len(pairs)) as advance:
         for number, (name, scan, labelmap) in enumerate(pairs):
             try:
-                added.append(_add(library, scan, labelmap, labels, name))
+                added.append(_add(library, scan, labelmap, labels, name, all_labels=False))
             except InputError as error:
                 print_status(f"Failed: {scan}: {error}")
                 failed += 1
