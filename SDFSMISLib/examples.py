@@ -124,7 +124,7 @@ class Example:
         order, flips, turned = scan.geometry.nearest_to_lps()
         grid = _ExampleGrid.of(turned)
         window = scan.window()
-        grey = grid.mean(lambda plane: window.normalize(plane), _turned(scan.voxels, order, flips))
+        grey = grid.mean(window.normalize, _turned(scan.voxels, order, flips))
         return cls(
             name=name or (scan_name(scan.path) if scan.path else "scan"),
             image=np.rint((grey + 1) * np.float32(127.5)).astype(np.uint8),
