@@ -29,7 +29,7 @@ from SDFSMISLib.images.labelmap import integer_labels, label_boxes, label_values
 from SDFSMISLib.images.volume import SAME_VOXELS, Volume, match_labelmap
 from SDFSMISLib.support import EXTENSION, TensorFileError, read_metadata, read_tensors, wanted_labels, write_tensors
 
-__all__ = ["Example", "Library", "LibraryEntry", "Structure"]
+__all__ = ["Example", "Library", "LibraryEntry", "Structure", "coarse_scan", "is_library"]
 
 FORMAT, VERSION = "sdfsmis-example", "1"
 MOST_VOXELS = 1_500_000  # of a new example; a scan with more is stored on a coarser grid
@@ -122,15 +122,13 @@ class Example:
         if len(wanted) < len(present):
             values = np.where(np.isin(values, wanted), values, 0)
         order, flips, turned = scan.geometry.nearest_to_lps()
-        grid = _ExampleGrid.of(turned)
-        window = scan.window()
-        grey = grid.mean(window.normalize, _turned(scan.voxels, order, flips))
+        image, geometry = coarse_scan(scan)
         return cls(
             name=name or (scan_name(scan.path) if scan.path else "scan"),
-            image=np.rint((grey + 1) * np.float32(127.5)).astype(np.uint8),
-            labels=integer_labels(grid.labels(_turned(values, order, flips)), "The labelmap"),
-            geometry=grid.target,
-            window=window,
+            image=image,
+            labels=integer_labels(_ExampleGrid.of(turned).labels(_turned(values, order, flips)), "The labelmap"),
+            geometry=geometry,
+            window=scan.window(),
             names=dict(matched.segment_names),
             scan=scan.content_hash(),
         )
@@ -339,14 +337,20 @@ class Library:
         counts = Counter(value for table in values for value in set(table.values()))
         return tuple(Structure(value, name, counts[value]) for value, name in names.items())
 
-    def unified(self, labels: Collection[int] | None = None) -> tuple[dict[int, str], Iterator[Example]]:
+    def unified(
+        self, labels: Collection[int] | None = None, painted: Mapping[int, str] | None = None
+    ) -> tuple[dict[int, str], Iterator[Example]]:
         """The names of the structures by label value, and the examples with these label values, read one at a time.
 
         Args:
             labels: values of :meth:`structures`; examples that have none of them are left out. None = all.
+            painted: names by label value of structures that were painted, which keep their values, and which the
+                examples take over.
         """
         entries = self.entries()
-        names, values = _unified([entry.names for entry in entries])
+        names, (own, *values) = _unified([painted or {}, *(entry.names for entry in entries)])
+        shown = {value for table in values for value in table.values()}
+        names = {value: name for value, name in names.items() if value in shown}
         if labels is not None:
             if missing := sorted(set(labels) - set(names)):
                 raise InputError(f"The library {self.folder} has no label {_listed(missing)}; it has {_listed(names)}.")
@@ -440,6 +444,15 @@ def _joined(earlier: Example, example: Example) -> Example:
 
 
 # -- the grid
+
+
+def coarse_scan(scan: Volume) -> tuple[np.ndarray, Geometry]:
+    """The grey values of a scan as an example stores them: uint8 (slices, height, width), 0 and 255 at the ends of the
+    scan's window, and their grid (see :meth:`Example.of`)."""
+    order, flips, turned = scan.geometry.nearest_to_lps()
+    grid = _ExampleGrid.of(turned)
+    grey = grid.mean(scan.window().normalize, _turned(scan.voxels, order, flips))
+    return np.rint((grey + 1) * np.float32(127.5)).astype(np.uint8), grid.target
 
 
 @dataclass(frozen=True)
