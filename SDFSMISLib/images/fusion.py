@@ -21,6 +21,7 @@ from SDFSMISLib.images.planes import Plane
 
 __all__ = ["Error", "PlaneMask", "correct", "fuse", "fuse_blocks", "spread_errors", "temporary_bytes"]
 
+PRIOR_MM = 20.0  # from the plane that tells most: a slice so far away tells as much as finished scans
 FUSION_MM = 20.0  # distance from a painted plane at which the weight of its axis falls by e
 DOUBT = 0.2  # weight of a probability of 0.5, in those of 0 and 1, which are 1 more
 MISTRUST = 1.0  # power of its error on the planes of other axes with which the weight of an axis falls;
@@ -54,15 +55,19 @@ def fuse(
     probabilities: Mapping[int, np.ndarray],
     planes: Sequence[PlaneMask],
     spacing: tuple[float, float, float],
+    prior: np.ndarray | None = None,
 ) -> np.ndarray:
     """The mean of the probabilities found along each axis, corrected by the painted planes (see `correct`).
 
     Beyond input and output the memory is `temporary_bytes`.
 
     Args:
-        probabilities: by axis, uint8 (slices, height, width), 255 meaning 1; on each axis a plane shows the label.
+        probabilities: by axis, uint8 (slices, height, width), 255 meaning 1; on each axis a plane shows the label, or
+            on none.
         planes: the painted planes, of any axis.
         spacing: distance of neighbouring voxels along the array axes (slices, height, width), in mm.
+        prior: uint8 of the same shape, what finished scans let expect: counts as much as all axes together if no plane
+            shows the label, else as a slice `PRIOR_MM` away from the plane that tells most.
 
     Returns:
         uint8 of the same shape; on the planes it is 0 or 255 where they are known.
@@ -74,7 +79,7 @@ def fuse(
     [255, 254, 251]
     """
     result = np.zeros(next(iter(probabilities.values())).shape, dtype=np.uint8)
-    for _ in fuse_blocks(result, probabilities, planes, spacing):
+    for _ in fuse_blocks(result, probabilities, planes, spacing, prior):
         pass
     return result
 
@@ -84,32 +89,39 @@ def fuse_blocks(
     probabilities: Mapping[int, np.ndarray],
     planes: Sequence[PlaneMask],
     spacing: tuple[float, float, float],
+    prior: np.ndarray | None = None,
 ) -> Iterator[None]:
     """`fuse` into an array of zeros, step by step: whoever iterates can stop, or do other things, after each block."""
     shape = result.shape
+    weights = {axis: _axis_weights(axis, planes, shape[axis], spacing) for axis in probabilities}
+    sources = [_Source(one, weights[axis], axis, axis) for axis, one in probabilities.items()]
+    if prior is not None:
+        shown = any(one.mask.any() for one in planes)
+        largest = np.logaddexp.reduce([float(one.max()) for one in weights.values()] or [0.0])
+        sources.append(_Source(prior, np.full(shape[0], largest - shown * PRIOR_MM / FUSION_MM), 0, None))
     boxes = []
-    for one in probabilities.values():
-        boxes.append(bounding_box(one))
+    for source in sources:
+        boxes.append(bounding_box(source.found))
         yield
     box = _common_box(shape, boxes, planes, spacing)
     if box is None:
         return
-    errors, axes = {}, {}
-    for axis, one in probabilities.items():
-        crossing = [plane for plane in planes if plane.plane.axis != axis]
-        errors[axis] = [_error(plane, _found_in(one), box) for plane in crossing]
-        axes[axis] = _axis_weights(axis, planes, shape[axis], spacing)
-        axes[axis] -= MISTRUST * math.log(max(_wrong(errors[axis], crossing, box), LEAST_WRONG))
+    errors = []
+    for source in sources:
+        crossing = [plane for plane in planes if plane.plane.axis != source.held]
+        errors.append([_error(plane, _found_in(source.found), box) for plane in crossing])
+        source.weights -= MISTRUST * math.log(max(_wrong(errors[-1], crossing, box), LEAST_WRONG))
         yield
 
     def mean(block: Box) -> np.ndarray:
         weighted, total = np.zeros((), dtype=np.float32), np.zeros((), dtype=np.float32)
-        largest = max(float(one[block[axis]].max()) for axis, one in axes.items())  # keeps weights above 0
-        for axis, one in probabilities.items():
-            values = _found_in(one)(block)
-            spread_errors(values, [_within(error, box, block) for error in errors[axis]], spacing)
+        largest = max(float(one.weights[block[one.along]].max()) for one in sources)  # keeps weights above 0
+        for source, wrong in zip(sources, errors, strict=True):
+            values = _found_in(source.found)(block)
+            spread_errors(values, [_within(error, box, block) for error in wrong], spacing)
             np.clip(values, 0, 1, out=values)
-            weight = _along(np.exp(axes[axis][block[axis]] - largest), axis) * (DOUBT + np.abs(2 * values - 1))
+            weight = _along(np.exp(source.weights[block[source.along]] - largest), source.along)
+            weight = weight * (DOUBT + np.abs(2 * values - 1))
             total = total + weight
             values *= weight
             weighted = weighted + values
@@ -175,6 +187,22 @@ def _correct_blocks(
         held = np.moveaxis(result, one.plane.axis, 0)[one.plane.index]
         known = np.ones_like(one.mask) if one.known is None else one.known
         held[known] = 255 * one.mask[known].astype(np.uint8)
+
+
+@dataclass(eq=False)
+class _Source:
+    """Probabilities that are fused with others.
+
+    Attributes:
+        found: uint8 (slices, height, width), 255 meaning 1.
+        weights: logarithms of their weights, by index along the axis `along`.
+        held: the axis whose painted planes they agree with already; None = no axis.
+    """
+
+    found: np.ndarray
+    weights: np.ndarray
+    along: int
+    held: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +337,9 @@ def _axis_weights(
             area = np.count_nonzero(one.mask) / spacing[axis]  # in pixels times thickness: mm2, but for a factor
             apart = np.abs(np.arange(count) - one.plane.index) * spacing[axis]
             weights = np.maximum(weights, math.log(area) / 2 - COARSENESS * math.log(pixel) - apart / FUSION_MM)
-    return weights if np.isfinite(weights).all() else np.zeros(count)  # it was found by examples of another scan
+    if np.isfinite(weights).all():
+        return weights
+    return np.full(count, -COARSENESS * math.log(pixel))  # it was found by examples of another scan
 
 
 def _along(values: np.ndarray, axis: int) -> np.ndarray:

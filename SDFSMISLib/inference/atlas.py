@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,10 @@ __all__ = ["MOST_EXAMPLES", "Agreement", "AtlasStep", "Prior", "find_structures"
 MOST_EXAMPLES = 10  # that are registered in full
 RANKED = 2  # examples that are registered affinely, for each that is registered in full
 THUMBNAIL = 24  # voxels a side of what is compared to choose these
-AFFINE_VOXELS, AFFINE_SAMPLES, AFFINE_STEPS = 80_000, 20_000, 60
+SIMILARITY_VOXELS, AFFINE_VOXELS, AFFINE_SAMPLES, AFFINE_STEPS = 10_000, 80_000, 20_000, 60
+UNTURNED = (0, 0, 0, 1, 1, 1, 1)  # weights of a similarity's parameters: its versor stays
+MOST_TURNED = 25.0  # degrees, by the affine transform
+MOST_STRETCHED = 1.6  # by the affine transform, along any direction
 DEMONS_LEVELS = ((20_000, 60), (100_000, 40), (400_000, 20))  # voxels and steps, coarse to fine
 DEMONS_SMOOTH = 1.5  # standard deviation of the smoothing of displacements, in voxels
 DEMONS_STEP = 2.0  # longest displacement of a step, in voxels
@@ -211,16 +215,13 @@ def _most_alike(
     likeness = [_correlation(thumbnail, _thumbnail(_image(one.image, one.geometry))) for one in examples]
     best = sorted(range(len(examples)), key=lambda number: -likeness[number])[: RANKED * most]
     coarse = _coarsened(fixed, AFFINE_VOXELS)
-    grey = SimpleITK.GetArrayFromImage(coarse)
     found = []
     for number in best:
         moving = _coarsened(_image(examples[number].image, examples[number].geometry), AFFINE_VOXELS)
-        affine = _affine(coarse, moving)
-        moved = SimpleITK.GetArrayFromImage(SimpleITK.Resample(moving, coarse, affine, SimpleITK.sitkLinear, 0.0))
-        found.append((_correlation(grey, moved), examples[number], affine))
+        found.append((*_affine(coarse, moving), examples[number]))
         yield AtlasStep(0)
     found.sort(key=lambda one: -one[0])
-    return [(example, affine) for _, example, affine in found[:most]]
+    return [(example, affine) for _, affine, example in found[:most]]
 
 
 def _thumbnail(image: SimpleITK.Image) -> np.ndarray:
@@ -300,26 +301,70 @@ def _centre(image: SimpleITK.Image) -> np.ndarray:
     return np.array(image.TransformContinuousIndexToPhysicalPoint(middle))
 
 
-def _affine(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.Transform:
-    """From points of `fixed` to those of `moving`, both coarse: centre on centre if no better one is found."""
-    start = SimpleITK.AffineTransform(3)
-    start.SetCenter(_centre(fixed).tolist())
-    start.SetTranslation((_centre(moving) - _centre(fixed)).tolist())
+def _middle(image: SimpleITK.Image) -> np.ndarray:
+    """LPS mm: the centre of the grid."""
+    return np.array(image.TransformContinuousIndexToPhysicalPoint([(side - 1) / 2 for side in image.GetSize()]))
+
+
+def _affine(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> tuple[float, SimpleITK.Transform]:
+    """From points of `fixed` to those of `moving`, both coarse.
+
+    Shift and scale are sought from the centres of mass and from those of the grids, then an affine transform from the
+    better one. Of all these, and of the grids as they lie, the one counts after which the images look most alike;
+    one that turns or stretches a scan more than patients differ, as happens in thin stacks, does not.
+
+    Returns:
+        that likeness (the correlation of grey values without local mean and scale, -1 to 1), and the transform.
+    """
+    coarse = _coarsened(fixed, SIMILARITY_VOXELS), _coarsened(moving, SIMILARITY_VOXELS)
+    target = _normalized(SimpleITK.GetArrayFromImage(fixed), (LOCAL_VOXELS,) * 3)
+    candidates: list[tuple[float, SimpleITK.Transform]] = []
+
+    def add(transform: SimpleITK.Transform) -> float:
+        moved = _normalized(SimpleITK.GetArrayFromImage(_moved(moving, fixed, transform)), (LOCAL_VOXELS,) * 3)
+        candidates.append((_correlation(target, moved), transform))
+        return candidates[-1][0]
+
+    centre = _centre(fixed)
+    similar = []
+    for of_fixed, of_moving in ((centre, _centre(moving)), (_middle(fixed), _middle(moving))):
+        one = SimpleITK.Similarity3DTransform()
+        one.SetCenter(centre.tolist())
+        one.SetTranslation((of_moving - of_fixed).tolist())
+        add(SimpleITK.Similarity3DTransform(one))
+        _descend(*coarse, one, UNTURNED)
+        similar.append((add(one), one))
+    start = max(similar, key=lambda one: one[0])[1]
+    affine = SimpleITK.AffineTransform(start.GetMatrix(), start.GetTranslation(), start.GetCenter())
+    _descend(fixed, moving, affine)
+    left, stretches, right = np.linalg.svd(np.reshape(affine.GetMatrix(), (3, 3)))
+    turned = math.degrees(math.acos(min(max((np.trace(left @ right) - 1) / 2, -1), 1)))
+    if turned <= MOST_TURNED and 1 / MOST_STRETCHED <= stretches[-1] and stretches[0] <= MOST_STRETCHED:
+        add(affine)
+    return max(candidates, key=lambda one: one[0])
+
+
+def _descend(
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, transform: SimpleITK.Transform, weights: Sequence[float] = ()
+) -> None:
+    """Changes a transform, in place, to the one with the most mutual information nearby.
+
+    It stays as it was if the images do not overlap, or one of them has one value.
+
+    Args:
+        weights: of its parameters: those with 0 stay; empty = all change.
+    """
     registration = SimpleITK.ImageRegistrationMethod()
     registration.SetMetricAsMattesMutualInformation(24)
     registration.SetMetricSamplingStrategy(registration.RANDOM)
-    share = AFFINE_SAMPLES / math.prod(fixed.GetSize())
-    registration.SetMetricSamplingPercentagePerLevel([min(8 * share, 1.0), min(share, 1.0)], 1)  # a seed
+    registration.SetMetricSamplingPercentage(min(AFFINE_SAMPLES / math.prod(fixed.GetSize()), 1.0), 1)  # a seed
     registration.SetInterpolator(SimpleITK.sitkLinear)
     registration.SetOptimizerAsRegularStepGradientDescent(2.0, 0.05, AFFINE_STEPS, 0.7, 1e-8)
     registration.SetOptimizerScalesFromPhysicalShift()
-    registration.SetShrinkFactorsPerLevel([2, 1])
-    registration.SetSmoothingSigmasPerLevel([0, 0])
-    registration.SetInitialTransform(start, inPlace=False)
-    try:
-        return registration.Execute(fixed, moving)
-    except RuntimeError:  # no overlap, or an image of one value
-        return start
+    registration.SetOptimizerWeights(weights)
+    registration.SetInitialTransform(transform, inPlace=True)
+    with suppress(RuntimeError):
+        registration.Execute(fixed, moving)
 
 
 def _deformed(

@@ -5,8 +5,9 @@ painted one around the structure, and needed the least deformation, is where pro
 a first guess. Its accuracy, and that of other scores: Resources/Documentation/model-card/experiments.md.
 
 `run_cross_scan` is the `independent` strategy of networks with a neighbour input (`SupportQueryUNet`,
-``neighbour=True``): each slice is its own neighbour, with the mask that registration warped onto it, and the networks
-correct that mask. The likeness comes from that mask too, since grey levels of another scanner mislead. Both are not in
+``neighbour=True``): the networks correct the masks that registration warped onto each slice. `correct_masks` does that
+with any masks, such as a prior by finished scans (`SDFSMISLib.inference.atlas`): each slice is its own neighbour, with
+its mask, and the likeness comes from that mask too, since grey levels of another scanner mislead. All this is not in
 the paper (arXiv 2604.03134).
 """
 
@@ -91,7 +92,25 @@ def run_cross_scan(
     if all((label, index) in finished for index in indices):
         return
     masks = yield from as_empty_batches(warped_masks(scan, shots, indices))
-    yield from _CrossScan(networks, scan, label, shots, masks).run(indices, finished)
+    yield from correct_masks(networks, scan, label, shots, masks, indices, finished)
+
+
+def correct_masks(
+    networks: Networks,
+    scan: SliceStack,
+    label: int,
+    shots: Sequence[Shot],
+    masks: Mapping[int, np.ndarray],
+    indices: Sequence[int],
+    finished: Collection[tuple[int, int]] = (),
+) -> Iterator[list[SliceProbability]]:
+    """`run_cross_scan` with given masks.
+
+    Args:
+        masks: by slice, canonical (rows, columns): float32, 0 to 1, or uint8 with 255 meaning 1. A slice without one,
+            or whose mask nowhere exceeds `MIN_WARPED`, comes out empty.
+    """
+    return _CorrectedMasks(networks, scan, label, shots, masks).run(indices, finished)
 
 
 def as_empty_batches(search: Generator[None, None, Item]) -> Generator[list[Any], None, Item]:
@@ -105,8 +124,8 @@ def as_empty_batches(search: Generator[None, None, Item]) -> Generator[list[Any]
 
 
 @dataclass(eq=False)
-class _CrossScan:
-    """One call of `run_cross_scan`, with the warped masks by slice."""
+class _CorrectedMasks:
+    """One call of `correct_masks`."""
 
     networks: Networks
     scan: SliceStack
@@ -115,7 +134,7 @@ class _CrossScan:
     masks: Mapping[int, np.ndarray]
 
     def run(self, indices: Sequence[int], finished: Collection[tuple[int, int]]) -> Iterator[list[SliceProbability]]:
-        shown = [index for index in indices if index in self.masks and self.masks[index].max() > MIN_WARPED]
+        shown = [index for index in indices if index in self.masks and self._mask(index).max() > MIN_WARPED]
         nothing = np.zeros(self.scan.shape, dtype=np.uint8)
         rest = sorted({*indices} - {*shown})
         yield [(self.label, index, nothing) for index in rest if (self.label, index) not in finished]
@@ -132,10 +151,11 @@ class _CrossScan:
 
     def _segmented(self, part: Sequence[int], bank: SupportBank) -> list[SliceProbability]:
         pipeline, scan, side = self.networks.pipeline, self.scan, self.networks.side
-        regions = [Region.around(self.masks[i] > MIN_WARPED, scan.spacing) for i in part]
+        given = [self._mask(i) for i in part]
+        regions = [Region.around(mask > MIN_WARPED, scan.spacing) for mask in given]
         views = list(zip(part, regions, strict=True))
         queries = [region.to_grid(scan.image(i), side, -1.0) for i, region in views]
-        masks = torch.stack([region.to_grid(self.masks[i], side, 0.0) for i, region in views])
+        masks = torch.stack([region.to_grid(mask, side, 0.0) for mask, region in zip(given, regions, strict=True)])
         contrasts = [Contrast.of(query) if pipeline.sees_contrast else Contrast.unchanged() for query in queries]
         seen = torch.stack([one(query) for one, query in zip(contrasts, queries, strict=True)])
         images, firm = as_rgb(seen), (masks > MIN_WARPED).float()[:, None]
@@ -149,3 +169,8 @@ class _CrossScan:
             (self.label, i, on_slice_grid(region, values, scan.shape))
             for (i, region), values in zip(views, maps, strict=True)
         ]
+
+    def _mask(self, index: int) -> np.ndarray:
+        """float32, 0 to 1."""
+        mask = self.masks[index]
+        return mask.astype(np.float32) / 255 if mask.dtype == np.uint8 else mask

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.inference.cross_scan import as_empty_batches, run_cross_scan, search_structure
+from SDFSMISLib.inference.cross_scan import as_empty_batches, correct_masks, run_cross_scan, search_structure
 from SDFSMISLib.inference.independent import SliceProbability, run_independent
 from SDFSMISLib.inference.known import KnownPlanes
 from SDFSMISLib.inference.network_images import Contrast, Region, Shot
@@ -121,6 +121,9 @@ class Run:
         slices: indices of the slices to segment, from 0; None = all. Painted slices of this scan give no result.
         latents: cache of encoded slices, shared with later runs.
         earlier: results of an earlier run with the same arguments that was cut off; they are not computed again.
+        priors: by label, uint8 on the scan's grid, 255 meaning 1, where finished scans let expect it (see
+            `SDFSMISLib.inference.atlas`): if no slice of this scan shows the label, networks with a neighbour input
+            correct that, and others look at the slices on which it is expected.
 
     Attributes:
         requested: sorted indices of the slices to segment.
@@ -158,10 +161,12 @@ class Run:
         slices: Sequence[int] | None = None,
         latents: LatentCache | None = None,
         earlier: EarlierResults | None = None,
+        priors: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         if not support:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
         self.scan = scan
+        self._priors = priors or {}
         self.options = options
         self.requested = scan.wanted(slices)
         self.support_slices: list[SupportSlice] = []
@@ -198,7 +203,29 @@ class Run:
 
     def steps(self) -> Generator[list[Result], None, None]:
         """The results of each batch; an empty list if a batch finished no slice."""
-        return self._independent() if self.options.strategy == "independent" else self._propagate()
+        corrected = [label for label in self._priors if label in self._labels and not self._labels[label].starts]
+        for label in corrected:
+            yield from self._corrected(label)
+        others = [label for label in self._labels if label not in corrected]
+        if others:
+            yield from self._independent(others) if self.options.strategy == "independent" else self._propagate(others)
+
+    def _corrected(self, label: int) -> Iterator[list[Result]]:
+        """The slices of a label that has a prior: empty where that shows nothing."""
+        along = np.moveaxis(self._priors[label], self.scan.plane.axis, 0)
+        masks = {index: self.scan.plane.orientation.apply(along[index]) for index in self._to_segment(label)}
+        if self._networks.pipeline.takes_neighbours:
+            shots = self._labels[label].shots
+            batches = correct_masks(self._networks, self.scan, label, shots, masks, list(masks), self._finished)
+        else:
+            shown = [index for index, mask in masks.items() if self._mask(mask).any()]
+            nothing = np.zeros(self.scan.shape, dtype=np.uint8)
+            yield self._results([(label, index, nothing) for index in masks if index not in shown])
+            around = np.any([self._mask(masks[index]) for index in shown], axis=0) if shown else nothing
+            region = Region.around(around, self.scan.spacing) if self.options.region != "full" else None
+            batches = self._independent_pass([label], shown, region=region, finished=self._finished)
+        for batch in batches:
+            yield self._results(batch)
 
     def _label_support(self, label: int, support: Sequence[SupportSlice]) -> _LabelSupport:
         whole = [one for one in support if one.known is None]
@@ -208,7 +235,9 @@ class Run:
                 "right."
             )
         own = [one for one in whole if one.plane.has_slices_of(self.scan.plane)]
-        used = _evenly_spaced(own if any(one.mask(label).any() for one in own) else whole)
+        alike = [one for one in whole if one.plane.name == self.scan.plane.name]
+        used = next(found for found in (own, alike, whole) if any(one.mask(label).any() for one in found))
+        used = _evenly_spaced(used)
         self.support_slices += used
         shots = {id(one): Shot.of(one, label, self._image(one)) for one in [*own, *used]}
         return _LabelSupport({one.index: shots[id(one)] for one in own}, [shots[id(one)] for one in used])
@@ -222,22 +251,22 @@ class Run:
     def _to_segment(self, label: int) -> list[int]:
         return [index for index in self.requested if index not in self._labels[label].painted]
 
-    def _independent(self) -> Generator[list[Result], None, None]:
-        """Every slice of every label alone."""
+    def _independent(self, chosen: Sequence[int]) -> Generator[list[Result], None, None]:
+        """Every slice of these labels alone."""
         warps_masks = self._networks.pipeline.takes_neighbours and self.options.region != "full"
-        cross_scan = [label for label, support in self._labels.items() if warps_masks and not support.starts]
+        cross_scan = [label for label in chosen if warps_masks and not self._labels[label].starts]
         for label in cross_scan:
             shots, own = self._labels[label].shots, self._to_segment(label)
             for batch in run_cross_scan(self._networks, self.scan, label, shots, own, self._finished):
                 yield self._results(batch)
-        slices = {label: self._to_segment(label) for label in self._labels if label not in cross_scan}
+        slices = {label: self._to_segment(label) for label in chosen if label not in cross_scan}
         for indices, labels in _grouped_by_slices(slices):
             for batch in self._independent_pass(labels, indices, finished=self._finished):
                 yield self._results(batch)
 
-    def _propagate(self) -> Generator[list[Result], None, None]:
+    def _propagate(self, chosen: Sequence[int]) -> Generator[list[Result], None, None]:
         """Outwards from the painted slices; on a scan without any, from a slice that a search finds."""
-        labels = [label for label in self._labels if self._to_segment(label)]
+        labels = [label for label in chosen if self._to_segment(label)]
         found = yield from self._search([label for label in labels if not self._labels[label].starts])
         tracks: list[Track] = []
         for label in labels:

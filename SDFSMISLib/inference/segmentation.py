@@ -97,13 +97,14 @@ class AxisFusion:
     """Collects what is found along each axis of a scan, and fuses it on the slices of the main axis.
 
     A label is followed along every axis on which a plane of the scan shows it; on a scan on which it was not painted,
-    along the main one. If that is the main axis alone, and no other slice tells of the label, what is found there is
-    final already.
+    along the main one, or, if finished scans tell where it is, along all of them. If that is the main axis alone, and
+    nothing else tells of the label, what is found there is final already.
 
     Args:
         scan: the slices along the main axis.
         axes: all axes that may be followed, the main one first.
         support: painted slices of each label, of this scan or of others.
+        priors: by label, uint8 on the scan's grid, 255 meaning 1, where finished scans let expect it.
 
     Attributes:
         axes: the axes of each label, by label.
@@ -128,14 +129,23 @@ class AxisFusion:
     [[3, 5]]
     """
 
-    def __init__(self, scan: SliceStack, axes: Sequence[int], support: Mapping[int, Sequence[SupportSlice]]) -> None:
+    def __init__(
+        self,
+        scan: SliceStack,
+        axes: Sequence[int],
+        support: Mapping[int, Sequence[SupportSlice]],
+        priors: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
         self._scan, main = scan, scan.plane.axis
+        self._priors = priors or {}
         self.support = {label: self._usable(label, painted, axes) for label, painted in support.items()}
         self.axes = {label: self._axes_of(label, axes) for label in support}
         self.fused = [
             label
             for label, along in self.axes.items()
-            if along != (main,) or any(one.plane.axis != main or one.known is not None for one in self._planes(label))
+            if along != (main,)
+            or label in self._priors
+            or any(one.plane.axis != main or one.known is not None for one in self._planes(label))
         ]
         self._found = {
             (label, axis): CroppedSlices(self._slice_shape(axis)) for label in self.fused for axis in self.axes[label]
@@ -184,7 +194,7 @@ class AxisFusion:
             del found
             yield []
         fused = np.zeros(self._scan.scan_shape, dtype=np.uint8)
-        for _ in fuse_blocks(fused, volumes, planes, self._scan.scan_spacing):
+        for _ in fuse_blocks(fused, volumes, planes, self._scan.scan_spacing, self._priors.get(label)):
             yield []
         along = np.moveaxis(fused, main, 0)
         whole = {one.plane.index for one in planes if one.plane.axis == main and one.known is None}
@@ -204,7 +214,8 @@ class AxisFusion:
 
     def _axes_of(self, label: int, axes: Sequence[int]) -> tuple[int, ...]:
         own = [one for one in self._planes(label) if one.known is None and one.mask(label).any()]
-        return tuple(axis for axis in axes if any(one.plane.axis == axis for one in own)) or (self._scan.plane.axis,)
+        painted = tuple(axis for axis in axes if any(one.plane.axis == axis for one in own))
+        return painted or (tuple(axes) if label in self._priors else (self._scan.plane.axis,))
 
     def _slice_shape(self, axis: int) -> tuple[int, int]:
         rows, columns = (side for other, side in enumerate(self._scan.scan_shape) if other != axis)

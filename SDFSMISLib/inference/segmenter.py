@@ -14,6 +14,7 @@ import torch
 from SDFSMISLib.errors import Cancelled
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
+from SDFSMISLib.inference.atlas import Prior
 from SDFSMISLib.inference.network_images import Region, Shot
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import EarlierResults
@@ -90,6 +91,7 @@ class Segmenter:
         axis: int | None = None,
         slices: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
+        prior: Prior | None = None,
         region: RegionChoice = "auto",
         threshold: float = 0.5,
         batch_size: int = 8,
@@ -116,7 +118,9 @@ class Segmenter:
                 scan the anatomically nearest.
             slices: indices of the slices to segment along that axis or the main one (`SupportSet.axes_on`), from 0;
                 None = all.
-            labels: label values to segment; None = all of the support.
+            labels: label values to segment; None = all of the support and the prior.
+            prior: where finished scans let expect structures (see `SDFSMISLib.inference.atlas.prior_of`). The networks
+                correct it along all axes; slices of the query that show a structure overrule it.
             region, threshold, batch_size: see `RunOptions`, which checks them.
             postprocessing: applied after the threshold; None = none.
             window: intensities that become [-1, 1]: ``robust`` (percentiles of the scan) or ``minmax`` (the paper's).
@@ -131,10 +135,15 @@ class Segmenter:
             Cancelled: if `cancel` returned True.
         """
         content_hash = query.content_hash()
+        if prior is not None:
+            support = support.joined(prior.support)
         axes = support.axes_on(query, content_hash) if axis is None else (axis,)
+        if prior is not None and axis is None:
+            axes = (*axes, *(other for other in range(3) if other not in axes))
         stacks = SliceStack.along(query, axes, query.window(window), content_hash)
         options = RunOptions(strategy, region, threshold, batch_size)
-        run = self.run(stacks, support, options, slices=slices, labels=labels)
+        priors = prior.probabilities if prior is not None else None
+        run = self.run(stacks, support, options, slices=slices, labels=labels, priors=priors)
         builder = SegmentationBuilder(query, run.scan, run.support, support.names)
         for results in run.steps():
             for result in results:
@@ -157,18 +166,19 @@ class Segmenter:
         labels: Sequence[int] | None = None,
         latents: LatentCache | None = None,
         earlier: Mapping[int, EarlierResults] | None = None,
+        priors: Mapping[int, np.ndarray] | None = None,
     ) -> VolumeRun:
         """A run that the caller drives batch by batch, by `VolumeRun.steps` under ``torch.no_grad()``.
 
         Args:
             support, options, slices, labels: as in `segment`.
-            stacks, latents, earlier: see `VolumeRun`.
+            stacks, latents, earlier, priors: see `VolumeRun`.
 
         Raises:
             InputError: if a slice is outside the scan, or the support lacks a label.
         """
         support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
-        return VolumeRun(self.pipeline, stacks, support_slices, options, slices, latents, earlier)
+        return VolumeRun(self.pipeline, stacks, support_slices, options, slices, latents, earlier, priors)
 
     @property
     def searches(self) -> bool:

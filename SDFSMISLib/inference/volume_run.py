@@ -6,6 +6,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
+
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.inference.networks import LatentCache
 from SDFSMISLib.inference.run import EarlierResults, Result, Run
@@ -30,6 +32,8 @@ class VolumeRun:
         slices: indices of the slices to segment along the main axis, from 0; None = all.
         latents: cache of encoded slices, shared with later runs.
         earlier: by axis, results of an earlier run with the same arguments that was cut off.
+        priors: by label, uint8 on the scan's grid, 255 meaning 1, where finished scans let expect it (see
+            `SDFSMISLib.inference.atlas`).
 
     Attributes:
         scan: the slices along the main axis.
@@ -71,6 +75,7 @@ class VolumeRun:
         slices: Sequence[int] | None = None,
         latents: LatentCache | None = None,
         earlier: Mapping[int, EarlierResults] | None = None,
+        priors: Mapping[int, np.ndarray] | None = None,
     ) -> None:
         if not support:
             raise InputError("The support set has nothing painted; paint the structure on at least one slice.")
@@ -78,14 +83,14 @@ class VolumeRun:
         self.support = support
         self.options = options
         self.requested = self.scan.wanted(slices)
-        self._fusion = AxisFusion(self.scan, list(stacks), support)
+        self._fusion = AxisFusion(self.scan, list(stacks), support, priors)
         self.runs: dict[int, Run] = {}
         for axis, stack in stacks.items():
             labels = self._fusion.labels(axis)
             if labels:
                 chosen = slices if axis == self.axis else None
                 known = (earlier or {}).get(axis)
-                self.runs[axis] = Run(pipeline, stack, labels, options, chosen, latents, known)
+                self.runs[axis] = Run(pipeline, stack, labels, options, chosen, latents, known, priors)
 
     @property
     def axis(self) -> int:
