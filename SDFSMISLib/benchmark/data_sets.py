@@ -237,7 +237,7 @@ def _entry(case: Case, training: Training, folder: Path) -> dict[str, Any] | Non
     """The case as the manifest has it; None if training may see nothing of it."""
     about = {"id": case.id, "group": case.group, "modality": case.modality, "split": "train"}
     if training.targets == "labels":
-        targets = {name: value for name, value in case.targets.items() if name not in training.held_out}
+        targets = {name: case.labels_of(name) for name in case.targets if name not in training.held_out}
         return about | {"image": _absolute(case.image), "labels": _absolute(case.labels), "targets": targets}
     name = case.id.replace("/", "_")
     seen = f"{name}_without_{training.exclusion}_{training.name}" if training.hidden else name

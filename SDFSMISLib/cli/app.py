@@ -43,6 +43,10 @@ app = typer.Typer(
 
 Protocol = Literal["same-volume", "cross-volume", "field", "interactive"]
 Split = Literal["test", "train"]
+ExamplesFrom = Literal["all", "train", "test"]
+
+
+SLICES = "slices"  # the name of models that get no finished scans, beside those that do
 
 
 class Size(str, Enum):  # typer knows no lists of literals
@@ -281,6 +285,22 @@ def evaluate(
             metavar="N", min=1, max=3, help="same-volume: the largest slice along each of N axes, in place of --shots."
         ),
     ] = 1,
+    finished: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="The next N cases of the group that show the target are examples as a whole. cross-volume: in place "
+            "of painted slices. same-volume: beside them.",
+        ),
+    ] = None,
+    examples_from: Annotated[
+        ExamplesFrom,
+        typer.Option(
+            help="Cases that may be such examples. For a claim, choose nothing (model, N, options) on the cases that "
+            "are measured: that is what the splits are for; all is for groups whose cases are all of one."
+        ),
+    ] = "all",
     rounds: Annotated[
         int | None, typer.Option(metavar="R", min=1, help="interactive: slices that are painted. Default: 6.")
     ] = None,
@@ -301,7 +321,8 @@ def evaluate(
             metavar="NAME ...",
             help="Beside the models. copy: the painted mask on every slice. growcut: Slicer's Grow from seeds. "
             "registration: the mask warped by deformable registration. fill-between: Slicer's Fill between slices, for "
-            "two shots or more.",
+            "two shots or more. With --finished: atlas, what finished scans tell without networks; slices, the models "
+            "by painted slices alone, for comparison.",
         ),
     ] = None,
     groups: Annotated[
@@ -322,7 +343,6 @@ def evaluate(
     from SDFSMISLib.evaluation import BASELINES, read_manifest, rich_table, summarise, write_report
     from SDFSMISLib.evaluation import evaluate as run_evaluation
     from SDFSMISLib.evaluation.interactive import PAINTINGS, ROUNDS, curves, curves_table, evaluate_interactive
-    from SDFSMISLib.evaluation.protocols import Setting
     from SDFSMISLib.evaluation.results import predictions_in
     from SDFSMISLib.evaluation.tables import TITLES
 
@@ -331,14 +351,22 @@ def evaluate(
         raise InputError(f"--rounds and --painting belong to --protocol interactive; {protocol} takes neither.")
     if interactive and (shots > 1 or directions > 1 or diagnostics):
         raise InputError("--protocol interactive takes none of --shots, --directions, --diagnostics; give --rounds.")
+    if interactive and finished:
+        raise InputError("--protocol interactive takes no --finished; same-volume and cross-volume do.")
+    if examples_from != "all" and not finished:
+        raise InputError("--examples-from says which cases --finished takes; give --finished N too, or leave it out.")
     chosen_baselines = _names(baselines)
-    unknown = [name for name in chosen_baselines if name not in BASELINES]
+    unknown = [name for name in chosen_baselines if name not in (*BASELINES, SLICES)]
     if unknown:
-        raise InputError(f"There is no baseline {unknown[0]!r}; there are {', '.join(BASELINES)}.")
+        raise InputError(f"There is no baseline {unknown[0]!r}; there are {', '.join((*BASELINES, SLICES))}.")
+    if not finished and SLICES in chosen_baselines:
+        raise InputError(f"The baseline {SLICES} belongs to --finished; without it, models get painted slices alone.")
     manifest = read_manifest(cases)
     chosen = manifest.select(_names(groups) or None, split)
     models = _models(model or [BUILT_IN], protocol, device)
-    methods = models | {name: BASELINES[name] for name in chosen_baselines}
+    methods = models | {name: BASELINES[name] for name in chosen_baselines if name != SLICES}
+    if SLICES in chosen_baselines:
+        methods |= {f"{name}, {SLICES}": its.without_prior() for name, its in models.items()}
     if not methods:
         raise InputError(f"There is nothing to measure; name a model, or of the baselines {', '.join(BASELINES)}.")
     with progress(protocol, len(chosen)) as advance:
@@ -356,13 +384,15 @@ def evaluate(
                 advance,
                 mispaired=models if diagnostics else (),
                 directions=directions,
+                finished=finished or 0,
+                examples_from=None if examples_from == "all" else examples_from,
             )
         if not rows:
             some = ", ".join(case.id for case in chosen[:3]) + (", …" if len(chosen) > 3 else "")
             raise InputError(
                 f"Nothing was measured: of the {len(chosen)} cases chosen ({some}) none has a task of the protocol "
                 f"{protocol} that {', '.join(methods)} can do. Look whether their label maps show the targets on "
-                "enough slices, or choose other --shots, --protocol, --split, --groups or methods."
+                "enough slices, or choose other --shots, --finished, --protocol, --split, --groups or methods."
             )
         if output is not None:
             write_report(output, manifest, command_line(ctx), advance)
@@ -373,7 +403,7 @@ def evaluate(
     else:
         summaries = summarise(rows)
         for measure in ("dice", "dice_whole") if protocol == "same-volume" else ("dice",):
-            title = f"{TITLES[measure]}, {Setting(protocol, shots, directions).title}"
+            title = f"{TITLES[measure]}, {rows[0].setting.title}"
             console.print(rich_table(summaries, measure, title))
     for name in [name for name in methods if name not in {row.method for row in rows}]:
         typer.echo(f"{name} was left out: no task of the protocol {protocol} is one that it can do.")

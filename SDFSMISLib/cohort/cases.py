@@ -7,15 +7,16 @@
      "cases":  [{"id": "group/name", "group": NAME, "image": PATH, "labels": PATH, "modality": ...,
                  "targets": {"liver": 1, ...}, "split": "train" | "test"}]}
 
-Paths are relative to the manifest's folder. Only fields that measuring needs are required: a group's fields and a
-case's modality may be missing.
+Paths are relative to the manifest's folder. A target may also have a list of label values, ``"kidneys": [2, 3]``: all
+of them are the one structure. Only fields that measuring needs are required: a group's fields and a case's modality may
+be missing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,8 @@ class Group:
 class Case:
     """One scan with its labelmap.
 
-    ``id`` is ``"group/name"``; ``targets`` maps the name of each structure to its label value (1 or more).
+    ``id`` is ``"group/name"``; ``targets`` maps the name of each structure to its label value (1 or more). A structure
+    of several label values has the first of them there, and ``joined`` maps the others to it.
 
     >>> case = Case("ct/1", "ct", Path("scan.nii.gz"), Path("labels.nii.gz"), {"liver": 1}, split="test")
     >>> case.targets["liver"]
@@ -61,6 +63,13 @@ class Case:
     targets: Mapping[str, int]
     split: Split
     modality: str = ""
+    joined: Mapping[int, int] = field(default_factory=dict)
+
+    def labels_of(self, target: str) -> int | list[int]:
+        """The label values of a target in its labelmap, as a manifest has them."""
+        first = self.targets[target]
+        others = [value for value, of in self.joined.items() if of == first]
+        return [first, *others] if others else first
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ def read_manifest(path: str | PathLike[str], label_maps: bool = False) -> Manife
 
 @dataclass(frozen=True, eq=False)
 class LabelledScan:
-    """A case in memory: its scan, and its labelmap on the scan's grid."""
+    """A case in memory: its scan, and its labelmap on the scan's grid, each structure with one label value."""
 
     case: Case
     scan: Volume
@@ -171,6 +180,8 @@ def load_case(case: Case) -> LabelledScan:
     """
     scan = Volume.read(case.image)
     labelmap, _ = match_labelmap(read_labelmap(case.labels), scan.geometry)
+    for value, first in case.joined.items():
+        labelmap.voxels = np.where(labelmap.voxels == value, np.uint16(first), labelmap.voxels)
     return LabelledScan(case, scan, labelmap)
 
 
@@ -192,10 +203,7 @@ def _case(entry: object, place: int, path: Path, groups: Mapping[str, Group], la
     split = _field(fields, "split", str, where)
     if split not in ("train", "test"):
         raise InputError(f'{where} has the split {split!r}; "train" and "test" are accepted.')
-    targets = _field(fields, "targets", dict, where)
-    for target, value in targets.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{where} gives {target!r} the label {value!r}; a whole number from 1 is accepted.")
+    targets, joined = _targets(_field(fields, "targets", dict, where), where)
     files = {key: path.parent / _field(fields, key, str, where) for key in ("image", "labels")}
     for key, file in files.items():
         if not file.exists():
@@ -203,7 +211,24 @@ def _case(entry: object, place: int, path: Path, groups: Mapping[str, Group], la
                 f"{where} names {key} that do not exist: {file}; give a path relative to the manifest's folder."
             )
     modality = str(fields.get("modality") or groups[group].modality)
-    return Case(name, group, files["image"], files["labels"], dict(targets), split, modality)
+    return Case(name, group, files["image"], files["labels"], targets, split, modality, joined)
+
+
+def _targets(given: Mapping[str, Any], where: str) -> tuple[dict[str, int], dict[int, int]]:
+    """See :class:`Case`: its ``targets`` and ``joined``."""
+    labels = {target: value if isinstance(value, list) else [value] for target, value in given.items()}
+    for target, values in labels.items():
+        if not values or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in values):
+            raise InputError(
+                f"{where} gives {target!r} the label {given[target]!r}; a whole number from 1, or a list of them, is "
+                "accepted."
+            )
+    joined = {other: first for first, *others in labels.values() for other in others}
+    used = [value for values in labels.values() for value in values]
+    for value in used:
+        if (value in joined or value in joined.values()) and used.count(value) > 1:
+            raise InputError(f"{where} gives the label {value} twice; a label of a list belongs to that target alone.")
+    return {target: values[0] for target, values in labels.items()}, joined
 
 
 def _field(fields: Mapping[str, Any], key: str, kind: type, where: str) -> Any:

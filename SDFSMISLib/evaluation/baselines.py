@@ -1,4 +1,4 @@
-"""Methods, functions from a :class:`Task` to a bool mask on its query's grid: a segmenter, and four baselines.
+"""Methods, functions from a :class:`Task` to a bool mask on its query's grid: a segmenter, and five baselines.
 
 - ``copy``: the support mask on every slice.
 - ``growcut``: 3D Slicer's *Grow from seeds* (Zhu et al., "An effective interactive medical image segmentation method
@@ -7,6 +7,7 @@
   MICCAI 2008) by SimpleITK, slice to slice, from coarse to fine.
 - ``fill-between``: 3D Slicer's *Fill between slices* (Zukić et al., "ND morphological contour interpolation", Insight
   Journal 2016), the class ``vtkITKMorphologicalContourInterpolator`` of the package slicer-core.
+- ``atlas``: finished scans brought over in 3D, their labels fused (:mod:`SDFSMISLib.inference.atlas`).
 
 A method that does not apply to a task returns None; the task then has no row of that method.
 """
@@ -254,20 +255,44 @@ class SegmenterMethod:
 
     Args:
         segmenter: what is measured.
+        with_prior: whether it also gets what finished scans tell, if a task has some.
         options: strategy, region, window, ... of its ``segment``.
     """
 
-    def __init__(self, segmenter: Segmenter, **options: Any) -> None:
+    def __init__(self, segmenter: Segmenter, with_prior: bool = True, **options: Any) -> None:
         self.segmenter = segmenter
+        self.with_prior = with_prior
         self.options = options
+
+    def without_prior(self) -> SegmenterMethod:
+        """The same by painted slices alone."""
+        return SegmenterMethod(self.segmenter, False, **self.options)
 
     def __call__(self, task: Task) -> np.ndarray:
         return self.segmentation(task).labelmap.voxels == task.label
 
     def segmentation(self, task: Task) -> Segmentation:
-        """All that a user gets, along the axes of all painted slices."""
+        """All that a user gets, along the axes of all painted slices; with finished scans along all axes."""
+        if task.prior is not None and self.with_prior:
+            prior = task.prior.value
+            support = task.support if task.planes else prior.support
+            return self.segmenter.segment(task.query, support, labels=[task.label], prior=prior, **self.options)
         chosen: dict[str, Any] = {"axis": task.axis, "slices": task.judged} if task.has_one_direction else {}
         return self.segmenter.segment(task.query, task.support, **chosen, **self.options)
+
+
+def fused_prior(task: Task) -> np.ndarray | None:
+    """Where finished scans show the target, without networks: bool on the query's grid; None without such scans.
+
+    They are registered in 3D, and their labels fused by local likeness; a voxel whose probability is over one half is
+    the target's.
+    """
+    return None if task.prior is None else task.prior.value.probabilities[task.label] > 127
+
+
+def uses_prior(method: Method) -> bool:
+    """Whether a method looks at finished scans as a whole."""
+    return method is fused_prior or (isinstance(method, SegmenterMethod) and method.with_prior)
 
 
 def copy_support(task: Task) -> np.ndarray:
@@ -313,6 +338,7 @@ BASELINES: Mapping[str, Method] = {
     "growcut": grow_from_seeds,
     "registration": register_outwards,
     "fill-between": fill_between_slices,
+    "atlas": fused_prior,
 }
 """Methods that need no model, by the name that the command line and the tables have for them."""
 ONE_DIRECTION = frozenset({copy_support, register_outwards, fill_between_slices})

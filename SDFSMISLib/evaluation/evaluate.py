@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from SDFSMISLib.cohort.cases import Case, Manifest, load_case, read_manifest
-from SDFSMISLib.evaluation.baselines import Method, SegmenterMethod, check_directions, run_method
+from SDFSMISLib.cohort.cases import Case, Manifest, Split, load_case, read_manifest
+from SDFSMISLib.evaluation.baselines import Method, SegmenterMethod, check_directions, run_method, uses_prior
 from SDFSMISLib.evaluation.diagnostics import diagnose
+from SDFSMISLib.evaluation.finished import FinishedScans
 from SDFSMISLib.evaluation.metrics import METRICS, check_metrics, dice, score
 from SDFSMISLib.evaluation.protocols import PROTOCOLS, Setting, Task, check_protocol, same_volume
 from SDFSMISLib.evaluation.results import (
@@ -50,6 +51,8 @@ def evaluate(
     metrics: Sequence[str] = tuple(METRICS),
     mispaired: Collection[str] = (),
     directions: int = 1,
+    finished: int = 0,
+    examples_from: Split | None = None,
 ) -> list[Row]:
     """Runs ``methods`` (by the name they have in the table) on the tasks that ``protocol`` makes of ``cases``.
 
@@ -58,6 +61,10 @@ def evaluate(
     need MONAI. The methods named in ``mispaired`` also do each task with a support that shows another structure, which
     tells whether they look at it at all.
 
+    With ``finished`` > 0 a task also gets so many other cases of its group as examples, those of the split
+    ``examples_from`` (None = any) that come next and show the target, in ``cross-volume`` in place of painted slices;
+    a target that fewer cases show makes no task (see :mod:`.finished`).
+
     With ``output``, a folder, rows go into its ``results.csv`` one by one and what was found into ``predictions``; at
     the end all slices into ``results.json`` and the means of all rows, with diagnostics, into ``summary.json``. What is
     there already is not done again, so a method must be renamed when it changes. Returns the rows of this protocol,
@@ -65,14 +72,17 @@ def evaluate(
     that the protocol does not take, methods that know one direction only, a package that is missing, and bad files;
     ValueError for a method's mask that is not bool on the query's grid.
     """
-    check_protocol(protocol, shots, directions)
+    check_protocol(protocol, shots, directions, finished)
     check_metrics(metrics)
     if directions > 1:
         check_directions(methods)
-    setting = Setting(protocol, shots, directions)
+    if finished and protocol == "cross-volume":
+        shots = 0
+    setting = Setting(protocol, shots, directions, "", finished, (examples_from or "") if finished else "")
     make_task = PROTOCOLS[protocol] if directions == 1 else partial(same_volume, directions=directions)
     chosen = manifest.cases if cases is None else tuple(cases)
     load = lru_cache(maxsize=CASES_IN_MEMORY)(load_case)
+    scans = FinishedScans(manifest, finished, examples_from, load) if finished else None
     kept = ResultsFile(Path(output) / "results.csv") if output is not None else None
     known = {row.key: row for row in kept.rows} if kept else {}
     jobs = [*((name, False) for name in methods), *((name, True) for name in methods if name in mispaired)]
@@ -81,7 +91,11 @@ def evaluate(
     total = len(pairs) * len(jobs)
     done = 0
     for case, target in pairs:
-        task = cache(partial(make_task, case, target, manifest.following(case), load, shots))
+        task: Callable[[bool], Task | None] = (
+            cache(partial(scans.task, case, target, protocol, shots, directions))
+            if scans
+            else cache(partial(make_task, case, target, manifest.following(case), load, shots))
+        )
         for name, mispaired_now in jobs:
             if progress:
                 progress(done, total, f"{case.id}, {target}, {name}")
@@ -119,9 +133,10 @@ def _row(
     kept: ResultsFile | None,
 ) -> Row | None:
     """Does a task, saves its prediction and its row; None if the method does not apply."""
+    shared = task.prior.seconds if task.prior is not None and uses_prior(method) else 0.0  # makes it, if need be
     start = time.perf_counter()
     mask = run_method(method, task)
-    seconds = time.perf_counter() - start
+    seconds = shared + time.perf_counter() - start
     if mask is None:
         return None
     row = scored(task, mask, setting, name, seconds, metrics)
@@ -147,11 +162,13 @@ def scored(task: Task, mask: np.ndarray, setting: Setting, method: str, seconds:
         seconds=seconds,
         axis=task.axis,
         planes=task.planes,
-        support_case=task.support_case.id,
+        support_case=" ".join(case.id for case in task.examples) or task.support_case.id,
         shown=task.shown,
         ml=int(np.count_nonzero(task.reference)) * x * y * z / 1000,
         directions=setting.directions,
         painting=setting.painting,
+        finished=setting.finished,
+        examples_from=setting.examples_from,
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from SDFSMISLib.images.planes import Plane
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.support import SupportSet
 
+if TYPE_CHECKING:
+    from SDFSMISLib.evaluation.finished import SharedPrior
+
 __all__ = [
     "PROTOCOLS",
     "Setting",
@@ -33,6 +36,7 @@ __all__ = [
     "chunked_task",
     "cross_volume",
     "field",
+    "large_enough",
     "painted_slices",
     "painted_task",
     "same_volume",
@@ -50,25 +54,38 @@ class Setting(NamedTuple):
 
     ``protocol`` is a name in :data:`PROTOCOLS`, or ``interactive``; ``shots`` the number of painted slices on each of
     the ``directions`` axes, in ``interactive`` on all of them together; ``painting`` says who chose the slices there
-    (a name in :data:`.interactive.PAINTINGS`), and is empty in other protocols.
+    (a name in :data:`.interactive.PAINTINGS`), and is empty in other protocols. ``finished`` other scans of the group
+    are examples as a whole, with ``cross-volume`` in place of painted slices; they are of the split
+    ``examples_from``, ``""`` for any.
 
     >>> Setting("same-volume", 3).title, Setting("same-volume", 1, 2).title
     ('same-volume, 3 painted slices', 'same-volume, 2 directions')
+    >>> Setting("cross-volume", 0, finished=10).title
+    'cross-volume, 10 finished scans'
+    >>> Setting("same-volume", 1, finished=3, examples_from="train").title
+    'same-volume, 1 painted slice, 3 finished scans (train)'
     """
 
     protocol: str
     shots: int
     directions: int = 1
     painting: str = ""
+    finished: int = 0
+    examples_from: str = ""
 
     @property
     def title(self) -> str:
-        if self.protocol == "field":
-            return self.protocol
+        parts = [self.protocol]
         if self.directions > 1:
-            return f"{self.protocol}, {self.directions} directions"
-        slices = f"{self.shots} painted {'slice' if self.shots == 1 else 'slices'}"
-        return ", ".join(part for part in (self.protocol, slices, self.painting) if part)
+            parts.append(f"{self.directions} directions")
+        elif self.protocol != "field" and self.shots:
+            parts.append(f"{self.shots} painted {'slice' if self.shots == 1 else 'slices'}")
+        if self.painting:
+            parts.append(self.painting)
+        if self.finished:
+            origin = f" ({self.examples_from})" if self.examples_from else ""
+            parts.append(f"{self.finished} finished {'scan' if self.finished == 1 else 'scans'}{origin}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +103,8 @@ class Task:
         support_case: the case that the support was painted on.
         parts: tasks to do one by one, each with a support for its own judged slices; empty: the task is done as a
             whole.
+        examples, prior: the cases that are examples as a whole, and where they show the targets of the case, by label
+            value; empty and None without.
 
     >>> from pathlib import Path
     >>> from SDFSMISLib.images.geometry import Geometry
@@ -110,6 +129,8 @@ class Task:
     judged: tuple[int, ...]
     support_case: Case
     parts: tuple[Task, ...] = ()
+    examples: tuple[Case, ...] = ()
+    prior: SharedPrior | None = None
 
     @property
     def painted(self) -> tuple[int, ...]:
@@ -143,14 +164,26 @@ Protocol = Callable[[Case, str, tuple[Case, ...], Loader, int, bool], "Task | No
 None if the target is too small or no scan can show it, or another structure."""
 
 
-def check_protocol(name: str, shots: int, directions: int = 1) -> None:
-    """Raises :class:`InputError` for an unknown protocol, and numbers of shots or directions that it does not take."""
+def check_protocol(name: str, shots: int, directions: int = 1, finished: int = 0) -> None:
+    """Raises :class:`InputError` for an unknown protocol, and numbers of shots, directions or finished scans that it
+    does not take."""
     if name not in PROTOCOLS:
         raise InputError(f"There is no protocol {name!r}; there are {', '.join(PROTOCOLS)}.")
     if shots < 1:
         raise InputError(f"{shots} shots were asked for; at least 1 painted slice is needed.")
     if name == "field" and shots > 1:
         raise InputError(f"{shots} shots were asked for; the protocol field takes 1: a slice of one scan per chunk.")
+    if finished < 0:
+        raise InputError(f"{finished} finished scans were asked for; 0 or more are accepted.")
+    if finished and name == "field":
+        raise InputError(
+            f"{finished} finished scans were asked for; the protocol field takes none, same-volume and cross-volume do."
+        )
+    if finished and name == "cross-volume" and shots > 1:
+        raise InputError(
+            f"{shots} shots and {finished} finished scans were asked for; cross-volume takes finished scans in place "
+            "of painted slices: leave one of the two out, or choose same-volume, which takes both."
+        )
     if not 1 <= directions <= AXES:
         raise InputError(f"{directions} directions were asked for; 1 to {AXES} are accepted.")
     if directions > 1 and name != "same-volume":
@@ -192,7 +225,7 @@ def same_volume(
     """
     labelled = load(case)
     reference = labelled.mask(target)
-    if not _large_enough(reference, labelled.axis):
+    if not large_enough(reference, labelled.axis):
         return None
     shown = labelled.next_target(target) if mispaired else target
     if shown is None:
@@ -230,7 +263,7 @@ def cross_volume(
     labelled = load(case)
     reference = labelled.mask(target)
     supporting, shown = _supporting(target, others, load, mispaired)
-    if supporting is None or shown is None or not _large_enough(reference, labelled.axis):
+    if supporting is None or shown is None or not large_enough(reference, labelled.axis):
         return None
     slices = painted_slices(supporting.mask(shown), supporting.axis, shots)
     judged = tuple(range(labelled.scan.slice_count(labelled.axis)))
@@ -250,7 +283,7 @@ def field(
     labelled = load(case)
     reference = labelled.mask(target)
     supporting, shown = _supporting(target, others, load, mispaired)
-    if supporting is None or shown is None or not _large_enough(reference, labelled.axis):
+    if supporting is None or shown is None or not large_enough(reference, labelled.axis):
         return None
     holding = slices_with(supporting.mask(shown), supporting.axis)
     return chunked_task(labelled, target, supporting, shown, [(index,) for index in spread_slices(holding, CHUNKS)])
@@ -335,6 +368,7 @@ def _areas(mask: np.ndarray, axis: int) -> np.ndarray:
     return np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
 
 
-def _large_enough(mask: np.ndarray, axis: int) -> bool:
+def large_enough(mask: np.ndarray, axis: int) -> bool:
+    """Whether a target makes a task."""
     areas = _areas(mask, axis)
     return bool(areas.sum() >= MIN_VOXELS and np.count_nonzero(areas) >= MIN_SLICES)

@@ -116,6 +116,11 @@ PROTOCOL_TEXTS = {
     "field": "The literature's protocol, for comparison with papers only: three painted slices of the next case of the "
     "group, each for a third of the slices that hold the target; slices without the target are not judged.",
 }
+FINISHED_TEXTS = {
+    "same-volume": "Finished scans of the group are examples besides, as a whole: the next ones that show the target.",
+    "cross-volume": "Finished scans of the group are examples, as a whole: the next ones that show the target. Nothing "
+    "is painted on the scan; every slice is judged. Methods that take slices get the largest of each finished scan.",
+}
 NOTES = (
     "Means are over cases, then over a group's targets, then over groups. (n) behind a mean: n tasks were left out of "
     "it, where a mask is empty and so has no surface; their Dice is counted, 0 where one mask is empty, 1 where both."
@@ -196,6 +201,14 @@ class _Section:
             for place, rank in sorted(ranks.items()):
                 yield _Sheet(self.folder, rank, ranked[place])
 
+    def text(self) -> str:
+        """What its setting means."""
+        first = self.rows[0]
+        if not first.finished:
+            return PROTOCOL_TEXTS[first.protocol]
+        painted = f"{PROTOCOL_TEXTS[first.protocol]} " if first.shots else ""
+        return painted + FINISHED_TEXTS[first.protocol]
+
     def measures(self) -> list[str]:
         """Those that were computed in any task."""
         return [name for name in MEASURES if name == "seconds" or any(name in row.scores for row in self.rows)]
@@ -207,7 +220,7 @@ class _Section:
     def html(self, sheets: Sequence[str]) -> str:
         """The section; ``sheets`` are its contact sheets."""
         summaries = summarise(self.rows)
-        parts = [f"<h2>{escape(self.title)}</h2><p>{escape(PROTOCOL_TEXTS[self.rows[0].protocol])}</p>"]
+        parts = [f"<h2>{escape(self.title)}</h2><p>{escape(self.text())}</p>"]
         for measure in self.measures():
             parts.append(f"<h3>{escape(TITLES[measure])}</h3>{measures_table(summaries, measure).html()}")
         parts.append(f"<p class=note>{escape(NOTES)}</p><h3>Spread over the cases</h3>")

@@ -103,9 +103,11 @@ def prediction_path(folder: Path, key: Hashable) -> Path:
 
 SCORES = (*METRICS, "dice_whole")
 MEASURES = (*SCORES, "seconds")
-KEY_COLUMNS = ("protocol", "shots", "directions", "painting", "group", "case", "target", "shown", "method")
+SETTING_COLUMNS = ("protocol", "shots", "directions", "painting", "finished", "examples_from")
+KEY_COLUMNS = (*SETTING_COLUMNS, "group", "case", "target", "shown", "method")
 COLUMNS = (*KEY_COLUMNS, *MEASURES, "ml", "axis", "painted", "support_case")
-NEW_COLUMNS = {"directions": "1", "painting": "", "dice_whole": ""}  # that files of version 0.1.0 lack: their values
+# That older files lack, and the values that their rows have:
+NEW_COLUMNS = {"directions": "1", "painting": "", "finished": "0", "examples_from": "", "dice_whole": ""}
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ class Row:
     Dice over the whole volume, painted slices as painted. ``planes`` are these slices, ``axis`` that of the judged
     ones; ``shown`` is the structure that the support showed. Another ``shown`` than the target (a mispaired task) is a
     check of the method and not part of any mean. ``ml`` is the target's volume in the reference, ``seconds`` the
-    method's time. Protocol, shots, directions and painting are explained in :class:`.protocols.Setting`.
+    method's time, with its share of the registrations if finished scans were registered; ``support_case`` has the ids
+    of all finished scans then, with spaces between. Protocol, shots, directions, painting, finished and examples_from
+    are explained in :class:`.protocols.Setting`.
     """
 
     protocol: str
@@ -134,10 +138,12 @@ class Row:
     ml: float
     directions: int = 1
     painting: str = ""
+    finished: int = 0
+    examples_from: str = ""
 
     @property
     def setting(self) -> Setting:
-        return Setting(self.protocol, self.shots, self.directions, self.painting)
+        return Setting(self.protocol, self.shots, self.directions, self.painting, self.finished, self.examples_from)
 
     @property
     def painted(self) -> tuple[int, ...]:
@@ -160,9 +166,11 @@ class Row:
 
 
 def row_key(setting: Setting, case: str, target: str, method: str, mispaired: bool = False) -> tuple[Hashable, ...]:
-    """What identifies a row; predictions are kept under it, so those of version 0.1.0 must stay the same."""
+    """What identifies a row; predictions are kept under it, so it must stay the same for rows of older files."""
     key = (setting.protocol, setting.shots, case, target, method, mispaired)
-    return key if setting[2:] == (1, "") else (*key, *setting[2:])
+    if setting.finished:
+        return (*key, *setting[2:])
+    return key if setting[2:4] == (1, "") else (*key, *setting[2:4])
 
 
 def predictions_in(folder: Path) -> Callable[[Row], Prediction]:
@@ -376,4 +384,6 @@ def _row(texts: Mapping[str, str]) -> Row:
         ml=float(texts["ml"]),
         directions=int(texts["directions"]),
         painting=texts["painting"],
+        finished=int(texts["finished"]),
+        examples_from=texts["examples_from"],
     )
