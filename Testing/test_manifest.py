@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from SDFSMISLib.cohort.cases import load_case
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation import read_manifest
-from small_cases import write_two_groups
+from small_cases import COLUMN, CONE, ManifestMaker, boxes, write_two_groups
 
 
 @pytest.fixture
@@ -28,6 +29,18 @@ def test_cases_are_chosen_by_group_and_split(two_groups: Path) -> None:
         manifest.select(["c"])
     with pytest.raises(InputError, match="no case"):
         manifest.select(["b"], "train")
+
+
+def test_a_target_of_several_labels_is_one_structure(tmp_path: Path) -> None:
+    maker = ManifestMaker(tmp_path)
+    other = (slice(0, 2), slice(0, 5), slice(0, 5))
+    maker.add("a/1", boxes(COLUMN, CONE, other), {"both": [3, 1], "cone": 2})  # type: ignore[dict-item]
+    (case,) = read_manifest(maker.write()).cases
+    assert dict(case.targets) == {"both": 3, "cone": 2}
+    assert (case.labels_of("both"), case.labels_of("cone")) == ([3, 1], 2)  # as the manifest has them
+    labelled = load_case(case)
+    assert labelled.mask("both").sum() == 6 * 16 + 2 * 25 and labelled.mask("cone").sum() == 75
+    assert labelled.support("both", [4]).slices[0].mask(3).sum() == 16
 
 
 def broken(content: dict[str, Any], change: str) -> Any:
@@ -53,6 +66,14 @@ def broken(content: dict[str, Any], change: str) -> Any:
             case["targets"]["column"] = "1"
         case "label 0":
             case["targets"]["column"] = 0
+        case "empty list":
+            case["targets"]["column"] = []
+        case "list of texts":
+            case["targets"]["column"] = [1, "2"]
+        case "in two lists":
+            case["targets"] = {"column": [1, 3], "cone": [2, 3]}
+        case "alone and in a list":
+            case["targets"] = {"column": [1, 3], "cone": 1}
         case "twice":
             content["cases"].append(case)
         case "list":
@@ -73,6 +94,10 @@ def broken(content: dict[str, Any], change: str) -> Any:
         ("split", "'validation'.*train"),
         ("label", "'column' the label '1'"),
         ("label 0", "'column' the label 0"),
+        ("empty list", r"'column' the label \[\]; a whole number from 1, or a list"),
+        ("list of texts", "'column' the label"),
+        ("in two lists", "gives the label 3 twice"),
+        ("alone and in a list", "gives the label 1 twice"),
         ("twice", "two cases.*'a/1'"),
         ("list", "JSON object"),
     ],

@@ -91,7 +91,7 @@ class FinishedScans:
             task = same_volume(case, target, (), self._load, shots, mispaired, directions)
         else:
             task = self._unpainted_task(labelled, target, shown, members)
-        return None if task is None else replace(task, examples=members, prior=self._prior(labelled))
+        return None if task is None else replace(task, examples=members, prior=self._prior(case))
 
     def members(self, case: Case, target: str) -> tuple[Case, ...]:
         """The next other cases that show a target, as many as were asked for; none if there are not so many."""
@@ -134,16 +134,17 @@ class FinishedScans:
             support_case=members[0],
         )
 
-    def _new_prior(self, labelled: LabelledScan) -> SharedPrior:
+    def _new_prior(self, case: Case) -> SharedPrior:
         """Of all targets that enough other cases show; of each example only those for which it was chosen."""
-        case = labelled.case
         values: dict[Case, dict[int, int]] = {}
         for target, label in case.targets.items():
             for member in self.members(case, target):
                 values.setdefault(member, {})[member.targets[target]] = label
         names = {label: target for target, label in case.targets.items()}
         examples = [self._finished(member).example.renumbered(table, names) for member, table in values.items()]
-        return SharedPrior(labelled.scan, examples, {label for table in values.values() for label in table.values()})
+        return SharedPrior(
+            self._load(case).scan, examples, {label for table in values.values() for label in table.values()}
+        )
 
 
 @dataclass(frozen=True, eq=False)
