@@ -117,6 +117,35 @@ def test_evaluate_paints_along_several_axes_or_round_by_round(run: Run, manifest
     assert all(float(row["dice_whole"]) > 0.9 for row in rows)
 
 
+def test_evaluate_takes_finished_scans_as_examples(run: Run, manifest: Path) -> None:
+    """In place of painted slices or beside them; of another scan, so the second case gets one here."""
+    ran = run(*evaluation(manifest, "--finished", 1, "--model", "none", "--baselines", "atlas"))
+    assert ran.code == 2 and "Nothing was measured" in ran.err and "--finished" in ran.err
+    content = json.loads(manifest.read_text())
+    scan = Volume.read(manifest.parent / "two.nii.gz")
+    Volume(scan.voxels + 1, scan.geometry).write(manifest.parent / "brighter.nii.gz")
+    content["cases"][1]["image"] = "brighter.nii.gz"
+    manifest.write_text(json.dumps(content))
+    with_targets(manifest, ball=1)
+    words = ("--finished", 1, "--examples-from", "train", "--baselines", "atlas,slices,copy")
+    for protocol, title in (
+        ("cross-volume", "cross-volume, 1 finished scan (train)"),
+        ("same-volume", "same-volume, 1 painted slice, 1 finished scan (train)"),
+    ):
+        ran = run(*evaluation(manifest, *words, protocol=protocol))
+        assert ran.code == 0 and title in " ".join(ran.out.split()), ran
+    with (manifest.parent / "results" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    methods = [re.sub("built-in [0-9a-f]+", "built-in", row["method"]) for row in rows]
+    assert methods == ["built-in", "atlas", "copy", "built-in, slices"] * 2
+    assert {(row["finished"], row["examples_from"], row["support_case"]) for row in rows} == {
+        ("1", "train", "balls/two")
+    }
+    assert [row["painted"] for row in rows] == [""] * 4 + [rows[4]["painted"]] * 4 and rows[4]["painted"]
+    dice = [(method, float(row["dice"])) for row, method in zip(rows, methods, strict=True)]
+    assert min(value for method, value in dice if method in ("built-in", "atlas")) > 0.9, dice
+
+
 def test_evaluate_runs_baselines_alone_and_says_what_it_left_out(run: Run, manifest: Path) -> None:
     words = ("--model", "none", "--baselines", "growcut", "copy", "--split", "test")
     ran = run(*evaluation(manifest, *words, protocol="cross-volume"))
@@ -149,6 +178,10 @@ def test_evaluate_in_field_has_models_take_each_slice_alone(
     ("words", "sentence"),
     [
         (("--baselines", "copy,snake"), "no baseline 'snake'; there are copy, growcut, registration, fill-between"),
+        (("--baselines", "slices"), "slices belongs to --finished"),
+        (("--examples-from", "train"), "give --finished N too"),
+        (("--protocol", "interactive", "--finished", 1), "interactive takes no --finished"),
+        (("--protocol", "cross-volume", "--finished", 1, "--shots", 2), "2 shots and 1 finished scans"),
         (("--model", "none"), "nothing to measure"),
         (("--model", "none", "built-in"), "none, or models"),
         (("--model", "nowhere"), "nowhere"),

@@ -23,7 +23,7 @@ import numpy as np
 from SDFSMISLib.errors import InputError
 from SDFSMISLib.evaluation.protocols import Task
 from SDFSMISLib.images.geometry import SliceOrientation
-from SDFSMISLib.support import SupportSlice
+from SDFSMISLib.support import SupportSet, SupportSlice
 
 if TYPE_CHECKING:
     from SimpleITK import Image
@@ -274,9 +274,10 @@ class SegmenterMethod:
     def segmentation(self, task: Task) -> Segmentation:
         """All that a user gets, along the axes of all painted slices; with finished scans along all axes."""
         if task.prior is not None and self.with_prior:
-            prior = task.prior.value
-            support = task.support if task.planes else prior.support
-            return self.segmenter.segment(task.query, support, labels=[task.label], prior=prior, **self.options)
+            painted = task.support if task.planes else SupportSet((), {})
+            return self.segmenter.segment(
+                task.query, painted, labels=[task.label], prior=task.prior.value, **self.options
+            )
         chosen: dict[str, Any] = {"axis": task.axis, "slices": task.judged} if task.has_one_direction else {}
         return self.segmenter.segment(task.query, task.support, **chosen, **self.options)
 

@@ -71,7 +71,7 @@ class FinishedScans:
         self._manifest, self._count, self._split, self._load = manifest, count, split, load
         self._scan = lru_cache(maxsize=2 * count)(_FinishedScan.of)  # that many are in memory, a few MB each
         self._prior = lru_cache(maxsize=1)(self._new_prior)
-        self._shown: dict[Case, frozenset[str]] = {}
+        self._known: dict[Case, tuple[frozenset[str], str]] = {}
 
     def task(
         self, case: Case, target: str, protocol: str, shots: int, directions: int = 1, mispaired: bool = False
@@ -94,21 +94,27 @@ class FinishedScans:
         return None if task is None else replace(task, examples=members, prior=self._prior(case))
 
     def members(self, case: Case, target: str) -> tuple[Case, ...]:
-        """The next other cases that show a target, as many as were asked for; none if there are not so many."""
+        """The next other cases that show a target, as many as were asked for; none if there are not so many.
+
+        A case of the same scan is left out.
+        """
+        own = self._load(case).scan.content_hash()
         found: list[Case] = []
         for other in self._manifest.following(case):
-            if self._split in (None, other.split) and target in self._targets(other):
-                found.append(other)
-                if len(found) == self._count:
-                    return tuple(found)
+            if self._split in (None, other.split) and target in other.targets:
+                targets, scan = self._about(other)
+                if target in targets and scan != own:
+                    found.append(other)
+                    if len(found) == self._count:
+                        return tuple(found)
         return ()
 
-    def _targets(self, case: Case) -> frozenset[str]:
-        """Those that an example of the case shows."""
-        if case not in self._shown:
+    def _about(self, case: Case) -> tuple[frozenset[str], str]:
+        """The targets that an example of the case shows, and the content hash of its scan."""
+        if case not in self._known:
             scan = self._scan(case)
-            self._shown[case] = frozenset(scan.slices) if scan else frozenset()
-        return self._shown[case]
+            self._known[case] = (frozenset(scan.slices), scan.example.scan) if scan else (frozenset(), "")
+        return self._known[case]
 
     def _finished(self, case: Case) -> _FinishedScan:
         scan = self._scan(case)
