@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from SDFSMISLib.cohort.cases import Case, LabelledScan, Manifest, Split, load_ca
 from SDFSMISLib.evaluation.protocols import Task, large_enough, painted_slices, same_volume
 from SDFSMISLib.examples import Example
 from SDFSMISLib.images.volume import Volume
-from SDFSMISLib.inference.atlas import Prior, prior_of
 from SDFSMISLib.support import SupportSet, SupportSlice
+
+if TYPE_CHECKING:
+    from SDFSMISLib.inference.atlas import Prior
 
 __all__ = ["FinishedScans", "SharedPrior"]
 
@@ -46,6 +49,8 @@ class SharedPrior:
 
     @cached_property
     def _made(self) -> tuple[Prior, float]:
+        from SDFSMISLib.inference.atlas import prior_of
+
         began = time.perf_counter()
         prior = prior_of(self._query, self._examples, self._labels, most=len(self._examples))
         return prior, time.perf_counter() - began
