@@ -49,7 +49,7 @@ def refused(run: Run, files: Path) -> Iterator[Callable[..., str]]:
 def test_contradicting_options(refused: Callable[..., str], files: Path) -> None:
     out = ("--output", files / "r.nii.gz")
     some_set = files / "painted.seg.nrrd"
-    assert "Both --support-set and --support" in refused(*segment(files, *out, "--support-set", some_set))
+    assert "Both a support set and --support" in refused(*segment(files, *out, "--support-set", some_set))
     assert "--support and --mask is missing" in refused("segment", *out)
     assert "--mask is missing" in refused("segment", *out, "--support", files / "scan.nii.gz")
     assert "name one with --query" in refused("segment", *out, "--support-set", some_set)

@@ -36,6 +36,10 @@ Painted today, used next month:
 
   sdfsmis segment --support-set liver.safetensors --query next.nrrd --output next/
 
+Finished patients show where the liver is in the next one:
+
+  sdfsmis segment --support-set livers/ --query next.nrrd --output next/
+
 A cohort, by four processes; where it was stopped, the same command goes on:
 
   sdfsmis segment --support-set liver.safetensors --query scans/ --output results/
@@ -118,7 +122,11 @@ def _option(panel: str, text: str, metavar: str | None, name: str | None = None)
 
 SUPPORT = _painted("The scan that was painted on: any file that SimpleITK reads, or a DICOM folder.", "SCAN")
 MASK = _painted("What was painted, 0 is background. Another grid in the same frame is resampled.", "LABELMAP")
-SUPPORT_SET = _painted("Painted examples saved by --save-support-set, in place of --support and --mask.", "FILE")
+SUPPORT_SET = _painted(
+    "Painted examples saved by --save-support-set, in place of --support and --mask; or a library of finished scans "
+    "(sdfsmis examples add), which tell where a structure lies; or one of each. A library also goes with --support.",
+    "FILE|LIBRARY ...",
+)
 SAVE = _painted("Save the painted slices as a support set: examples to segment other scans with.", "FILE")
 LABEL = _painted("Label value in the mask; several may follow. Default: each label.", "N ...")
 SLICE = _painted(
@@ -182,7 +190,7 @@ def segment(
     *,
     support: Annotated[Path | None, SUPPORT] = None,
     mask: Annotated[Path | None, MASK] = None,
-    support_set: Annotated[Path | None, SUPPORT_SET] = None,
+    support_set: Annotated[list[Path] | None, SUPPORT_SET] = None,
     save_support_set: Annotated[Path | None, SAVE] = None,
     label: Annotated[list[int] | None, LABEL] = None,
     slice_: Annotated[list[str] | None, SLICE] = None,
@@ -221,7 +229,7 @@ def segment(
         token = os.environ.get(TOKEN_VARIABLE)
     done = segment_run.run_segment(
         segment_run.SupportFiles(
-            support, mask, support_set, tuple(sorted(set(label or ()))), tuple(slice_ or ()), axis
+            support, mask, tuple(support_set or ()), tuple(sorted(set(label or ()))), tuple(slice_ or ()), axis
         ),
         CohortSettings(
             RunOptions(strategy, region, threshold),

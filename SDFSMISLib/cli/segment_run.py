@@ -20,6 +20,7 @@ from SDFSMISLib.cohort.scan_list import find_scans, is_cohort
 from SDFSMISLib.cohort.table import CohortTable
 from SDFSMISLib.console import duration, print_status, progress, waiting
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.examples import Library
 from SDFSMISLib.images.labelmap import label_values
 from SDFSMISLib.images.volume import Volume, read_labelmap
 from SDFSMISLib.options import BUILT_IN
@@ -32,9 +33,10 @@ TABLE = "cohort.csv"
 
 @dataclass(frozen=True)
 class SupportFiles:
-    """Where the painted slices come from: a scan and its mask, or a saved support set.
+    """What shows the structures: a scan and its mask or a saved support set, a library of finished scans, or both.
 
     Attributes:
+        support_sets: a support set, a library, or one of each.
         labels: label values to segment; empty = all.
         slices: slices of the mask, as ``K`` along `axis` or as ``AXIS:K``; empty = all painted ones.
 
@@ -44,48 +46,78 @@ class SupportFiles:
 
     scan: Path | None
     mask: Path | None
-    support_set: Path | None
+    support_sets: tuple[Path, ...] = ()
     labels: tuple[int, ...] = ()
     slices: tuple[str, ...] = ()
     axis: Literal["auto", "0", "1", "2"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.support_set is not None:
+        files = [path for path in self.support_sets if not path.is_dir()]
+        folders = [path for path in self.support_sets if path.is_dir()]
+        for paths, kind in ((files, "support sets"), (folders, "libraries")):
+            if len(paths) > 1:
+                raise InputError(f"{len(paths)} {kind} were given ({paths[0]}, {paths[1]}); give one of them.")
+        if files:
             if self.scan is not None or self.mask is not None:
-                raise InputError("Both --support-set and --support with --mask were given; give one of the two.")
+                raise InputError(
+                    "Both a support set and --support with --mask were given; give one of the two. A library can be "
+                    "given with either."
+                )
             if self.slices or self.axis != "auto":
                 raise InputError(
                     "--slice and --axis choose slices of --mask; a support set holds its own, so leave them out."
                 )
-        elif self.scan is None or self.mask is None:
+        elif (self.scan is None) != (self.mask is None) or not (folders or self.scan is not None):
             missing = [name for name, path in (("--support", self.scan), ("--mask", self.mask)) if path is None]
             raise InputError(
-                f"{' and '.join(missing)} is missing; give --support SCAN with --mask LABELMAP, or --support-set FILE."
+                f"{' and '.join(missing)} is missing; give --support SCAN with --mask LABELMAP, or --support-set FILE "
+                "or LIBRARY."
             )
+        elif self.mask is None and (self.slices or self.axis != "auto"):
+            raise InputError("--slice and --axis choose slices of --mask; a library holds whole scans: leave them out.")
+
+    @property
+    def support_set(self) -> Path | None:
+        """The file of painted slices."""
+        return next((path for path in self.support_sets if not path.is_dir()), None)
+
+    @property
+    def library(self) -> Library | None:
+        """The finished scans."""
+        return next((Library(path) for path in self.support_sets if path.is_dir()), None)
 
     @property
     def paths(self) -> list[Path]:
-        """The files that were given."""
-        return [path for path in (self.scan, self.mask, self.support_set) if path is not None]
+        """The files and folders that were given."""
+        return [path for path in (self.scan, self.mask, *self.support_sets) if path is not None]
 
     def read(self) -> tuple[SupportSet, Volume | None]:
-        """The painted slices, and the scan that they were painted on if it had to be read.
+        """The painted slices, none if there is only a library, and the scan that they were painted on if it had to be
+        read.
 
         Raises:
-            InputError: for a file that cannot be read, or a label that is not painted.
+            InputError: for a file that cannot be read, or a label that neither is painted nor in the library.
         """
+        library = self.library
+        if library is not None and self.support_set is None and self.mask is None:
+            library.unified(self.labels or None)
+            return SupportSet(()), None
         if self.support_set is not None:
             support = SupportSet.load(self.support_set)
+            shown = {**support.names, **(library.unified(None, support.names)[0] if library is not None else {})}
             for label in self.labels:
-                support.for_label(label)
+                if label not in shown:
+                    support.for_label(label)
             return support, None
         assert self.scan is not None and self.mask is not None
         scan = Volume.read(self.scan)
         labelmap = read_labelmap(self.mask)
+        in_library = set(library.unified(None, labelmap.segment_names)[0]) if library is not None else set()
+        painted = set(label_values(labelmap.voxels))
         support = SupportSet.from_labelmap(
             scan,
             labelmap,
-            label=self.labels or None,
+            label=[label for label in self.labels if label in painted or label not in in_library] or None,
             slices=[_named_slice(text) for word in self.slices for text in word.strip(",").split(",")] or None,
             axis="auto" if self.axis == "auto" else int(self.axis),
         )
@@ -153,8 +185,13 @@ def run_segment(
     Raises:
         InputError: for bad input; nothing is half-written then.
     """
-    if painted.support_set is not None and not queries:
-        raise InputError("A support set holds painted slices, no scan to segment; name one with --query.")
+    if painted.scan is None and not queries:
+        raise InputError("A support set or a library holds no scan to segment; name one with --query.")
+    library = painted.library
+    if library is not None and settings.backend is not None:
+        raise InputError(
+            "A library is used on this computer only, so that finished scans stay here; leave --server out."
+        )
     _check_workers(workers, engine, settings.device)
     for path in painted.paths:
         if not path.exists():
@@ -166,10 +203,15 @@ def run_segment(
     if not jobs:
         return True
     support, scan = painted.read()
-    labels = painted.labels or support.labels
+    names = library.unified(None, support.names)[0] if library is not None else {}
+    labels = painted.labels or tuple(sorted({*support.labels, *names}))
     others = [path for path in (save_support_set, table.path if table else None) if path is not None]
     check_outputs(jobs, labels, [*painted.paths, *queries], others)
-    print_status(_described(support, labels))
+    if support.slices:
+        print_status(_described(support, labels))
+    if library is not None:
+        shown = ", ".join(_label(label, names[label]) for label in labels if label in names)
+        print_status(f"Library: {len(library.names())} finished scans in {library.folder}; {shown}.")
     early: dict[Path, Volume] = {}
     if scan is not None and same_file(jobs[0].query, painted.scan):
         early[jobs[0].query] = scan
@@ -180,14 +222,15 @@ def run_segment(
     finished: Iterator[Finished[ScanResult]]
     if dry_run or (engine == "process" and count == 1):
         with waiting(f"Asking {settings.backend.url}" if settings.backend else f"Loading the model {settings.model}"):
-            worker = ScanWorker(settings, support, labels)
+            worker = ScanWorker(settings, support, labels, library)
             seconds = worker.segmenter.seconds_per_slice()
         finished = _one_by_one(worker, seconds, jobs, early, cohort, dry_run)
     else:
         early.clear()  # the workers read for themselves
-        make_work = partial(start_worker, settings.absolute(), support, labels)
+        folder = None if library is None else Library(library.folder.absolute())
+        make_work = partial(start_worker, settings.absolute(), support, labels, library=folder)
         finished = _by_workers(jobs, make_work, count if engine == "process" else workers, engine, settings)
-    if save_support_set is not None and not dry_run:
+    if save_support_set is not None and support.slices and not dry_run:
         support.save(save_support_set)
         typer.echo(f"Wrote the support set {save_support_set}")
     failures = _report(jobs, finished, labels, table, dry_run)
@@ -261,12 +304,20 @@ def _segment(worker: ScanWorker, seconds: float, job: ScanJob, early: dict[Path,
         typer.echo(f"{job.query} -> {job.labelmap}")
         return ScanResult()
     with progress(job.query.name, slices) as advance:
-        return worker.segment(job, query, on_slice=lambda one: advance(one.finished, one.total))
+        return worker.segment(
+            job,
+            query,
+            on_slice=lambda one: advance(one.finished, one.total, job.query.name),
+            on_step=lambda step: advance(step.done, step.total, f"{job.query.name}: {step.message}"),
+        )
 
 
 def _announce(worker: ScanWorker, seconds: float, job: ScanJob, query: Volume) -> int:
     """Prints how many slices there are and how long they take; returns their number, of all labels."""
     support, count = worker.support, len(worker.labels)
+    if worker.library is not None:
+        print_status(f"{job.query.name}: {count} label{'s' * (count > 1)} by finished scans.")
+        return 1
     scan_hash = query.content_hash()
     axes = support.axes_on(query, scan_hash)
     own = [painted for painted in support.slices if painted.plane.scan == scan_hash]

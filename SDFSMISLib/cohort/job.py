@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from SDFSMISLib.client import BackendError, Client
 from SDFSMISLib.errors import Cancelled, InputError
+from SDFSMISLib.examples import Library
 from SDFSMISLib.images.files import written_extension
 from SDFSMISLib.images.postprocess import Postprocessing
 from SDFSMISLib.images.volume import Volume
@@ -28,6 +29,7 @@ from SDFSMISLib.options import BUILT_IN, RunOptions
 from SDFSMISLib.support import SupportSet
 
 if TYPE_CHECKING:
+    from SDFSMISLib.inference.atlas import AtlasStep, Prior
     from SDFSMISLib.inference.remote import RemoteSegmenter
     from SDFSMISLib.inference.segmentation import Segmentation
     from SDFSMISLib.inference.segmenter import Segmenter
@@ -201,15 +203,19 @@ class ScanWorker:
     """Segments scan after scan by one support set; the model is loaded once.
 
     Args:
+        support: painted slices; may have none if there is a library.
         labels: label values to segment.
+        library: finished scans that show where structures lie; not with a backend.
 
     Raises:
         InputError: if the model or the device is missing.
         BackendError: if the backend is unreachable, or refuses.
     """
 
-    def __init__(self, settings: CohortSettings, support: SupportSet, labels: Sequence[int]) -> None:
-        self.settings, self.support, self.labels = settings, support, labels
+    def __init__(
+        self, settings: CohortSettings, support: SupportSet, labels: Sequence[int], library: Library | None = None
+    ) -> None:
+        self.settings, self.support, self.labels, self.library = settings, support, labels, library
         self.segmenter: Segmenter | RemoteSegmenter
         if settings.backend is not None:
             from SDFSMISLib.inference.remote import RemoteSegmenter
@@ -242,19 +248,28 @@ class ScanWorker:
         query: Volume,
         *,
         on_slice: Callable[[SliceResult], None] | None = None,
+        on_step: Callable[[AtlasStep], None] | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> ScanResult:
         """Segment `query`, the scan of `job`, and write its results, all of them or none.
+
+        Args:
+            on_slice: called after each finished slice.
+            on_step: called with the progress of registering finished scans.
+            cancel: returns True to stop.
 
         Raises:
             InputError: see `Segmenter.segment` and `write_segmentation`.
             Cancelled: if `cancel` returned True.
         """
         settings = self.settings
+        prior = None if self.library is None else self._prior(self.library, query, on_step, cancel)
+        by_examples: dict[str, Any] = {} if prior is None else {"prior": prior}  # a backend's segmenter takes none
         segmentation = self.segmenter.segment(
             query,
             self.support,
             **asdict(settings.options),
+            **by_examples,
             labels=self.labels,
             postprocessing=settings.postprocessing,
             on_slice=on_slice,
@@ -263,6 +278,7 @@ class ScanWorker:
         metadata = provenance(
             segmentation,
             self.support,
+            examples={} if prior is None else {one.name: one.digest for one in prior.agreement},
             model=self.segmenter.name,
             weights=self.segmenter.weights,
             settings=settings.provenance,
@@ -271,9 +287,29 @@ class ScanWorker:
         write_segmentation(segmentation, job.labelmap, metadata, job.probability_files(self.labels))
         return ScanResult.of(segmentation)
 
+    def _prior(
+        self,
+        library: Library,
+        query: Volume,
+        on_step: Callable[[AtlasStep], None] | None,
+        cancel: Callable[[], bool] | None,
+    ) -> Prior:
+        """Where the labels that the library has lie in a scan."""
+        from SDFSMISLib.inference.atlas import prior_of
+
+        names, examples = library.unified(None, self.support.names)
+        return prior_of(
+            query, examples, [label for label in self.labels if label in names], on_step=on_step, cancel=cancel
+        )
+
 
 def start_worker(
-    settings: CohortSettings, support: SupportSet, labels: Sequence[int], place: int, of: int
+    settings: CohortSettings,
+    support: SupportSet,
+    labels: Sequence[int],
+    place: int,
+    of: int,
+    library: Library | None = None,
 ) -> ScanWorker:
     """A worker in a process of its own, number `place` of the `of` on this machine: it gets its share of the
     processors, and one of several GPUs.
@@ -296,7 +332,7 @@ def start_worker(
         gpus = torch.cuda.device_count()
         if of > 1 and gpus > 1 and settings.device in ("auto", "cuda"):
             settings = replace(settings, device=f"cuda:{place % gpus}")
-    return ScanWorker(settings, support, labels)
+    return ScanWorker(settings, support, labels, library)
 
 
 def _warn_of_retry(error: BackendError) -> None:

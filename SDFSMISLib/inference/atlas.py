@@ -80,10 +80,12 @@ class Agreement:
 
     Attributes:
         name: of the example.
+        digest: its content address.
         dice: Dice coefficient of its labels, brought over, and of what was found: the mean over its structures.
     """
 
     name: str
+    digest: str
     dice: float
 
 
@@ -165,7 +167,7 @@ def find_structures(
     yield AtlasStep(len(chosen), len(chosen))
     shares = _fused(grey, grid, registered, sorted(wanted))
     probabilities = {label: _on_grid(share, grid, query.geometry) for label, share in shares.items()}
-    agreement = tuple(Agreement(one.example.name, _agreement(one, shares)) for one in registered)
+    agreement = tuple(Agreement(one.example.name, one.example.digest(), _agreement(one, shares)) for one in registered)
     return Prior(probabilities, _shown([one.example for one in registered], sorted(wanted)), agreement)
 
 

@@ -135,11 +135,9 @@ class Segmenter:
             Cancelled: if `cancel` returned True.
         """
         content_hash = query.content_hash()
+        axes = (axis,) if axis is not None else self._axes(query, support, content_hash, prior)
         if prior is not None:
             support = support.joined(prior.support)
-        axes = support.axes_on(query, content_hash) if axis is None else (axis,)
-        if prior is not None and axis is None:
-            axes = (*axes, *(other for other in range(3) if other not in axes))
         stacks = SliceStack.along(query, axes, query.window(window), content_hash)
         options = RunOptions(strategy, region, threshold, batch_size)
         priors = prior.probabilities if prior is not None else None
@@ -179,6 +177,15 @@ class Segmenter:
         """
         support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
         return VolumeRun(self.pipeline, stacks, support_slices, options, slices, latents, earlier, priors)
+
+    @staticmethod
+    def _axes(query: Volume, support: SupportSet, content_hash: str, prior: Prior | None) -> tuple[int, ...]:
+        """The axes along which to segment, the main one first; with a prior all of them."""
+        if prior is None:
+            return support.axes_on(query, content_hash)
+        is_painted = any(one.plane.scan == content_hash for one in support.slices)
+        first = support.axes_on(query, content_hash) if is_painted else (query.geometry.default_axis(),)
+        return (*first, *(other for other in range(3) if other not in first))
 
     @property
     def searches(self) -> bool:
