@@ -182,3 +182,37 @@ def test_strokes_on_a_scan_that_was_segmented_by_examples_of_another_change_only
     assert erased[4, 3, 3] == 0 and (erased[:, 5:10, 6:12] == 255).all()
     other_axis = fuse({0: found}, [replace(PLANES[2], known=np.zeros_like(PLANES[2].mask))], SPACING)
     np.testing.assert_array_equal(other_axis, found)
+
+
+# -- what finished scans let expect
+
+
+def test_a_prior_is_fused_with_the_axes_and_agrees_with_the_planes() -> None:
+    prior = np.full(SHAPE, 255, dtype=np.uint8)
+    fused = fuse(FOUND, PLANES, SPACING, prior)
+    for one in PLANES[-1:]:  # of planes that cross the later one counts
+        np.testing.assert_array_equal(on(fused, one.plane), 255 * one.mask.astype(np.uint8))
+    assert fuse(FOUND, [], SPACING, prior).mean() > fuse(FOUND, [], SPACING).mean()
+
+
+def test_a_transposed_prior_gives_the_transposed_result() -> None:
+    prior = RNG.integers(0, 256, SHAPE, dtype=np.uint8)
+    expected = fuse({0: FOUND[0]}, PLANES[:1], SPACING, prior)
+    turned = fuse({2: FOUND[0].T}, [plane_of_last_axis()], SPACING[::-1], prior.T)
+    assert np.abs(expected.T.astype(int) - turned).max() <= 1  # rounding
+
+
+def plane_of_last_axis() -> PlaneMask:
+    one = PLANES[0]
+    return PlaneMask(Plane(2, one.plane.index), one.mask.T)
+
+
+def test_the_more_a_prior_is_wrong_on_a_plane_the_less_it_counts_elsewhere() -> None:
+    nothing = np.zeros((40, 12, 14), dtype=np.uint8)
+    painted = plane_mask(0, 0)
+    right, wrong = np.zeros_like(nothing), np.zeros_like(nothing)
+    right[:, 2:7, 3:8] = wrong[:, 2:7, 3:8] = 255
+    wrong[0] = np.roll(wrong[0], 6, axis=0)
+    away = 8, 4, 5
+    trusted, doubted = (int(fuse({0: nothing}, [painted], (3.0, 1.0, 1.0), one)[away]) for one in (right, wrong))
+    assert doubted + 50 < trusted

@@ -21,7 +21,7 @@ from SDFSMISLib.images.planes import Plane
 
 __all__ = ["Error", "PlaneMask", "correct", "fuse", "fuse_blocks", "spread_errors", "temporary_bytes"]
 
-PRIOR_MM = 20.0  # from the plane that tells most: a slice so far away tells as much as finished scans
+UNCHECKED = 0.3  # error of an axis that no plane of another one has checked, if it is compared with a prior
 FUSION_MM = 20.0  # distance from a painted plane at which the weight of its axis falls by e
 DOUBT = 0.2  # weight of a probability of 0.5, in those of 0 and 1, which are 1 more
 MISTRUST = 1.0  # power of its error on the planes of other axes with which the weight of an axis falls;
@@ -66,8 +66,8 @@ def fuse(
             on none.
         planes: the painted planes, of any axis.
         spacing: distance of neighbouring voxels along the array axes (slices, height, width), in mm.
-        prior: uint8 of the same shape, what finished scans let expect: counts as much as all axes together if no plane
-            shows the label, else as a slice `PRIOR_MM` away from the plane that tells most.
+        prior: uint8 of the same shape, what finished scans let expect: it counts as much as all axes together do on
+            their planes, and less the more it is wrong on them.
 
     Returns:
         uint8 of the same shape; on the planes it is 0 or 255 where they are known.
@@ -96,9 +96,8 @@ def fuse_blocks(
     weights = {axis: _axis_weights(axis, planes, shape[axis], spacing) for axis in probabilities}
     sources = [_Source(one, weights[axis], axis, axis) for axis, one in probabilities.items()]
     if prior is not None:
-        shown = any(one.mask.any() for one in planes)
-        largest = np.logaddexp.reduce([float(one.max()) for one in weights.values()] or [0.0])
-        sources.append(_Source(prior, np.full(shape[0], largest - shown * PRIOR_MM / FUSION_MM), 0, None))
+        largest = np.logaddexp.reduce([float(one.max()) for one in weights.values()])
+        sources.append(_Source(prior, np.full(shape[0], largest), 0, None))
     boxes = []
     for source in sources:
         boxes.append(bounding_box(source.found))
@@ -110,7 +109,9 @@ def fuse_blocks(
     for source in sources:
         crossing = [plane for plane in planes if plane.plane.axis != source.held]
         errors.append([_error(plane, _found_in(source.found), box) for plane in crossing])
-        source.weights -= MISTRUST * math.log(max(_wrong(errors[-1], crossing, box), LEAST_WRONG))
+        unchecked = prior is not None and planes and not crossing
+        wrong = UNCHECKED if unchecked else max(_wrong(errors[-1], crossing, box), LEAST_WRONG)
+        source.weights -= MISTRUST * math.log(wrong)
         yield
 
     def mean(block: Box) -> np.ndarray:
