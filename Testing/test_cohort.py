@@ -32,7 +32,7 @@ from SDFSMISLib import InputError, Volume, read_labelmap
 from SDFSMISLib.cli.app import main
 from SDFSMISLib.cohort.job import WORKER_IMPORTS, CohortSettings, LabelResult, ScanJob, ScanResult
 from SDFSMISLib.cohort.pool import START_METHOD, Finished, run_cohort
-from SDFSMISLib.cohort.table import COLUMNS, CohortTable
+from SDFSMISLib.cohort.table import COLUMNS, NEW_COLUMNS, CohortTable
 from SDFSMISLib.images.files import atomic_output
 from SDFSMISLib.support import SupportSet
 from small_scans import ball_scan, painted_on
@@ -165,6 +165,8 @@ def test_the_table_has_the_finished_scans_in_the_order_of_the_run(tmp_path: Path
         "voxels": "30",
         "certainty_mean": "0.9000",
         "certainty_min": "",
+        "agreement": "",
+        "look_first": "1",
         "seconds": "2.0",
         "error": "",
     }
@@ -185,8 +187,37 @@ def test_rows_of_an_earlier_run_are_kept(tmp_path: Path) -> None:
     table.keep(a)
     table.add(b, result(1))
     table.write()
-    assert rows(table.path)[1:] == [before[0], before[2]]
+    assert unranked(rows(table.path)[1:]) == unranked([before[0], before[2]])
     assert rows(table.path)[0]["status"] == "done"
+
+
+def unranked(table: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows without the rank of their scan, which depends on the other scans."""
+    return [{column: value for column, value in row.items() if column != "look_first"} for row in table]
+
+
+def test_the_table_tells_which_result_to_look_at_first(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, name) for name in "abcd"]
+    table = CohortTable(tmp_path / "results" / "cohort.csv", jobs)
+    for one, certainty, agreement in zip(jobs, (0.9, 0.8, 0.9), (0.5, 0.9, 0.9), strict=False):
+        label = LabelResult(1, "", 1.0, 9, certainty, certainty)
+        table.add(one, ScanResult((label,), agreement=agreement))
+    table.add(jobs[3], ScanResult(error="Bad."))
+    table.write()
+    assert [row["look_first"] for row in rows(table.path)] == ["1", "2", "3", ""]
+
+
+def test_a_table_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    a, b = (job(tmp_path, name) for name in "ab")
+    path = tmp_path / "results" / "cohort.csv"
+    earlier = CohortTable(path, [a])
+    earlier.add(a, result(1))
+    earlier.write()
+    lines = [",".join(row[column] for column in COLUMNS if column not in NEW_COLUMNS) for row in rows(path)]
+    header = ",".join(column for column in COLUMNS if column not in NEW_COLUMNS)
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    CohortTable(path, [b]).write()
+    assert [row["status"] for row in rows(path)] == ["done"]
 
 
 def test_a_scan_without_earlier_rows_is_told_of_by_its_own_table(tmp_path: Path) -> None:
@@ -325,7 +356,7 @@ def test_a_cohort_that_was_stopped_goes_on(cohort: Callable[..., Ran], files: Pa
     assert ran.code == 0 and "2 of 3 results exist and are skipped." in ran.err
     after = rows(results / "cohort.csv")
     assert status(results / "cohort.csv") == {"s0": "done", "s1": "done", "s2": "done"}
-    assert (after[0], after[2]) == (before[0], before[2])
+    assert unranked([after[0], after[2]]) == unranked([before[0], before[2]])
     (results / "cohort.csv").unlink()
     ran = cohort("--output", results, "--skip-existing")
     assert ran.code == 0 and ran.out == ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,8 @@ class ScanResult:
     Attributes:
         labels: one for each label; empty if the scan failed.
         seconds: wall-clock time of the segmentation.
+        agreement: with a library, how well its examples agree with all of them on this scan: the mean Dice
+            coefficient, 0 to 1 (see `SDFSMISLib.inference.atlas.Agreement`); NaN without one.
         warnings: what a user should know, one sentence each.
         error: why the scan failed, one sentence; "" if it did not.
         details: traceback of an unexpected error, for a report.
@@ -115,13 +118,14 @@ class ScanResult:
 
     labels: tuple[LabelResult, ...] = ()
     seconds: float = 0.0
+    agreement: float = math.nan
     warnings: tuple[str, ...] = ()
     error: str = ""
     details: str = ""
 
     @classmethod
-    def of(cls, segmentation: Segmentation) -> ScanResult:
-        """The figures of a segmentation."""
+    def of(cls, segmentation: Segmentation, prior: Prior | None = None) -> ScanResult:
+        """The figures of a segmentation, and of the prior that it was made with."""
         volumes, names = segmentation.volumes_ml(), segmentation.labelmap.segment_names
         labels = []
         for label, voxels in segmentation.voxel_counts().items():
@@ -129,7 +133,8 @@ class ScanResult:
             known = certainty[~np.isnan(certainty)]
             mean, least = (float(known.mean()), float(known.min())) if known.size else (math.nan, math.nan)
             labels.append(LabelResult(label, names.get(label, ""), volumes[label], voxels, mean, least))
-        return cls(tuple(labels), segmentation.seconds, tuple(segmentation.warnings))
+        agreement = math.nan if prior is None else float(np.mean([one.dice for one in prior.agreement]))
+        return cls(tuple(labels), segmentation.seconds, agreement, tuple(segmentation.warnings))
 
     @classmethod
     def failed(cls, error: Exception) -> ScanResult:
@@ -263,7 +268,9 @@ class ScanWorker:
             Cancelled: if `cancel` returned True.
         """
         settings = self.settings
+        began = time.monotonic()
         prior = None if self.library is None else self._prior(self.library, query, on_step, cancel)
+        registering = time.monotonic() - began
         by_examples: dict[str, Any] = {} if prior is None else {"prior": prior}  # a backend's segmenter takes none
         segmentation = self.segmenter.segment(
             query,
@@ -275,6 +282,7 @@ class ScanWorker:
             on_slice=on_slice,
             cancel=cancel,
         )
+        segmentation.seconds += registering
         metadata = provenance(
             segmentation,
             self.support,
@@ -285,7 +293,7 @@ class ScanWorker:
             command=settings.command,
         )
         write_segmentation(segmentation, job.labelmap, metadata, job.probability_files(self.labels))
-        return ScanResult.of(segmentation)
+        return ScanResult.of(segmentation, prior)
 
     def _prior(
         self,

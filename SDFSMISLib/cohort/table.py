@@ -24,9 +24,13 @@ COLUMNS = (
     "voxels",
     "certainty_mean",  # of the slices, 0 to 1
     "certainty_min",
+    "agreement",  # of the examples of a library on the scan, 0 to 1
+    "look_first",  # 1 = the scan whose result most needs a look: that with the least certainty times agreement
     "seconds",  # of the whole scan
     "error",
 )
+
+NEW_COLUMNS = ("agreement", "look_first")  # that tables of earlier versions lack
 
 Row = dict[str, str]
 
@@ -65,20 +69,21 @@ class CohortTable:
         if result.error:
             self._rows[self._result(job)] = [{**self._start(job, "failed"), "error": result.error}]
         else:
-            start = {**self._start(job, "done"), "seconds": f"{result.seconds:.1f}"}
+            start = {**self._start(job, "done"), "agreement": _share(result.agreement)}
+            start["seconds"] = f"{result.seconds:.1f}"
             self._rows[self._result(job)] = [{**start, **_fields(label)} for label in result.labels]
 
     def write(self) -> None:
         """Raises :class:`InputError` where the file cannot be written; the earlier one stays then."""
         others = [result for result in self._earlier if result not in self._order]
+        rows = [self._rows.get(result, []) for result in self._order] + [self._earlier[result] for result in others]
+        _rank(rows)
         with atomic_output(self.path, self.path.suffix) as temporary:
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
                 writer.writeheader()
-                for result in self._order:
-                    writer.writerows(self._rows.get(result, []))
-                for result in others:
-                    writer.writerows(self._earlier[result])
+                for of_scan in rows:
+                    writer.writerows(of_scan)
 
     def _result(self, job: ScanJob) -> str:
         return Path(os.path.relpath(job.labelmap, self.path.parent)).as_posix()
@@ -98,6 +103,19 @@ def _fields(result: LabelResult) -> Row:
     }
 
 
+def _rank(rows: Sequence[list[Row]]) -> None:
+    """Sets the rank by which the results of scans, each with its rows, should be looked at; the least sure one is 1."""
+    sure: dict[int, float] = {}
+    for place, of_scan in enumerate(rows):
+        certainties = [float(row["certainty_mean"]) for row in of_scan if row.get("certainty_mean")]
+        if certainties:
+            sure[place] = sum(certainties) / len(certainties) * float(of_scan[0].get("agreement") or 1)
+    ranks = {place: rank for rank, place in enumerate(sorted(sure, key=lambda one: (sure[one], one)), start=1)}
+    for place, of_scan in enumerate(rows):
+        for row in of_scan:
+            row["look_first"] = str(ranks.get(place, ""))
+
+
 def _share(number: float) -> str:
     return "" if math.isnan(number) else f"{number:.4f}"
 
@@ -110,10 +128,11 @@ def _read(path: Path) -> dict[str, list[Row]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restval="")
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            named = tuple(reader.fieldnames or ())
+            if named not in (COLUMNS, tuple(one for one in COLUMNS if one not in NEW_COLUMNS)):
                 raise InputError(f"{path} exists and is of another program; name another folder as --output.")
             for row in reader:
-                rows.setdefault(row["result"], []).append({column: row[column] for column in COLUMNS})
+                rows.setdefault(row["result"], []).append({column: row.get(column, "") for column in COLUMNS})
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"Cannot read {path} ({error}); remove it, or name another folder as --output.") from error
     return rows

@@ -93,12 +93,15 @@ def presence_of(probability: np.ndarray, threshold: float) -> float:
     return float((inside - threshold).sum()) * certainty_of(probability)
 
 
+COARSE_PIXELS = 2.5  # times the finest: slices with coarser pixels would count little beside those with fine ones
+
+
 class AxisFusion:
     """Collects what is found along each axis of a scan, and fuses it on the slices of the main axis.
 
     A label is followed along every axis on which a plane of the scan shows it; on a scan on which it was not painted,
-    along the main one, or, if finished scans tell where it is, along all of them. If that is the main axis alone, and
-    nothing else tells of the label, what is found there is final already.
+    along the main one, or, if finished scans tell where it is, along all whose pixels are not much coarser. If that is
+    the main axis alone, and nothing else tells of the label, what is found there is final already.
 
     Args:
         scan: the slices along the main axis.
@@ -215,7 +218,13 @@ class AxisFusion:
     def _axes_of(self, label: int, axes: Sequence[int]) -> tuple[int, ...]:
         own = [one for one in self._planes(label) if one.known is None and one.mask(label).any()]
         painted = tuple(axis for axis in axes if any(one.plane.axis == axis for one in own))
-        return painted or (tuple(axes) if label in self._priors else (self._scan.plane.axis,))
+        return painted or (self._fine(axes) if label in self._priors else (self._scan.plane.axis,))
+
+    def _fine(self, axes: Sequence[int]) -> tuple[int, ...]:
+        """Those of the axes along which slices show enough to be worth their time; the main one first."""
+        spacing, main = self._scan.scan_spacing, self._scan.plane.axis
+        pixel = {axis: max(size for other, size in enumerate(spacing) if other != axis) for axis in axes}
+        return tuple(axis for axis in axes if axis == main or pixel[axis] <= COARSE_PIXELS * min(pixel.values()))
 
     def _slice_shape(self, axis: int) -> tuple[int, int]:
         rows, columns = (side for other, side in enumerate(self._scan.scan_shape) if other != axis)
