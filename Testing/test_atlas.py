@@ -238,6 +238,7 @@ def test_a_painted_slice_and_a_library_go_together(run: Run, clinic: Path) -> No
         (["--support-set", "{livers}", "--slice", "3"], "a library holds whole scans"),
         (["--support-set", "{livers}", "--server", "http://127.0.0.1:1"], "finished scans stay here"),
         (["--support-set", "{empty}"], "has no example"),
+        (["--support-set", "{livers}", "--save-support-set", "{empty}/s.safetensors"], "a library has none"),
     ],
 )
 def test_bad_use_of_a_library_is_told_in_one_line(run: Run, clinic: Path, words: list[str], message: str) -> None:

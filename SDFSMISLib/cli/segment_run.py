@@ -188,6 +188,8 @@ def run_segment(
     if painted.scan is None and not queries:
         raise InputError("A support set or a library holds no scan to segment; name one with --query.")
     library = painted.library
+    if save_support_set is not None and painted.mask is None and painted.support_set is None:
+        raise InputError("--save-support-set saves painted slices, and a library has none; leave it out.")
     if library is not None and settings.backend is not None:
         raise InputError(
             "A library is used on this computer only, so that finished scans stay here; leave --server out."
@@ -230,7 +232,7 @@ def run_segment(
         folder = None if library is None else Library(library.folder.absolute())
         make_work = partial(start_worker, settings.absolute(), support, labels, library=folder)
         finished = _by_workers(jobs, make_work, count if engine == "process" else workers, engine, settings)
-    if save_support_set is not None and support.slices and not dry_run:
+    if save_support_set is not None and not dry_run:
         support.save(save_support_set)
         typer.echo(f"Wrote the support set {save_support_set}")
     failures = _report(jobs, finished, labels, table, dry_run)

@@ -337,6 +337,10 @@ def start_worker(
         threads = max(1, _processors() // of)
         torch.set_num_threads(min(threads, torch.get_num_threads()))
         cv2.setNumThreads(min(threads, cv2.getNumThreads()))
+        if library is not None:
+            from SimpleITK import ProcessObject
+
+            ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
         gpus = torch.cuda.device_count()
         if of > 1 and gpus > 1 and settings.device in ("auto", "cuda"):
             settings = replace(settings, device=f"cuda:{place % gpus}")
