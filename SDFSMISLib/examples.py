@@ -13,7 +13,7 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -55,6 +55,7 @@ class Example:
         window: the scan's grey values that are 0 and 255 in the image.
         names: of the structures, by label value; "" if it is unknown. It has all labels of the example and no others.
         scan: content hash of the scan.
+        stored: of an example with other label values than its file has, the content address of the file; else "".
 
     >>> grid = Geometry((4, 6, 6), (1, 1, 2), (0, 0, 0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
     >>> scan = Volume(np.arange(144, dtype=np.int16).reshape(grid.shape), grid)
@@ -71,6 +72,7 @@ class Example:
     window: IntensityWindow
     names: dict[int, str]
     scan: str
+    stored: str = ""
 
     def __post_init__(self) -> None:
         shape = self.geometry.shape
@@ -145,10 +147,13 @@ class Example:
         for old, new in values.items():
             if old < len(table):
                 table[old] = new
-        return replace(self, labels=integer_labels(table[self.labels], "The example"), names=dict(names))
+        labels = integer_labels(table[self.labels], "The example")
+        return replace(self, labels=labels, names=dict(names), stored=self.digest())
 
     def digest(self) -> str:
         """sha256 (hex) of all that is stored: the content address. The name, which is the file's, does not count."""
+        if self.stored:
+            return self.stored
         digest = hashlib.sha256(json.dumps(self._fields(), sort_keys=True).encode())
         digest.update(np.ascontiguousarray(self.image).data)
         digest.update(_little_endian(self.labels))
@@ -303,14 +308,14 @@ class Library:
         return _joined(Example.load(earlier.path), example).save(earlier.path)
 
     def remove(self, name: str) -> None:
-        """Delete the file of an example."""
-        entry = next((entry for entry in self.entries() if entry.name == name), None)
-        if entry is None:
+        """Delete the file of an example, a damaged one too."""
+        path = self.folder / f"{name}{EXTENSION}"
+        if path not in _example_files(self.folder) or not _is_example(path):
             raise InputError(f"{self.folder} has no example {name!r}; it has {_listed(self.names())}.")
         try:
-            entry.path.unlink()
+            path.unlink()
         except OSError as error:
-            raise InputError(f"Cannot remove {entry.path}: {error.strerror or error}.") from error
+            raise InputError(f"Cannot remove {path}: {error.strerror or error}.") from error
 
     def names(self) -> tuple[str, ...]:
         """The names of the examples, sorted."""
@@ -339,8 +344,10 @@ class Library:
 
     def unified(
         self, labels: Collection[int] | None = None, painted: Mapping[int, str] | None = None
-    ) -> tuple[dict[int, str], Iterator[Example]]:
-        """The names of the structures by label value, and the examples with these label values, read one at a time.
+    ) -> tuple[dict[int, str], Iterable[Example]]:
+        """The names of the structures by label value, and the examples with these label values.
+
+        The examples are read one at a time, whenever they are gone through.
 
         Args:
             labels: values of :meth:`structures`; examples that have none of them are left out. None = all.
@@ -357,7 +364,7 @@ class Library:
             names = {value: name for value, name in names.items() if value in labels}
             values = [{own: value for own, value in table.items() if value in names} for table in values]
         chosen = [(entry, table) for entry, table in zip(entries, values, strict=True) if table]
-        return names, (Example.load(entry.path).renumbered(table, names) for entry, table in chosen)
+        return names, _Renumbered(chosen, names)
 
     def _entries(self) -> list[LibraryEntry]:
         if not self.folder.is_dir():
@@ -374,10 +381,30 @@ class Library:
         return next(one for one in numbered if f"{one}{EXTENSION}".casefold() not in taken)
 
 
+@dataclass(frozen=True)
+class _Renumbered:
+    """Examples with other label values: the files, each with the new values by its own, and the names of the new ones.
+    They are read whenever they are gone through."""
+
+    entries: Sequence[tuple[LibraryEntry, Mapping[int, int]]]
+    names: dict[int, str]
+
+    def __iter__(self) -> Iterator[Example]:
+        return (Example.load(entry.path).renumbered(table, self.names) for entry, table in self.entries)
+
+
 def is_library(path: str | PathLike[str]) -> bool:
     """Whether a path is a folder with at least one example; raises :class:`InputError` as :class:`Library` does."""
     path = Path(path)
     return path.is_dir() and any(LibraryEntry.read(file) is not None for file in _example_files(path))
+
+
+def _is_example(path: Path) -> bool:
+    """Whether a file is an example, or so damaged that nothing else can be said of it."""
+    try:
+        return LibraryEntry.read(path) is not None
+    except InputError:
+        return True
 
 
 def _example_files(folder: Path) -> list[Path]:

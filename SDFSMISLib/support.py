@@ -224,10 +224,6 @@ class SupportSet:
             axes = (next(axis for axis in range(3) if scan.geometry.plane(axis) == first.plane.name),)
         return (*axes, *sorted({one.plane.axis for one in own} - set(axes)))
 
-    def joined(self, other: SupportSet) -> SupportSet:
-        """The slices of both; names of this set count."""
-        return SupportSet((*self.slices, *other.slices), {**other.names, **{k: v for k, v in self.names.items() if v}})
-
     def digest(self) -> tuple[str, ...]:
         """The digests of the slices, in their order."""
         return tuple(painted.digest() for painted in self.slices)

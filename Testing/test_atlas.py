@@ -109,6 +109,23 @@ def test_the_most_alike_examples_are_registered() -> None:
     assert [one.name for one in prior_of(query, examples, [LIVER], most=1).agreement] == ["patient"]
 
 
+def test_a_label_that_only_an_unlike_example_has_is_found_all_the_same() -> None:
+    query, truth = patient(seed=1)
+    unlike = finished("unlike", labels=[KIDNEY], column=26, size=0.8, seed=3)
+    prior = prior_of(query, [finished("alike", labels=[LIVER], seed=2), unlike], [LIVER, KIDNEY], most=1)
+    assert {one.name for one in prior.agreement} == {"alike", "unlike"}
+    assert dice(prior.probabilities[KIDNEY] > 127, truth.voxels == KIDNEY) > 0.5
+    assert all(np.isnan(one.dice) for one in prior.agreement)  # no two of them have the same structure
+
+
+def test_slices_that_are_shown_to_networks_have_the_grey_values_of_their_scan() -> None:
+    query, _ = patient(seed=1)
+    scan, _ = patient(seed=2)
+    one = prior_of(query, [finished("one", seed=2)], [LIVER]).support.slices[0]
+    assert one.plane.window == scan.window()
+    assert np.abs(one.image[one.mask(LIVER)].mean() - 160) < 5
+
+
 def test_a_wrong_example_is_outvoted() -> None:
     query, truth = patient(seed=1)
     scan, labelmap = patient(seed=2)
@@ -181,6 +198,9 @@ def test_painted_slices_of_the_scan_come_out_as_painted_and_others_by_examples(s
     segmentation = small.segment(query, painted, prior=prior)
     np.testing.assert_array_equal(segmentation.labelmap.voxels[6] == LIVER, truth.voxels[6] == LIVER)
     assert segmentation.painted == (6,) and set(segmentation.probabilities) == {LIVER, KIDNEY}
+    alone = small.segment(query, SupportSet(()), prior=prior, labels=[KIDNEY])
+    np.testing.assert_array_equal(segmentation.probabilities[KIDNEY], alone.probabilities[KIDNEY])
+    assert not segmentation.warnings
 
 
 def test_networks_without_a_neighbour_input_look_where_the_structure_is_expected() -> None:
@@ -198,8 +218,10 @@ def test_networks_without_a_neighbour_input_look_where_the_structure_is_expected
 def clinic(tmp_path: Path) -> Path:
     """A folder with a library of two patients, and the scan and labelmap of a third."""
     library = Library(tmp_path / "livers")
-    for number, column in enumerate((18, 22)):
-        library.add(finished(f"patient {number}", column=column, seed=number))
+    library.add(finished("patient 0", column=18))
+    scan, labelmap = patient(column=22, seed=1)
+    other_values = Volume(labelmap.voxels + 10 * (labelmap.voxels > 0), GRID, segment_names={13: "liver", 17: "kidney"})
+    library.add(Example.of(scan, other_values, "patient 1"))
     scan, truth = patient(seed=5)
     scan.write(tmp_path / "next.nii.gz")
     truth.write(tmp_path / "truth.seg.nrrd")
@@ -228,6 +250,26 @@ def test_a_painted_slice_and_a_library_go_together(run: Run, clinic: Path) -> No
     assert ran.code == 0, ran.err
     truth = read_labelmap(clinic / "truth.seg.nrrd").voxels == LIVER
     np.testing.assert_array_equal(read_labelmap(result).voxels[6] == LIVER, truth[6])
+
+
+@pytest.mark.usefixtures("bright_built_in")
+def test_a_structure_that_only_the_scan_itself_has_finished_is_left_out(run: Run, clinic: Path) -> None:
+    scan = Volume.read(clinic / "next.nii.gz")
+    rib = Volume(
+        (read_labelmap(clinic / "truth.seg.nrrd").voxels > 0).astype(np.uint8), scan.geometry, None, {1: "rib"}
+    )
+    Library(clinic / "livers").add(Example.of(scan, rib, "own"))
+    result = clinic / "out.nii.gz"
+    ran = run("segment", "--support-set", clinic / "livers", "--query", clinic / "next.nii.gz", "--output", result)
+    assert ran.code == 0 and "(rib) is in an example of this scan only" in ran.err
+    assert set(np.unique(read_labelmap(result).voxels)) <= {0, LIVER, KIDNEY}
+
+
+def test_a_damaged_example_can_be_removed(run: Run, clinic: Path) -> None:
+    (clinic / "livers" / "patient 0.safetensors").write_bytes(b"nothing")
+    assert run("examples", "list", clinic / "livers").code == 2
+    assert run("examples", "remove", clinic / "livers", "patient 0").code == 0
+    assert Library(clinic / "livers").names() == ("patient 1",)
 
 
 @pytest.mark.parametrize(

@@ -417,7 +417,7 @@ def test_examples_are_read_one_at_a_time(tmp_path: Path) -> None:
     library = Library(tmp_path)
     for name in ("a", "b"):
         library.add(of_another_scan(name))
-    reading = library.unified()[1]
+    reading = iter(library.unified()[1])
     assert next(reading).name == "a"
     library.remove("b")
     with pytest.raises(InputError, match="There is no example"):

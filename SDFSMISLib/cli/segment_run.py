@@ -210,10 +210,21 @@ def run_segment(
     others = [path for path in (save_support_set, table.path if table else None) if path is not None]
     check_outputs(jobs, labels, [*painted.paths, *queries], others)
     if support.slices:
-        print_status(_described(support, labels))
+        print_status(_described(support, [label for label in labels if label in support.labels]))
     if library is not None:
-        shown = ", ".join(_label(label, names[label]) for label in labels if label in names)
-        print_status(f"Library: {len(library.names())} finished scans in {library.folder}; {shown}.")
+        shown = [label for label in labels if label in names]
+        if not shown:
+            raise InputError(f"The library {library.folder} has none of the labels; leave it out, or name others.")
+        print_status(
+            f"Library: {len(library.names())} finished scans in {library.folder}; "
+            f"{', '.join(_label(label, names[label]) for label in shown)}."
+        )
+        for label in shown:
+            if label in support.labels and names[label] and not support.names.get(label):
+                print_status(
+                    f"Warning: label {label} of the mask has no name, and is taken for {names[label]} of the library; "
+                    "if it is not, give it another value or a name."
+                )
     early: dict[Path, Volume] = {}
     if scan is not None and same_file(jobs[0].query, painted.scan):
         early[jobs[0].query] = scan
@@ -318,7 +329,7 @@ def _announce(worker: ScanWorker, seconds: float, job: ScanJob, query: Volume) -
     """Prints how many slices there are and how long they take; returns their number, of all labels."""
     support, count = worker.support, len(worker.labels)
     if worker.library is not None:
-        print_status(f"{job.query.name}: {count} label{'s' * (count > 1)} by finished scans.")
+        print_status(f"{job.query.name}: {count} label{'s' * (count > 1)}, after finished scans are registered.")
         return 1
     scan_hash = query.content_hash()
     axes = support.axes_on(query, scan_hash)

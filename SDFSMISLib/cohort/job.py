@@ -110,7 +110,7 @@ class ScanResult:
         labels: one for each label; empty if the scan failed.
         seconds: wall-clock time of the segmentation.
         agreement: with a library, how well its examples agree with all of them on this scan: the mean Dice
-            coefficient, 0 to 1 (see `SDFSMISLib.inference.atlas.Agreement`); NaN without one.
+            coefficient, 0 to 1 (see `SDFSMISLib.inference.atlas.Agreement`); NaN for fewer than two.
         warnings: what a user should know, one sentence each.
         error: why the scan failed, one sentence; "" if it did not.
         details: traceback of an unexpected error, for a report.
@@ -133,7 +133,8 @@ class ScanResult:
             known = certainty[~np.isnan(certainty)]
             mean, least = (float(known.mean()), float(known.min())) if known.size else (math.nan, math.nan)
             labels.append(LabelResult(label, names.get(label, ""), volumes[label], voxels, mean, least))
-        agreement = math.nan if prior is None else float(np.mean([one.dice for one in prior.agreement]))
+        agreed = [] if prior is None else [one.dice for one in prior.agreement if not math.isnan(one.dice)]
+        agreement = float(np.mean(agreed)) if agreed else math.nan
         return cls(tuple(labels), segmentation.seconds, agreement, tuple(segmentation.warnings))
 
     @classmethod
@@ -269,7 +270,9 @@ class ScanWorker:
         """
         settings = self.settings
         began = time.monotonic()
-        prior = None if self.library is None else self._prior(self.library, query, on_step, cancel)
+        prior, labels = None, list(self.labels)
+        if self.library is not None:
+            prior, labels = self._prior(self.library, query, on_step, cancel)
         registering = time.monotonic() - began
         by_examples: dict[str, Any] = {} if prior is None else {"prior": prior}  # a backend's segmenter takes none
         segmentation = self.segmenter.segment(
@@ -277,7 +280,7 @@ class ScanWorker:
             self.support,
             **asdict(settings.options),
             **by_examples,
-            labels=self.labels,
+            labels=labels,
             postprocessing=settings.postprocessing,
             on_slice=on_slice,
             cancel=cancel,
@@ -286,13 +289,14 @@ class ScanWorker:
         metadata = provenance(
             segmentation,
             self.support,
-            examples={} if prior is None else {one.name: one.digest for one in prior.agreement},
+            examples=[] if prior is None else [one.digest for one in prior.agreement],
             model=self.segmenter.name,
             weights=self.segmenter.weights,
             settings=settings.provenance,
             command=settings.command,
         )
-        write_segmentation(segmentation, job.labelmap, metadata, job.probability_files(self.labels))
+        files = {label: path for label, path in job.probability_files(self.labels).items() if label in labels}
+        write_segmentation(segmentation, job.labelmap, metadata, files)
         return ScanResult.of(segmentation, prior)
 
     def _prior(
@@ -301,14 +305,31 @@ class ScanWorker:
         query: Volume,
         on_step: Callable[[AtlasStep], None] | None,
         cancel: Callable[[], bool] | None,
-    ) -> Prior:
-        """Where the labels that the library has lie in a scan."""
+    ) -> tuple[Prior | None, list[int]]:
+        """Where labels of a library lie in a scan, and the labels that can be segmented.
+
+        Warns of labels that are neither painted nor in an example of another scan.
+
+        Raises:
+            InputError: if that holds for all of them.
+        """
         from SDFSMISLib.inference.atlas import prior_of
 
+        own = query.content_hash()
         names, examples = library.unified(None, self.support.names)
-        return prior_of(
-            query, examples, [label for label in self.labels if label in names], on_step=on_step, cancel=cancel
-        )
+        shown = {label for one in examples if one.scan != own for label in one.label_values}
+        known = [label for label in self.labels if label in shown]
+        labels = [label for label in self.labels if label in shown or label in self.support.labels]
+        missing = [label for label in self.labels if label not in labels]
+        if not labels:
+            raise InputError("The library has examples of this scan only; add one of another scan, or paint a slice.")
+        for label in missing:
+            warnings.warn(
+                f"Label {label} ({names[label]}) is in an example of this scan only, and left out; add one of another "
+                "scan, or paint a slice.",
+                stacklevel=2,
+            )
+        return (prior_of(query, examples, known, on_step=on_step, cancel=cancel) if known else None), labels
 
 
 def start_worker(

@@ -12,7 +12,8 @@ network is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,7 +24,6 @@ from scipy.ndimage import gaussian_filter
 from SDFSMISLib.errors import Cancelled, InputError
 from SDFSMISLib.examples import Example, coarse_scan
 from SDFSMISLib.images.geometry import Geometry
-from SDFSMISLib.images.intensity import IntensityWindow
 from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.volume import Volume
 from SDFSMISLib.slices import SlicePlane
@@ -41,6 +41,7 @@ MOST_STRETCHED = 1.6  # by the affine transform, along any direction
 DEMONS_LEVELS = ((20_000, 60), (100_000, 40), (400_000, 20))  # voxels and steps, coarse to fine
 DEMONS_SMOOTH = 1.5  # standard deviation of the smoothing of displacements, in voxels
 DEMONS_STEP = 2.0  # longest displacement of a step, in voxels
+LEAST_SIDE = 4  # voxels of a part that demons can deform
 MARGIN_MM = 40.0  # around the structures of an example, in which it is deformed
 LOCAL_VOXELS = 4.0  # standard deviation of the surroundings whose mean and scale demons do not see
 LOCAL_MM = 12.0  # the same for the fusion
@@ -81,7 +82,8 @@ class Agreement:
     Attributes:
         name: of the example.
         digest: its content address.
-        dice: Dice coefficient of its labels, brought over, and of what was found: the mean over its structures.
+        dice: Dice coefficient of its labels, brought over, and of what was found: the mean over the structures that
+            other examples have too; NaN if there are none.
     """
 
     name: str
@@ -110,12 +112,20 @@ class _Registered:
 
     Attributes:
         image: uint8 (slices, height, width).
-        shares: by label, uint8 of the same shape: how much of a voxel belongs to it, 255 meaning all.
+        shares: by label, uint8 of the part `box`: how much of a voxel belongs to it, 255 meaning all.
+        box: the part of the grid around the structures, along each axis.
     """
 
     example: Example
     image: np.ndarray
     shares: dict[int, np.ndarray]
+    box: tuple[slice, ...]
+
+    def share(self, label: int) -> np.ndarray:
+        """The share of a label on the whole grid."""
+        whole = np.zeros(self.image.shape, dtype=np.uint8)
+        whole[self.box] = self.shares[label]
+        return whole
 
 
 def find_structures(
@@ -127,7 +137,8 @@ def find_structures(
         query: the scan.
         examples: with common label values (`Library.unified`). The scan itself is left out.
         labels: which structures.
-        most: how many examples are registered in full: those that look most like the scan.
+        most: how many examples are registered in full: those that look most like the scan; more only if a label would
+            have none.
 
     Returns:
         the prior, with an entry for each label.
@@ -159,7 +170,7 @@ def find_structures(
         )
     grey, grid = coarse_scan(query)
     fixed = _image(grey, grid)
-    chosen = yield from _most_alike(fixed, usable, most)
+    chosen = yield from _most_alike(fixed, usable, sorted(wanted), most)
     registered = []
     for number, (example, affine) in enumerate(chosen):
         yield AtlasStep(number, len(chosen))
@@ -167,7 +178,10 @@ def find_structures(
     yield AtlasStep(len(chosen), len(chosen))
     shares = _fused(grey, grid, registered, sorted(wanted))
     probabilities = {label: _on_grid(share, grid, query.geometry) for label, share in shares.items()}
-    agreement = tuple(Agreement(one.example.name, one.example.digest(), _agreement(one, shares)) for one in registered)
+    counts = Counter(label for one in registered for label in one.shares)
+    agreement = tuple(
+        Agreement(one.example.name, one.example.digest(), _agreement(one, shares, counts)) for one in registered
+    )
     return Prior(probabilities, _shown([one.example for one in registered], sorted(wanted)), agreement)
 
 
@@ -206,24 +220,39 @@ def prior_of(
 
 
 def _most_alike(
-    fixed: SimpleITK.Image, examples: Sequence[Example], most: int
+    fixed: SimpleITK.Image, examples: Sequence[Example], labels: Collection[int], most: int
 ) -> Generator[AtlasStep, None, list[tuple[Example, SimpleITK.Transform]]]:
-    """At most `most` examples that look like a scan, the most alike first, each with its affine transform.
+    """At most `most` examples that look like a scan, the most alike first, each with its affine transform; more only
+    if a label would have none.
 
     Thumbnails of the bodies choose those that are registered affinely, the likeness after that the final ones.
     """
     yield AtlasStep(0)
     thumbnail = _thumbnail(fixed)
-    likeness = [_correlation(thumbnail, _thumbnail(_image(one.image, one.geometry))) for one in examples]
-    best = sorted(range(len(examples)), key=lambda number: -likeness[number])[: RANKED * most]
+    ranked = []
+    for example in examples:
+        ranked.append((_correlation(thumbnail, _thumbnail(_image(example.image, example.geometry))), example))
+        yield AtlasStep(0)
+    ranked.sort(key=lambda one: -one[0])
     coarse = _coarsened(fixed, AFFINE_VOXELS)
     found = []
-    for number in best:
-        moving = _coarsened(_image(examples[number].image, examples[number].geometry), AFFINE_VOXELS)
-        found.append((*_affine(coarse, moving), examples[number]))
+    for example in _covering([example for _, example in ranked], labels, RANKED * most):
+        moving = _coarsened(_image(example.image, example.geometry), AFFINE_VOXELS)
+        found.append((*_affine(coarse, moving), example))
         yield AtlasStep(0)
     found.sort(key=lambda one: -one[0])
-    return [(example, affine) for _, affine, example in found[:most]]
+    transforms = {id(example): affine for _, affine, example in found}
+    chosen = _covering([example for _, _, example in found], labels, most)
+    return [(example, transforms[id(example)]) for example in chosen]
+
+
+def _covering(ranked: Sequence[Example], labels: Collection[int], most: int) -> list[Example]:
+    """The first `most` examples, and for each label that none of them has the first one that has it."""
+    chosen = list(ranked[:most])
+    for label in labels:
+        if not any(label in one.label_values for one in chosen):
+            chosen += [one for one in ranked if label in one.label_values][:1]
+    return chosen
 
 
 def _thumbnail(image: SimpleITK.Image) -> np.ndarray:
@@ -374,21 +403,23 @@ def _deformed(
 ) -> _Registered:
     """An example on the grid of a scan, deformed in the box around those of its structures that are wanted."""
     moving = _image(example.image, example.geometry)
-    shares = {
-        label: _image(255 * (example.labels == label).astype(np.uint8), example.geometry)
-        for label in labels
-        if label in example.label_values
-    }
-    shown = [SimpleITK.GetArrayFromImage(_moved(one, fixed, affine)) > PRESENT for one in shares.values()]
-    box = _with_margin(bounding_box(np.any(shown, axis=0)), fixed)
+    wanted = _image(255 * np.isin(example.labels, labels).astype(np.uint8), example.geometry)
+    inside = bounding_box(SimpleITK.GetArrayFromImage(_moved(wanted, fixed, affine)) > PRESENT)
+    shape = fixed.GetSize()[::-1]
+    box = _with_margin(inside, fixed) or tuple(slice(0, side) for side in shape)
+    k, j, i = box
+    part = fixed[i, j, k]
     transform = affine
-    if box is not None:
-        k, j, i = box
-        field = _demons(fixed[i, j, k], moving, affine)
+    if inside is not None and min(part.GetSize()) >= LEAST_SIDE:
+        field = _demons(part, moving, affine)
         # The transform that is added last is applied first.
         transform = SimpleITK.CompositeTransform([affine, SimpleITK.DisplacementFieldTransform(field)])
-    image = _uint8(_moved(moving, fixed, transform))
-    return _Registered(example, image, {label: _uint8(_moved(one, fixed, transform)) for label, one in shares.items()})
+    shares = {}
+    for label in labels:
+        if label in example.label_values:
+            share = _image(255 * (example.labels == label).astype(np.uint8), example.geometry)
+            shares[label] = _uint8(_moved(share, part, transform))
+    return _Registered(example, _uint8(_moved(moving, fixed, transform)), shares, box)
 
 
 def _moved(image: SimpleITK.Image, fixed: SimpleITK.Image, transform: SimpleITK.Transform) -> SimpleITK.Image:
@@ -401,14 +432,14 @@ def _uint8(image: SimpleITK.Image) -> np.ndarray:
 
 
 def _with_margin(box: tuple[slice, ...] | None, image: SimpleITK.Image) -> tuple[slice, ...] | None:
-    """A box of array axes with `MARGIN_MM` around it; None if there is none, or too few slices to deform."""
+    """A box of array axes with `MARGIN_MM` around it; None if there is none."""
     if box is None:
         return None
     sides = []
     for side, step, count in zip(box, reversed(image.GetSpacing()), reversed(image.GetSize()), strict=True):
         margin = math.ceil(MARGIN_MM / step)
         sides.append(slice(max(side.start - margin, 0), min(side.stop + margin, count)))
-    return tuple(sides) if min(side.stop - side.start for side in sides) >= 4 else None
+    return tuple(sides)
 
 
 def _demons(fixed: SimpleITK.Image, moving: SimpleITK.Image, affine: SimpleITK.Transform) -> SimpleITK.Image:
@@ -463,7 +494,7 @@ def _fused(
     shown = np.zeros(grid.shape, dtype=bool)
     for one in registered:
         for share in one.shares.values():
-            shown |= share > 255 * PRESENT
+            shown[one.box] |= share > 255 * PRESENT
     inside = bounding_box(shown)
     if inside is None:
         return fused
@@ -490,7 +521,7 @@ def _fused(
         total = weighted = np.zeros(len(places), dtype=np.float32)
         for number, one in enumerate(registered):
             if label in one.shares:
-                weighted = weighted + weights[:, number] * one.shares[label][box].ravel()[places]
+                weighted = weighted + weights[:, number] * one.share(label)[box].ravel()[places]
                 total = total + weights[:, number]
         part = np.zeros(shown[box].size, dtype=np.uint8)
         part[places] = np.rint(weighted / np.maximum(total, np.float32(1e-6)))
@@ -521,10 +552,10 @@ def _on_grid(share: np.ndarray, grid: Geometry, target: Geometry) -> np.ndarray:
     return _uint8(moved)
 
 
-def _agreement(one: _Registered, fused: dict[int, np.ndarray]) -> float:
-    """See `Agreement`."""
-    found = [(share > 127, fused[label] > 127) for label, share in one.shares.items()]
-    return float(np.mean([2 * (a & b).sum() / max(a.sum() + b.sum(), 1) for a, b in found]))
+def _agreement(one: _Registered, fused: Mapping[int, np.ndarray], counts: Mapping[int, int]) -> float:
+    """See `Agreement`; `counts` has the number of examples by label."""
+    found = [(one.share(label) > 127, fused[label] > 127) for label in one.shares if counts[label] > 1]
+    return float(np.mean([2 * (a & b).sum() / max(a.sum() + b.sum(), 1) for a, b in found])) if found else math.nan
 
 
 def _shown(examples: Sequence[Example], labels: Sequence[int]) -> SupportSet:
@@ -534,17 +565,18 @@ def _shown(examples: Sequence[Example], labels: Sequence[int]) -> SupportSet:
         having = [one for one in examples if label in one.label_values]
         names[label] = next((one.names[label] for one in having if one.names[label]), "")
         for example in having[:SHOWN]:
-            volume = Volume(example.image, example.geometry)
+            low, width = example.window.low, example.window.high - example.window.low
+            volume = Volume((low + example.image * np.float32(width / 255)).astype(np.float32), example.geometry)
             mask = example.labels == label
             for axis in range(3):
                 areas = np.count_nonzero(mask, axis=tuple(other for other in range(3) if other != axis))
                 index = int(np.argmax(areas))
                 slices.append(
                     SupportSlice(
-                        image=volume.slice(axis, index).astype(np.float32),
+                        image=np.array(volume.slice(axis, index)),
                         labels=np.where(np.moveaxis(mask, axis, 0)[index], np.uint16(label), np.uint16(0)),
                         index=index,
-                        plane=SlicePlane.of(volume, axis, IntensityWindow(0, 255), example.scan),
+                        plane=SlicePlane.of(volume, axis, example.window, example.scan),
                     )
                 )
     return SupportSet(tuple(slices), names)

@@ -33,7 +33,7 @@ def provenance(
     weights: str,
     settings: Mapping[str, object],
     command: str = "",
-    examples: Mapping[str, str] | None = None,
+    examples: Sequence[str] = (),
 ) -> dict[str, str]:
     """Header fields that say how a result was made.
 
@@ -44,7 +44,7 @@ def provenance(
         weights: its digest, see `SDFSMISLib.model.loading.weights_digest`.
         settings: options of the run, by name.
         command: the command line; "" if there was none.
-        examples: content address of each finished scan that was used, by its name, the most alike first.
+        examples: content addresses of the finished scans that were used, the most alike first.
 
     Returns:
         by field name (``sdfsmis_...``); empty fields are left out.
@@ -60,7 +60,7 @@ def provenance(
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
         "support": " ".join(support.digest()),
         "painted": painted,
-        "examples": " ".join(digest[:16] for digest in (examples or {}).values()),
+        "examples": " ".join(digest[:16] for digest in examples),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": f"{segmentation.seconds:.1f}",
     }

@@ -136,13 +136,11 @@ class Segmenter:
         """
         content_hash = query.content_hash()
         axes = (axis,) if axis is not None else self._axes(query, support, content_hash, prior)
-        if prior is not None:
-            support = support.joined(prior.support)
         stacks = SliceStack.along(query, axes, query.window(window), content_hash)
         options = RunOptions(strategy, region, threshold, batch_size)
-        priors = prior.probabilities if prior is not None else None
-        run = self.run(stacks, support, options, slices=slices, labels=labels, priors=priors)
-        builder = SegmentationBuilder(query, run.scan, run.support, support.names)
+        run = self.run(stacks, support, options, slices=slices, labels=labels, prior=prior)
+        names = {**(prior.support.names if prior else {}), **{k: name for k, name in support.names.items() if name}}
+        builder = SegmentationBuilder(query, run.scan, run.support, names)
         for results in run.steps():
             for result in results:
                 if isinstance(result, SliceResult):
@@ -164,18 +162,28 @@ class Segmenter:
         labels: Sequence[int] | None = None,
         latents: LatentCache | None = None,
         earlier: Mapping[int, EarlierResults] | None = None,
-        priors: Mapping[int, np.ndarray] | None = None,
+        prior: Prior | None = None,
     ) -> VolumeRun:
         """A run that the caller drives batch by batch, by `VolumeRun.steps` under ``torch.no_grad()``.
 
         Args:
-            support, options, slices, labels: as in `segment`.
-            stacks, latents, earlier, priors: see `VolumeRun`.
+            support, options, slices, labels, prior: as in `segment`.
+            stacks, latents, earlier: see `VolumeRun`.
 
         Raises:
             InputError: if a slice is outside the scan, or the support lacks a label.
         """
-        support_slices = {label: support.for_label(label) for label in (support.labels if labels is None else labels)}
+        if prior is None:
+            chosen = support.labels if labels is None else labels
+            support_slices = {label: support.for_label(label) for label in chosen}
+            return VolumeRun(self.pipeline, stacks, support_slices, options, slices, latents, earlier)
+        shown = prior.support.labels
+        support_slices = {}
+        for label in sorted({*support.labels, *shown}) if labels is None else labels:
+            # A slice tells that a structure is not there only of those that were painted.
+            painted = support.for_label(label) if label in support.labels or label not in shown else ()
+            support_slices[label] = (*painted, *(prior.support.for_label(label) if label in shown else ()))
+        priors = prior.probabilities
         return VolumeRun(self.pipeline, stacks, support_slices, options, slices, latents, earlier, priors)
 
     @staticmethod
