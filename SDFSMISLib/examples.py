@@ -29,7 +29,7 @@ from SDFSMISLib.images.labelmap import integer_labels, label_boxes, label_values
 from SDFSMISLib.images.volume import SAME_VOXELS, Volume, match_labelmap
 from SDFSMISLib.support import EXTENSION, TensorFileError, read_metadata, read_tensors, wanted_labels, write_tensors
 
-__all__ = ["Example", "Library", "LibraryEntry", "Structure", "coarse_scan", "is_library"]
+__all__ = ["Example", "Library", "LibraryEntry", "Structure", "coarse_scan"]
 
 FORMAT, VERSION = "sdfsmis-example", "1"
 MOST_VOXELS = 1_500_000  # of a new example; a scan with more is stored on a coarser grid
@@ -391,12 +391,6 @@ class _Renumbered:
 
     def __iter__(self) -> Iterator[Example]:
         return (Example.load(entry.path).renumbered(table, self.names) for entry, table in self.entries)
-
-
-def is_library(path: str | PathLike[str]) -> bool:
-    """Whether a path is a folder with at least one example; raises :class:`InputError` as :class:`Library` does."""
-    path = Path(path)
-    return path.is_dir() and any(LibraryEntry.read(file) is not None for file in _example_files(path))
 
 
 def _is_example(path: Path) -> bool:

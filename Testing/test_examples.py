@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from SDFSMISLib import examples
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.examples import IDENTITY, Example, Library, Structure, is_library
+from SDFSMISLib.examples import IDENTITY, Example, Library, Structure
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.support import SupportSet, read_tensors, write_tensors
 from small_scans import ball_scan
@@ -315,9 +315,8 @@ def test_missing_foreign_newer_and_damaged_files_are_refused(tmp_path: Path) -> 
 
 def test_a_library_gives_back_what_was_added(tmp_path: Path) -> None:
     library = Library(tmp_path / "new" / "library")
-    assert not is_library(library.folder)
     two, one = of_another_scan("two", liver=1), of_another_scan("one", liver=1)
-    assert library.add(two) == library.folder / "two.safetensors" and is_library(library.folder)
+    assert library.add(two) == library.folder / "two.safetensors"
     library.add(one)
     assert library.names() == ("one", "two")
     first, second = library.examples()
@@ -430,11 +429,10 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
     support.save(tmp_path / "ball.safetensors")
     (tmp_path / "notes.txt").write_text("a")
     (tmp_path / "folder.safetensors").mkdir()
-    assert not is_library(tmp_path)
     with pytest.raises(InputError, match="has no example; add one with sdfsmis examples add"):
         library.names()
     assert library.add(example("ball")).name == "ball_2.safetensors" and library.names() == ("ball_2",)
-    assert is_library(tmp_path) and len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 4
     with pytest.raises(InputError, match="no example 'ball'"):
         library.remove("ball")
 
@@ -446,17 +444,12 @@ def test_what_is_no_library_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="has no example"):
             ask(Library(tmp_path))
     (tmp_path / "file").write_text("a")
-    assert not is_library(tmp_path / "file")
     with pytest.raises(InputError, match="Cannot write"):
         Library(tmp_path / "file").add(example())
     (tmp_path / "bad.safetensors").write_bytes(b"bad")
-    for ask in (Library.names, is_library_of, lambda library: library.add(example())):
+    for ask in (Library.names, lambda library: library.add(example())):
         with pytest.raises(InputError, match=r"bad\.safetensors is damaged .*; remove it"):
             ask(Library(tmp_path))
-
-
-def is_library_of(library: Library) -> bool:
-    return is_library(library.folder)
 
 
 def test_nothing_changes_if_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
