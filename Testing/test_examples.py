@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from SDFSMISLib import examples
 from SDFSMISLib.errors import InputError
-from SDFSMISLib.examples import IDENTITY, Example, Library, Structure
+from SDFSMISLib.examples import Example, Library, Structure
+from SDFSMISLib.images import coarse_grid
+from SDFSMISLib.images.coarse_grid import IDENTITY
 from SDFSMISLib.images.volume import Geometry, Volume
 from SDFSMISLib.support import SupportSet, read_tensors, write_tensors
 from small_scans import ball_scan
@@ -48,7 +50,7 @@ def same(one: Example, other: Example) -> bool:
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Lets examples have so many voxels at most."""
-    return lambda most: monkeypatch.setattr(examples, "MOST_VOXELS", most)
+    return lambda most: monkeypatch.setattr(coarse_grid, "MOST_VOXELS", most)
 
 
 # -- of a scan ------------------------------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def test_a_scan_stored_otherwise_gives_the_same_example(volume, seed, order, fli
     labels = Volume(rng.choice([0, 1, 2, 300], volume.voxels.shape).astype(np.uint16), volume.geometry)
     labels.voxels[0, 0, 0] = 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examples, "MOST_VOXELS", most)
+        patch.setattr(coarse_grid, "MOST_VOXELS", most)
         mine = Example.of(volume, labels)
         other = Example.of(stored_otherwise(volume, tuple(order), flips), stored_otherwise(labels, tuple(order), flips))
     assert mine.geometry.direction == IDENTITY and mine.image.size <= most

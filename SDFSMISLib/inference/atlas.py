@@ -22,7 +22,8 @@ import SimpleITK
 from scipy.ndimage import gaussian_filter
 
 from SDFSMISLib.errors import Cancelled, InputError
-from SDFSMISLib.examples import Example, coarse_scan
+from SDFSMISLib.examples import Example
+from SDFSMISLib.images.coarse_grid import coarse_scan
 from SDFSMISLib.images.geometry import Geometry
 from SDFSMISLib.images.labelmap import bounding_box
 from SDFSMISLib.images.volume import Volume
